@@ -1,0 +1,127 @@
+"""What every input is turned into: movies, particles, optics groups and references, checked and labelled.
+
+Conventions used everywhere: x runs along a row (the fast axis), y along a column; frames count from 0; a *displacement*
+is where the specimen has moved to (the opposite of RELION's motion-correction shift); coordinates count from the first
+pixel stored in an MRC file, with RELION's flip of TIFF rows already applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+AXES = ("x", "y")
+
+
+class InputError(ValueError):
+    """Input that cannot be used; the message is one line: what, where (file, row, movie), and the remedy."""
+
+
+@dataclass(frozen=True)
+class Optics:
+    """One optics group: what the particles of one microscope session and camera share."""
+
+    name: str
+    voltage_kV: float
+    spherical_aberration_mm: float
+    amplitude_contrast: float
+    pixel_size_A: float  # of the particle images that were refined
+    box_size: int  # px, of the particle images that were refined
+    ctf_premultiplied: bool = False
+    beam_tilt_mrad: tuple[float, float] = (0.0, 0.0)
+    odd_zernike: tuple[float, ...] = ()  # RELION's order, radians
+    even_zernike: tuple[float, ...] = ()
+    magnification: tuple[tuple[float, float], tuple[float, float]] = ((1.0, 0.0), (0.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A gain reference and how it lies on the movie; ``invert=None`` follows RELION (EER: .mrc inverted, .gain not)."""
+
+    path: Path
+    flip_x: bool = False
+    flip_y: bool = False
+    rotate_quarter_turns: int = 0
+    invert: bool | None = None
+
+
+@dataclass(frozen=True)
+class Movie:
+    """One movie with what motion correction found out about it."""
+
+    micrograph: str  # unique short name, used in output names and in Dataset coordinates
+    path: Path
+    n_frames: int  # frames used, from first_frame on
+    height: int  # px of the movie as rendered (EER upsampling included)
+    width: int
+    pixel_size_A: float  # of the movie as rendered
+    dose_per_frame_e_A2: float
+    pre_exposure_e_A2: float = 0.0
+    voltage_kV: float = 300.0
+    binning: float = 1.0  # micrograph pixel over movie pixel
+    first_frame: int = 0  # 0-based
+    gain: Gain | None = None
+    defects: Path | None = None  # rectangles "x y width height" per line, or a map (MRC, TIFF; non-zero is bad)
+    hot_pixels: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), int))  # (pixel, 2) x y
+    eer_upsampling: int = 1
+    eer_grouping: int = 1
+    global_shift: np.ndarray | None = None  # (frame, 2) movie px, RELION's sign: the correction, minus the displacement
+    local_motion: np.ndarray | None = None  # (36,) RELION's third-order polynomial, 18 for x then 18 for y
+
+    @property
+    def dose_edges(self) -> np.ndarray:
+        """Accumulated dose before each frame and after the last, pre-exposure included: (frame + 1,) e/Å²."""
+        n = self.first_frame + np.arange(self.n_frames + 1)
+        return self.pre_exposure_e_A2 + n * self.dose_per_frame_e_A2
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A refined reference: its two unfiltered half maps, the mask, and optionally RELION's postprocess.star."""
+
+    half1: Path
+    half2: Path
+    mask: Path | None = None
+    postprocess: Path | None = None  # its FSC is used where it is given; else it is computed from the half maps
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An input particle (or all those of a movie) that is not processed, and why."""
+
+    row: int  # row of the input particle table, from 0
+    micrograph: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Movies, particles and references that belong together, checked.
+
+    ``particles`` has dimension ``particle`` in the order of the input rows and the variables ``micrograph``, ``row``
+    (of the input table), ``stack_index`` (the number before the @ of rlnImageName: RELION's order within a micrograph),
+    ``reference`` (from 0), ``half`` (1 or 2), ``optics`` (index), ``coordinate`` (particle, axis) Å, ``euler``
+    (particle, angle = rot, tilt, psi) degrees, ``origin`` (particle, axis) Å, ``defocus_u``, ``defocus_v`` Å,
+    ``defocus_angle``, ``phase_shift`` degrees, ``ctf_b_factor`` Å², ``ctf_scale`` and ``scale``.
+    """
+
+    movies: tuple[Movie, ...]
+    particles: xr.Dataset
+    optics: tuple[Optics, ...]
+    references: tuple[Reference, ...]
+    skipped: tuple[Skipped, ...] = ()
+    tables: tuple[dict[str, pd.DataFrame], ...] = ()  # the input tables, one per reference, for writing them back
+
+    def micrographs(self) -> Iterator[tuple[Movie, xr.Dataset]]:
+        """Each movie with its particles, in RELION's order (by stack index)."""
+        names = self.particles["micrograph"].values
+        for movie in self.movies:
+            mine = np.flatnonzero(names == movie.micrograph)
+            order = np.lexsort((self.particles["row"].values[mine], self.particles["stack_index"].values[mine]))
+            if mine.size:
+                yield movie, self.particles.isel(particle=mine[order])

@@ -1,0 +1,1 @@
+"""Arrays in, arrays out: NumPy or CuPy; no files, no xarray, no param."""

@@ -1,0 +1,1 @@
+"""What people see: reprs, plots, the report."""
