@@ -1,0 +1,74 @@
+"""Half-plane Fourier grids: frequencies, shells, radial sums, cropping.
+
+A half plane is what ``rfft2`` returns: (..., box, box // 2 + 1), ky in FFT order, kx >= 0. Transforms are forward
+normalised (divided by the number of pixels), so that cropping them changes the sampling but not the grey scale. A *band*
+is the centre of it: (..., 2 * k + 1, k + 1) with ky from -k to k and kx from 0 to k, for all shells up to k.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def half_plane_indices(box: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the integer frequencies (ky (box, 1), kx (1, box // 2 + 1)) of a half plane."""
+    ky = np.fft.fftfreq(box, 1 / box).round().astype(int)[:, None]
+    return ky, np.arange(box // 2 + 1)[None, :]
+
+
+def band_indices(k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the integer frequencies (ky (2k + 1, 1), kx (1, k + 1)) of a band."""
+    return np.arange(-k, k + 1)[:, None], np.arange(k + 1)[None, :]
+
+
+def shell_floor(ky: np.ndarray, kx: np.ndarray) -> np.ndarray:
+    """Return the shell int(|k|) of every pixel: RELION's shells for the noise spectrum."""
+    return np.sqrt(kx**2 + ky**2).astype(np.int32)
+
+
+def shell_round(ky: np.ndarray, kx: np.ndarray, scale: float = 1.0) -> np.ndarray:
+    """Return the shell round(scale |k|) of every pixel: RELION's shells for the FCC."""
+    return np.floor(scale * np.sqrt(kx**2 + ky**2) + 0.5).astype(np.int32)
+
+
+def hermitian_weight(kx: np.ndarray, box: int) -> np.ndarray:
+    """Return how often a column of a half plane stands for the full plane: 2 for 0 < kx < box / 2, else 1."""
+    return np.where((kx == 0) | (2 * kx == box), 1.0, 2.0)
+
+
+def radial_mean(values: np.ndarray, shell: np.ndarray, weight: np.ndarray, n_shells: int) -> np.ndarray:
+    """Return the weighted mean of ``values`` in every shell; shells without pixels are 0."""
+    flat = shell.ravel()
+    keep = flat < n_shells
+    w = np.broadcast_to(weight, shell.shape).ravel()[keep]
+    total = np.bincount(flat[keep], w * values.ravel()[keep], n_shells)
+    count = np.bincount(flat[keep], w, n_shells)
+    return total / np.maximum(count, 1e-300)
+
+
+def crop_half_plane(half: Any, box_out: int) -> Any:
+    """Return the half plane (..., box_out, box_out // 2 + 1) cut out of a larger one.
+
+    The frequencies at the new Nyquist limit are left as they are found.
+    """
+    box = half.shape[-2]
+    if box_out > box:
+        raise ValueError(f"cannot crop a box of {box} px to {box_out} px")
+    n = box_out // 2
+    rows = np.concatenate([np.arange(n), np.arange(box - (box_out - n), box)])
+    return half[..., rows, : n + 1]
+
+
+def band_of(half: Any, k: int) -> Any:
+    """Return the band (..., 2k + 1, k + 1) of a half plane."""
+    box = half.shape[-2]
+    rows = np.arange(-k, k + 1) % box
+    return half[..., rows, : k + 1]
+
+
+def raised_cosine(shell: np.ndarray, edge: float, width: float = 1.0) -> np.ndarray:
+    """Return 1 below ``edge - width``, 0 above ``edge + width``, a raised cosine between."""
+    t = np.clip((shell - (edge - width)) / (2 * width), 0, 1)
+    return 0.5 * (1 + np.cos(np.pi * t))

@@ -1,0 +1,271 @@
+"""The inner loops on the CPU (numba, GIL released, one thread each: callers spread chunks over threads).
+
+The same names stand in ``kernels_gpu``; each is tested against a plain NumPy oracle.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+_jit = njit(nogil=True, cache=True, fastmath={"contract", "arcp", "nsz"})
+
+
+@_jit
+def ctf_kernel(x, y, extra, k4, per_particle, out):  # (ky, kx) ×3, Cs term, (particle, 6), (particle, ky, kx)
+    """CTF of every particle; columns of ``per_particle``: defocus xx, yy, xy, phase offset, -B/4, scale."""
+    for p in range(out.shape[0]):
+        xx, yy, xy, offset, b4, scale = per_particle[p]
+        for i in range(x.shape[0]):
+            for j in range(x.shape[1]):
+                u = x[i, j]
+                v = y[i, j]
+                u2 = u * u + v * v
+                gamma = xx * u * u + yy * v * v + xy * u * v + k4 * u2 * u2 + offset + extra[i, j]
+                out[p, i, j] = -scale * math.exp(b4 * u2) * math.sin(gamma)
+
+
+@_jit
+def slice_kernel(ft, padding, k_max, to_map, shift, k, out):
+    """Trilinear slices of a half volume; shells beyond ``k_max`` are 0; ``shift`` (particle, 2) in boxes."""
+    zc = (ft.shape[0] - 1) // 2
+    limit = zc
+    x_limit = ft.shape[2] - 1
+    limit2 = (padding * k_max) ** 2 * (1 + 1e-9)
+    for p in range(out.shape[0]):
+        m = to_map[p]
+        for i in range(2 * k + 1):
+            ky = float(i - k)
+            phase_y = -2 * math.pi * shift[p, 1] * ky
+            for j in range(k + 1):
+                kx = float(j)
+                x = padding * (m[0, 0] * kx + m[0, 1] * ky)
+                y = padding * (m[1, 0] * kx + m[1, 1] * ky)
+                z = padding * (m[2, 0] * kx + m[2, 1] * ky)
+                if kx * kx + ky * ky > k * k or x * x + y * y + z * z > limit2:
+                    out[p, i, j] = 0
+                    continue
+                conjugate = x < 0
+                if conjugate:
+                    x, y, z = -x, -y, -z
+                x0 = int(math.floor(x))
+                y0 = int(math.floor(y))
+                z0 = int(math.floor(z))
+                fx = np.float32(x - x0)
+                fy = np.float32(y - y0)
+                fz = np.float32(z - z0)
+                x1 = min(x0 + 1, x_limit)
+                y1 = min(y0 + 1, limit) + zc
+                z1 = min(z0 + 1, limit) + zc
+                y0 += zc
+                z0 += zc
+                c00 = ft[z0, y0, x0] + fx * (ft[z0, y0, x1] - ft[z0, y0, x0])
+                c01 = ft[z0, y1, x0] + fx * (ft[z0, y1, x1] - ft[z0, y1, x0])
+                c10 = ft[z1, y0, x0] + fx * (ft[z1, y0, x1] - ft[z1, y0, x0])
+                c11 = ft[z1, y1, x0] + fx * (ft[z1, y1, x1] - ft[z1, y1, x0])
+                c0 = c00 + fy * (c01 - c00)
+                c1 = c10 + fy * (c11 - c10)
+                value = c0 + fz * (c1 - c0)
+                if conjugate:
+                    value = np.conj(value)
+                phase = phase_y - 2 * math.pi * shift[p, 0] * kx
+                out[p, i, j] = value * complex(math.cos(phase), math.sin(phase))
+
+
+@_jit
+def cut_patches_kernel(frame, gain, corners, out):
+    """Cut boxes at ``corners`` (particle, 2) x y out of a raw frame, times gain, contrast inverted, edges replicated."""
+    height, width = frame.shape
+    box = out.shape[1]
+    for p in range(out.shape[0]):
+        x0, y0 = corners[p]
+        for i in range(box):
+            yy = min(max(y0 + i, 0), height - 1)
+            if x0 >= 0 and x0 + box <= width:
+                for j in range(box):
+                    out[p, i, j] = -np.float32(frame[yy, x0 + j]) * gain[yy, x0 + j]
+            else:
+                for j in range(box):
+                    xx = min(max(x0 + j, 0), width - 1)
+                    out[p, i, j] = -np.float32(frame[yy, xx]) * gain[yy, xx]
+
+
+@_jit
+def quantise_kernel(spectrum, out, scale):
+    """Store half planes (patch, ky, kx) complex as 16-bit integers (patch, ky, kx, 2), the origin dropped."""
+    for n in range(spectrum.shape[0]):
+        spectrum[n, 0, 0] = 0
+        top = np.float32(0)
+        for i in range(spectrum.shape[1]):
+            for j in range(spectrum.shape[2]):
+                v = spectrum[n, i, j]
+                top = max(top, max(abs(v.real), abs(v.imag)))
+        step = top / np.float32(32767) if top > 0 else np.float32(1)
+        scale[n] = step
+        inverse = np.float32(1) / step
+        for i in range(spectrum.shape[1]):
+            for j in range(spectrum.shape[2]):
+                v = spectrum[n, i, j]
+                a = v.real * inverse
+                b = v.imag * inverse
+                out[n, i, j, 0] = np.int16(a + math.copysign(np.float32(0.5), a))
+                out[n, i, j, 1] = np.int16(b + math.copysign(np.float32(0.5), b))
+
+
+@_jit
+def power_kernel(stored, scale, shell, hermitian, out):
+    """Add up |X|² per shell of every particle: stored (particle, frame, ky, kx, 2) -> out (particle, shell)."""
+    n_shells = out.shape[1]
+    box, half = shell.shape
+    for p in range(stored.shape[0]):
+        for f in range(stored.shape[1]):
+            s2 = float(scale[p, f]) ** 2
+            for i in range(box):
+                for j in range(half):
+                    r = shell[i, j]
+                    if r < n_shells:
+                        a = np.float32(stored[p, f, i, j, 0])
+                        b = np.float32(stored[p, f, i, j, 1])
+                        out[p, r] += s2 * hermitian[j] * (a * a + b * b)
+
+
+@_jit
+def cross_kernel(stored, scale, predicted, weight, out):
+    """Cross terms X conj(V) w of the band: stored (particle, frame, box, box/2+1, 2), predicted (particle, 2K+1, K+1)
+    with K at least the band's k, weight (particle, frame, r) per shell -> out (particle, frame, 2k+1, k+1)."""
+    k = (out.shape[2] - 1) // 2
+    big = (predicted.shape[1] - 1) // 2
+    box = stored.shape[2]
+    shells = np.empty((2 * k + 1, k + 1), np.int32)
+    for i in range(2 * k + 1):
+        for j in range(k + 1):
+            shells[i, j] = int(math.sqrt((i - k) ** 2 + j * j))
+    for p in range(out.shape[0]):
+        for f in range(out.shape[1]):
+            s = scale[p, f]
+            for i in range(2 * k + 1):
+                row = (i - k) % box
+                for j in range(k + 1):
+                    w = weight[p, f, shells[i, j]] * s
+                    a = np.float32(stored[p, f, row, j, 0])
+                    b = np.float32(stored[p, f, row, j, 1])
+                    v = predicted[p, i - k + big, j]
+                    out[p, f, i, j] = complex((a * v.real + b * v.imag) * w, (b * v.real - a * v.imag) * w)
+
+
+@_jit
+def fcc_kernel(stored, scale, predicted, shift_px, whitening, shell, out):
+    """FCC sums of every frame: Re(X conj V), |X|², |V|² per shell, X whitened and moved back by the trajectory.
+
+    stored (particle, frame, box, box/2+1, 2), predicted (particle, 2K+1, K+1), shift_px (particle, frame, 2),
+    whitening (r) per floor shell, shell (box, box/2+1) -> out (3, frame, shell); pixels outside the band have V = 0.
+    """
+    n_shells = out.shape[2]
+    box, half = shell.shape
+    big = (predicted.shape[1] - 1) // 2
+    n_white = whitening.shape[0]
+    ramp_x = np.empty(half, np.complex64)
+    for p in range(stored.shape[0]):
+        for f in range(stored.shape[1]):
+            ax = 2 * math.pi * shift_px[p, f, 0] / box
+            ay = 2 * math.pi * shift_px[p, f, 1] / box
+            for j in range(half):
+                ramp_x[j] = complex(math.cos(ax * j), math.sin(ax * j))
+            for i in range(box):
+                ky = i if i < box - box // 2 else i - box
+                if abs(ky) > n_shells:
+                    continue
+                ramp_y = complex(math.cos(ay * ky), math.sin(ay * ky))
+                cy = np.complex64(ramp_y)
+                for j in range(half):
+                    r = shell[i, j]
+                    if r >= n_shells:
+                        continue
+                    white = int(math.sqrt(ky * ky + j * j))
+                    if white >= n_white:
+                        continue
+                    g = whitening[white] * scale[p, f]
+                    x = complex(np.float32(stored[p, f, i, j, 0]) * g, np.float32(stored[p, f, i, j, 1]) * g)
+                    out[1, f, r] += x.real * x.real + x.imag * x.imag
+                    if abs(ky) <= big and j <= big:
+                        v = predicted[p, ky + big, j]
+                        y = np.complex64(x) * (ramp_x[j] * cy)
+                        out[0, f, r] += y.real * v.real + y.imag * v.imag
+                        out[2, f, r] += v.real * v.real + v.imag * v.imag
+
+
+@_jit
+def recombine_kernel(stored, scale, shift_px, weight, shell, out):
+    """Weighted sum of a particle's frames, each moved back by its trajectory.
+
+    stored (particle, frame, box, box/2+1, 2), weight (frame, shell), shell (box_out, box_out/2+1) -> out (particle,
+    box_out, box_out/2+1) complex64.
+    """
+    box = stored.shape[2]
+    box_out, half = shell.shape
+    ramp_x = np.empty(half, np.complex64)
+    for p in range(out.shape[0]):
+        for f in range(stored.shape[1]):
+            ax = 2 * math.pi * shift_px[p, f, 0] / box
+            ay = 2 * math.pi * shift_px[p, f, 1] / box
+            s = scale[p, f]
+            for j in range(half):
+                ramp_x[j] = complex(math.cos(ax * j), math.sin(ax * j)) * s
+            for i in range(box_out):
+                ky = i if i < box_out - box_out // 2 else i - box_out
+                row = ky % box
+                cy = np.complex64(complex(math.cos(ay * ky), math.sin(ay * ky)))
+                for j in range(half):
+                    x = complex(np.float32(stored[p, f, row, j, 0]), np.float32(stored[p, f, row, j, 1]))
+                    out[p, i, j] += np.complex64(x) * (ramp_x[j] * cy) * weight[f, shell[i, j]]
+
+
+@_jit
+def sample_kernel(windows, position, taps, value, gradient):
+    """Sample correlation windows and their gradients by 4 × 4 piecewise-cubic interpolation.
+
+    windows (particle, frame, y, x), position (set, particle, frame, 2) x y in window px from the first sample, taps
+    (4, 4): weight of tap t is Σ_n taps[t, n] u^n -> value (set, particle, frame), gradient (..., 2) per px. Beyond the
+    window's edge the value at the edge continues.
+    """
+    size = windows.shape[2]
+    wx = np.empty(4, np.float32)
+    wy = np.empty(4, np.float32)
+    dx = np.empty(4, np.float32)
+    dy = np.empty(4, np.float32)
+    for s in range(position.shape[0]):
+        for p in range(position.shape[1]):
+            for f in range(position.shape[2]):
+                x = position[s, p, f, 0]
+                y = position[s, p, f, 1]
+                inside_x = 1.0 <= x <= size - 2.0
+                inside_y = 1.0 <= y <= size - 2.0
+                x = min(max(x, 1.0), size - 2.0)
+                y = min(max(y, 1.0), size - 2.0)
+                ix = min(int(x), size - 3)
+                iy = min(int(y), size - 3)
+                u = np.float32(x - ix)
+                v = np.float32(y - iy)
+                for t in range(4):
+                    a, b, c, d = taps[t]
+                    wx[t] = a + u * (b + u * (c + u * d))
+                    dx[t] = b + u * (2 * c + 3 * u * d)
+                    wy[t] = a + v * (b + v * (c + v * d))
+                    dy[t] = b + v * (2 * c + 3 * v * d)
+                total = np.float32(0)
+                gx = np.float32(0)
+                gy = np.float32(0)
+                for t in range(4):
+                    w0 = windows[p, f, iy - 1 + t, ix - 1]
+                    w1 = windows[p, f, iy - 1 + t, ix]
+                    w2 = windows[p, f, iy - 1 + t, ix + 1]
+                    w3 = windows[p, f, iy - 1 + t, ix + 2]
+                    row = w0 * wx[0] + w1 * wx[1] + w2 * wx[2] + w3 * wx[3]
+                    total += wy[t] * row
+                    gy += dy[t] * row
+                    gx += wy[t] * (w0 * dx[0] + w1 * dx[1] + w2 * dx[2] + w3 * dx[3])
+                value[s, p, f] = total
+                gradient[s, p, f, 0] = gx if inside_x else 0
+                gradient[s, p, f, 1] = gy if inside_y else 0
