@@ -1,0 +1,190 @@
+"""MRC volumes and image stacks: reading, writing with a right header, and the checks of a reference."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+
+from refmotion_nb.data.files import atomic
+from refmotion_nb.data.schema import InputError, Reference
+
+_FLOAT16_MAX = float(np.finfo(np.float16).max)
+_SAME_PIXEL = 1e-3  # relative; headers hold the cell in float32, and programs round
+
+
+@dataclass(frozen=True)
+class LoadedReference:
+    """A reference in memory: half maps and mask of one size, float32 (n, n, n) z y x, and RELION's FSC where given."""
+
+    half1: np.ndarray
+    half2: np.ndarray
+    mask: np.ndarray
+    pixel_size_A: float
+    fsc: np.ndarray | None = None  # (shell,) of the box, corrected for the mask
+
+    @property
+    def box_size(self) -> int:
+        """Box size, px."""
+        return self.half1.shape[0]
+
+
+def read_map(path: str | Path) -> tuple[np.ndarray, float]:
+    """Read a volume: float32 (z, y, x) and its pixel size in Å.
+
+    Raises
+    ------
+    InputError
+        Not an MRC file, truncated, axes in another order, voxels not cubes, or a header without a pixel size.
+    """
+    shape, pixel_size_A = map_header(path)
+    with _opened(path) as file:
+        return np.array(file.data, np.float32).reshape(shape), pixel_size_A
+
+
+def map_header(path: str | Path) -> tuple[tuple[int, int, int], float]:
+    """Size (z, y, x) and pixel size (Å) of a volume, from its header alone; errors as for ``read_map``."""
+    with _opened(path, header_only=True) as file:
+        header = file.header
+        shape = int(header.nz), int(header.ny), int(header.nx)
+        if (int(header.mapc), int(header.mapr), int(header.maps)) not in {(1, 2, 3), (0, 0, 0)}:
+            raise InputError(f"{path}: its axes are not in the order x, y, z; rewrite it in that order")
+        sampling = np.array([header.mx, header.my, header.mz], float)
+        cell = np.array([header.cella.x, header.cella.y, header.cella.z], float)
+    voxel = cell / np.where(sampling > 0, sampling, 1)
+    if not (np.isfinite(voxel).all() and (voxel > 0).all()):
+        raise InputError(f"{path}: its header has no pixel size; set it (relion_image_handler --i MAP --o NEW "
+                         "--angpix ÅNGSTRÖM)")  # fmt: skip
+    if np.ptp(voxel) > _SAME_PIXEL * voxel.max():
+        raise InputError(f"{path}: its voxels are not cubes ({', '.join(f'{v:.4g}' for v in voxel)} Å); resample it")
+    return shape, round(float(voxel[0]), 6)
+
+
+def write_map(path: str | Path, volume: np.ndarray, pixel_size_A: float, *, float16: bool = False) -> None:
+    """Write a volume (z, y, x) as MRC mode 2, or 12 with ``float16``; atomically."""
+    _write(path, volume, pixel_size_A, float16, is_volume=True)
+
+
+def write_stack(path: str | Path, images: np.ndarray, pixel_size_A: float, *, float16: bool = False) -> None:
+    """Write images (image, y, x) as an MRC stack, mode 2, or 12 with ``float16``; atomically.
+
+    Raises
+    ------
+    InputError
+        With ``float16``, a value that 16 bits cannot hold.
+    """
+    _write(path, images, pixel_size_A, float16, is_volume=False)
+
+
+def check_reference(reference: Reference) -> tuple[int, float]:
+    """Box size (px) and pixel size (Å) of a reference, from the headers alone.
+
+    Raises
+    ------
+    InputError
+        A file is missing or unreadable, half maps or mask differ in size or pixel size, or they are not cubes.
+    """
+    headers = {}
+    for what, path in _files(reference):
+        if not Path(path).is_file():
+            raise InputError(f"{what} not found: {path}; check the path, or give root")
+        headers[what] = (path, *map_header(path))
+    first = headers["half map 1"]
+    for what, (path, shape, pixel_size_A) in headers.items():
+        if len(set(shape)) != 1:
+            raise InputError(f"{what} {path} is not a cube ({_size(shape)}); give a cubic map")
+        if shape != first[1]:
+            raise InputError(f"{what} {path} has {_size(shape)} voxels, half map 1 {_size(first[1])}; "
+                             "give files of one refinement")  # fmt: skip
+        if not math.isclose(pixel_size_A, first[2], rel_tol=_SAME_PIXEL):
+            raise InputError(f"{what} {path} has {pixel_size_A:g} Å/px, half map 1 {first[2]:g}; "
+                             "correct its header or give files of one refinement")  # fmt: skip
+    return first[1][0], first[2]
+
+
+def load_reference(reference: Reference) -> LoadedReference:
+    """Read half maps, mask (1 everywhere if none is given) and FSC (if a postprocess.star is given), checked.
+
+    Raises
+    ------
+    InputError
+        As for ``check_reference``; or a map holds a NaN or only zeros, the half maps are the same, the mask is not
+        between 0 and 1, or the FSC belongs to another box size.
+    """
+    box_size, pixel_size_A = check_reference(reference)
+    maps = {what: (path, read_map(path)[0]) for what, path in _files(reference)}
+    for what, (path, volume) in maps.items():
+        if not np.isfinite(volume).all():
+            raise InputError(f"{what} {path} holds values that are not numbers; make it again")
+        if not volume.any():
+            raise InputError(f"{what} {path} is zero everywhere; make it again")
+    half1, half2 = maps["half map 1"][1], maps["half map 2"][1]
+    if np.array_equal(half1, half2):
+        raise InputError(f"half maps {reference.half1} and {reference.half2} are the same; give one of each half set")
+    if "mask" in maps:
+        path, mask = maps["mask"]
+        if mask.min() < -1e-3 or mask.max() > 1 + 1e-3:
+            raise InputError(f"mask {path} goes from {mask.min():g} to {mask.max():g}; give a mask between 0 and 1")
+        mask = mask.clip(0, 1)  # soft edges of real masks overshoot by rounding
+    else:
+        mask = np.ones_like(half1)
+    return LoadedReference(half1, half2, mask, pixel_size_A, _fsc(reference, box_size))
+
+
+def _fsc(reference: Reference, box_size: int) -> np.ndarray | None:
+    if reference.postprocess is None:
+        return None
+    from refmotion_nb.data.relion_results import read_fsc
+
+    fsc = read_fsc(reference.postprocess)
+    if len(fsc) != box_size // 2 + 1:
+        raise InputError(f"{reference.postprocess} has an FSC of {len(fsc)} shells, a box of {box_size} needs "
+                         f"{box_size // 2 + 1}; give the postprocess.star of these half maps")  # fmt: skip
+    return fsc
+
+
+def _files(reference: Reference) -> Iterator[tuple[str, Path]]:
+    yield "half map 1", Path(reference.half1)
+    yield "half map 2", Path(reference.half2)
+    if reference.mask is not None:
+        yield "mask", Path(reference.mask)
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape[::-1]))
+
+
+def _opened(path: str | Path, header_only: bool = False) -> mrcfile.mrcfile.MrcFile:
+    try:
+        with warnings.catch_warnings():
+            # permissive, since many programs leave the version or the axis order blank; what matters is checked here
+            warnings.simplefilter("ignore", RuntimeWarning)
+            file = mrcfile.open(path, permissive=True, header_only=header_only)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; check the path") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is not a readable MRC map ({error}); check the file") from None
+    if not header_only and file.data is None:
+        file.close()
+        raise InputError(f"{path} is not a whole MRC map: it ends too early or has an unknown mode; copy it again")
+    return file
+
+
+def _write(path: str | Path, data: np.ndarray, pixel_size_A: float, float16: bool, *, is_volume: bool) -> None:
+    data = np.asarray(data)
+    largest = float(np.abs(data).max(initial=0))
+    if float16 and largest > _FLOAT16_MAX:
+        raise InputError(f"{path}: {largest:g} does not fit into 16 bits; write 32 bits (float16 off)")
+    with atomic(path) as temporary, mrcfile.new(temporary, overwrite=True) as file:
+        file.set_data(data.astype(np.float16 if float16 else np.float32, copy=False))
+        file.set_volume() if is_volume else file.set_image_stack()
+        file.voxel_size = pixel_size_A
+        header = file.header
+        # from the data as given: sums of 16-bit numbers overflow
+        header.dmin, header.dmax = data.min(initial=0), data.max(initial=0)
+        header.dmean, header.rms = data.mean(dtype=float), data.std(dtype=float)

@@ -1,0 +1,235 @@
+"""RELION's motion correction of one movie: its STAR file, its shifts and its local motion model.
+
+RELION's shifts are the correction, in unbinned movie pixels: the specimen has moved by minus that much.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refmotion_nb.data.schema import Gain, InputError, Movie
+from refmotion_nb.data.star import Block, read_star, table
+
+NOT_OBSERVED = -9999.0  # RELION's mark for a frame without a shift
+_BLOCKS = ("general", "global_shift", "local_motion_model", "hot_pixels")
+
+
+def read_motion(
+    path: str | Path,
+    micrograph: str,
+    *,
+    locate: Callable[[str], Path] = Path,
+    dose_per_frame_e_A2: float | None = None,
+    pre_exposure_e_A2: float | None = None,
+    voltage_kV: float | None = None,
+    gain: Gain | None = None,
+) -> Movie:
+    """Read the motion STAR file that RELION wrote for one micrograph.
+
+    ``locate`` turns a path written in the file into one that can be opened. The dose, the pre-exposure and the gain
+    given replace those of the file; the voltage is used where the file has none. Frames before the first one used are
+    left out; a frame without a shift takes the last one observed before it, else 0, as in RELION.
+
+    Raises
+    ------
+    InputError
+        The file is missing or incomplete, or has no dose rate and none is given.
+    """
+    blocks = read_star(path, _BLOCKS)
+    general = _general(blocks, path)
+    n_frames, first_frame = int(general["rlnImageSizeZ"]), int(general.get("rlnMicrographStartFrame", 1)) - 1
+    if not 0 <= first_frame < n_frames:
+        raise InputError(f"{path}: rlnMicrographStartFrame {first_frame + 1} is not one of its {n_frames} frames; "
+                         "run motion correction again")  # fmt: skip
+    dose = _first(dose_per_frame_e_A2, general.get("rlnMicrographDoseRate"))
+    if dose is None or not 0 < dose < math.inf:
+        raise InputError(f"{path} has no dose rate; give dose_per_frame_e_A2 (e/Å² and frame)")
+    gain_name, defects = (str(general.get(f"rlnMicrograph{kind}", "")) for kind in ("GainName", "DefectFile"))
+    return Movie(
+        micrograph=micrograph,
+        path=locate(str(general["rlnMicrographMovieName"])),
+        n_frames=n_frames - first_frame,
+        height=int(general["rlnImageSizeY"]),
+        width=int(general["rlnImageSizeX"]),
+        pixel_size_A=float(general["rlnMicrographOriginalPixelSize"]),
+        dose_per_frame_e_A2=float(dose),
+        # RELION writes -1 for what it was not told
+        pre_exposure_e_A2=max(0.0, _first(pre_exposure_e_A2, general.get("rlnMicrographPreExposure"), 0.0)),
+        voltage_kV=_first(_positive(general.get("rlnVoltage")), voltage_kV, 300.0),
+        binning=_first(_positive(general.get("rlnMicrographBinning")), 1.0),
+        first_frame=first_frame,
+        gain=gain or (Gain(locate(gain_name)) if gain_name else None),
+        defects=locate(defects) if defects else None,
+        hot_pixels=_hot_pixels(blocks),
+        eer_upsampling=int(general.get("rlnEERUpsampling", 1)),
+        eer_grouping=int(general.get("rlnEERGrouping", 1)),
+        global_shift=_global_shift(blocks, path, n_frames)[first_frame:],
+        local_motion=_local_coefficients(blocks, path) if int(general.get("rlnMotionModelVersion", 0)) else None,
+    )
+
+
+def local_motion(coefficients: np.ndarray, xy_fraction: np.ndarray, n_frames: int) -> np.ndarray:
+    """Evaluate RELION's third-order local motion model: shifts (position, frame, 2) px, RELION's sign, 0 in frame 0.
+
+    ``coefficients`` (36,): per axis (x, then y) and per term of 1, x, x², y, y², xy those of z, z², z³, with z the
+    frame from 0; ``xy_fraction`` (position, 2): position over movie size minus one half. Source: facts 1.11.
+    """
+    space = _space_terms(np.asarray(xy_fraction, float))  # (position, 6)
+    time = _time_terms(np.arange(n_frames))  # (frame, 3)
+    per_axis = np.asarray(coefficients, float).reshape(2, 6, 3)
+    return np.einsum("ps,ast,ft->pfa", space, per_axis, time, optimize=True)
+
+
+def fit_local_motion(xy_fraction: np.ndarray, frame: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Fit RELION's local motion model to measured shifts by least squares: coefficients (36,), see ``local_motion``.
+
+    ``xy_fraction`` (row, 2) position over movie size minus one half, ``frame`` (row,) from 0, ``shift`` (row, 2) px.
+
+    Raises
+    ------
+    InputError
+        Fewer rows than the 18 terms of an axis, or positions or frames that do not determine them.
+    """
+    space, time = _space_terms(np.asarray(xy_fraction, float)), _time_terms(np.asarray(frame))
+    design = (space[:, :, None] * time[:, None, :]).reshape(len(space), 18)
+    return _least_squares(design, np.asarray(shift, float)).T.reshape(36)
+
+
+def read_local_shifts(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Read the patch shifts of a motion STAR file: (row, 2) xy fraction, (row,) frame from 0, (row, 2) shift px.
+
+    Raises
+    ------
+    InputError
+        The file has no ``data_local_shift``.
+    """
+    blocks = read_star(path, ("general", "local_shift"))
+    general, rows = _general(blocks, path), table(blocks, "local_shift")
+    if rows.empty:
+        raise InputError(f"{path} has no data_local_shift; motion was not estimated in patches")
+    first_frame = int(general.get("rlnMicrographStartFrame", 1))
+    size = np.array([general["rlnImageSizeX"], general["rlnImageSizeY"]], float)
+    position = rows[["rlnCoordinateX", "rlnCoordinateY"]].to_numpy(float) / size - 0.5
+    shift = rows[["rlnMicrographShiftX", "rlnMicrographShiftY"]].to_numpy(float)
+    return position, rows["rlnMicrographFrameNumber"].to_numpy(int) - first_frame, shift
+
+
+def rigid_displacement(movie: Movie) -> np.ndarray:
+    """Displacement of the whole specimen in each frame, (frame, 2) Å: minus RELION's global shift; 0 without one."""
+    if movie.global_shift is None:
+        return np.zeros((movie.n_frames, 2))
+    return -np.asarray(movie.global_shift, float) * movie.pixel_size_A
+
+
+def initial_displacement(movie: Movie, coordinate_A: np.ndarray) -> np.ndarray:
+    """Displacement at given positions as motion correction found it, (position, frame, 2) Å: whole-frame plus local.
+
+    ``coordinate_A`` (position, 2) Å from the first pixel. Source: RELION's initial tracks, facts 1.8.
+    """
+    displacement = np.repeat(rigid_displacement(movie)[None], len(coordinate_A), axis=0)
+    if movie.local_motion is not None:
+        size = np.array([movie.width, movie.height]) * movie.pixel_size_A
+        local = local_motion(movie.local_motion, np.asarray(coordinate_A) / size - 0.5, movie.n_frames)
+        displacement -= local * movie.pixel_size_A
+    return displacement
+
+
+def regroup_eer(movie: Movie, grouping: int) -> Movie:
+    """Cut an EER movie into fractions of another number of raw frames; motion and dose are carried over.
+
+    Global shifts are interpolated at the start of each fraction, polynomial coefficients rescaled in time (facts 1.12).
+
+    Raises
+    ------
+    InputError
+        The movie has fewer raw frames than one fraction needs, or does not start at its first frame.
+    """
+    raw_frames = movie.n_frames * movie.eer_grouping
+    ratio, n_frames = grouping / movie.eer_grouping, raw_frames // grouping
+    if n_frames < 1 or movie.first_frame:
+        raise InputError(f"{movie.micrograph}: its {raw_frames} raw frames cannot be grouped by {grouping}; "
+                         "group fewer, and correct motion from the first frame on")  # fmt: skip
+    shift, local = movie.global_shift, movie.local_motion
+    if shift is not None:
+        at = np.arange(n_frames) * ratio
+        shift = np.stack([np.interp(at, np.arange(len(shift)), axis) for axis in np.asarray(shift, float).T], axis=1)
+    if local is not None:
+        local = (local.reshape(12, 3) * ratio ** np.arange(1, 4)).reshape(36)
+    dose = movie.dose_per_frame_e_A2 * ratio
+    return replace(movie, n_frames=n_frames, eer_grouping=grouping, dose_per_frame_e_A2=dose, global_shift=shift,
+                   local_motion=local)  # fmt: skip
+
+
+def _general(blocks: dict[str, Block], path: str | Path) -> dict[str, Any]:
+    rows = table(blocks, "general")
+    general: dict[str, Any] = {} if rows.empty else {str(label): value for label, value in rows.iloc[0].items()}
+    needed = ("rlnImageSizeX", "rlnImageSizeY", "rlnImageSizeZ", "rlnMicrographMovieName",
+              "rlnMicrographOriginalPixelSize")  # fmt: skip
+    if missing := [label for label in needed if label not in general]:
+        raise InputError(f"{path} lacks {', '.join(missing)} in data_general; give motion correction's own STAR files")
+    return general
+
+
+def _global_shift(blocks: dict[str, Block], path: str | Path, n_frames: int) -> np.ndarray:
+    rows = table(blocks, "global_shift")
+    if rows.empty:
+        raise InputError(f"{path} has no data_global_shift; run motion correction again")
+    shift = np.full((n_frames, 2), NOT_OBSERVED)
+    frame = rows["rlnMicrographFrameNumber"].to_numpy(int) - 1
+    inside = (frame >= 0) & (frame < n_frames)
+    shift[frame[inside]] = rows.loc[inside, ["rlnMicrographShiftX", "rlnMicrographShiftY"]].to_numpy(float)
+    observed = (shift > NOT_OBSERVED).all(axis=1)
+    last = np.maximum.accumulate(np.where(observed, np.arange(n_frames), -1))
+    return np.where(last[:, None] >= 0, shift[last], 0.0)
+
+
+def _local_coefficients(blocks: dict[str, Block], path: str | Path) -> np.ndarray:
+    rows = table(blocks, "local_motion_model")
+    if len(rows) != 36:
+        raise InputError(f"{path}: data_local_motion_model has {len(rows)} coefficients, not 36; "
+                         "run motion correction again")  # fmt: skip
+    coefficients = np.zeros(36)
+    coefficients[rows["rlnMotionModelCoeffsIdx"].to_numpy(int)] = rows["rlnMotionModelCoeff"].to_numpy(float)
+    return coefficients
+
+
+def _hot_pixels(blocks: dict[str, Block]) -> np.ndarray:
+    rows = table(blocks, "hot_pixels")
+    if rows.empty:
+        return np.zeros((0, 2), int)
+    return rows[["rlnCoordinateX", "rlnCoordinateY"]].to_numpy(float).round().astype(int)
+
+
+def _space_terms(xy: np.ndarray) -> np.ndarray:
+    x, y = xy[:, 0], xy[:, 1]
+    return np.stack([np.ones_like(x), x, x * x, y, y * y, x * y], axis=1)
+
+
+def _time_terms(z: np.ndarray) -> np.ndarray:
+    return np.stack([z, z**2, z**3], axis=1).astype(float)
+
+
+def _least_squares(design: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    scale = np.abs(design).max(axis=0, initial=0.0)  # z³ and z differ by the square of the frame count
+    if len(design) < 18 or not scale.all():
+        raise InputError(f"{len(design)} patch shifts do not determine a local motion model; measure more patches")
+    solution, _, rank, _ = np.linalg.lstsq(design / scale, shift, rcond=None)
+    if rank < 18:
+        raise InputError("these patch shifts do not determine a local motion model; measure more patches or frames")
+    return solution / scale[:, None]
+
+
+def _first(*values: Any) -> Any:
+    """Take the first value that is given."""
+    return next((value for value in values if value is not None), None)
+
+
+def _positive(value: Any) -> float | None:
+    """Take a number of a STAR file, or None where it stands for 'not known' (RELION writes -1)."""
+    return float(value) if value is not None and float(value) > 0 else None

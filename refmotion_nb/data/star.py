@@ -1,0 +1,151 @@
+"""STAR files: named blocks, each a loop (a table) or a list of single values.
+
+The reader is written for RELION's files: it keeps text exactly (names made of digits, bracketed Zernike lists), reads
+only the blocks asked for, and says which line of which file is wrong.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from refmotion_nb.data.files import atomic, read_text
+from refmotion_nb.data.schema import InputError
+
+Block = pd.DataFrame | dict[str, Any]
+
+_BLOCK = re.compile(r"^data_(\S*)[^\S\n]*$", re.MULTILINE)
+_COMMENT = re.compile(r"^[^\S\n]*#.*\n?", re.MULTILINE)
+_LOOP = re.compile(r"\s*loop_[^\S\n]*\n((?:[^\S\n]*(?:_\S+[^\n]*)?\n)*)")
+_SINGLE_QUOTED = re.compile(r"(?<!\S)'([^'\"\n]*)'(?!\S)")
+_VALUE = re.compile(r"^[^\S\n]*_(\S+)(?:[^\S\n]+(\"[^\"\n]*\"|\S+))?", re.MULTILINE)
+_TOKEN = re.compile(r'"[^"\n]*"|\S+')
+_TEXT_LABELS = ("Name", "File", "Metadata", "Zernike", "Half1", "Half2")
+_NOT_A_NUMBER = ["nan", "-nan", "NaN", "<NA>"]
+
+
+def read_star(path: str | Path, blocks: Collection[str] | None = None) -> dict[str, Block]:
+    """Read a STAR file, or only those of its ``blocks`` that are named: loops as tables, single values as dicts.
+
+    Labels lose their leading underscore. Labels of names and files stay text even where they look like numbers.
+
+    Raises
+    ------
+    InputError
+        The file does not exist, is not a STAR file, or a row has another number of values than the loop has labels.
+    """
+    text = read_text(path)
+    heads = list(_BLOCK.finditer(text))
+    if not heads:
+        raise InputError(f"{path} is not a STAR file: it has no data_ block; give a .star file written by RELION")
+    ends = [head.start() for head in heads[1:]] + [len(text)]
+    found: dict[str, Block] = {}
+    for head, end in zip(heads, ends):
+        if blocks is None or head[1] in blocks:
+            where = f"{path}, data_{head[1]}"
+            found[head[1]] = _block(text[head.end() : end], where)
+    return found
+
+
+def table(blocks: Mapping[str, Block], name: str) -> pd.DataFrame:
+    """One block as a table, whether it was written as a loop or (one row only) as single values; empty if absent."""
+    block = blocks.get(name, {})
+    if isinstance(block, pd.DataFrame):
+        return block
+    return pd.DataFrame({label: [value] for label, value in block.items()})
+
+
+def write_star(path: str | Path, blocks: Mapping[str, Block | Mapping[str, Any]]) -> None:
+    """Write blocks as RELION reads them: tables as loops, dicts as single values; atomically.
+
+    Numbers are written with twelve significant digits, which gives back what RELION wrote.
+    """
+    with atomic(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for name, block in blocks.items():
+            file.write(f"\n# version 30001\n\ndata_{name}\n\n")
+            if isinstance(block, pd.DataFrame):
+                _write_loop(file, block)
+            else:
+                width = max((len(label) for label in block), default=0) + 2
+                file.writelines(f"_{label:{width}s} {_token(value)}\n" for label, value in block.items())
+            file.write("\n")
+
+
+def _block(text: str, where: str) -> Block:
+    if "#" in text:
+        text = _COMMENT.sub("", text)
+    loop = _LOOP.match(text)
+    if loop is None:
+        return {label: _number(value) for label, value in _VALUE.findall(text)}
+    labels = [line.split()[0][1:] for line in loop[1].splitlines() if line.strip()]
+    return _rows(text[loop.end() :], labels, where)
+
+
+def _rows(text: str, labels: list[str], where: str) -> pd.DataFrame:
+    if not text.strip():
+        return pd.DataFrame({label: [] for label in labels})
+    if "'" in text:
+        text = _SINGLE_QUOTED.sub(r'"\1"', text)
+    n = len(labels)
+    is_text = [i for i, label in enumerate(labels) if label.endswith(_TEXT_LABELS)]
+    # one column more than there are labels, so that a row with too many values shows
+    missing: dict[Any, list[str]] = {i: [""] if i in is_text or i == n else ["", *_NOT_A_NUMBER] for i in range(n + 1)}
+    try:
+        rows = pd.read_csv(
+            io.StringIO(text), sep=r"\s+", header=None, names=range(n + 1), index_col=False, low_memory=False,
+            dtype=dict.fromkeys(is_text, str), quotechar='"', keep_default_na=False, na_values=missing,
+        )  # fmt: skip
+    except pd.errors.ParserError as error:
+        raise InputError(f"{where}: a row does not have {n} values ({error}); is the file complete?") from None
+    long, short = rows[n].notna().to_numpy(), rows[n - 1].isna().to_numpy()
+    if short.any():  # a NaN, an empty string, or too few values: only the text can tell
+        lines = [line for line in text.splitlines() if line.strip()]
+        short = np.array([maybe and len(_TOKEN.findall(line)) < n for maybe, line in zip(short, lines)])
+    if (long | short).any():
+        row = np.argmax(long | short) + 1
+        raise InputError(f"{where}: row {row} does not have {n} values; is the file complete?")
+    rows = rows.drop(columns=n)
+    rows.columns = pd.Index(labels)
+    return rows.fillna(dict.fromkeys([labels[i] for i in is_text], ""))
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text.strip('"')
+
+
+def _write_loop(file: io.TextIOBase | Any, rows: pd.DataFrame, chunk: int = 20_000) -> None:
+    file.write("loop_\n")
+    file.writelines(f"_{label} #{i + 1}\n" for i, label in enumerate(rows.columns))
+    for start in range(0, len(rows), chunk):  # in pieces: as text a large table takes ten times its memory
+        part = rows.iloc[start : start + chunk]
+        columns = [_tokens(part.iloc[:, i]) for i in range(part.shape[1])]
+        file.write("\n".join(map(" ".join, zip(*columns))) + "\n")
+
+
+def _tokens(column: pd.Series) -> list[str]:
+    if column.dtype.kind == "f":
+        tokens = [f"{value:.12g}" for value in column.tolist()]
+    else:
+        tokens = [_token(value) for value in column.tolist()]
+    width = max(map(len, tokens))
+    return [token.rjust(width) for token in tokens]
+
+
+def _token(value: Any) -> str:
+    if isinstance(value, float | np.floating):
+        return f"{value:.12g}"
+    if isinstance(value, bool | np.bool_):
+        return str(int(value))
+    text = str(value)
+    return f'"{text}"' if not text or any(c.isspace() for c in text) else text
