@@ -1,0 +1,225 @@
+"""EER movies: every electron of every raw frame, run-length coded, rendered on the raster that is asked for.
+
+A code is the number of empty pixels before the next electron (8 bits in compression 65000, 7 in 65001, as tags 65007 to
+65009 say in 65002) followed by the sub-pixel position of that electron, low bits x, high bits y, each with its top bit
+inverted. All bits of the count set means: that many empty pixels and no electron. Rows are in the order of the stream,
+which is RELION's.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numba
+import numpy as np
+
+from refmotion_nb.data import tiff
+from refmotion_nb.data.rawbytes import Bytes
+from refmotion_nb.data.schema import InputError
+
+_METADATA, _SKIP_BITS, _X_BITS, _Y_BITS = 65001, 65007, 65008, 65009
+_COMPRESSIONS = {65000: (8, 2, 2), 65001: (7, 2, 2)}
+_KEEP = frozenset(
+    {tiff.WIDTH, tiff.HEIGHT, tiff.COMPRESSION, tiff.OFFSETS, tiff.COUNTS, _METADATA, _SKIP_BITS, _X_BITS, _Y_BITS}
+)
+_PADDING = 16  # bytes that may be read beyond the end of a stream
+# How many pixels of the rendered frame to one of the sensor, as a power of two; 3 is what RELION calls 4x
+_UPSAMPLINGS = {-1: -1, 1: 0, 2: 1, 3: 2, 4: 2}
+
+
+@dataclass(frozen=True)
+class EerInfo:
+    """What the headers of an EER file say."""
+
+    n_frames: int  # raw frames
+    height: int  # px of the sensor
+    width: int
+    compression: int
+    total_dose_e_px: float | None = None  # electrons per sensor pixel, where it is given
+    metadata: dict[str, str] = field(default_factory=dict)  # of the acquisition, as the camera names it
+
+
+class EerFile:
+    """An open EER file: its raw frames found, its electrons decoded on request, by any number of threads."""
+
+    def __init__(self, source: Bytes):
+        self._source = source
+        self._streams: list[list[tuple[int, int]]] = []
+        self._bits: tuple[int, int, int] = (0, 0, 0)
+        self.info = EerInfo(0, 0, 0, 0)
+        for tags in tiff.directories(source, _KEEP):
+            compression = tiff.number_of(tags, tiff.COMPRESSION, 1)
+            bits = _COMPRESSIONS.get(compression)
+            if compression == 65002:
+                bits = tuple(tiff.number_of(tags, c, d) for c, d in ((_SKIP_BITS, 7), (_X_BITS, 2), (_Y_BITS, 2)))  # type: ignore[assignment]
+            if bits is None:
+                continue  # some programs put an ordinary image, the sum, beside the electrons
+            self._add(tags, compression, bits)
+        if not self._streams:
+            raise InputError(
+                f"{source.path} holds no EER frames: it is not an EER movie, or was not written to its end"
+            )
+        self.info = replace(self.info, n_frames=len(self._streams))
+
+    def _add(self, tags: tiff.Tags, compression: int, bits: tuple[int, int, int]) -> None:
+        path, frame = self._source.path, len(self._streams) + 1
+        height, width = tiff.number_of(tags, tiff.HEIGHT), tiff.number_of(tags, tiff.WIDTH)
+        if frame == 1:
+            self._bits = bits
+            metadata = _metadata(tags.get(_METADATA, b""))
+            self.info = EerInfo(0, height, width, compression, _dose(metadata), metadata)
+            if not height or not width or not 1 <= bits[0] <= 16 or not (0 <= bits[1] <= 4 and 0 <= bits[2] <= 4):
+                raise InputError(f"{path}: raw frame 1 has a damaged header; copy the file again")
+        elif (height, width, bits) != (self.info.height, self.info.width, self._bits):
+            raise InputError(f"{path}: raw frame {frame} differs in size or coding from the first; copy the file again")
+        offsets, counts = tags.get(tiff.OFFSETS, ()), tags.get(tiff.COUNTS, ())
+        streams = [(int(o), int(n)) for o, n in zip(offsets, counts)]
+        if not streams or len(offsets) != len(counts):
+            raise InputError(f"{path}: raw frame {frame} has a damaged header; copy the file again")
+        if max(o + n for o, n in streams) > self._source.size:
+            raise InputError(f"{path} is truncated in raw frame {frame}: copy it again")
+        self._streams.append(streams)
+
+    def render(self, first: int, n: int, upsampling: int) -> np.ndarray:
+        """Sum of ``n`` raw frames from ``first`` on: (height, width) uint8, or uint16 where 255 could be exceeded."""
+        out = np.zeros(eer_shape(self.info, upsampling, self._source.path), dtype_for(n, upsampling))
+        shift = _UPSAMPLINGS[upsampling]
+        skip_bits, x_bits, y_bits = self._bits
+        if shift > min(x_bits, y_bits):
+            raise InputError(
+                f"{self._source.path} stores {min(x_bits, y_bits)} sub-pixel bits: EER upsampling can be at most "
+                f"{2 ** min(x_bits, y_bits)}"
+            )
+        for raw in range(first, first + n):
+            decoded = decode_eer(
+                self._stream(raw), out, self.info.height, self.info.width, skip_bits, x_bits, y_bits, shift
+            )
+            if decoded != self.info.height * self.info.width:
+                raise InputError(
+                    f"{self._source.path}: raw frame {raw + 1} is damaged ({decoded} pixels instead of "
+                    f"{self.info.height * self.info.width}); copy the file again or leave the movie out"
+                )
+        return out
+
+    def _stream(self, raw: int) -> np.ndarray:
+        segments = self._streams[raw]
+        data = np.zeros(sum(n for _, n in segments) + _PADDING, np.uint8)
+        done = 0
+        for offset, n in segments:
+            self._source.read_into(offset, data[done : done + n].data)
+            done += n
+        return data
+
+
+def eer_info(path: Path | str) -> EerInfo:
+    """Read raw frame count, sensor size and acquisition metadata from the headers; InputError unless EER."""
+    with Bytes(Path(path)) as source:
+        if not tiff.is_tiff(bytes(source.read(0, min(4, source.size)))):
+            raise InputError(f"{path} is not an EER movie: it does not start as a TIFF file does")
+        file = EerFile(source)
+    return file.info
+
+
+def is_eer(path: Path | str) -> bool:
+    """Whether the file is a TIFF whose first or second image is a stream of electrons."""
+    with Bytes(Path(path)) as source:
+        if source.size < 16 or not tiff.is_tiff(bytes(source.read(0, 4))):
+            return False
+        for i, tags in enumerate(tiff.directories(source, frozenset({tiff.COMPRESSION}))):
+            if tiff.number_of(tags, tiff.COMPRESSION) in (*_COMPRESSIONS, 65002):
+                return True
+            if i == 1:
+                break
+    return False
+
+
+def eer_shape(info: EerInfo, upsampling: int, path: Path) -> tuple[int, int]:
+    """Height and width of a frame rendered at 1, 2 or 4 times the sensor's raster (-1: half of it)."""
+    if upsampling not in _UPSAMPLINGS:
+        raise InputError(f"{path}: EER upsampling {upsampling} is not possible; use 1, 2 or 4 (or -1 for half)")
+    shift = _UPSAMPLINGS[upsampling]
+    if shift < 0:
+        return info.height >> -shift, info.width >> -shift
+    return info.height << shift, info.width << shift
+
+
+def dtype_for(n: int, upsampling: int) -> np.dtype:
+    """Return the smallest type that ``n`` raw frames cannot overflow: a pixel counts at most once per raw frame."""
+    return np.dtype(np.uint8 if n * (4 if upsampling == -1 else 1) <= 255 else np.uint16)
+
+
+def _metadata(xml: tuple | bytes) -> dict[str, str]:
+    try:
+        root = ElementTree.fromstring(bytes(xml).rstrip(b"\0 \r\n"))
+    except (ElementTree.ParseError, TypeError, ValueError):
+        return {}  # nothing that is needed: other writers leave the tag out altogether
+    return {item.get("name", ""): (item.text or "").strip() for item in root.iter("item")}
+
+
+def _dose(metadata: dict[str, str]) -> float | None:
+    try:
+        return float(metadata["totalDose"])
+    except (KeyError, ValueError):
+        return None
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def decode_eer(stream, out, height, width, skip_bits, x_bits, y_bits, shift):  # pragma: no cover
+    """Add the electrons of one raw frame to ``out`` in place and return how many sensor pixels the stream covers.
+
+    ``stream`` is uint8 with 16 bytes of padding at its end; ``out`` is (height·2**shift, width·2**shift) unsigned. The
+    return value is height·width for an intact stream, less for one that ends early, more for a damaged one.
+    """
+    n_bits = np.uint64(8 * (stream.size - 16))
+    skip_width, code_width = np.uint64(skip_bits), np.uint64(skip_bits + x_bits + y_bits)
+    all_ones = np.uint64((1 << skip_bits) - 1)
+    x_mask, y_mask = np.uint64((1 << x_bits) - 1), np.uint64((1 << y_bits) - 1)
+    x_flip, y_flip = np.uint64((1 << x_bits) >> 1), np.uint64((1 << y_bits) >> 1)
+    x_low, y_low = np.uint64(max(0, x_bits - shift)), np.uint64(max(0, y_bits - shift))
+    y_at = np.uint64(skip_bits + x_bits)
+    up, down = np.uint64(max(0, shift)), np.uint64(max(0, -shift))
+    n_pixels = np.uint64(height * width)
+    row_width, out_width = np.uint64(width), np.uint64(out.shape[1])
+    n_rows, n_columns = np.uint64(out.shape[0]), out_width
+    flat = out.reshape(-1)
+    one, eight, seven = np.uint64(1), np.uint64(8), np.uint64(7)
+    at, pixel, x, y = np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0)
+    while at + skip_width <= n_bits and pixel < n_pixels:
+        byte = at >> np.uint64(3)
+        word = np.uint64(0)
+        for i in range(8):  # one unaligned load once compiled
+            word |= np.uint64(stream[byte + np.uint64(i)]) << (eight * np.uint64(i))
+        used = at & seven
+        word >>= used
+        left = np.uint64(64) - used
+        while left >= code_width and at + skip_width <= n_bits:
+            skip = word & all_ones
+            pixel += skip
+            x += skip
+            if skip == all_ones:
+                word >>= skip_width
+                left -= skip_width
+                at += skip_width
+                continue
+            if pixel >= n_pixels or at + code_width > n_bits:
+                return np.int64(pixel)
+            while x >= row_width:
+                x -= row_width
+                y += one
+            if shift == 0:
+                flat[pixel] += 1
+            else:
+                sub_x = ((word >> skip_width) & x_mask) ^ x_flip
+                sub_y = ((word >> y_at) & y_mask) ^ y_flip
+                column = ((x << up) >> down) | (sub_x >> x_low if shift > 0 else np.uint64(0))
+                row = ((y << up) >> down) | (sub_y >> y_low if shift > 0 else np.uint64(0))
+                if column < n_columns and row < n_rows:  # half of an odd raster leaves one over
+                    flat[row * out_width + column] += 1
+            pixel += one
+            x += one
+            word >>= code_width
+            left -= code_width
+            at += code_width
+    return np.int64(pixel)
