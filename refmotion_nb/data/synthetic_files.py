@@ -1,0 +1,137 @@
+"""A simulation on disk: movies, gain, maps and STAR files laid out and signed as RELION's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pandas as pd
+import tifffile
+
+from refmotion_nb.data.star import write_star
+from refmotion_nb.data.synthetic_eer import split_into_events, write_eer
+from refmotion_nb.numerics.reconstruct import MaskedFSC
+
+LABEL = "simulated by refmotion_nb"
+
+
+def write_mrc(path: Path, data: np.ndarray, pixel_size_A: float, volume: bool = False) -> None:
+    """Write an image, a stack or (``volume``) a map; the same data give the same bytes."""
+    with mrcfile.new(path, overwrite=True) as mrc:
+        mrc.set_data(np.asarray(data, np.float32))
+        mrc.set_volume() if volume else data.ndim == 3 and mrc.set_image_stack()
+        mrc.voxel_size = pixel_size_A
+        mrc.header.label[0] = LABEL.encode()  # instead of one with the time of day
+
+
+def write_movie(
+    path: Path,
+    frames: Iterable[np.ndarray],
+    shape: tuple[int, int, int],
+    pixel_size_A: float,
+    dose_per_pixel: float,
+    grouping: int = 1,
+    seeds: Sequence[np.random.SeedSequence] = (),
+) -> np.ndarray:
+    """Write counted frames as they come, in the format the suffix names; return the stack (frame, y, x).
+
+    TIFF rows are stored last first, which RELION turns round on reading. In EER each frame becomes ``grouping`` raw
+    frames.
+    """
+    stack = np.empty(shape, np.uint8)
+    if path.suffix == ".eer":
+        events = _events(frames, stack, grouping, seeds)
+        write_eer(path, events, shape[1:], shape[0] * grouping, dose_per_pixel / grouping)
+    elif path.suffix == ".tif":
+        rows = max(1, min(shape[1], (1 << 18) // shape[2]))
+        with tifffile.TiffWriter(path, bigtiff=False) as tiff:
+            for f, frame in enumerate(frames):
+                stack[f] = frame
+                tiff.write(
+                    frame[::-1], compression="lzw", photometric="minisblack", rowsperstrip=rows, metadata=None,
+                    contiguous=False, software="refmotion_nb",
+                )  # fmt: skip
+    else:
+        for f, frame in enumerate(frames):
+            stack[f] = frame
+        with mrcfile.new(path, overwrite=True) as mrc:
+            mrc.set_data(stack.astype(np.int8) if stack.max() < 128 else stack.astype(np.int16))
+            mrc.set_image_stack()
+            mrc.voxel_size = pixel_size_A
+            mrc.header.label[0] = LABEL.encode()
+    return stack
+
+
+def _events(frames, stack, grouping, seeds):
+    for f, frame in enumerate(frames):
+        stack[f] = frame
+        yield from split_into_events(frame, grouping, np.random.default_rng(seeds[f]))
+
+
+def write_gain(folder: Path, gain: np.ndarray, movie_format: str, pixel_size_A: float) -> str:
+    """Write the gain reference that multiplies the movies, in the rows' order; return its name."""
+    if movie_format == "eer":
+        with tifffile.TiffWriter(folder / "gain.gain") as tiff:
+            tiff.write(gain.astype(np.float32), compression="lzw", metadata=None, software="refmotion_nb")
+        return "gain.gain"
+    write_mrc(folder / "gain.mrc", gain, pixel_size_A)
+    return "gain.mrc"
+
+
+def optics_block(microscope, **more) -> pd.DataFrame:
+    """One row of data_optics."""
+    row = {
+        "rlnOpticsGroupName": "opticsGroup1",
+        "rlnOpticsGroup": 1,
+        "rlnMicrographOriginalPixelSize": microscope.pixel_size_A,
+        "rlnVoltage": microscope.voltage_kV,
+        "rlnSphericalAberration": microscope.spherical_aberration_mm,
+        "rlnAmplitudeContrast": microscope.amplitude_contrast,
+    }
+    return pd.DataFrame([row | more])
+
+
+def write_motion_star(path: Path, general: dict, shift_px: np.ndarray, hot: np.ndarray) -> None:
+    """Motion STAR of whole-frame alignment (rlnMotionModelVersion 0): shifts are corrections, frames count from 1."""
+    shifts = pd.DataFrame(
+        {
+            "rlnMicrographFrameNumber": np.arange(1, len(shift_px) + 1),
+            "rlnMicrographShiftX": shift_px[:, 0],
+            "rlnMicrographShiftY": shift_px[:, 1],
+        }
+    )
+    blocks: dict[str, pd.DataFrame | dict] = {"general": general, "global_shift": shifts}
+    if len(hot):
+        blocks["hot_pixels"] = pd.DataFrame(hot.astype(float), columns=["rlnCoordinateX", "rlnCoordinateY"])
+    write_star(path, blocks)
+
+
+def write_postprocess(path: Path, curves: MaskedFSC, pixel_size_A: float, box: int, mask: np.ndarray) -> None:
+    """Write the FSC in the form of RELION's postprocess.star, beside the half maps and the mask it names."""
+    shells = np.arange(len(curves.corrected))
+    frequency = shells / (box * pixel_size_A)
+    resolution = np.divide(1.0, frequency, out=np.full(len(shells), 999.0), where=shells > 0)
+    below = np.flatnonzero(curves.corrected < 0.143)
+    folder = path.parent.name
+    general = {
+        "rlnFinalResolution": float(resolution[max(below[0] - 1, 1) if below.size else -1]),
+        "rlnUnfilteredMapHalf1": f"{folder}/half1.mrc",
+        "rlnUnfilteredMapHalf2": f"{folder}/half2.mrc",
+        "rlnParticleBoxFractionSolventMask": float(100 * mask.mean()),
+        "rlnMaskName": f"{folder}/mask.mrc",
+        "rlnRandomiseFrom": float(resolution[curves.randomised_from]),
+    }
+    table = pd.DataFrame(
+        {
+            "rlnSpectralIndex": shells,
+            "rlnResolution": frequency,
+            "rlnAngstromResolution": resolution,
+            "rlnFourierShellCorrelationCorrected": curves.corrected,
+            "rlnFourierShellCorrelationUnmaskedMaps": curves.unmasked,
+            "rlnFourierShellCorrelationMaskedMaps": curves.masked,
+            "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps": curves.randomised,
+        }
+    )
+    write_star(path, {"general": general, "fsc": table})

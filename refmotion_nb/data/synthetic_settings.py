@@ -1,0 +1,151 @@
+"""What to simulate: one checked set of settings, and presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from refmotion_nb.data.schema import InputError
+from refmotion_nb.data.synthetic_images import Microscope
+
+FORMATS = ("tif", "mrc", "eer")
+MOTIONS = ("smooth", "rough", "recorded", "none")
+
+
+@dataclass(frozen=True)
+class SimulationSettings:
+    """Settings of a simulation; the defaults make a small set that shows what motion correction is worth.
+
+    Raises
+    ------
+    InputError
+        At construction, where a setting makes no sense: one line naming it and the remedy.
+    """
+
+    n_micrographs: int = 4
+    size_px: int = 1024  # width of the movie
+    height_px: int | None = None  # as the width unless given
+    n_frames: int = 24
+    pixel_size_A: float = 1.0
+    dose_per_frame_e_A2: float = 2.0
+    pre_exposure_e_A2: float = 0.0
+    voltage_kV: float = 300.0
+    spherical_aberration_mm: float = 2.7
+    amplitude_contrast: float = 0.1
+    phase_shift_deg: float = 0.0
+    movie_format: str = "tif"  # tif, mrc, eer
+    eer_grouping: int = 20  # raw EER frames per frame
+
+    model: Path | None = None  # PDB or mmCIF file; mouse apoferritin unless given
+    symmetry: str = "assembly"  # of the reference: that of the model's assembly, or "none"
+    b_factor_A2: float = 20.0
+    box_px: int = 160
+    particles_per_micrograph: int = 36
+    min_distance_A: float | None = None  # between centres; just short of the particle's diameter unless given
+    edge_px: float | None = None  # from the edge to a particle's centre; half the box and a little unless given
+    defocus_min_A: float = 7000.0
+    defocus_max_A: float = 14000.0
+    defocus_spread_A: float = 110.0  # between the particles of a micrograph, RMS
+    astigmatism_A: float = 340.0
+    scale_spread: float = 0.05  # of the particles' contrast, RMS
+
+    motion: str = "smooth"  # smooth, rough (exponential kernel), recorded (from motion STARs), none
+    speed_A_per_dose: float = 2.2  # local motion at the start, RMS per axis, Å per e/Å²
+    correlation_distance_A: float = 2500.0
+    drift_A_per_dose: float = 0.5  # motion of the whole field at the start, RMS per axis, Å per e/Å²
+    motion_scale: float = 1.0  # multiplies all motion
+    motion_stars: Path | None = None  # folder of RELION motion STARs with local models, for motion="recorded"
+    rigid_error_A: float = 0.8  # of the whole-frame alignment, RMS over frames
+
+    pose_error_deg: float = 0.3  # RMS
+    origin_error_A: float = 0.25  # RMS per axis
+    pick_error_A: float = 2.0  # of the coordinates, RMS per axis; known to the origins
+
+    ice_noise: float = 0.03  # structural noise, RMS relative to the mean intensity
+    hot_pixels: int = 6
+    gain_spread: float = 0.03  # RMS
+    seed: int = 1
+    workers: int | None = None  # threads; as many as cores unless given
+
+    def __post_init__(self) -> None:
+        positive = (
+            "n_micrographs size_px n_frames pixel_size_A dose_per_frame_e_A2 voltage_kV eer_grouping box_px "
+            "particles_per_micrograph defocus_min_A correlation_distance_A"
+        )
+        not_negative = (
+            "pre_exposure_e_A2 spherical_aberration_mm b_factor_A2 defocus_spread_A astigmatism_A scale_spread "
+            "speed_A_per_dose drift_A_per_dose motion_scale rigid_error_A pose_error_deg origin_error_A pick_error_A "
+            "ice_noise hot_pixels gain_spread seed"
+        )
+        for name in positive.split():
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be positive")
+        for name in not_negative.split():
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must not be negative")
+        for name, allowed in (("movie_format", FORMATS), ("motion", MOTIONS), ("symmetry", ("assembly", "none"))):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        if self.box_px % 2 or self.size_px % 2 or (self.height_px or 0) % 2:
+            raise InputError("box_px, size_px and height_px must be even")
+        if not 0 <= self.amplitude_contrast < 1:
+            raise InputError(f"amplitude_contrast is {self.amplitude_contrast}; it lies between 0 and 1")
+        if self.defocus_max_A < self.defocus_min_A:
+            raise InputError("defocus_max_A is below defocus_min_A")
+        if self.motion == "recorded" and self.motion_stars is None:
+            raise InputError("motion is 'recorded' without motion_stars; give a folder of RELION motion STAR files")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the movie, px."""
+        return self.height_px or self.size_px, self.size_px
+
+    @property
+    def dose_edges(self) -> np.ndarray:
+        """Accumulated dose before each frame and after the last, pre-exposure included: (frame + 1,) e/Å²."""
+        return self.pre_exposure_e_A2 + np.arange(self.n_frames + 1) * self.dose_per_frame_e_A2
+
+    @property
+    def microscope(self) -> Microscope:
+        """The optics."""
+        return Microscope(
+            self.voltage_kV,
+            self.spherical_aberration_mm,
+            self.amplitude_contrast,
+            self.phase_shift_deg,
+            self.pixel_size_A,
+        )
+
+    def motion_star_files(self) -> list[Path]:
+        """Motion STAR files to take motion from, sorted by name; InputError where there are none."""
+        folder = Path(self.motion_stars or "")
+        found = sorted(folder.glob("*.star"))
+        if not found:
+            raise InputError(f"{folder}: no motion STAR files (*.star); name the folder that holds them")
+        return found
+
+    @classmethod
+    def demo(cls, **changes) -> SimulationSettings:
+        """Take the defaults: four small movies of apoferritin."""
+        return replace(cls(), **changes)
+
+    @classmethod
+    def tutorial_motion(cls, motion_stars: Path | str, **changes) -> SimulationSettings:
+        """More than 400 particles that move as the ice did in real movies, whose motion STARs are in a folder."""
+        base = cls(
+            n_micrographs=6, size_px=1536, height_px=1600, n_frames=24, pixel_size_A=1.062, dose_per_frame_e_A2=1.277,
+            voltage_kV=200.0, box_px=160, particles_per_micrograph=80, motion="recorded",
+            motion_stars=Path(motion_stars), motion_scale=2.0, seed=2,
+        )  # fmt: skip
+        return replace(base, **changes)
+
+    @classmethod
+    def rough_motion(cls, **changes) -> SimulationSettings:
+        """More than 400 particles that move with an exponential kernel of short range, in finer frames."""
+        base = cls(
+            n_micrographs=8, size_px=1280, height_px=1152, n_frames=32, pixel_size_A=1.1, dose_per_frame_e_A2=1.3,
+            box_px=144, particles_per_micrograph=56, motion="rough", correlation_distance_A=1200.0, seed=3,
+        )  # fmt: skip
+        return replace(base, **changes)
