@@ -180,8 +180,15 @@ def _open_mrc(path: Path) -> MrcReader:
                 f"it holds {complete}; copy it again"
             )
         return MrcReader(source, header)
-    header = parse_mrc_header(rawbytes.unpacked_start(path, _MRC_HEADER), path)
+    header = parse_mrc_header(_unpacked_header(path), path)
     return MrcReader(rawbytes.UnpackedBytes(path, header.size), header)
+
+
+def _unpacked_header(path: Path) -> bytes:
+    start = rawbytes.unpacked_start(path, _MRC_HEADER)
+    if len(start) < _MRC_HEADER:
+        raise InputError(f"{path} is truncated: it unpacks to less than a header; copy it again")
+    return start
 
 
 def _start(path: Path, n: int) -> bytes:
@@ -240,7 +247,7 @@ def movie_shape(path: Path | str, eer_upsampling: int = 1, eer_grouping: int = 1
         with _open(path, eer_upsampling, eer_grouping) as reader:
             return reader.n_in_file, reader.height, reader.width
     if rawbytes.is_compressed(start):
-        start = rawbytes.unpacked_start(path, _MRC_HEADER)
+        start = _unpacked_header(path)
     header = parse_mrc_header(start, path)
     return header.n_frames, header.height, header.width
 
