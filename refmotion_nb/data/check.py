@@ -1,0 +1,146 @@
+"""What a data set holds and all that is wrong with it, as plain text."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from refmotion_nb.data.maps import LoadedReference, load_reference
+from refmotion_nb.data.schema import Dataset, InputError, Optics, Reference
+
+_WIDTH = 118
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of a check: facts (name, text), problems (one line each) and notes; ``str()`` is made to be read."""
+
+    title: str
+    facts: tuple[tuple[str, str], ...]
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    dataset: Dataset  # as far as it could be read
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing stands in the way of processing."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        width = max((len(name) for name, _ in self.facts), default=0) + 2
+        lines = [self.title, ""]
+        for name, text in self.facts:
+            lines += _wrapped(text, f"  {name:{width}s}")
+        for heading, entries in (("Problems", self.problems), ("Notes", self.notes)):
+            if entries:
+                lines += ["", f"{heading} ({len(entries)})"]
+                lines += [line for entry in entries for line in _wrapped(entry, "  - ")]
+        return "\n".join([*lines, "", "Ready to process." if self.ok else "Not ready: solve the problems above."])
+
+
+def check_dataset(
+    dataset: Dataset, problems: Iterable[str] = (), notes: Iterable[str] = (), title: str = "Data set"
+) -> Check:
+    """Summarise a data set and read its references, adding what is wrong with them to ``problems``."""
+    problems, notes = [*problems], [*notes]
+    facts = [*_particle_facts(dataset), *_movie_facts(dataset)]
+    facts += [(f"optics {i + 1}", _optics(one)) for i, one in enumerate(dataset.optics)]
+    for i, reference in enumerate(dataset.references):
+        name = "reference" if len(dataset.references) == 1 else f"reference {i + 1}"
+        try:
+            loaded = load_reference(reference)
+        except InputError as error:
+            problems.append(str(error))
+            facts.append((name, "cannot be used"))
+        else:
+            facts.append((name, _reference(reference, loaded)))
+            notes += _reference_notes(name, loaded, dataset.optics)
+    if not dataset.references:
+        facts.append(("reference", "none given"))
+    reasons = Counter(skip.reason for skip in dataset.skipped if skip.row >= 0)
+    facts.append(("left out", "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common()) or "nothing"))
+    return Check(title, tuple(facts), tuple(dict.fromkeys(problems)), tuple(dict.fromkeys(notes)), dataset)
+
+
+def _particle_facts(dataset: Dataset) -> list[tuple[str, str]]:
+    micrographs, half = dataset.particles["micrograph"].values, dataset.particles["half"].values
+    reference = dataset.particles["reference"].values
+    numbers = sorted(set(reference.tolist()))
+    facts = []
+    for number in numbers:
+        mine = reference == number
+        sets = " + ".join(str(int((half[mine] == h).sum())) for h in (1, 2))
+        name = "particles" if len(numbers) == 1 else f"particles {number + 1}"
+        text = f"{mine.sum()} on {len(set(micrographs[mine]))} micrographs, half sets {sets}"
+        facts.append((name, text))
+    return facts or [("particles", "none")]
+
+
+def _movie_facts(dataset: Dataset) -> list[tuple[str, str]]:
+    movies, n_with_particles = dataset.movies, len(set(dataset.particles["micrograph"].values))
+    if not movies:
+        return [("movies", "none")]
+    kinds = Counter((m.width, m.height, m.n_frames, m.pixel_size_A) for m in movies)
+    usual = kinds.most_common(4)
+    shapes = [f"{count} of {w} × {h} px, {n} frames, {pixel:g} Å/px" for (w, h, n, pixel), count in usual]
+    binned = f", micrographs binned {_span([m.binning for m in movies])}" if any(m.binning != 1 for m in movies) else ""
+    empty = f"; {len(movies) - n_with_particles} without particles" if n_with_particles < len(movies) else ""
+    eer = {(m.eer_upsampling, m.eer_grouping) for m in movies if m.path.suffix.lower() == ".eer"}
+    dose, total, before = (_span(values) for values in zip(*((
+        m.dose_per_frame_e_A2, m.n_frames * m.dose_per_frame_e_A2, m.pre_exposure_e_A2) for m in movies)))  # fmt: skip
+    after = f", after {before}" if before != "0" else ""
+    local = sum(m.local_motion is not None for m in movies)
+    gains = sorted({str(m.gain.path) for m in movies if m.gain})
+    facts = [
+        ("movies", "; ".join(shapes) + (" …" if len(kinds) > 4 else "") + binned + empty),
+        ("exposure", f"{dose} e/Å² per frame, {total} in all{after}, {_span([m.voltage_kV for m in movies])} kV"),
+        ("motion", f"whole-frame for {len(movies)}, local for {local} movies"),
+        ("camera", f"gain {', '.join(gains[:2])}{' …' if len(gains) > 2 else ''}; " * bool(gains)
+                   + f"{_span([len(m.hot_pixels) for m in movies])} hot pixels per movie"),
+    ]  # fmt: skip
+    for upsampling, grouping in sorted(eer):
+        facts.append(("EER", f"upsampling {upsampling}, {grouping} raw frames per fraction"))
+    return facts
+
+
+def _optics(one: Optics) -> str:
+    more = [text for text, present in (
+        ("beam tilt", any(one.beam_tilt_mrad)), ("odd Zernikes", any(one.odd_zernike)),
+        ("even Zernikes", any(one.even_zernike)),
+        ("anisotropic magnification", one.magnification != ((1.0, 0.0), (0.0, 1.0))),
+        ("images multiplied by the CTF", one.ctf_premultiplied)) if present]  # fmt: skip
+    text = (f"{one.name}: {one.voltage_kV:g} kV, Cs {one.spherical_aberration_mm:g} mm, amplitude contrast "
+            f"{one.amplitude_contrast:g}, box {one.box_size} px of {one.pixel_size_A:g} Å")  # fmt: skip
+    return f"{text}; {', '.join(more)}" if more else text
+
+
+def _reference(reference: Reference, loaded: LoadedReference) -> str:
+    masked = f"mask {reference.mask}" if reference.mask else "no mask"
+    text = f"{reference.half1}, {reference.half2}, {masked}; box {loaded.box_size} px of {loaded.pixel_size_A:g} Å"
+    if loaded.fsc is None:
+        return text
+    below = np.flatnonzero(loaded.fsc < 0.143)
+    if not below.size or not below[0]:
+        return text
+    return f"{text}; FSC 0.143 at {loaded.box_size * loaded.pixel_size_A / below[0]:.2f} Å"
+
+
+def _reference_notes(name: str, loaded: LoadedReference, optics: Sequence[Optics]) -> list[str]:
+    """Say where the header may not have been told its pixel size: programs write 1 Å by default."""
+    if loaded.pixel_size_A != 1 or not optics or any(one.pixel_size_A == 1 for one in optics):
+        return []
+    return [f"{name} has exactly 1 Å/px, the particles {optics[0].pixel_size_A:g}: is the maps' header right?"]
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:.4g}" if f"{low:.4g}" == f"{high:.4g}" else f"{low:.4g}–{high:.4g}"
+
+
+def _wrapped(text: str, head: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent=head, subsequent_indent=" " * len(head), break_long_words=False,
+                         break_on_hyphens=False) or [head]  # fmt: skip

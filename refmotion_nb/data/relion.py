@@ -1,0 +1,180 @@
+"""A RELION project (3.1 and later) as a data set: particles, motion-corrected micrographs and references."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from refmotion_nb.data.check import Check, check_dataset
+from refmotion_nb.data.maps import check_reference
+from refmotion_nb.data.relion_micrographs import MovieSet, Options, read_micrographs, read_movies
+from refmotion_nb.data.relion_particles import ParticleTable, assemble, listed, read_particles
+from refmotion_nb.data.relion_results import find_root
+from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference
+from refmotion_nb.data.star import table
+
+Paths = str | Path | Sequence[str | Path]
+
+
+def open_relion(
+    particles: Paths,
+    micrographs: str | Path,
+    references: Reference | Sequence[Reference],
+    root: str | Path | None = None,
+    *,
+    gain: Gain | str | Path | None = None,
+    dose_per_frame_e_A2: float | None = None,
+    pre_exposure_e_A2: float | None = None,
+    eer_fractions: int | None = None,
+    skip_movies_with_wrong_frame_count: bool = False,
+    mixed_frame_counts: bool = False,
+) -> Dataset:
+    """Open a RELION project as a checked data set.
+
+    Parameters
+    ----------
+    particles
+        Refined particles (``run_data.star``); several files belong to as many references, in the same order.
+    micrographs
+        ``corrected_micrographs.star`` of motion correction, or a later selection of its rows.
+    references
+        Half maps and mask, one reference for each particle file.
+    root
+        The folder that the paths in the STAR files start from; else the current folder or the nearest parent folder of
+        the given files from which they lead to files.
+    gain, dose_per_frame_e_A2, pre_exposure_e_A2
+        Replace what motion correction noted.
+    eer_fractions
+        About how many fractions to make of each EER movie, instead of those of motion correction.
+    skip_movies_with_wrong_frame_count
+        Keep the movies with the most common number of frames and list the others as skipped, instead of failing.
+    mixed_frame_counts
+        Keep movies of all frame counts.
+
+    Raises
+    ------
+    InputError
+        Anything needed is missing, contradictory or not a number; one line for each kind of problem.
+    """
+    options = Options(_as_gain(gain), dose_per_frame_e_A2, pre_exposure_e_A2, eer_fractions,
+                      skip_movies_with_wrong_frame_count, mixed_frame_counts)  # fmt: skip
+    read = _read(_as_list(particles), micrographs, _as_list(references), root, options)
+    for reference in read.dataset.references:
+        try:
+            check_reference(reference)
+        except InputError as error:
+            read.problems.append(str(error))
+    if not read.dataset.references:
+        read.problems.append("no reference given; give the half maps of a refinement")
+    if read.problems:
+        raise InputError("\n".join(dict.fromkeys(read.problems)))
+    return read.dataset
+
+
+def survey(
+    particles: Paths,
+    micrographs: str | Path,
+    references: Reference | Sequence[Reference] = (),
+    root: str | Path | None = None,
+    *,
+    gain: Gain | str | Path | None = None,
+    **options: Any,
+) -> Check:
+    """Go through a RELION project without stopping at the first problem: what it holds, and all that is wrong with it.
+
+    The arguments are those of ``open_relion``, which looks at the headers of maps only; here they are read.
+    """
+    read = _read(_as_list(particles), micrographs, _as_list(references), root, Options(_as_gain(gain), **options))
+    return check_dataset(read.dataset, read.problems, read.notes, title=f"RELION project in {read.root.absolute()}")
+
+
+@dataclass
+class _Read:
+    """A data set as far as it could be read, with what was found out on the way."""
+
+    dataset: Dataset
+    root: Path
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def _read(
+    particle_paths: list[Any], micrographs: str | Path, references: list[Any], root: str | Path | None, options: Options
+) -> _Read:
+    problems, notes = list[str](), list[str]()
+    tables = _read_tables([_given(path, root) for path in particle_paths], problems)
+    micrographs, rows = _given(micrographs, root), pd.DataFrame()
+    try:
+        rows = read_micrographs(micrographs)
+    except InputError as error:
+        problems.append(str(error))
+    metadata = rows["rlnMicrographMetadata"].astype(str).tolist() if len(rows) else []
+    # absolute, since movies are also opened by workers that run in another folder
+    home = (Path(root) if root is not None else find_root([micrographs, *particle_paths], metadata[:3])).absolute()
+    wanted = {str(name) for part in tables for name in pd.unique(pd.Series(part.micrograph))}
+    found = read_movies(rows, micrographs, wanted, home, options) if len(rows) else MovieSet()
+    particles, optics, skipped = assemble(tables, found.find, found.movies, found.unusable, micrographs)
+    dataset = Dataset(
+        movies=found.movies, particles=particles, optics=optics, skipped=(*skipped, *found.idle),
+        references=tuple(_located(reference, home) for reference in references),
+        tables=tuple({name: table(part.blocks, name) for name in part.blocks} for part in tables),
+    )  # fmt: skip
+    if references and len(references) != len(particle_paths):
+        problems.append(f"{len(particle_paths)} particle files for {len(references)} references; give one for each")
+    problems += [*found.problems, *(_unfit(dataset, tables) if len(rows) else [])]
+    notes += found.notes
+    if mtf := sorted({str(name) for one in dataset.tables for name in one["optics"].get("rlnMtfFileName", [])}):
+        notes.append(f"the MTF of the detector is not used ({listed(mtf)})")
+    return _Read(dataset, home, problems, notes)
+
+
+def _read_tables(paths: Sequence[Path], problems: list[str]) -> list[ParticleTable]:
+    tables = []
+    for path in paths:
+        try:
+            tables.append(read_particles(path))
+        except InputError as error:
+            problems.append(str(error))
+        else:
+            problems += tables[-1].problems
+    return tables
+
+
+def _unfit(dataset: Dataset, tables: Sequence[ParticleTable]) -> list[str]:
+    """Name the reference whose particles all fall out, or whose half sets are not two."""
+    problems = []
+    reference, half = dataset.particles["reference"].values, dataset.particles["half"].values
+    reasons = Counter(skip.reason for skip in dataset.skipped if skip.row >= 0)
+    for number, part in enumerate(tables):
+        halves = set(half[reference == number].tolist()) & {1, 2}
+        if not (reference == number).any():
+            why = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
+            problems.append(f"{part.path}: no particle can be used: {why}; give the micrographs they are from")
+        elif len(halves) == 1:
+            problems.append(f"{part.path}: all particles are of half set {halves.pop()}; give both half sets")
+    return problems
+
+
+def _given(path: str | Path, root: str | Path | None) -> Path:
+    """Take a path given by the user as it stands, or from the root where only that leads to a file."""
+    path = Path(path)
+    return Path(root) / path if root is not None and not path.exists() and (Path(root) / path).exists() else path
+
+
+def _located(reference: Reference, root: Path) -> Reference:
+    given = {name: getattr(reference, name) for name in ("half1", "half2", "mask", "postprocess")}
+    found = {name: _given(path, root).absolute() for name, path in given.items() if path is not None}
+    return replace(reference, **found)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [value] if isinstance(value, str | Path | Reference) else list(value)
+
+
+def _as_gain(gain: Gain | str | Path | None) -> Gain | None:
+    return Gain(Path(gain)) if isinstance(gain, str | Path) else gain

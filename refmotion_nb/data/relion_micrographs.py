@@ -1,0 +1,226 @@
+"""The micrographs of a RELION project: which movie each particle is on, and which movies can be used."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from refmotion_nb.data.relion_motion import read_motion, regroup_eer
+from refmotion_nb.data.relion_particles import listed, needs_optics
+from refmotion_nb.data.schema import Gain, InputError, Movie, Skipped
+from refmotion_nb.data.star import read_star, table
+
+_JOB_PREFIX = re.compile(r"^(?:.*?/)?[^/]+/job\d{3,}/")
+_GIVE_ROOT = "give root, the folder that the paths in the STAR files start from"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may replace or relax what the files say."""
+
+    gain: Gain | None = None
+    dose_per_frame_e_A2: float | None = None
+    pre_exposure_e_A2: float | None = None
+    eer_fractions: int | None = None
+    skip_movies_with_wrong_frame_count: bool = False
+    mixed_frame_counts: bool = False
+
+
+@dataclass(frozen=True)
+class MovieSet:
+    """Movies that can be used, how to find them, and what is wrong with the others."""
+
+    movies: tuple[Movie, ...] = ()
+    find: Mapping[str, int] = field(default_factory=dict)  # name as particles write it -> index of movies
+    unusable: Mapping[str, str] = field(default_factory=dict)  # such a name -> why its movie cannot be used
+    idle: tuple[Skipped, ...] = ()  # movies without particles that cannot be used
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def read_micrographs(path: str | Path) -> pd.DataFrame:
+    """Read the micrograph table, with the voltage (``rlnVoltage``) of the optics groups where they give it.
+
+    Raises
+    ------
+    InputError
+        No RELION 3.1 micrograph file, empty, or without the motion STAR files' names.
+    """
+    blocks = read_star(path, ("optics", "micrographs"))
+    rows, optics = table(blocks, "micrographs"), needs_optics(blocks, path)
+    if rows.empty:
+        raise InputError(f"{path} lists no micrographs; give motion correction's corrected_micrographs.star")
+    if missing := [label for label in ("rlnMicrographName", "rlnMicrographMetadata") if label not in rows.columns]:
+        raise InputError(f"{path} lacks {', '.join(missing)}; give corrected_micrographs.star of RELION's motion "
+                         "correction, which names the motion of each micrograph")  # fmt: skip
+    rows = rows.drop_duplicates("rlnMicrographName").reset_index(drop=True)
+    if "rlnOpticsGroup" in rows.columns and "rlnVoltage" in optics.columns:
+        rows["rlnVoltage"] = rows["rlnOpticsGroup"].map(dict(zip(optics["rlnOpticsGroup"], optics["rlnVoltage"])))
+    return rows
+
+
+def read_movies(
+    rows: pd.DataFrame, source: str | Path, wanted: Collection[str], root: Path, options: Options
+) -> MovieSet:
+    """Read the motion of all listed micrographs and check their movies; ``wanted`` are those that particles name.
+
+    A micrograph without particles whose files are missing is only left out; one with particles is a problem.
+    """
+    names = rows["rlnMicrographName"].astype(str).tolist()
+    listed_as = match_micrographs(wanted, names)
+    needed = set(listed_as.values())
+    read, failed = _read_motion(rows, short_names(names), root, options)
+    problems = _grouped({i: failure for i, failure in failed.items() if i in needed})
+    out = {i: message for i, (_, message) in failed.items()}
+    absent = [i for i, movie in read.items() if not movie.path.is_file()]
+    out |= {i: f"its movie {read[i].path} was not found" for i in absent if i not in needed}
+    if lost := [_within(read[i].path, root) for i in absent if i in needed]:
+        problems.append(f"{len(lost)} of {len(needed)} movies not found in {root}: {listed(lost)}; put them there, or "
+                        f"{_GIVE_ROOT}")  # fmt: skip
+    problems += _missing_extras((movie for i, movie in read.items() if i in needed), root)
+    out |= _wrong_frame_count(read, needed, options, problems)
+    out |= _too_short({i: read[i] for i in needed - set(out) - set(absent) if i in read}, options, problems, root)
+    usable = [i for i in read if i not in out]
+    idle = [Skipped(-1, names[i], reason) for i, reason in out.items() if i not in needed]
+    notes = []
+    if idle:
+        some = listed([skip.micrograph for skip in idle])
+        notes.append(f"{len(idle)} micrographs without particles cannot be used: {some}")
+    if unlisted := sorted(set(wanted) - set(listed_as)):
+        notes.append(f"{len(unlisted)} micrographs of particles are not in {source}: {listed(unlisted)}")
+    position = {i: k for k, i in enumerate(usable)}
+    return MovieSet(
+        movies=tuple(read[i] for i in usable),
+        find={name: position[i] for name, i in listed_as.items() if i in position},
+        unusable={name: out[i] for name, i in listed_as.items() if i in out},
+        idle=tuple(idle), problems=tuple(problems), notes=tuple(notes),
+    )  # fmt: skip
+
+
+def strip_job(name: str) -> str:
+    """Path of a file within the RELION job that made it: ``MotionCorr/job002/Movies/a.mrc`` is ``Movies/a.mrc``."""
+    return _JOB_PREFIX.sub("", name)
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """Name micrographs uniquely: by base name where that is enough, else path within their job, else whole path."""
+    whole = [str(Path(path).with_suffix("")) for path in paths]
+    levels = [[Path(path).name for path in whole], [strip_job(path).replace("/", "_") for path in whole],
+              [path.strip("/").replace("/", "_") for path in whole]]  # fmt: skip
+    counts = [Counter(level) for level in levels]
+    return [next((level[i] for level, count in zip(levels, counts) if count[level[i]] == 1), levels[-1][i])
+            for i in range(len(paths))]  # fmt: skip
+
+
+def match_micrographs(wanted: Iterable[str], names: Sequence[str]) -> dict[str, int]:
+    """Where each wanted micrograph is listed: under its very name, or the same name within another job."""
+    exact = {name: i for i, name in enumerate(names)}
+    within_job = [strip_job(name) for name in names]
+    count = Counter(within_job)
+    loose = {name: i for i, name in enumerate(within_job) if count[name] == 1}
+    found = {name: exact.get(name, loose.get(strip_job(name))) for name in wanted}
+    return {name: i for name, i in found.items() if i is not None}
+
+
+def _read_motion(
+    rows: pd.DataFrame, shorts: Sequence[str], root: Path, options: Options
+) -> tuple[dict[int, Movie], dict[int, tuple[Path, str]]]:
+    """Movies by row of the micrograph table; for those that fail, the file and what is wrong with it."""
+    read: dict[int, Movie] = {}
+    failed: dict[int, tuple[Path, str]] = {}
+    voltages = rows["rlnVoltage"].tolist() if "rlnVoltage" in rows.columns else [None] * len(rows)
+    for i, (metadata, short, voltage) in enumerate(zip(rows["rlnMicrographMetadata"].astype(str), shorts, voltages)):
+        path = root / metadata
+        try:
+            if not metadata:
+                raise InputError(f"{path}: micrograph {short} has no motion STAR file; run motion correction again")
+            if not path.is_file():
+                raise InputError(f"{path}, the motion STAR file of a micrograph, was not found; {_GIVE_ROOT}")
+            read[i] = _one_movie(path, short, root, voltage, options)
+        except InputError as error:
+            failed[i] = path, str(error)
+    return read, failed
+
+
+def _one_movie(path: Path, short: str, root: Path, voltage_kV: float | None, options: Options) -> Movie:
+    movie = read_motion(
+        path, short, locate=lambda name: root / name, dose_per_frame_e_A2=options.dose_per_frame_e_A2,
+        pre_exposure_e_A2=options.pre_exposure_e_A2, voltage_kV=voltage_kV, gain=options.gain,
+    )  # fmt: skip
+    if options.eer_fractions and movie.path.suffix.lower() == ".eer":
+        raw_frames = movie.n_frames * movie.eer_grouping
+        movie = regroup_eer(movie, max(1, round(raw_frames / options.eer_fractions)))
+    return movie
+
+
+def _wrong_frame_count(
+    read: Mapping[int, Movie], needed: set[int], options: Options, problems: list[str]
+) -> dict[int, str]:
+    """Movies to leave out for their frame count, with the reason; a problem instead, unless they may be skipped."""
+    counts = Counter(movie.n_frames for i, movie in read.items() if i in needed)
+    if len(counts) < 2 or options.mixed_frame_counts:
+        return {}
+    usual = max(counts, key=lambda n: (counts[n], n))
+    wrong = {i: f"its movie has {movie.n_frames} frames, most have {usual}"
+             for i, movie in read.items() if movie.n_frames != usual}  # fmt: skip
+    if options.skip_movies_with_wrong_frame_count:
+        return wrong
+    named = [f"{read[i].micrograph} ({read[i].n_frames})" for i in wrong if i in needed]
+    problems.append(f"{len(named)} of {sum(counts.values())} movies do not have {usual} frames: {listed(named)}; "
+                    "use skip_movies_with_wrong_frame_count or mixed_frame_counts")  # fmt: skip
+    return {}
+
+
+def _too_short(movies: Mapping[int, Movie], options: Options, problems: list[str], root: Path) -> dict[int, str]:
+    """Open movies: those with too few frames are left out if they may be; all else that is wrong is a problem."""
+    from refmotion_nb.data.movies import check_movie, movie_shape
+
+    short: dict[int, str] = {}
+    failed: dict[int, tuple[Path, str]] = {}
+    for i, movie in sorted(movies.items()):
+        if _missing_extras([movie], root):
+            continue  # said already
+        try:
+            check_movie(movie)
+        except InputError as error:
+            n_in_file = None
+            with suppress(InputError):  # not a movie at all: the first error says why
+                n_in_file = movie_shape(movie.path, movie.eer_upsampling, movie.eer_grouping)[0]
+            is_short = n_in_file is not None and n_in_file < movie.first_frame + movie.n_frames
+            if is_short and options.skip_movies_with_wrong_frame_count:
+                short[i] = f"its movie has {n_in_file} frames, motion correction saw more"
+            else:
+                failed[i] = movie.path, str(error)
+    problems.extend(_grouped(failed))
+    return short
+
+
+def _missing_extras(movies: Iterable[Movie], root: Path) -> list[str]:
+    """Name gain references and defect files that are not there, one line each."""
+    extras: Counter[tuple[Path, str]] = Counter()
+    for movie in movies:
+        if movie.gain is not None:
+            extras[Path(movie.gain.path), "gain reference {}; put it there, or give gain"] += 1
+        if movie.defects is not None:
+            extras[movie.defects, "defect file {}; put it there"] += 1
+    return [text.format(f"{_within(path, root)} not found in {root} ({count} movies)")
+            for (path, text), count in extras.items() if not path.is_file()]  # fmt: skip
+
+
+def _grouped(failed: Mapping[int, tuple[Path, str]]) -> list[str]:
+    """One line for each kind of failure, however many files have it."""
+    kinds: dict[str, list[Path]] = {}
+    for path, message in failed.values():
+        kinds.setdefault(message.replace(str(path), "{}"), []).append(path)
+    return [kind.replace("{}", str(paths[0])) + (f" (and {len(paths) - 1} more like it)" if len(paths) > 1 else "")
+            for kind, paths in kinds.items()]  # fmt: skip
+
+
+def _within(path: Path, root: Path) -> Path:
+    return path.relative_to(root) if path.is_relative_to(root) else path

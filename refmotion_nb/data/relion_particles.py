@@ -1,0 +1,237 @@
+"""RELION particle tables: their optics groups, poses, half sets and positions, with what is wrong in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from refmotion_nb.data.schema import AXES, InputError, Movie, Optics, Skipped
+from refmotion_nb.data.star import Block, read_star, table
+
+_POSE = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
+_CTF = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
+_PLACE = ("rlnCoordinateX", "rlnCoordinateY")
+_ORIGINS = (("rlnOriginXAngst", "rlnOriginYAngst"), ("rlnOriginX", "rlnOriginY"))  # Å; image pixels before 3.1
+_OPTIONAL = {"phase_shift": ("rlnPhaseShift", 0.0), "ctf_b_factor": ("rlnCtfBfactor", 0.0),
+             "ctf_scale": ("rlnCtfScalefactor", 1.0)}  # fmt: skip
+_REMEDY = "give the run_data.star of a 3D auto-refinement of half sets"
+_LABELS = {
+    "micrograph": ("micrograph", ""), "row": ("row of the input table", ""), "stack_index": ("number in its stack", ""),
+    "reference": ("reference", ""), "half": ("half set", ""), "optics": ("optics group", ""),
+    "coordinate": ("position on the movie", "Å"), "euler": ("Euler angle", "degree"), "origin": ("origin offset", "Å"),
+    "defocus_u": ("defocus U", "Å"), "defocus_v": ("defocus V", "Å"), "defocus_angle": ("defocus angle", "degree"),
+    "phase_shift": ("phase shift", "degree"), "ctf_b_factor": ("CTF B-factor", "Å²"), "ctf_scale": ("CTF scale", ""),
+    "scale": ("grey scale", ""),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ParticleTable:
+    """One particle file as read: its blocks, and its rows in the project's units."""
+
+    path: Path
+    blocks: dict[str, Block]
+    optics: dict[int, Optics]  # by number of the group
+    micrograph: np.ndarray  # (row,) rlnMicrographName
+    values: dict[str, np.ndarray]  # (row, ...) Dataset variables; `coordinate` still in micrograph pixels
+    group: np.ndarray  # (row,) number of the optics group
+    problems: tuple[str, ...] = ()
+
+
+def read_particles(path: str | Path) -> ParticleTable:
+    """Read a particle STAR file; what is wrong with single particles is in ``problems``, one line each.
+
+    Raises
+    ------
+    InputError
+        The file is not a RELION particle file of version 3.1 or later, is empty, or lacks columns.
+    """
+    blocks = read_star(path)
+    rows, optics = table(blocks, "particles"), optics_groups(blocks, path)
+    if rows.empty:
+        raise InputError(f"{path} holds no particles; give a selection that is not empty")
+    origin = next((labels for labels in _ORIGINS if set(labels) <= set(rows.columns)), None)
+    needed = ("rlnMicrographName", *_PLACE, *_POSE, *_CTF, "rlnRandomSubset", "rlnOpticsGroup")
+    missing = [label for label in needed if label not in rows.columns] + ([] if origin else list(_ORIGINS[0]))
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(missing)} in data_particles; {_REMEDY}")
+    problems: list[str] = []
+    numbers = {label: _numbers(rows[label], label, path, problems)
+               for label in (*_PLACE, *_POSE, *_CTF, *(origin or ()), "rlnRandomSubset", "rlnOpticsGroup")}  # fmt: skip
+    group = np.nan_to_num(numbers["rlnOpticsGroup"], nan=-1).astype(int)
+    half = np.nan_to_num(numbers["rlnRandomSubset"]).astype(int)
+    _complain(~np.isin(half, (1, 2)), f"{path}: no half set (rlnRandomSubset 1 or 2) for", f"; {_REMEDY}", problems)
+    _complain(~np.isin(group, list(optics)), f"{path}: no such group in data_optics for",
+              "; write the file again from RELION", problems)  # fmt: skip
+    values = {
+        "row": np.arange(len(rows)),
+        "stack_index": _stack_index(rows),
+        "half": half,
+        "coordinate": np.stack([numbers[label] for label in _PLACE], axis=1),
+        "euler": np.stack([numbers[label] for label in _POSE], axis=1),
+        "origin": _origin(numbers, origin or _ORIGINS[0], group, optics),
+        **{name: numbers[label] for name, label in zip(("defocus_u", "defocus_v", "defocus_angle"), _CTF)},
+        **{name: _optional(rows, label, default) for name, (label, default) in _OPTIONAL.items()},
+        "scale": np.ones(len(rows)),  # RELION keeps intensity scales per group, and polishing uses none
+    }
+    return ParticleTable(Path(path), blocks, optics, rows["rlnMicrographName"].to_numpy(str), values, group,
+                         tuple(problems))  # fmt: skip
+
+
+def optics_groups(blocks: Mapping[str, Block], path: str | Path) -> dict[int, Optics]:
+    """Read the optics groups of a particle file, by their number.
+
+    Raises
+    ------
+    InputError
+        There is no optics block (RELION 3.0), or a group lacks a value.
+    """
+    rows = needs_optics(blocks, path)
+    needed = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast", "rlnImagePixelSize", "rlnImageSize")
+    if missing := [label for label in needed if label not in rows.columns]:
+        raise InputError(f"{path} lacks {', '.join(missing)} in data_optics; {_REMEDY}")
+    return {int(row["rlnOpticsGroup"]): _optics(row) for row in rows.to_dict("records")}
+
+
+def needs_optics(blocks: Mapping[str, Block], path: str | Path) -> pd.DataFrame:
+    """Take the optics block of a file; InputError if there is none, as before RELION 3.1."""
+    rows = table(blocks, "optics")
+    if rows.empty or "rlnOpticsGroup" not in rows.columns:
+        raise InputError(f"{path} has no optics groups: it was written before RELION 3.1; convert it "
+                         f"(relion_convert_star --i {Path(path).name} --o NEW.star)")  # fmt: skip
+    return rows
+
+
+def assemble(
+    tables: Sequence[ParticleTable],
+    find_movie: Mapping[str, int],
+    movies: Sequence[Movie],
+    unusable: Mapping[str, str],
+    micrographs_path: str | Path,
+) -> tuple[xr.Dataset, tuple[Optics, ...], tuple[Skipped, ...]]:
+    """Put the particles of all tables on their movies: the Dataset's particles, optics groups, and those left out.
+
+    ``find_movie`` leads from a name as the particles write it to an index of ``movies``, ``unusable`` from a name to
+    the reason why its movie cannot be used. A particle without a movie, or with its whole box off it, is left out.
+    """
+    optics: list[Optics] = []
+    kept_parts: list[dict[str, np.ndarray]] = []
+    skipped: list[Skipped] = []
+    unlisted = f"its micrograph is not in {micrographs_path}"
+    for number, part in enumerate(tables):
+        index = {group: _index(optics, one) for group, one in part.optics.items()}
+        names, inverse = np.unique(part.micrograph, return_inverse=True)
+        movie = np.array([find_movie.get(name, -1) for name in names])[inverse]
+        scale = np.array([m.pixel_size_A * m.binning for m in movies] or [1.0])[movie]
+        size = np.array([(m.width * m.pixel_size_A, m.height * m.pixel_size_A) for m in movies] or [(1.0, 1.0)])[movie]
+        of_row = np.array([index.get(group, 0) for group in part.group])
+        half_box = np.array([one.box_size * one.pixel_size_A / 2 for one in optics])[of_row, None]
+        coordinate = part.values["coordinate"] * scale[:, None]
+        off = ((coordinate + half_box < 0) | (coordinate - half_box > size)).any(axis=1) & (movie >= 0)
+        for row in np.flatnonzero(off | (movie < 0)):
+            name = str(part.micrograph[row])
+            reason = "it lies outside its movie" if off[row] else unusable.get(name, unlisted)
+            skipped.append(Skipped(int(row), movies[movie[row]].micrograph if off[row] else name, reason))
+        kept = ~off & (movie >= 0)
+        values = {**part.values, "coordinate": coordinate, "optics": of_row, "reference": np.full(len(kept), number),
+                  "micrograph": np.array([m.micrograph for m in movies] or [""])[movie]}  # fmt: skip
+        kept_parts.append({name: value[kept] for name, value in values.items()})
+    kept_parts = kept_parts or [_no_particles()]
+    joined = {name: np.concatenate([part[name] for part in kept_parts]) for name in _LABELS}
+    return particle_dataset(joined), tuple(optics), tuple(skipped)
+
+
+def particle_dataset(values: Mapping[str, np.ndarray]) -> xr.Dataset:
+    """Label particle values (particle, ...) with dimensions, units and names as ``schema.Dataset`` describes them."""
+    extra = {"coordinate": ("axis",), "origin": ("axis",), "euler": ("angle",)}
+    variables = {
+        name: (("particle", *extra.get(name, ())), values[name], {"long_name": label} | _units(unit))
+        for name, (label, unit) in _LABELS.items()
+    }
+    return xr.Dataset(variables, coords={"axis": list(AXES), "angle": ["rot", "tilt", "psi"]})
+
+
+def listed(names: Sequence[Any], shown: int = 3) -> str:
+    """Name the first few and count the rest: 'a, b, c and 21 more'."""
+    first = ", ".join(map(str, names[:shown]))
+    return first if len(names) <= shown else f"{first} and {len(names) - shown} more"
+
+
+def _units(unit: str) -> dict[str, str]:
+    return {"units": unit} if unit else {}
+
+
+def _no_particles() -> dict[str, np.ndarray]:
+    whole = {name: np.zeros(0, int) for name in ("row", "stack_index", "reference", "half", "optics")}
+    vectors = {"coordinate": np.zeros((0, 2)), "origin": np.zeros((0, 2)), "euler": np.zeros((0, 3))}
+    return {name: np.zeros(0) for name in _LABELS} | {"micrograph": np.zeros(0, str)} | whole | vectors
+
+
+def _optics(row: Mapping[Any, Any]) -> Optics:
+    magnification = [float(row.get(f"rlnMagMat{ij}", ij in ("00", "11"))) for ij in ("00", "01", "10", "11")]
+    return Optics(
+        name=str(row.get("rlnOpticsGroupName", row["rlnOpticsGroup"])),
+        voltage_kV=float(row["rlnVoltage"]),
+        spherical_aberration_mm=float(row["rlnSphericalAberration"]),
+        amplitude_contrast=float(row["rlnAmplitudeContrast"]),
+        pixel_size_A=float(row["rlnImagePixelSize"]),
+        box_size=int(row["rlnImageSize"]),
+        ctf_premultiplied=bool(int(row.get("rlnCtfDataAreCtfPremultiplied", 0))),
+        beam_tilt_mrad=(float(row.get("rlnBeamTiltX", 0)), float(row.get("rlnBeamTiltY", 0))),
+        odd_zernike=_list(row.get("rlnOddZernike", "")),
+        even_zernike=_list(row.get("rlnEvenZernike", "")),
+        magnification=((magnification[0], magnification[1]), (magnification[2], magnification[3])),
+    )
+
+
+def _list(text: str) -> tuple[float, ...]:
+    return tuple(float(value) for value in str(text).strip("[]").split(",") if value.strip())
+
+
+def _index(optics: list[Optics], one: Optics) -> int:
+    if one not in optics:  # several tables usually share their optics groups
+        optics.append(one)
+    return optics.index(one)
+
+
+def _numbers(column: pd.Series, label: str, path: str | Path, problems: list[str]) -> np.ndarray:
+    numbers = pd.to_numeric(column, errors="coerce").to_numpy(float)
+    bad = ~np.isfinite(numbers)
+    _complain(bad, f"{path}: {label} is not a number in", "; take these particles out of the file", problems)
+    return numbers
+
+
+def _complain(bad: np.ndarray, what: str, remedy: str, problems: list[str]) -> None:
+    if bad.any():
+        rows = np.flatnonzero(bad) + 1
+        count = f" ({rows.size} of {bad.size})" if rows.size > 1 else ""
+        problems.append(f"{what} row{'s' * (rows.size > 1)} {listed(rows.tolist())}{count} of data_particles{remedy}")
+
+
+def _stack_index(rows: pd.DataFrame) -> np.ndarray:
+    if "rlnImageName" not in rows.columns:
+        return np.arange(1, len(rows) + 1)
+    before = (str(name).partition("@") for name in rows["rlnImageName"])
+    return np.array([int(number) if at and number.isdigit() else i + 1 for i, (number, at, _) in enumerate(before)])
+
+
+def _origin(
+    numbers: Mapping[str, np.ndarray], labels: tuple[str, str], group: np.ndarray, optics: Mapping[int, Optics]
+) -> np.ndarray:
+    origin = np.stack([numbers[label] for label in labels], axis=1)
+    if labels == _ORIGINS[0]:
+        return origin
+    pixel = {number: one.pixel_size_A for number, one in optics.items()}
+    return origin * np.array([pixel.get(number, 1.0) for number in group])[:, None]
+
+
+def _optional(rows: pd.DataFrame, label: str, default: float) -> np.ndarray:
+    if label not in rows.columns:
+        return np.full(len(rows), default)
+    return pd.to_numeric(rows[label], errors="coerce").fillna(default).to_numpy(float)
