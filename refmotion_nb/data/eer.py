@@ -24,7 +24,8 @@ _COMPRESSIONS = {65000: (8, 2, 2), 65001: (7, 2, 2)}
 _KEEP = frozenset(
     {tiff.WIDTH, tiff.HEIGHT, tiff.COMPRESSION, tiff.OFFSETS, tiff.COUNTS, _METADATA, _SKIP_BITS, _X_BITS, _Y_BITS}
 )
-_PADDING = 16  # bytes that may be read beyond the end of a stream
+PADDING = 8  # bytes that may be read beyond the end of a stream
+_BAND_BYTES = 1 << 18  # of the rendered frame; all raw frames of a group add to it while it is in the cache
 # How many pixels of the rendered frame to one of the sensor, as a power of two; 3 is what RELION calls 4x
 _UPSAMPLINGS = {-1: -1, 1: 0, 2: 1, 3: 2, 4: 2}
 
@@ -92,25 +93,27 @@ class EerFile:
                 f"{self._source.path} stores {min(x_bits, y_bits)} sub-pixel bits: EER upsampling can be at most "
                 f"{2 ** min(x_bits, y_bits)}"
             )
-        for raw in range(first, first + n):
-            decoded = decode_eer(
-                self._stream(raw), out, self.info.height, self.info.width, skip_bits, x_bits, y_bits, shift
+        stream, starts = self._streams_of(first, n)
+        decoded = decode_eer(stream, starts, out, self.info.height, self.info.width, skip_bits, x_bits, y_bits, shift)
+        damaged = np.flatnonzero(decoded != self.info.height * self.info.width)
+        if damaged.size:
+            raise InputError(
+                f"{self._source.path}: raw frame {first + damaged[0] + 1} is damaged ({decoded[damaged[0]]} pixels "
+                f"instead of {self.info.height * self.info.width}); copy the file again or leave the movie out"
             )
-            if decoded != self.info.height * self.info.width:
-                raise InputError(
-                    f"{self._source.path}: raw frame {raw + 1} is damaged ({decoded} pixels instead of "
-                    f"{self.info.height * self.info.width}); copy the file again or leave the movie out"
-                )
         return out
 
-    def _stream(self, raw: int) -> np.ndarray:
-        segments = self._streams[raw]
-        data = np.zeros(sum(n for _, n in segments) + _PADDING, np.uint8)
-        done = 0
-        for offset, n in segments:
-            self._source.read_into(offset, data[done : done + n].data)
-            done += n
-        return data
+    def _streams_of(self, first: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Bytes of ``n`` raw frames one after the other, each followed by padding, and where each starts (n + 1,)."""
+        segments = self._streams[first : first + n]
+        sizes = [sum(count for _, count in streams) + PADDING for streams in segments]
+        starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        data = np.zeros(starts[-1], np.uint8)
+        for start, streams in zip(starts.tolist(), segments):
+            for offset, count in streams:
+                self._source.read_into(offset, data[start : start + count].data)
+                start += count
+        return data, starts
 
 
 def eer_info(path: Path | str) -> EerInfo:
@@ -165,35 +168,54 @@ def _dose(metadata: dict[str, str]) -> float | None:
         return None
 
 
-@numba.njit(nogil=True, cache=True, boundscheck=False)
-def decode_eer(stream, out, height, width, skip_bits, x_bits, y_bits, shift):  # pragma: no cover
-    """Add the electrons of one raw frame to ``out`` in place and return how many sensor pixels the stream covers.
+@numba.njit(nogil=True, cache=True)
+def decode_eer(stream, starts, out, height, width, skip_bits, x_bits, y_bits, shift):
+    """Add the electrons of some raw frames to ``out`` in place; return how many sensor pixels each of them covers.
 
-    ``stream`` is uint8 with 16 bytes of padding at its end; ``out`` is (height·2**shift, width·2**shift) unsigned. The
-    return value is height·width for an intact stream, less for one that ends early, more for a damaged one.
+    ``stream`` holds the raw frames as uint8, frame i from starts[i] to starts[i + 1], its last 8 bytes being padding;
+    ``out`` is (height·2**shift, width·2**shift) unsigned. The values returned, (frame,) int64, are height·width for an
+    intact frame, less for one that ends early and more for a damaged one.
     """
-    n_bits = np.uint64(8 * (stream.size - 16))
+    n = starts.size - 1
+    at, pixel = np.zeros(n, np.int64), np.zeros(n, np.int64)
+    per_row = out.itemsize * (out.size // height)
+    band = max(1, _BAND_BYTES // per_row) * width if n > 1 else height * width
+    stop = 0
+    while stop < height * width:
+        stop = min(stop + band, height * width)
+        for i in range(n):
+            at[i], pixel[i] = _advance(
+                stream[starts[i] : starts[i + 1]], at[i], pixel[i], stop, out, height, width, skip_bits, x_bits,
+                y_bits, shift,
+            )  # fmt: skip
+    return pixel
+
+
+@numba.njit(nogil=True, cache=True)
+def _advance(stream, first_bit, first_pixel, stop, out, height, width, skip_bits, x_bits, y_bits, shift):
+    """Decode one raw frame from a bit and a pixel on until ``stop`` is reached; return where to go on."""
+    # All unsigned: signed indices would be checked for being negative, which stops the compiler from merging loads
+    n_bits = np.uint64(8 * (stream.size - PADDING))
     skip_width, code_width = np.uint64(skip_bits), np.uint64(skip_bits + x_bits + y_bits)
     all_ones = np.uint64((1 << skip_bits) - 1)
     x_mask, y_mask = np.uint64((1 << x_bits) - 1), np.uint64((1 << y_bits) - 1)
     x_flip, y_flip = np.uint64((1 << x_bits) >> 1), np.uint64((1 << y_bits) >> 1)
     x_low, y_low = np.uint64(max(0, x_bits - shift)), np.uint64(max(0, y_bits - shift))
     y_at = np.uint64(skip_bits + x_bits)
-    up, down = np.uint64(max(0, shift)), np.uint64(max(0, -shift))
-    n_pixels = np.uint64(height * width)
-    row_width, out_width = np.uint64(width), np.uint64(out.shape[1])
-    n_rows, n_columns = np.uint64(out.shape[0]), out_width
+    up = np.uint64(max(0, shift))
+    n_pixels, end, row_width = np.uint64(height * width), np.uint64(stop), np.uint64(width)
+    n_rows, n_columns = np.uint64(out.shape[0]), np.uint64(out.shape[1])
     flat = out.reshape(-1)
-    one, eight, seven = np.uint64(1), np.uint64(8), np.uint64(7)
-    at, pixel, x, y = np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0)
-    while at + skip_width <= n_bits and pixel < n_pixels:
-        byte = at >> np.uint64(3)
+    one, three, seven = np.uint64(1), np.uint64(3), np.uint64(7)
+    at, pixel = np.uint64(first_bit), np.uint64(first_pixel)
+    x, y = np.uint64(first_pixel % width), np.uint64(first_pixel // width)
+    while pixel < end and at + skip_width <= n_bits:
+        byte = at >> three
         word = np.uint64(0)
         for i in range(8):  # one unaligned load once compiled
-            word |= np.uint64(stream[byte + np.uint64(i)]) << (eight * np.uint64(i))
-        used = at & seven
-        word >>= used
-        left = np.uint64(64) - used
+            word |= np.uint64(stream[byte + np.uint64(i)]) << np.uint64(8 * i)
+        word >>= at & seven
+        left = np.uint64(64) - (at & seven)
         while left >= code_width and at + skip_width <= n_bits:
             skip = word & all_ones
             pixel += skip
@@ -203,23 +225,22 @@ def decode_eer(stream, out, height, width, skip_bits, x_bits, y_bits, shift):  #
                 left -= skip_width
                 at += skip_width
                 continue
-            if pixel >= n_pixels or at + code_width > n_bits:
-                return np.int64(pixel)
+            if pixel >= n_pixels or at + code_width > n_bits:  # the run that ends the frame, or one cut short
+                return np.int64(n_bits), np.int64(pixel)
             while x >= row_width:
                 x -= row_width
                 y += one
             if shift == 0:
                 flat[pixel] += 1
-            else:
-                sub_x = ((word >> skip_width) & x_mask) ^ x_flip
-                sub_y = ((word >> y_at) & y_mask) ^ y_flip
-                column = ((x << up) >> down) | (sub_x >> x_low if shift > 0 else np.uint64(0))
-                row = ((y << up) >> down) | (sub_y >> y_low if shift > 0 else np.uint64(0))
-                if column < n_columns and row < n_rows:  # half of an odd raster leaves one over
-                    flat[row * out_width + column] += 1
+            elif shift > 0:
+                column = (x << up) | (((word >> skip_width & x_mask) ^ x_flip) >> x_low)
+                row = (y << up) | (((word >> y_at & y_mask) ^ y_flip) >> y_low)
+                flat[row * n_columns + column] += 1
+            elif x >> one < n_columns and y >> one < n_rows:  # half of an odd raster leaves one over
+                flat[(y >> one) * n_columns + (x >> one)] += 1
             pixel += one
             x += one
             word >>= code_width
             left -= code_width
             at += code_width
-    return np.int64(pixel)
+    return np.int64(at), np.int64(pixel)
