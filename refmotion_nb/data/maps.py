@@ -180,11 +180,12 @@ def _write(path: str | Path, data: np.ndarray, pixel_size_A: float, float16: boo
     largest = float(np.abs(data).max(initial=0))
     if float16 and largest > _FLOAT16_MAX:
         raise InputError(f"{path}: {largest:g} does not fit into 16 bits; write 32 bits (float16 off)")
-    with atomic(path) as temporary, mrcfile.new(temporary, overwrite=True) as file:
-        file.set_data(data.astype(np.float16 if float16 else np.float32, copy=False))
+    mode = 12 if float16 else 2
+    # straight into the file: setting the data would copy it, and sum up 16-bit numbers for the header
+    with atomic(path) as temporary, mrcfile.new_mmap(temporary, data.shape, mrc_mode=mode) as file:
+        file.data[...] = data
         file.set_volume() if is_volume else file.set_image_stack()
         file.voxel_size = pixel_size_A
         header = file.header
-        # from the data as given: sums of 16-bit numbers overflow
-        header.dmin, header.dmax = data.min(initial=0), data.max(initial=0)
+        header.dmin, header.dmax = np.array([data.min(), data.max()]).astype(file.data.dtype)
         header.dmean, header.rms = data.mean(dtype=float), data.std(dtype=float)

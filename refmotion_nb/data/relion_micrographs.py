@@ -136,10 +136,10 @@ def _read_motion(
     failed: dict[int, tuple[Path, str]] = {}
     voltages = rows["rlnVoltage"].tolist() if "rlnVoltage" in rows.columns else [None] * len(rows)
     for i, (metadata, short, voltage) in enumerate(zip(rows["rlnMicrographMetadata"].astype(str), shorts, voltages)):
-        path = root / metadata
+        path = root / metadata if metadata else Path(short)
         try:
             if not metadata:
-                raise InputError(f"{path}: micrograph {short} has no motion STAR file; run motion correction again")
+                raise InputError(f"{path}: no motion STAR file is named for this micrograph; run motion correction again")
             if not path.is_file():
                 raise InputError(f"{path}, the motion STAR file of a micrograph, was not found; {_GIVE_ROOT}")
             read[i] = _one_movie(path, short, root, voltage, options)
@@ -218,8 +218,9 @@ def _grouped(failed: Mapping[int, tuple[Path, str]]) -> list[str]:
     kinds: dict[str, list[Path]] = {}
     for path, message in failed.values():
         kinds.setdefault(message.replace(str(path), "{}"), []).append(path)
-    return [kind.replace("{}", str(paths[0])) + (f" (and {len(paths) - 1} more like it)" if len(paths) > 1 else "")
-            for kind, paths in kinds.items()]  # fmt: skip
+    lines = [kind.replace("{}", str(paths[0])) + (f" (and {len(paths) - 1} more like it)" if len(paths) > 1 else "")
+             for kind, paths in kinds.items()]  # fmt: skip
+    return lines if len(lines) <= 10 else [*lines[:10], f"{len(lines) - 10} more files have problems of their own"]
 
 
 def _within(path: Path, root: Path) -> Path:

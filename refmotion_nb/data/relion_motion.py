@@ -41,37 +41,13 @@ def read_motion(
     InputError
         The file is missing or incomplete, or has no dose rate and none is given.
     """
-    blocks = read_star(path, _BLOCKS)
-    general = _general(blocks, path)
-    n_frames, first_frame = int(general["rlnImageSizeZ"]), int(general.get("rlnMicrographStartFrame", 1)) - 1
-    if not 0 <= first_frame < n_frames:
-        raise InputError(f"{path}: rlnMicrographStartFrame {first_frame + 1} is not one of its {n_frames} frames; "
-                         "run motion correction again")  # fmt: skip
-    dose = _first(dose_per_frame_e_A2, general.get("rlnMicrographDoseRate"))
-    if dose is None or not 0 < dose < math.inf:
-        raise InputError(f"{path} has no dose rate; give dose_per_frame_e_A2 (e/Å² and frame)")
-    gain_name, defects = (str(general.get(f"rlnMicrograph{kind}", "")) for kind in ("GainName", "DefectFile"))
-    return Movie(
-        micrograph=micrograph,
-        path=locate(str(general["rlnMicrographMovieName"])),
-        n_frames=n_frames - first_frame,
-        height=int(general["rlnImageSizeY"]),
-        width=int(general["rlnImageSizeX"]),
-        pixel_size_A=float(general["rlnMicrographOriginalPixelSize"]),
-        dose_per_frame_e_A2=float(dose),
-        # RELION writes -1 for what it was not told
-        pre_exposure_e_A2=max(0.0, _first(pre_exposure_e_A2, general.get("rlnMicrographPreExposure"), 0.0)),
-        voltage_kV=_first(_positive(general.get("rlnVoltage")), voltage_kV, 300.0),
-        binning=_first(_positive(general.get("rlnMicrographBinning")), 1.0),
-        first_frame=first_frame,
-        gain=gain or (Gain(locate(gain_name)) if gain_name else None),
-        defects=locate(defects) if defects else None,
-        hot_pixels=_hot_pixels(blocks),
-        eer_upsampling=int(general.get("rlnEERUpsampling", 1)),
-        eer_grouping=int(general.get("rlnEERGrouping", 1)),
-        global_shift=_global_shift(blocks, path, n_frames)[first_frame:],
-        local_motion=_local_coefficients(blocks, path) if int(general.get("rlnMotionModelVersion", 0)) else None,
-    )
+    try:
+        return _movie(read_star(path, _BLOCKS), path, micrograph, locate, dose_per_frame_e_A2, pre_exposure_e_A2,
+                      voltage_kV, gain)  # fmt: skip
+    except (KeyError, ValueError, IndexError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is not a whole motion STAR file ({error}); run motion correction again") from None
 
 
 def local_motion(coefficients: np.ndarray, xy_fraction: np.ndarray, n_frames: int) -> np.ndarray:
@@ -164,6 +140,42 @@ def regroup_eer(movie: Movie, grouping: int) -> Movie:
     dose = movie.dose_per_frame_e_A2 * ratio
     return replace(movie, n_frames=n_frames, eer_grouping=grouping, dose_per_frame_e_A2=dose, global_shift=shift,
                    local_motion=local)  # fmt: skip
+
+
+def _movie(
+    blocks: dict[str, Block], path: str | Path, micrograph: str, locate: Callable[[str], Path],
+    dose_per_frame_e_A2: float | None, pre_exposure_e_A2: float | None, voltage_kV: float | None, gain: Gain | None,
+) -> Movie:  # fmt: skip
+    general = _general(blocks, path)
+    n_frames, first_frame = int(general["rlnImageSizeZ"]), int(general.get("rlnMicrographStartFrame", 1)) - 1
+    if not 0 <= first_frame < n_frames:
+        raise InputError(f"{path}: rlnMicrographStartFrame {first_frame + 1} is not one of its {n_frames} frames; "
+                         "run motion correction again")  # fmt: skip
+    dose = _first(dose_per_frame_e_A2, general.get("rlnMicrographDoseRate"))
+    if dose is None or not 0 < dose < math.inf:
+        raise InputError(f"{path} has no dose rate; give dose_per_frame_e_A2 (e/Å² and frame)")
+    gain_name, defects = (str(general.get(f"rlnMicrograph{kind}", "")) for kind in ("GainName", "DefectFile"))
+    return Movie(
+        micrograph=micrograph,
+        path=locate(str(general["rlnMicrographMovieName"])),
+        n_frames=n_frames - first_frame,
+        height=int(general["rlnImageSizeY"]),
+        width=int(general["rlnImageSizeX"]),
+        pixel_size_A=float(general["rlnMicrographOriginalPixelSize"]),
+        dose_per_frame_e_A2=float(dose),
+        # RELION writes -1 for what it was not told
+        pre_exposure_e_A2=max(0.0, _first(pre_exposure_e_A2, general.get("rlnMicrographPreExposure"), 0.0)),
+        voltage_kV=_first(_positive(general.get("rlnVoltage")), voltage_kV, 300.0),
+        binning=_first(_positive(general.get("rlnMicrographBinning")), 1.0),
+        first_frame=first_frame,
+        gain=gain or (Gain(locate(gain_name)) if gain_name else None),
+        defects=locate(defects) if defects else None,
+        hot_pixels=_hot_pixels(blocks),
+        eer_upsampling=int(general.get("rlnEERUpsampling", 1)),
+        eer_grouping=int(general.get("rlnEERGrouping", 1)),
+        global_shift=_global_shift(blocks, path, n_frames)[first_frame:],
+        local_motion=_local_coefficients(blocks, path) if int(general.get("rlnMotionModelVersion", 0)) else None,
+    )
 
 
 def _general(blocks: dict[str, Block], path: str | Path) -> dict[str, Any]:

@@ -96,7 +96,10 @@ def optics_groups(blocks: Mapping[str, Block], path: str | Path) -> dict[int, Op
     needed = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast", "rlnImagePixelSize", "rlnImageSize")
     if missing := [label for label in needed if label not in rows.columns]:
         raise InputError(f"{path} lacks {', '.join(missing)} in data_optics; {_REMEDY}")
-    return {int(row["rlnOpticsGroup"]): _optics(row) for row in rows.to_dict("records")}
+    try:
+        return {int(row["rlnOpticsGroup"]): _optics(row) for row in rows.to_dict("records")}
+    except ValueError as error:
+        raise InputError(f"{path}: data_optics holds a value that is not a number ({error}); {_REMEDY}") from None
 
 
 def needs_optics(blocks: Mapping[str, Block], path: str | Path) -> pd.DataFrame:

@@ -1,0 +1,139 @@
+import shutil
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from refmotion_nb.data.schema import InputError
+from refmotion_nb.data.star import read_star, table, write_star
+
+SMALL = """
+# version 30001
+
+data_general
+
+_rlnImageSizeX      3710
+_rlnVoltage   200.000000
+_rlnMicrographMovieName   "Movies/a b.tiff"
+
+# version 30001
+
+data_optics
+
+loop_
+_rlnOpticsGroupName #1
+_rlnOpticsGroup #2
+_rlnOddZernike #3
+_rlnNote #4
+0001            1 [-0.23,0.09] 'two words'
+"day 2"         2 [0,0] ""
+
+data_empty
+
+loop_
+_rlnCoordinateX #1
+
+data_last
+loop_
+_rlnOriginXAngst #1
+_rlnOriginYAngst #2
+ 1.5   nan
+ -2e-04 7
+"""
+
+
+def write(folder, text, name="a.star"):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_blocks_keep_text_and_numbers(tmp_path):
+    blocks = read_star(write(tmp_path, SMALL))
+    assert blocks["general"] == {
+        "rlnImageSizeX": 3710,
+        "rlnVoltage": 200.0,
+        "rlnMicrographMovieName": "Movies/a b.tiff",
+    }
+    optics = blocks["optics"]
+    assert optics["rlnOpticsGroupName"].tolist() == ["0001", "day 2"]
+    assert optics["rlnOddZernike"].tolist() == ["[-0.23,0.09]", "[0,0]"]
+    assert optics["rlnOpticsGroup"].tolist() == [1, 2]
+    assert optics["rlnNote"].iloc[0] == "two words"
+    assert len(blocks["empty"]) == 0 and list(blocks["empty"].columns) == ["rlnCoordinateX"]
+    np.testing.assert_array_equal(blocks["last"].to_numpy(), [[1.5, np.nan], [-2e-4, 7]])
+
+
+def test_only_the_blocks_asked_for(tmp_path):
+    assert list(read_star(write(tmp_path, SMALL), ("last",))) == ["last"]
+
+
+def test_single_values_as_a_table(tmp_path):
+    blocks = read_star(write(tmp_path, SMALL))
+    assert table(blocks, "general")["rlnImageSizeX"].tolist() == [3710]
+    assert table(blocks, "absent").empty
+
+
+def test_round_trip(tmp_path):
+    blocks = read_star(write(tmp_path, SMALL))
+    write_star(tmp_path / "b.star", blocks)
+    again = read_star(tmp_path / "b.star")
+    assert again["general"] == blocks["general"]
+    for name in ("optics", "empty", "last"):
+        pd.testing.assert_frame_equal(again[name], blocks[name], check_dtype=False)
+
+
+@pytest.mark.parametrize("row", ["1.0", "1.0 2.0 3.0"])
+def test_a_row_of_another_length_is_named(tmp_path, row):
+    text = "data_a\n\nloop_\n_rlnX #1\n_rlnY #2\n1 2\n" + row + "\n3 4\n"
+    with pytest.raises(InputError, match=r"a\.star, data_a: row 2 does not have 2 values"):
+        read_star(write(tmp_path, text))
+
+
+def test_what_is_no_star_file_is_said(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        read_star(tmp_path / "none.star")
+    with pytest.raises(InputError, match="is a folder"):
+        read_star(tmp_path)
+    with pytest.raises(InputError, match="not a STAR file"):
+        read_star(write(tmp_path, "hello\n"))
+    (tmp_path / "b.star").write_bytes(b"\xff\xfe\x00data_")
+    with pytest.raises(InputError, match="not a text file"):
+        read_star(tmp_path / "b.star")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.star"
+    write_star(path, {"a": {"rlnX": 1}})
+
+    class Unprintable:
+        def __str__(self):
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_star(path, {"a": {"rlnX": Unprintable()}})
+    assert read_star(path) == {"a": {"rlnX": 1}}
+    assert [file.name for file in tmp_path.iterdir()] == ["a.star"]
+
+
+def test_real_particles_round_trip(test_data, tmp_path):
+    source = test_data / "relion_tutorial_10204" / "Refine3D" / "job025" / "run_data.star"
+    blocks = read_star(source)
+    assert blocks["particles"].shape == (4501, 26)
+    write_star(tmp_path / "a.star", blocks)
+    again = read_star(tmp_path / "a.star")
+    for name in blocks:
+        pd.testing.assert_frame_equal(again[name], blocks[name], check_exact=True, check_dtype=False)
+
+
+@pytest.mark.skipif(shutil.which("relion_star_handler") is None, reason="RELION is not installed")
+def test_relion_reads_what_is_written(test_data, tmp_path):
+    source = test_data / "relion_tutorial_10204" / "Polish" / "job028" / "shiny.star"
+    write_star(tmp_path / "a.star", read_star(source))
+    command = ["relion_star_handler", "--i", "a.star", "--select", "rlnOpticsGroup", "--minval", "1", "--o", "b.star"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    ours, relions = read_star(source), read_star(tmp_path / "b.star")
+    for name in ours:
+        pd.testing.assert_frame_equal(relions[name], ours[name], rtol=1e-6, check_dtype=False, check_like=True)
