@@ -1,4 +1,4 @@
-"""A simulation on disk: movies, gain, maps and STAR files laid out and signed as RELION's."""
+"""Movies, gain references and maps of a simulation, as RELION stores them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from pathlib import Path
 
 import mrcfile
 import numpy as np
-import pandas as pd
 import tifffile
 
-from refmotion_nb.data.star import write_star
 from refmotion_nb.data.synthetic_eer import split_into_events, write_eer
-from refmotion_nb.numerics.reconstruct import MaskedFSC
 
 LABEL = "simulated by refmotion_nb"
 
@@ -78,60 +75,3 @@ def write_gain(folder: Path, gain: np.ndarray, movie_format: str, pixel_size_A: 
         return "gain.gain"
     write_mrc(folder / "gain.mrc", gain, pixel_size_A)
     return "gain.mrc"
-
-
-def optics_block(microscope, **more) -> pd.DataFrame:
-    """One row of data_optics."""
-    row = {
-        "rlnOpticsGroupName": "opticsGroup1",
-        "rlnOpticsGroup": 1,
-        "rlnMicrographOriginalPixelSize": microscope.pixel_size_A,
-        "rlnVoltage": microscope.voltage_kV,
-        "rlnSphericalAberration": microscope.spherical_aberration_mm,
-        "rlnAmplitudeContrast": microscope.amplitude_contrast,
-    }
-    return pd.DataFrame([row | more])
-
-
-def write_motion_star(path: Path, general: dict, shift_px: np.ndarray, hot: np.ndarray) -> None:
-    """Motion STAR of whole-frame alignment (rlnMotionModelVersion 0): shifts are corrections, frames count from 1."""
-    shifts = pd.DataFrame(
-        {
-            "rlnMicrographFrameNumber": np.arange(1, len(shift_px) + 1),
-            "rlnMicrographShiftX": shift_px[:, 0],
-            "rlnMicrographShiftY": shift_px[:, 1],
-        }
-    )
-    blocks: dict[str, pd.DataFrame | dict] = {"general": general, "global_shift": shifts}
-    if len(hot):
-        blocks["hot_pixels"] = pd.DataFrame(hot.astype(float), columns=["rlnCoordinateX", "rlnCoordinateY"])
-    write_star(path, blocks)
-
-
-def write_postprocess(path: Path, curves: MaskedFSC, pixel_size_A: float, box: int, mask: np.ndarray) -> None:
-    """Write the FSC in the form of RELION's postprocess.star, beside the half maps and the mask it names."""
-    shells = np.arange(len(curves.corrected))
-    frequency = shells / (box * pixel_size_A)
-    resolution = np.divide(1.0, frequency, out=np.full(len(shells), 999.0), where=shells > 0)
-    below = np.flatnonzero(curves.corrected < 0.143)
-    folder = path.parent.name
-    general = {
-        "rlnFinalResolution": float(resolution[max(below[0] - 1, 1) if below.size else -1]),
-        "rlnUnfilteredMapHalf1": f"{folder}/half1.mrc",
-        "rlnUnfilteredMapHalf2": f"{folder}/half2.mrc",
-        "rlnParticleBoxFractionSolventMask": float(100 * mask.mean()),
-        "rlnMaskName": f"{folder}/mask.mrc",
-        "rlnRandomiseFrom": float(resolution[curves.randomised_from]),
-    }
-    table = pd.DataFrame(
-        {
-            "rlnSpectralIndex": shells,
-            "rlnResolution": frequency,
-            "rlnAngstromResolution": resolution,
-            "rlnFourierShellCorrelationCorrected": curves.corrected,
-            "rlnFourierShellCorrelationUnmaskedMaps": curves.unmasked,
-            "rlnFourierShellCorrelationMaskedMaps": curves.masked,
-            "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps": curves.randomised,
-        }
-    )
-    write_star(path, {"general": general, "fsc": table})

@@ -108,6 +108,11 @@ class SimulationSettings:
         return self.pre_exposure_e_A2 + np.arange(self.n_frames + 1) * self.dose_per_frame_e_A2
 
     @property
+    def dose_mid(self) -> np.ndarray:
+        """Accumulated dose at the middle of each frame (frame,) e/Å²."""
+        return 0.5 * (self.dose_edges[:-1] + self.dose_edges[1:])
+
+    @property
     def microscope(self) -> Microscope:
         """The optics."""
         return Microscope(

@@ -22,13 +22,12 @@ MIN_WEIGHT_SHARE = 1e-3  # of the mean weight of a shell, below which a voxel co
 class Transform:
     """Sums of an oversampled transform, half of it (kx ≥ 0), with the origin at ``[radius + 1, radius + 1, 0]``."""
 
-    numerator: np.ndarray  # (z, y, x) complex64
-    weight: np.ndarray  # (z, y, x) float32
+    sums: np.ndarray  # (z, y, x, 3) float32: real and imaginary part of the weighted values, weight
     size: int  # px, box of the images and of the map
 
     def __add__(self, other: Transform) -> Transform:
         """Sum of two transforms of one box, e.g. of two halves or of two processes."""
-        return Transform(self.numerator + other.numerator, self.weight + other.weight, self.size)
+        return Transform(self.sums + other.sums, self.size)
 
 
 def backproject(
@@ -54,29 +53,38 @@ def backproject(
     shells = min(max_shell or size // 2, size // 2)
     radius = PADDING * shells
     operators = np.eye(3)[None] if symmetry is None else np.asarray(symmetry, float)
-    numerator = np.zeros((2 * radius + 3, 2 * radius + 3, radius + 2), np.complex64)
-    weight = np.zeros(numerator.shape, np.float32)
+    sums = np.zeros((2 * radius + 3, 2 * radius + 3, radius + 2, 3), np.float32)
     # f(S r) = f(r) makes F(S k) = F(k): the same slice belongs at every rotated place
     slices = np.einsum("jab,pcb->pjca", operators, np.asarray(rotations, float))[:, :, :2]
-    _insert(images_ft, weights_ft, np.ascontiguousarray(slices), shells, numerator, weight)
-    _complete_friedel_plane(numerator, weight)
-    return Transform(numerator, weight, size)
+    _insert(images_ft, weights_ft, np.ascontiguousarray(slices), shells, sums)
+    _complete_friedel_plane(sums)
+    return Transform(sums, size)
 
 
 def reconstruct(transform: Transform) -> np.ndarray:
-    """Map (z, y, x) from the sums of ``backproject``: weighted division, inverse transform, gridding correction."""
-    n, radius = transform.size, transform.numerator.shape[2] - 2
+    """Map (z, y, x) from the sums of ``backproject``: density compensation, inverse transform, gridding correction.
+
+    The sums are divided not by the weight of each voxel, which amplifies the noise of those hardly touched, but by
+    weights averaged over neighbouring voxels, iterated once (Pipe & Menon 1999): the oversampled transform varies
+    little over that distance. Beyond the sphere that fits the box the map is 0.
+    """
+    n, radius = transform.size, transform.sums.shape[2] - 2
     big = PADDING * n
+    density = _average_of_neighbours(transform.sums[..., 2].copy())
+    floors = MIN_WEIGHT_SHARE * _shell_means(density, radius)
+    density *= _average_of_neighbours(_ratio(transform.sums, density, floors))
     values = np.zeros((big, big, n + 1), np.complex64)
-    _divide(transform.numerator, transform.weight, _shell_means(transform.weight, radius), radius, values)
+    _divide(transform.sums, density, floors, values)
     keep = (np.arange(n) - n // 2) % big  # centre of the padded map, with the origin moved to n // 2
     for axis in (0, 1):  # crop after each axis: less than half the work of one padded 3D transform
         values = np.take(scipy.fft.ifft(values, axis=axis, overwrite_x=True), keep, axis=axis)
     volume = np.take(scipy.fft.irfft(values, n=big, axis=2, overwrite_x=True), keep, axis=2)
     # trilinear insertion convolves the transform with a triangle, that is multiplies the map by sinc²
-    correction = np.sinc((np.arange(n) - n // 2) / big) ** 2
-    volume /= (correction[:, None, None] * correction[:, None] * correction).astype(np.float32)
-    return volume.astype(np.float32)
+    r = np.arange(n, dtype=np.float32) - n // 2
+    correction = np.sinc(r / big) ** 2
+    volume /= correction[:, None, None] * correction[:, None] * correction
+    volume[r[:, None, None] ** 2 + r[:, None] ** 2 + r**2 > (n / 2) ** 2] = 0
+    return volume.astype(np.float32, copy=False)
 
 
 def fsc(map1: np.ndarray, map2: np.ndarray) -> np.ndarray:
@@ -155,9 +163,9 @@ def _shell_sums(ft1, ft2, n):  # pragma: no cover - compiled
 
 
 @nb.njit(nogil=True, cache=True)
-def _insert(images, weights, slices, shells, numerator, weight):  # pragma: no cover - compiled
+def _insert(images, weights, slices, shells, sums):  # pragma: no cover - compiled
     size = images.shape[1]
-    origin = numerator.shape[0] // 2
+    origin = sums.shape[0] // 2
     for p in range(images.shape[0]):
         for j in range(slices.shape[1]):
             axes = slices[p, j]
@@ -172,38 +180,70 @@ def _insert(images, weights, slices, shells, numerator, weight):  # pragma: no c
                     x = PADDING * (kx * axes[0, 0] + ky * axes[1, 0])
                     y = PADDING * (kx * axes[0, 1] + ky * axes[1, 1])
                     z = PADDING * (kx * axes[0, 2] + ky * axes[1, 2])
-                    value = images[p, iy, kx]
+                    real, imag = images[p, iy, kx].real, images[p, iy, kx].imag
                     if x < 0:
-                        x, y, z = -x, -y, -z
-                        value = value.conjugate()
+                        x, y, z, imag = -x, -y, -z, -imag
                     x0, y0, z0 = math.floor(x), math.floor(y), math.floor(z)
                     fx, fy, fz = x - x0, y - y0, z - z0
-                    w = weights[p, iy, kx]
+                    weight = weights[p, iy, kx]
                     for dz in range(2):
                         wz = fz if dz else 1 - fz
                         for dy in range(2):
                             wzy = wz * (fy if dy else 1 - fy)
+                            row = sums[z0 + dz + origin, y0 + dy + origin]
                             for dx in range(2):
                                 share = np.float32(wzy * (fx if dx else 1 - fx))
-                                at = (z0 + dz + origin, y0 + dy + origin, x0 + dx)
-                                numerator[at] += share * value
-                                weight[at] += share * w
+                                row[x0 + dx, 0] += share * real
+                                row[x0 + dx, 1] += share * imag
+                                row[x0 + dx, 2] += share * weight
 
 
 @nb.njit(nogil=True, cache=True)
-def _complete_friedel_plane(numerator, weight):  # pragma: no cover - compiled
+def _complete_friedel_plane(sums):  # pragma: no cover - compiled
     """Give each half of the plane kx = 0 what was inserted into the other."""
-    last = numerator.shape[0] - 1
+    last = sums.shape[0] - 1
     for z in range(last // 2 + 1):
         for y in range(last + 1):
             if z == last // 2 and y > last // 2:
                 break
-            a, b = numerator[z, y, 0], numerator[last - z, last - y, 0]
-            total = weight[z, y, 0] + weight[last - z, last - y, 0]
-            numerator[z, y, 0] = a + b.conjugate()
-            numerator[last - z, last - y, 0] = (a + b.conjugate()).conjugate()
-            weight[z, y, 0] = total
-            weight[last - z, last - y, 0] = total
+            here, there = sums[z, y, 0], sums[last - z, last - y, 0]
+            for part in range(3):
+                sign = np.float32(-1.0 if part == 1 else 1.0)
+                here[part] += sign * there[part]
+                there[part] = sign * here[part]
+
+
+@nb.njit(nogil=True, cache=True)
+def _average_of_neighbours(values):  # pragma: no cover - compiled
+    """Convolve a half transform of even symmetry with (1/4, 1/2, 1/4) along each axis, in place."""
+    nz, ny, nx = values.shape
+    quarter, half = np.float32(0.25), np.float32(0.5)
+    for y in range(ny):
+        before = np.zeros(nx, np.float32)
+        for z in range(nz):
+            for x in range(nx):
+                now = values[z, y, x]
+                after = values[z + 1, y, x] if z + 1 < nz else np.float32(0)
+                values[z, y, x] = quarter * (before[x] + after) + half * now
+                before[x] = now
+    for z in range(nz):
+        before = np.zeros(nx, np.float32)
+        for y in range(ny):
+            for x in range(nx):
+                now = values[z, y, x]
+                after = values[z, y + 1, x] if y + 1 < ny else np.float32(0)
+                values[z, y, x] = quarter * (before[x] + after) + half * now
+                before[x] = now
+    mirror = values[::-1, ::-1, 1].copy()  # what stands at kx = -1
+    for z in range(nz):
+        for y in range(ny):
+            left = mirror[z, y]
+            for x in range(nx):
+                now = values[z, y, x]
+                right = values[z, y, x + 1] if x + 1 < nx else np.float32(0)
+                values[z, y, x] = quarter * (left + right) + half * now
+                left = now
+    return values
 
 
 @nb.njit(nogil=True, cache=True)
@@ -221,15 +261,29 @@ def _shell_means(weight, radius):  # pragma: no cover - compiled
 
 
 @nb.njit(nogil=True, cache=True)
-def _divide(numerator, weight, means, radius, out):  # pragma: no cover - compiled
-    big = out.shape[0]
+def _ratio(sums, density, floors):  # pragma: no cover - compiled
+    """Weight over the density around it (z, y, x): how uneven the first compensation leaves the transform."""
+    out = np.zeros(density.shape, np.float32)
+    radius = len(floors) - 1
+    for z in range(out.shape[0]):
+        for y in range(out.shape[1]):
+            for x in range(out.shape[2]):
+                r = math.sqrt((z - radius - 1) ** 2 + (y - radius - 1) ** 2 + x * x)
+                if density[z, y, x] > floors[min(round(r), radius)]:
+                    out[z, y, x] = sums[z, y, x, 2] / density[z, y, x]
+    return out
+
+
+@nb.njit(nogil=True, cache=True)
+def _divide(sums, density, floors, out):  # pragma: no cover - compiled
+    big, radius = out.shape[0], len(floors) - 1
     for z in range(-radius, radius + 1):
         for y in range(-radius, radius + 1):
             for x in range(radius + 1):
                 r2 = z * z + y * y + x * x
                 if r2 > radius * radius or 2 * abs(z) >= big or 2 * abs(y) >= big:
                     continue
-                floor = MIN_WEIGHT_SHARE * means[round(math.sqrt(r2))]
-                w = max(weight[z + radius + 1, y + radius + 1, x], floor)
-                if w > 0:
-                    out[z % big, y % big, x] = numerator[z + radius + 1, y + radius + 1, x] / np.float32(w)
+                there = sums[z + radius + 1, y + radius + 1, x]
+                d = max(density[z + radius + 1, y + radius + 1, x], np.float32(floors[round(math.sqrt(r2))]))
+                if d > 0:
+                    out[z % big, y % big, x] = complex(there[0] / d, there[1] / d)
