@@ -139,7 +139,7 @@ def _read_motion(
         path = root / metadata if metadata else Path(short)
         try:
             if not metadata:
-                raise InputError(f"{path}: no motion STAR file is named for this micrograph; run motion correction again")
+                raise InputError(f"{path}: no motion STAR file is named for it; run motion correction again")
             if not path.is_file():
                 raise InputError(f"{path}, the motion STAR file of a micrograph, was not found; {_GIVE_ROOT}")
             read[i] = _one_movie(path, short, root, voltage, options)

@@ -56,7 +56,7 @@ def write_tracks(path: str | Path, tracks: np.ndarray) -> None:
         file.write(f"\n# version 30001\n\ndata_general\n\n_rlnParticleNumber {len(tracks)}\n\n\n")
         for i, track in enumerate(np.asarray(tracks, float).tolist()):
             file.write(header.format(i))
-            file.writelines(f"{x:12.6f} {y:12.6f}\n" for x, y in track)
+            file.writelines(f"{x:13.8g} {y:13.8g}\n" for x, y in track)
             file.write("\n\n")
 
 

@@ -1,0 +1,289 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from relion_project import MICROGRAPHS, PARTICLES, edit, make_project, motion_blocks, optics, reference
+
+from refmotion_nb.data.relion import open_relion, survey
+from refmotion_nb.data.relion_micrographs import match_micrographs, short_names, strip_job
+from refmotion_nb.data.schema import InputError, Reference
+from refmotion_nb.data.star import read_star, write_star
+
+
+@pytest.fixture
+def project(tmp_path):
+    return make_project(tmp_path)
+
+
+def opened(root, **options):
+    return open_relion(PARTICLES, MICROGRAPHS, reference(), root, **options)
+
+
+def set_to(label, rows, value):
+    def change(table):
+        table[label] = table[label].astype(object)
+        table.loc[rows, label] = value
+
+    return change
+
+
+def without(*labels):
+    return lambda table: table.drop(columns=list(labels))
+
+
+def test_opens(project):
+    data = opened(project)
+    assert [movie.micrograph for movie in data.movies] == ["a", "b", "c"]
+    movie = data.movies[0]
+    assert movie.path == project / "Movies" / "a.mrcs" and movie.path.is_absolute()
+    assert (movie.n_frames, movie.height, movie.width, movie.binning) == (4, 64, 96, 2.0)
+    assert movie.voltage_kV == 200  # from the optics group: this motion STAR file has none
+    np.testing.assert_allclose(movie.dose_edges, 0.5 + 1.5 * np.arange(5))
+    table = data.tables[0]["particles"]
+    particles = data.particles
+    assert particles.sizes == {"particle": 30, "axis": 2, "angle": 3}
+    np.testing.assert_allclose(particles["coordinate"], table[["rlnCoordinateX", "rlnCoordinateY"]] * 2)
+    np.testing.assert_allclose(particles["euler"], table[["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"]])
+    np.testing.assert_allclose(particles["origin"], table[["rlnOriginXAngst", "rlnOriginYAngst"]])
+    assert set(particles["half"].values) == {1, 2} and particles["coordinate"].attrs["units"] == "Å"
+    assert (particles["ctf_scale"] == 1).all() and (particles["phase_shift"] == 0).all()
+    group = data.optics[0]
+    assert group.odd_zernike == (-0.23, 0.09) and group.even_zernike == () and group.beam_tilt_mrad == (0.1, 0.0)
+    assert group.magnification == ((1.01, 0.0), (0.0, 0.99)) and not data.skipped
+    movie, mine = next(data.micrographs())
+    assert movie.micrograph == "a" and mine["stack_index"].values.tolist() == list(range(1, 11))
+
+
+def test_root_is_found(project, monkeypatch):
+    inside = Reference(*(project / path for path in ("Refine3D/job020/half1.mrc", "Refine3D/job020/half2.mrc")))
+    data = open_relion(project / PARTICLES, project / MICROGRAPHS, inside)
+    assert data.movies[0].path == project / "Movies/a.mrcs"
+    monkeypatch.chdir(project)
+    assert open_relion(PARTICLES, MICROGRAPHS, reference()).movies[0].path == project / "Movies/a.mrcs"
+
+
+def test_options_replace_what_the_files_say(project):
+    with pytest.raises(InputError, match=r"gain reference gain.mrc not found in .* .3 movies."):
+        opened(project, gain=project / "gain.mrc")
+    movie = opened(project, dose_per_frame_e_A2=2.0, pre_exposure_e_A2=1.0).movies[0]
+    assert (movie.dose_per_frame_e_A2, movie.pre_exposure_e_A2) == (2.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (without("rlnRandomSubset"), "lacks rlnRandomSubset in data_particles; give the run_data.star"),
+        (without("rlnAngleRot", "rlnAnglePsi"), "lacks rlnAngleRot, rlnAnglePsi in data_particles"),
+        (without("rlnOriginXAngst"), "lacks rlnOriginXAngst, rlnOriginYAngst"),
+        (set_to("rlnAngleTilt", [2, 7], np.nan), "rlnAngleTilt is not a number in rows 3, 8 .2 of 30. of data_part"),
+        (set_to("rlnCoordinateX", [4], "oops"), "rlnCoordinateX is not a number in row 5 of data_particles; take"),
+        (set_to("rlnRandomSubset", [0], 0), "no half set .* for row 1 of data_particles"),
+        (set_to("rlnRandomSubset", slice(None), 2), "all particles are of half set 2"),
+        (set_to("rlnOpticsGroup", [3], 9), "no such group in data_optics for row 4"),
+        (lambda table: table.iloc[:0], "holds no particles"),
+        (
+            set_to("rlnMicrographName", slice(None), "MotionCorr/job002/Movies/z.mrc"),
+            "no particle can be used: its micrograph is not in .*corrected_micrographs.star .30.;",
+        ),
+    ],
+)
+def test_each_bad_particle_file_has_its_line(project, change, said):
+    edit(project / PARTICLES, "particles", change)
+    with pytest.raises(InputError, match=said) as error:
+        opened(project)
+    assert "\n" not in str(error.value)
+
+
+def test_relion_30_files_are_refused_with_the_remedy(project):
+    blocks = read_star(project / PARTICLES)
+    write_star(project / PARTICLES, {"": blocks["particles"]})
+    with pytest.raises(InputError, match=r"before RELION 3.1; convert it \(relion_convert_star --i run_data.star"):
+        opened(project)
+
+
+def test_missing_movies_are_one_line(project):
+    for name in ("a", "c"):
+        (project / f"Movies/{name}.mrcs").unlink()
+    with pytest.raises(
+        InputError, match=r"2 of 3 movies not found in .*: Movies/a.mrcs, Movies/c.mrcs; .* root"
+    ) as error:
+        opened(project)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_movie_without_particles_is_only_listed(project):
+    edit(project / PARTICLES, "particles", lambda table: table[~table["rlnMicrographName"].str.contains("/c.mrc")])
+    (project / "Movies/c.mrcs").unlink()
+    data = opened(project)
+    assert len(data.movies) == 2
+    assert [(skip.row, skip.micrograph) for skip in data.skipped] == [(-1, "MotionCorr/job002/Movies/c.mrc")]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda blocks: blocks["general"].pop("rlnMicrographDoseRate"), "has no dose rate; give dose_per_frame_e_A2"),
+        (lambda blocks: blocks["general"].update(rlnMicrographDoseRate=-1), "has no dose rate"),
+        (lambda blocks: blocks["general"].pop("rlnImageSizeX"), "lacks rlnImageSizeX in data_general"),
+        (lambda blocks: blocks["general"].update(rlnImageSizeX="wide"), "not a whole motion STAR file"),
+        (lambda blocks: blocks.pop("global_shift"), "has no data_global_shift"),
+        (lambda blocks: blocks["general"].update(rlnMotionModelVersion=1), "has 0 coefficients, not 36"),
+        (lambda blocks: blocks["general"].update(rlnMicrographStartFrame=9), "StartFrame 9 is not one of its 4"),
+        (
+            lambda blocks: blocks["general"].update(rlnMicrographGainName="g.mrc"),
+            "gain reference g.mrc not found .* .1 m",
+        ),
+        (lambda blocks: blocks["general"].update(rlnImageSizeX=90), "90"),
+    ],
+)
+def test_each_bad_motion_file_has_its_line(project, change, said):
+    blocks = motion_blocks("b")
+    change(blocks)
+    write_star(project / "MotionCorr/job002/Movies/b.star", blocks)
+    with pytest.raises(InputError, match=said) as error:
+        opened(project)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_motion_files(project):
+    for name in ("a", "b"):
+        (project / f"MotionCorr/job002/Movies/{name}.star").unlink()
+    with pytest.raises(InputError, match=r"Movies/a.star, the motion .* was not found; .*and 1 more like it"):
+        opened(project)
+    edit(project / MICROGRAPHS, "micrographs", without("rlnMicrographMetadata"))
+    with pytest.raises(InputError, match=r"lacks rlnMicrographMetadata; give corrected_micrographs.star"):
+        opened(project)
+
+
+def other_frame_count(project, name="b", n_frames=3):
+    blocks = motion_blocks(name)
+    blocks["general"]["rlnImageSizeZ"] = n_frames
+    write_star(project / f"MotionCorr/job002/Movies/{name}.star", blocks)
+
+
+def test_other_frame_counts(project):
+    other_frame_count(project)
+    with pytest.raises(InputError, match=r"1 of 3 movies do not have 4 frames: b \(3\); use skip_movies_with_wrong"):
+        opened(project)
+    data = opened(project, skip_movies_with_wrong_frame_count=True)
+    assert [movie.micrograph for movie in data.movies] == ["a", "c"] and data.particles.sizes["particle"] == 20
+    assert {skip.reason for skip in data.skipped} == {"its movie has 3 frames, most have 4"}
+    assert [skip.row for skip in data.skipped] == list(range(1, 30, 3))
+    assert [movie.n_frames for movie in opened(project, mixed_frame_counts=True).movies] == [4, 3, 4]
+
+
+def test_a_movie_shorter_than_its_motion(project):
+    path = project / "Movies/c.mrcs"
+    other = make_project(project / "other") / "Movies/c.mrcs"
+    from refmotion_nb.data.maps import read_map, write_stack
+
+    write_stack(path, read_map(other)[0][:2], 1.0)
+    with pytest.raises(InputError, match=r"c.mrcs has 2 frames"):
+        opened(project)
+    data = opened(project, skip_movies_with_wrong_frame_count=True)
+    assert [movie.micrograph for movie in data.movies] == ["a", "b"]
+    assert data.skipped[0].reason == "its movie has 2 frames, motion correction saw more"
+
+
+def test_particles_without_a_place_are_skipped_with_the_reason(project):
+    edit(project / PARTICLES, "particles", set_to("rlnMicrographName", [5], "MotionCorr/job002/Movies/z.mrc"))
+    edit(project / PARTICLES, "particles", set_to("rlnCoordinateX", [0, 3], [-30.0, -5.0]))  # the box reaches 20 Å
+    data = opened(project)
+    assert data.particles.sizes["particle"] == 28 and 3 in data.particles["row"]
+    assert [(skip.row, skip.reason) for skip in data.skipped] == [
+        (0, "it lies outside its movie"),
+        (5, f"its micrograph is not in {project / MICROGRAPHS}"),
+    ]
+
+
+def test_bad_references(project):
+    with pytest.raises(InputError, match="half map 2 not found"):
+        open_relion(PARTICLES, MICROGRAPHS, dataclasses.replace(reference(), half2=Path("none.mrc")), project)
+    with pytest.raises(InputError, match="1 particle files for 2 references"):
+        open_relion(PARTICLES, MICROGRAPHS, [reference(), reference()], project)
+    with pytest.raises(InputError, match="no reference given"):
+        open_relion(PARTICLES, MICROGRAPHS, [], project)
+
+
+def test_several_references(project):
+    edit(project / PARTICLES, "optics", lambda table: table.assign(rlnImagePixelSize=5.0))
+    write_star(project / "second.star", {**read_star(project / PARTICLES), "optics": optics()})
+    data = open_relion([PARTICLES, "second.star"], MICROGRAPHS, [reference(), reference()], project)
+    assert data.particles["reference"].values.tolist() == [0] * 30 + [1] * 30
+    assert data.particles["optics"].values.tolist() == [0] * 30 + [1] * 30
+    assert [one.pixel_size_A for one in data.optics] == [5.0, 2.5] and len(data.tables) == 2
+
+
+def test_older_origins_in_pixels(project):
+    def older(table):
+        return table.rename(columns={"rlnOriginXAngst": "rlnOriginX", "rlnOriginYAngst": "rlnOriginY"})
+
+    new = opened(project)
+    edit(project / PARTICLES, "particles", older)
+    np.testing.assert_allclose(opened(project).particles["origin"], new.particles["origin"] * 2.5)
+
+
+def test_matching_ignores_job_folders():
+    assert strip_job("MotionCorr/job002/Movies/a.mrc") == "Movies/a.mrc"
+    assert strip_job("/home/x/CtfFind/job0123/a.mrc") == "a.mrc"
+    assert strip_job("MotionCorr/Movies/a.mrc") == "MotionCorr/Movies/a.mrc"
+    listed = ["MotionCorr/job002/M/a.mrc", "MotionCorr/job002/M/b.mrc", "MotionCorr/job009/M/b.mrc"]
+    wanted = ["CtfFind/job003/M/a.mrc", "CtfFind/job003/M/b.mrc", "MotionCorr/job009/M/b.mrc", "M/a.mrc"]
+    assert match_micrographs(wanted, listed) == {wanted[0]: 0, wanted[2]: 2, wanted[3]: 0}
+
+
+def test_short_names_are_unique():
+    assert short_names(["J/job001/M/a.mrc", "J/job001/M/b.x.mrc"]) == ["a", "b.x"]
+    assert short_names(["J/job001/M/a.mrc", "J/job001/N/a.mrc"]) == ["M_a", "N_a"]
+    assert short_names(["J/job001/M/a.mrc", "J/job002/M/a.mrc"]) == ["J_job001_M_a", "J_job002_M_a"]
+
+
+def test_survey_goes_on_after_the_first_problem(project):
+    (project / "Movies/a.mrcs").unlink()
+    edit(project / PARTICLES, "particles", set_to("rlnAngleTilt", [2], np.nan))
+    other_frame_count(project)
+    check = survey(PARTICLES, MICROGRAPHS, dataclasses.replace(reference(), mask=Path("none.mrc")), project)
+    assert not check.ok and len(check.problems) == 4
+    text = str(check)
+    for part in ("rlnAngleTilt", "1 of 3 movies not found", "do not have 4 frames", "mask not found", "Not ready"):
+        assert part in text
+    assert max(map(len, text.splitlines())) <= 118 + len(str(project))
+
+
+def test_survey_of_nothing(tmp_path):
+    check = survey(tmp_path / "a.star", tmp_path / "b.star")
+    assert len(check.problems) == 2 and "none" in str(check)
+
+
+def test_survey_of_a_whole_project(project):
+    check = survey(PARTICLES, MICROGRAPHS, reference(), project)
+    assert check.ok and "Ready to process." in str(check)
+
+
+def test_survey_of_real_metadata(test_data):
+    folder = test_data / "relion_tutorial_10204"
+    check = survey(folder / "Refine3D/job025/run_data.star", folder / "MotionCorr/job002/corrected_micrographs.star")
+    data = check.dataset
+    assert len(data.movies) == 24 and data.particles.sizes["particle"] == 4501 and not data.skipped
+    assert len(check.problems) == 2  # the movies and their gain reference, each in one line
+    assert check.problems[0].startswith("24 of 24 movies not found") and "Movies/gain.mrc" in check.problems[1]
+    group = data.optics[0]
+    assert (
+        len(group.odd_zernike) == 6 and len(group.even_zernike) == 9 and group.magnification[0] == (1.002162, 0.001487)
+    )
+    np.testing.assert_allclose(data.particles["coordinate"][0], np.array([675.717651, 135.74706]) * 0.885)
+    assert all(movie.local_motion is not None and len(movie.hot_pixels) > 50 for movie in data.movies)
+
+
+def test_opens_a_real_project(test_data):
+    maps = Reference(Path("Ref/half1.mrc"), Path("Ref/half2.mrc"), Path("Ref/mask.mrc"), Path("Ref/postprocess.star"))
+    data = open_relion(
+        "Extract/particles.star", "MotionCorr/corrected_micrographs.star", maps, test_data / "apoferritin"
+    )
+    truth = np.load(test_data / "apoferritin/truth.npz")
+    for movie, part in data.micrographs():
+        assert set(map(tuple, movie.hot_pixels)) == set(map(tuple, truth[f"{movie.micrograph}_hot"]))
+        from_truth = part["coordinate"].values - truth[f"{movie.micrograph}_pos"] * movie.pixel_size_A
+        assert len(from_truth) == 38 if movie.micrograph == "mic0000" else len(from_truth) >= 35
+        assert np.ptp(from_truth, axis=0).max() < 8  # picked on the aligned sum: all moved by about the same

@@ -1,0 +1,144 @@
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+from relion_project import motion_blocks
+
+from refmotion_nb.data.relion_motion import (
+    fit_local_motion,
+    initial_displacement,
+    local_motion,
+    read_local_shifts,
+    read_motion,
+    regroup_eer,
+    rigid_displacement,
+)
+from refmotion_nb.data.schema import InputError
+from refmotion_nb.data.star import write_star
+
+
+def read(tmp_path, change=None):
+    blocks = motion_blocks("a")
+    if change is not None:
+        change(blocks)
+    write_star(tmp_path / "a.star", blocks)
+    return read_motion(tmp_path / "a.star", "a", locate=lambda name: tmp_path / name)
+
+
+def with_model(coefficients):
+    def change(blocks):
+        blocks["general"]["rlnMotionModelVersion"] = 1
+        blocks["local_motion_model"] = pd.DataFrame(
+            {"rlnMotionModelCoeffsIdx": range(36), "rlnMotionModelCoeff": coefficients}
+        )
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("mark", "expected"),
+    [
+        ([], [0, 1, 2, 3]),
+        ([2], [0, 1, 1, 3]),
+        ([0, 1], [0, 0, 2, 3]),
+        ([3], [0, 1, 2, 2]),
+        ([0, 1, 2, 3], [0, 0, 0, 0]),
+    ],
+)
+@pytest.mark.parametrize("absent", [False, True])
+def test_unobserved_frames_take_the_last_observed(tmp_path, mark, expected, absent):
+    def change(blocks):
+        rows = blocks["global_shift"]
+        rows.loc[mark, ["rlnMicrographShiftX", "rlnMicrographShiftY"]] = -9999.0
+        if absent and len(mark) < 4:
+            blocks["global_shift"] = rows.drop(index=mark)
+
+    np.testing.assert_array_equal(read(tmp_path, change).global_shift[:, 0], expected)
+
+
+def test_frames_before_the_first_used_count_as_dose(tmp_path):
+    movie = read(tmp_path, lambda blocks: blocks["general"].update(rlnMicrographStartFrame=2))
+    assert (movie.first_frame, movie.n_frames) == (1, 3)
+    np.testing.assert_array_equal(movie.global_shift[:, 0], [1, 2, 3])
+    np.testing.assert_allclose(movie.dose_edges, [2.0, 3.5, 5.0, 6.5])
+
+
+def test_unknown_values_take_their_defaults(tmp_path):
+    movie = read(tmp_path, lambda blocks: blocks["general"].update(rlnMicrographPreExposure=-1, rlnVoltage=-1))
+    assert (movie.pre_exposure_e_A2, movie.voltage_kV, movie.gain, movie.defects) == (0, 300, None, None)
+
+
+def test_cameras_and_eer(tmp_path):
+    more = {"rlnMicrographGainName": "g.mrc", "rlnMicrographDefectFile": "d.txt", "rlnEERUpsampling": 2,
+            "rlnEERGrouping": 30}  # fmt: skip
+    movie = read(tmp_path, lambda blocks: blocks["general"].update(more))
+    assert (movie.gain.path, movie.defects) == (tmp_path / "g.mrc", tmp_path / "d.txt")
+    assert (movie.eer_upsampling, movie.eer_grouping) == (2, 30)
+
+
+def test_local_motion_terms():
+    for index, term in enumerate(["1", "x", "x2", "y", "y2", "xy"]):
+        coefficients = np.zeros(36)
+        coefficients[18 + 3 * index + 1] = 1  # z² of this term, for y
+        x, y = 0.25, -0.5
+        value = {"1": 1, "x": x, "x2": x * x, "y": y, "y2": y * y, "xy": x * y}[term]
+        shift = local_motion(coefficients, np.array([[x, y]]), 4)
+        np.testing.assert_allclose(shift[0, :, 1], value * np.arange(4) ** 2)
+        assert not shift[..., 0].any()
+
+
+def test_fit_gives_back_the_model():
+    rng = np.random.default_rng(5)
+    coefficients = rng.normal(size=36)
+    xy, frame = rng.uniform(-0.5, 0.5, (200, 2)), rng.integers(0, 40, 200)
+    shift = local_motion(coefficients, xy, 40)[np.arange(200), frame]
+    np.testing.assert_allclose(fit_local_motion(xy, frame, shift), coefficients, rtol=1e-6)
+    for few in (slice(0, 10), np.zeros(60, int)):
+        with pytest.raises(InputError, match="do not determine a local motion model"):
+            fit_local_motion(xy[few], frame[few], shift[few])
+
+
+def test_displacement_is_minus_the_shift(tmp_path):
+    coefficients = np.zeros(36)
+    coefficients[3] = 4.0  # x · z, for x
+    movie = dataclasses.replace(read(tmp_path, with_model(coefficients)), pixel_size_A=0.5)
+    np.testing.assert_allclose(rigid_displacement(movie), np.outer(np.arange(4), [-0.5, 0.5]))
+    at = np.array([[0.0, 0.0], [96 * 0.5, 64 * 0.5]])  # the corners, in Å
+    local = initial_displacement(movie, at) - rigid_displacement(movie)
+    np.testing.assert_allclose(local[..., 0], np.outer([0.5, -0.5], np.arange(4) * 4.0 * 0.5))
+    assert not local[..., 1].any()
+    still = dataclasses.replace(movie, global_shift=None, local_motion=None)
+    assert not initial_displacement(still, at).any()
+
+
+def test_regrouped_eer_moves_alike(tmp_path):
+    coefficients = np.random.default_rng(6).normal(size=36)
+    movie = dataclasses.replace(read(tmp_path, with_model(coefficients)), eer_grouping=20)
+    finer = regroup_eer(movie, 10)
+    assert (finer.n_frames, finer.eer_grouping, finer.dose_per_frame_e_A2) == (8, 10, 0.75)
+    np.testing.assert_allclose(finer.dose_edges[-1], movie.dose_edges[-1])
+    at = np.array([[10.0, 50.0]])
+    np.testing.assert_allclose(initial_displacement(finer, at)[:, ::2], initial_displacement(movie, at))
+    coarser = regroup_eer(movie, 30)
+    assert coarser.n_frames == 2
+    with pytest.raises(InputError, match="80 raw frames cannot be grouped by 100"):
+        regroup_eer(movie, 100)
+
+
+def test_no_patches(tmp_path):
+    read(tmp_path)
+    with pytest.raises(InputError, match="has no data_local_shift"):
+        read_local_shifts(tmp_path / "a.star")
+
+
+def test_refit_of_relions_own_patches(test_data):
+    files = sorted((test_data / "relion_tutorial_10204/MotionCorr/job002/Movies").glob("*.star"))
+    assert len(files) == 24
+    line = np.linspace(-0.5, 0.5, 7)
+    grid = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)
+    for path in files:
+        movie = read_motion(path, path.stem)
+        refitted = local_motion(fit_local_motion(*read_local_shifts(path)), grid, movie.n_frames)
+        difference = refitted - local_motion(movie.local_motion, grid, movie.n_frames)
+        assert np.sqrt((difference**2).sum(-1).mean()) < 0.15, path.name  # px
