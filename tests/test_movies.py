@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import imagecodecs
 import mrcfile
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import starfile
 import tifffile
 import zstandard
 
-from refmotion_nb.data import rawbytes, tiff
+from refmotion_nb.data import lzw, rawbytes, tiff
 from refmotion_nb.data.detector import load_detector, make_detector
 from refmotion_nb.data.movies import check_movie, movie_shape, open_movie, read_image
 from refmotion_nb.data.schema import Gain, InputError, Movie
@@ -68,6 +69,29 @@ def test_big_tiff_byte_order_and_predictor(tmp_path, dtype, options, predictor):
         **options,
     )  # fmt: skip
     np.testing.assert_array_equal(frames_of(tmp_path / "m.tif"), data[:, ::-1])
+
+
+@pytest.mark.parametrize("rate", [0, 0.05, 0.8, 20, None])
+@pytest.mark.parametrize("rows", [7, 300])
+def test_lzw_of_all_entropies(tmp_path, rate, rows):
+    rng = np.random.default_rng(6)
+    shape = (2, 300, 517)
+    data = (rng.integers(0, 256, shape) if rate is None else rng.poisson(rate, shape)).astype(np.uint8)
+    write_tiff(tmp_path / "m.tif", data, compression="lzw", rowsperstrip=rows)
+    np.testing.assert_array_equal(frames_of(tmp_path / "m.tif", shape), data[:, ::-1])
+
+
+def test_damaged_lzw_is_read_or_refused_but_never_out_of_bounds():
+    rng = np.random.default_rng(7)
+    intact = imagecodecs.lzw_encode(counts("u1", (40, 50)))
+    for _ in range(200):
+        data = np.frombuffer(intact + bytes(lzw.PADDING), np.uint8).copy()
+        data[rng.integers(0, len(intact), 5)] = rng.integers(0, 256, 5)
+        fenced = np.full((42, 50), 77, np.uint8)
+        lzw.decode_strips(data, np.array([0]), np.array([len(intact)]), 40, fenced[1:-1])
+        assert (fenced[[0, -1]] == 77).all()
+    random = rng.integers(0, 256, 500 + lzw.PADDING, np.uint8)
+    assert not lzw.decode_strips(random, np.array([0]), np.array([500]), 40, np.empty((40, 50), np.uint8))
 
 
 def test_packed_4bit_tiff_is_recognised_by_its_size(tmp_path, monkeypatch):
@@ -220,8 +244,9 @@ def test_tiff_that_is_not_a_movie(tmp_path):
     refuses(lambda: open_movie(movie_at(tmp_path / "m.tif")), "no image")
 
 
-def test_damaged_strip(tmp_path):
-    write_tiff(tmp_path / "m.tif", counts("u1"), compression="zlib", rowsperstrip=H)
+@pytest.mark.parametrize("compression", ["zlib", "lzw", "zstd"])
+def test_damaged_strip(tmp_path, compression):
+    write_tiff(tmp_path / "m.tif", counts("u1"), compression=compression, rowsperstrip=H)
     with tifffile.TiffFile(tmp_path / "m.tif") as tif:
         offset = tif.pages[1].dataoffsets[0]
     raw = bytearray((tmp_path / "m.tif").read_bytes())

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import imagecodecs
 import numpy as np
 
+from refmotion_nb.data import lzw
 from refmotion_nb.data.rawbytes import Bytes
 from refmotion_nb.data.schema import InputError
 
@@ -22,9 +23,10 @@ WIDTH, HEIGHT, BITS, COMPRESSION, FILL_ORDER, OFFSETS, SAMPLES, ROWS_PER_STRIP, 
 PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS, SAMPLE_FORMAT = 317, 322, 323, 324, 325, 339
 
 _TYPES = {1: "B", 2: "s", 3: "H", 4: "I", 6: "b", 7: "s", 8: "h", 9: "i", 11: "f", 12: "d", 13: "I", 16: "Q", 18: "Q"}
+_LZW = 5
 _DECODERS = {
     1: "",
-    5: "lzw_decode",
+    _LZW: "lzw_decode",
     8: "zlib_decode",
     32946: "zlib_decode",
     50000: "zstd_decode",
@@ -108,7 +110,7 @@ class TiffPages:
     def __init__(self, source: Bytes, only_first: bool = False):
         self._source = source
         self._order = byte_order(source)
-        self._segments: list[tuple[tuple, tuple]] = []
+        self._segments: list[tuple[np.ndarray, np.ndarray]] = []  # byte offsets and counts
         for i, tags in enumerate(directories(source, self.KEEP)):
             layout = self._layout_of(tags, i)
             if i == 0:
@@ -116,7 +118,9 @@ class TiffPages:
             elif layout != self._layout:
                 raise InputError(f"{source.path}: image {i + 1} differs in size or type from the first: not a movie")
             codes = (TILE_OFFSETS, TILE_COUNTS) if layout.tiled else (OFFSETS, COUNTS)
-            self._segments.append((tuple(tags.get(codes[0], ())), tuple(tags.get(codes[1], ()))))
+            self._segments.append(
+                (np.array(tags.get(codes[0], ()), np.int64), np.array(tags.get(codes[1], ()), np.int64))
+            )
             self._check_segments(i)
             if only_first:
                 break
@@ -149,7 +153,7 @@ class TiffPages:
         rows, columns = self._layout.tile
         if rows <= 0 or columns <= 0 or not len(offsets) == len(counts) == self._per_column * self._per_row:
             raise InputError(f"{self._source.path}: image {page + 1} has a damaged header; copy the file again")
-        end = max(o + n for o, n in zip(offsets, counts))
+        end = int((offsets + counts).max())
         if end > self._source.size:
             raise InputError(
                 f"{self._source.path} is truncated: image {page + 1} goes to byte {end}, the file to "
@@ -167,21 +171,48 @@ class TiffPages:
     def page(self, index: int) -> np.ndarray:
         """Decode image ``index``: (height, width) of the native dtype, the last row of the file first."""
         lay = self._layout
-        offsets, counts = self._segments[index]
-        first, last = min(offsets), max(o + n for o, n in zip(offsets, counts))
-        whole = self._source.read(first, last - first) if last - first <= 2 * sum(counts) else None
+        data, starts, counts = self._load(index)
         out = np.empty((lay.height, lay.width), lay.dtype)
+        if not self._decode_quickly(data, starts, counts, out):
+            self._decode(data.data, starts.tolist(), counts.tolist(), out, index)
+        return unpack_4bit(out) if self.packed else out
+
+    def _load(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Compressed bytes of an image with padding, where its strips or tiles start in them, and their lengths."""
+        offsets, counts = self._segments[index]
+        first, last, total = int(offsets.min()), int((offsets + counts).max()), int(counts.sum())
+        if last - first <= 2 * total:  # in one go, as nearly always
+            data = np.empty(last - first + lzw.PADDING, np.uint8)
+            self._source.read_into(first, data[: last - first].data)
+            return data, offsets - first, counts
+        starts = np.cumsum(counts) - counts
+        data = np.empty(total + lzw.PADDING, np.uint8)
+        for offset, start, n in zip(offsets.tolist(), starts.tolist(), counts.tolist()):
+            self._source.read_into(offset, data[start : start + n].data)
+        return data, starts, counts
+
+    def _decode_quickly(self, data: np.ndarray, starts: np.ndarray, counts: np.ndarray, out: np.ndarray) -> bool:
+        """Decode plain LZW strips; False where the image is something else or damaged."""
+        lay = self._layout
+        if lay.compression != _LZW or lay.tiled or lay.predictor != 1:
+            return False
+        if not lzw.decode_strips(data, starts, counts, lay.tile[0], out.view(np.uint8)):
+            return False
+        if lay.dtype.newbyteorder(self._order) != lay.dtype:
+            out.byteswap(inplace=True)
+        return True
+
+    def _decode(self, data: memoryview, starts: list[int], counts: list[int], out: np.ndarray, index: int) -> None:
+        lay = self._layout
         flipped = out[::-1]
         rows, columns = lay.tile
         scratch = np.empty(rows * columns * lay.dtype.itemsize, np.uint8)
-        for i, (offset, n) in enumerate(zip(offsets, counts)):
-            packed = self._source.read(offset, n) if whole is None else whole[offset - first : offset - first + n]
+        for i, (start, n) in enumerate(zip(starts, counts)):
             y, x = i // self._per_row * rows, i % self._per_row * columns
             height, width = min(rows, lay.height - y), min(columns, lay.width - x)
             stored = rows if lay.tiled else height  # tiles are padded to their full size, the last strip is not
-            block = self._block(packed, scratch[: stored * columns * lay.dtype.itemsize], index)
+            block = self._block(data[start : start + n], scratch[: stored * columns * lay.dtype.itemsize], index)
             flipped[y : y + height, x : x + width] = block.reshape(stored, columns)[:height, :width]
-        return unpack_4bit(out) if self.packed else out
 
     def _block(self, packed: memoryview, scratch: np.ndarray, page: int) -> np.ndarray:
         """Decompress one strip or tile into the dtype of the image, flat or (rows, columns)."""
