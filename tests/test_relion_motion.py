@@ -142,3 +142,16 @@ def test_refit_of_relions_own_patches(test_data):
         refitted = local_motion(fit_local_motion(*read_local_shifts(path)), grid, movie.n_frames)
         difference = refitted - local_motion(movie.local_motion, grid, movie.n_frames)
         assert np.sqrt((difference**2).sum(-1).mean()) < 0.15, path.name  # px
+
+
+def test_rigid_displacement_has_the_known_error(test_data):
+    truth = np.load(test_data / "apoferritin/truth.npz")
+    weight = np.exp(-truth["dose_mid"] / 16)
+    weight = weight[:, None] / weight.sum()
+    squares = []
+    for path in sorted((test_data / "apoferritin/MotionCorr/Movies").glob("*.star")):
+        difference = initial_displacement(read_motion(path, path.stem), truth[f"{path.stem}_pos"])
+        difference = difference - truth[f"{path.stem}_total"]
+        difference -= (weight * difference).sum(axis=1, keepdims=True)
+        squares.append((weight * difference**2).sum(axis=(1, 2)).mean())
+    np.testing.assert_allclose(np.sqrt(np.mean(squares)), 1.226, atol=5e-4)  # Å, as measured when the set was made
