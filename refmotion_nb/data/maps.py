@@ -12,6 +12,7 @@ import mrcfile
 import numpy as np
 
 from refmotion_nb.data.files import atomic
+from refmotion_nb.data.relion_results import read_fsc
 from refmotion_nb.data.schema import InputError, Reference
 
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
@@ -139,8 +140,6 @@ def load_reference(reference: Reference) -> LoadedReference:
 def _fsc(reference: Reference, box_size: int) -> np.ndarray | None:
     if reference.postprocess is None:
         return None
-    from refmotion_nb.data.relion_results import read_fsc
-
     fsc = read_fsc(reference.postprocess)
     if len(fsc) != box_size // 2 + 1:
         raise InputError(f"{reference.postprocess} has an FSC of {len(fsc)} shells, a box of {box_size} needs "

@@ -54,7 +54,7 @@ def local_motion(coefficients: np.ndarray, xy_fraction: np.ndarray, n_frames: in
     """Evaluate RELION's third-order local motion model: shifts (position, frame, 2) px, RELION's sign, 0 in frame 0.
 
     ``coefficients`` (36,): per axis (x, then y) and per term of 1, x, x², y, y², xy those of z, z², z³, with z the
-    frame from 0; ``xy_fraction`` (position, 2): position over movie size minus one half. Source: facts 1.11.
+    frame from 0; ``xy_fraction`` (position, 2): position over movie size minus one half. Source: RELION's ThirdOrderPolynomialModel.
     """
     space = _space_terms(np.asarray(xy_fraction, float))  # (position, 6)
     time = _time_terms(np.arange(n_frames))  # (frame, 3)
@@ -106,7 +106,7 @@ def rigid_displacement(movie: Movie) -> np.ndarray:
 def initial_displacement(movie: Movie, coordinate_A: np.ndarray) -> np.ndarray:
     """Displacement at given positions as motion correction found it, (position, frame, 2) Å: whole-frame plus local.
 
-    ``coordinate_A`` (position, 2) Å from the first pixel. Source: RELION's initial tracks, facts 1.8.
+    ``coordinate_A`` (position, 2) Å from the first pixel. Source: the tracks that RELION's polishing starts from.
     """
     displacement = np.repeat(rigid_displacement(movie)[None], len(coordinate_A), axis=0)
     if movie.local_motion is not None:
@@ -119,7 +119,7 @@ def initial_displacement(movie: Movie, coordinate_A: np.ndarray) -> np.ndarray:
 def regroup_eer(movie: Movie, grouping: int) -> Movie:
     """Cut an EER movie into fractions of another number of raw frames; motion and dose are carried over.
 
-    Global shifts are interpolated at the start of each fraction, polynomial coefficients rescaled in time (facts 1.12).
+    Global shifts are interpolated at the start of each fraction, polynomial coefficients rescaled in time.
 
     Raises
     ------
