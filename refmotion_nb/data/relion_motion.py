@@ -54,7 +54,8 @@ def local_motion(coefficients: np.ndarray, xy_fraction: np.ndarray, n_frames: in
     """Evaluate RELION's third-order local motion model: shifts (position, frame, 2) px, RELION's sign, 0 in frame 0.
 
     ``coefficients`` (36,): per axis (x, then y) and per term of 1, x, x², y, y², xy those of z, z², z³, with z the
-    frame from 0; ``xy_fraction`` (position, 2): position over movie size minus one half. Source: RELION's ThirdOrderPolynomialModel.
+    frame from 0; ``xy_fraction`` (position, 2): position over movie size minus one half. Source: RELION's
+    ThirdOrderPolynomialModel.
     """
     space = _space_terms(np.asarray(xy_fraction, float))  # (position, 6)
     time = _time_terms(np.arange(n_frames))  # (frame, 3)
