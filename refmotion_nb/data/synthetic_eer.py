@@ -20,12 +20,14 @@ def split_into_events(
 
     Electrons that meet in one pixel of one raw frame count once, as in the camera.
     """
-    pixels = np.repeat(np.arange(counts.size), counts.ravel())
+    pixels = np.repeat(np.arange(counts.size, dtype=np.int32), counts.ravel())
     frame = rng.integers(0, grouping, len(pixels), dtype=np.uint16)
+    pixels = pixels[np.argsort(frame, kind="stable")]
+    ends = np.cumsum(np.bincount(frame, minlength=grouping))
     events = []
-    for f in range(grouping):
-        hit = np.unique(pixels[frame == f])
-        events.append((hit, rng.integers(0, 16, len(hit), dtype=np.uint8)))
+    for hit in np.split(pixels, ends[:-1]):
+        alone = hit[np.diff(hit, prepend=-1) > 0]
+        events.append((alone, rng.integers(0, 16, len(alone), dtype=np.uint8)))
     return events
 
 

@@ -151,6 +151,7 @@ class SimulationSettings:
         """More than 400 particles that move with an exponential kernel of short range, in finer frames."""
         base = cls(
             n_micrographs=8, size_px=1280, height_px=1152, n_frames=32, pixel_size_A=1.1, dose_per_frame_e_A2=1.3,
-            box_px=144, particles_per_micrograph=56, motion="rough", correlation_distance_A=1200.0, seed=3,
+            box_px=144, particles_per_micrograph=56, motion="rough", speed_A_per_dose=1.3,
+            correlation_distance_A=1200.0, seed=3,
         )  # fmt: skip
         return replace(base, **changes)
