@@ -163,6 +163,9 @@ def _exposure(settings, model, plan, sensitivity, run) -> images.Exposure:
         strength = -2 * scope.interaction_rad_per_VA / settings.pixel_size_A**2 * plan.scale[p]
         return potential * ctf * np.float32(strength)
 
+    light = images.illumination(
+        settings.shape, settings.illumination_spread, planning.rng_for(settings, planning.LIGHT, plan.index)
+    )
     edges = settings.dose_edges
     decay = [images.mean_decay(frequency, a, b, settings.voltage_kV) for a, b in zip(edges[:-1], edges[1:])]
     ice = None
@@ -177,7 +180,7 @@ def _exposure(settings, model, plan, sensitivity, run) -> images.Exposure:
         ice_ft=ice,
         ice_paths_px=plan.field_A / settings.pixel_size_A,
         dose_per_pixel=settings.dose_per_frame_e_A2 * settings.pixel_size_A**2,
-        sensitivity=sensitivity,
+        sensitivity=sensitivity * light,
         hot=plan.hot,
     )
 

@@ -77,7 +77,7 @@ class Exposure:
     ice_ft: np.ndarray | None  # rfft2 of the relative intensity of the structural noise, whole field
     ice_paths_px: np.ndarray  # (frame, step, xy)
     dose_per_pixel: float  # electrons per frame
-    sensitivity: np.ndarray  # (y, x) counts per electron
+    sensitivity: np.ndarray  # (y, x) counts per electron of the nominal dose: detector times illumination
     hot: np.ndarray  # (pixel, xy)
 
 
@@ -161,6 +161,15 @@ def structural_noise(
     white[0, 0] = 0
     rms = np.std(scipy.fft.irfft2(white, (height, width)))
     return (white * (contrast / rms)).astype(np.complex64)
+
+
+def illumination(shape: tuple[int, int], spread: float, rng: np.random.Generator) -> np.ndarray:
+    """Relative intensity (y, x) of mean 1: beam and ice thickness vary slowly over the field, by ``spread`` RMS."""
+    y, x = (np.cos(np.pi * np.arange(3)[:, None] * (np.arange(n) + 0.5) / n) for n in shape)
+    waves = rng.standard_normal((3, 3)) / (1 + np.add.outer(np.arange(3) ** 2, np.arange(3) ** 2))
+    waves[0, 0] = 0
+    field = np.einsum("ab,ay,bx->yx", waves, y, x, optimize=True)
+    return np.maximum(1 + field * (spread / field.std()), 0.1).astype(np.float32)
 
 
 def count(exposure: Exposure, frame: int, rng: np.random.Generator) -> np.ndarray:

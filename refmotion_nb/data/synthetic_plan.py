@@ -10,7 +10,7 @@ from refmotion_nb.data import synthetic_motion as motions
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.data.synthetic_settings import SimulationSettings
 
-GAIN, PLACES, MOTION, RIGID, POSES, OPTICS, ICE, COUNTS, EVENTS = range(9)  # what a random draw is for
+GAIN, PLACES, MOTION, RIGID, POSES, OPTICS, ICE, COUNTS, EVENTS, LIGHT = range(10)  # what a random draw is for
 STEPS_PER_FRAME = 12
 GRID_POINTS = 5  # per axis, at which the motion of the whole field is taken
 

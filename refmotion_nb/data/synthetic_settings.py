@@ -64,6 +64,7 @@ class SimulationSettings:
     pick_error_A: float = 2.0  # of the coordinates, RMS per axis; known to the origins
 
     ice_noise: float = 0.03  # structural noise, RMS relative to the mean intensity
+    illumination_spread: float = 0.05  # slow variation of the intensity over the field, RMS
     hot_pixels: int = 6
     gain_spread: float = 0.03  # RMS
     seed: int = 1
@@ -77,7 +78,7 @@ class SimulationSettings:
         not_negative = (
             "pre_exposure_e_A2 spherical_aberration_mm b_factor_A2 defocus_spread_A astigmatism_A scale_spread "
             "speed_A_per_dose drift_A_per_dose motion_scale rigid_error_A pose_error_deg origin_error_A pick_error_A "
-            "ice_noise hot_pixels gain_spread seed"
+            "ice_noise illumination_spread hot_pixels gain_spread seed"
         )
         for name in positive.split():
             if not getattr(self, name) > 0:
