@@ -1,0 +1,332 @@
+"""The result store: one labelled table per stage or micrograph in ``results.zarr``, and the small files beside it.
+
+xarray takes half a second to import, which the command line must not pay for showing its help: it is imported where it
+is used.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refmotion_nb.data.files import atomic, read_text
+from refmotion_nb.data.jsonfiles import finite, plain, read_json
+from refmotion_nb.data.schema import InputError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+SINGLE = ("search", "dose_weights", "particles", "validation")
+PER_MICROGRAPH = ("tracks", "noise")
+_KEY = "store_key"
+_STALE_S = 3600.0  # a group is written in much less: an older temporary folder is what a killed run left
+_HYPERPARAMETERS = (
+    "strength",
+    "balance_deg",
+    "distance_A",
+    "spatial_strength",
+    "acceleration_strength",
+    "common_std_A",
+)
+
+
+class ResultStore:
+    """Results of one run on disk: an xarray DataTree in zarr format 2.
+
+    A group appears whole or not at all, so a run that is killed goes on where it stopped. Threads and processes may
+    write different groups at the same time.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._lock = threading.Lock()
+        self._ready = False
+
+    def __repr__(self) -> str:
+        counts = [f"{len(names)} {section}" for section in PER_MICROGRAPH if (names := self.groups(section))]
+        return f"<ResultStore {self.path}: {', '.join([*self._single(), *counts]) or 'empty'}>"
+
+    def write(self, group: str, dataset: xr.Dataset, key: str = "") -> None:
+        """Write ``dataset`` as ``group``, in place of what was there.
+
+        Parameters
+        ----------
+        group
+            ``search``, ``dose_weights``, ``particles``, ``validation``, ``tracks/<micrograph>`` or
+            ``noise/<micrograph>``.
+        dataset
+            Numbers, truth values and text; attributes come back in JSON's types (tuples and arrays as lists).
+        key
+            What the group was computed from; ``read`` and ``has`` can ask for it.
+
+        Raises
+        ------
+        TypeError
+            A variable holds something that cannot be stored.
+        """
+        from refmotion_nb.data import zarr_v2
+
+        target = self._folder(group)
+        temporary = self._temporary()
+        self._prepare(target.parent)
+        try:
+            zarr_v2.write_group(temporary, dataset, {**dataset.attrs, **({_KEY: key} if key else {})})
+            self._move(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def read(self, group: str, key: str = "", lazy: bool = False) -> xr.Dataset | None:
+        """Read ``group``; None if it is not there, or was computed from something other than ``key``.
+
+        ``lazy`` leaves the arrays on disk until their values are asked for.
+
+        Raises
+        ------
+        InputError
+            The group is damaged.
+        """
+        if not self.has(group, key):
+            return None
+        from refmotion_nb.data import zarr_v2
+
+        dataset = zarr_v2.read_group(self._folder(group), lazy)
+        dataset.attrs.pop(_KEY, None)
+        return dataset
+
+    def has(self, group: str, key: str = "") -> bool:
+        """Return whether ``group`` is there (and, with a ``key``, was computed from that)."""
+        folder = self._folder(group)
+        return (folder / ".zgroup").is_file() and (not key or self.key(group) == key)
+
+    def key(self, group: str) -> str:
+        """Return what ``group`` was computed from; empty if unknown."""
+        return str(read_json(self._folder(group) / ".zattrs", {}).get(_KEY, ""))
+
+    def groups(self, prefix: str = "") -> list[str]:
+        """Return the names of the groups with results, sorted; those of ``tracks`` or ``noise`` only, if given."""
+        prefix = prefix.strip("/")
+        if prefix in PER_MICROGRAPH:
+            return [f"{prefix}/{name}" for name in _groups_in(self.path / prefix)]
+        names = [*self._single(), *(name for section in PER_MICROGRAPH for name in self.groups(section))]
+        return sorted(name for name in names if name.startswith(prefix))
+
+    def _single(self) -> list[str]:
+        return [name for name in _groups_in(self.path) if name not in PER_MICROGRAPH]
+
+    def tree(self) -> xr.DataTree:
+        """Return everything as one DataTree; arrays stay on disk until their values are asked for."""
+        import xarray as xr
+
+        groups = {name: self.read(name, lazy=True) for name in self.groups()}
+        tree = xr.DataTree.from_dict({name: found for name, found in groups.items() if found is not None})
+        tree.attrs = self.attrs
+        return tree
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """What holds for the whole run (settings, inputs, versions, seconds): a copy; change it by ``update_attrs``."""
+        return read_json(self.path / ".zattrs", {})
+
+    def update_attrs(self, **changes: Any) -> None:
+        """Change some of the attributes of the whole run. For one process at a time; several threads may."""
+        self._prepare(self.path)
+        with self._lock, atomic(self.path / ".zattrs") as temporary:
+            temporary.write_text(json.dumps(plain({**self.attrs, **changes})), encoding="ascii")
+
+    def to_netcdf(self, path: str | Path) -> None:
+        """Write everything as one NetCDF file (atomically), for programs that do not read zarr."""
+        tree = self.tree().map_over_datasets(_for_netcdf)
+        with atomic(path) as temporary:
+            tree.to_netcdf(temporary, engine="h5netcdf")
+
+    def _folder(self, group: str) -> Path:
+        parts = group.split("/")
+        alone = len(parts) == 1 and parts[0] not in PER_MICROGRAPH
+        if not (alone or (len(parts) == 2 and parts[0] in PER_MICROGRAPH)) or any(
+            not part or part[0] == "." for part in parts
+        ):
+            raise ValueError(f"{group!r} is no group of results; use one of {SINGLE} or tracks/<micrograph>")
+        return self.path.joinpath(*parts)
+
+    def _temporary(self) -> Path:
+        # beside the store: whatever lies inside it would be taken for a group
+        return self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:12]}")
+
+    def _prepare(self, folder: Path) -> None:
+        """Make ``folder`` and the groups above it; once, remove what killed runs left."""
+        with self._lock:
+            if not self._ready:
+                for left in self.path.parent.glob(f".{self.path.name}.*"):
+                    if time.time() - left.stat().st_mtime > _STALE_S:
+                        shutil.rmtree(left, ignore_errors=True)
+            self._ready = True
+        for level in {self.path, folder}:
+            if not (level / ".zgroup").is_file():
+                with atomic(level / ".zgroup") as temporary:
+                    temporary.write_text('{"zarr_format": 2}', encoding="ascii")
+
+    def _move(self, temporary: Path, target: Path) -> None:
+        """Move a folder into place; where another is there, that goes first: absent for a moment, never half there."""
+        while True:
+            try:
+                os.rename(temporary, target)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            old = self._temporary()
+            with suppress(FileNotFoundError):
+                os.rename(target, old)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def write_netcdf(path: str | Path, dataset: xr.Dataset) -> None:
+    """Write ``dataset`` as a NetCDF file, atomically; attributes that NetCDF cannot hold are written as JSON text."""
+    with atomic(path) as temporary:
+        _for_netcdf(dataset).to_netcdf(temporary, engine="h5netcdf")
+
+
+def read_netcdf(path: str | Path) -> xr.Dataset:
+    """Read a NetCDF file whole; attributes that are JSON text are turned back.
+
+    Raises
+    ------
+    InputError
+        The file does not exist or is not NetCDF.
+    """
+    import xarray as xr
+
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as file:
+            dataset = file.load()
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; check the path") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as NetCDF ({error}); is it complete?") from None
+    items: list[Any] = [dataset, *dataset.variables.values()]
+    for item in items:
+        item.encoding.clear()
+        item.attrs = {name: _from_netcdf(value) for name, value in item.attrs.items()}
+    return dataset
+
+
+def write_hyperparameters(
+    path: str | Path,
+    *,
+    strength: float,
+    balance_deg: float,
+    distance_A: float,
+    common_std_A: float,
+    profile: Sequence[float] | Mapping[str, float],
+    relion: Mapping[str, float],
+    score: float = math.nan,
+    energy: str = "calibrated",
+    **metadata: Any,
+) -> None:
+    """Write hyperparameters for reuse, readable by people; atomically.
+
+    Parameters
+    ----------
+    path
+        Usually ``hyperparameters.json``.
+    strength, balance_deg, distance_A
+        The three hyperparameters; the spatial and acceleration strengths that follow are written too.
+    common_std_A
+        Standard deviation of the common correction of a micrograph per frame.
+    profile
+        Of local velocity with dose: a value per frame, or the parameters of a formula.
+    relion
+        The same prior on RELION's scale: s_vel, s_div, s_acc, dose_per_frame_e_A2.
+    score
+        Cross-validation score, lower is better.
+    energy
+        ``calibrated`` or ``relion``.
+    **metadata
+        Anything else worth keeping. What is not finite is written as null.
+    """
+    theta = math.radians(balance_deg)
+    spatial, acceleration = strength * math.cos(theta), strength * math.sin(theta)
+    values = {"strength": strength, "balance_deg": balance_deg, "distance_A": distance_A, "spatial_strength": spatial,
+              "acceleration_strength": acceleration, "common_std_A": common_std_A, "profile": profile,
+              "relion": relion, "score": score, "energy": energy}  # fmt: skip
+    with atomic(path) as temporary:
+        text = json.dumps(finite(plain({**values, **metadata})), indent=2, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_hyperparameters(path: str | Path) -> dict[str, Any]:
+    """Read ``hyperparameters.json``; numbers that are null come back as NaN.
+
+    The spatial and acceleration strengths follow from strength and balance, or these from them, if only one pair is
+    there.
+
+    Raises
+    ------
+    InputError
+        The file is not JSON, or a hyperparameter is missing or not a positive number.
+    """
+    try:
+        values = json.loads(read_text(path))
+        found = {
+            name: float("nan" if values[name] is None else values[name]) for name in _HYPERPARAMETERS if name in values
+        }
+    except (ValueError, TypeError):
+        raise InputError(f"{path} does not hold hyperparameters; give the hyperparameters.json of a run") from None
+    spatial, acceleration = found.get("spatial_strength", math.nan), found.get("acceleration_strength", math.nan)
+    found.setdefault("strength", math.hypot(spatial, acceleration))
+    found.setdefault("balance_deg", math.degrees(math.atan2(acceleration, spatial)))
+    found.setdefault("distance_A", math.nan)
+    for name in ("strength", "distance_A"):
+        if not 0 < found[name] < math.inf:
+            raise InputError(f"{path}: {name} is {values.get(name, 'missing')}; it must be a positive number")
+    if not 0 <= found["balance_deg"] <= 90:
+        raise InputError(f"{path}: balance_deg is {values.get('balance_deg', 'missing')}; it must be from 0 to 90")
+    _agree(found, path)
+    score = values.get("score")
+    return {**values, **found, "score": math.nan if score is None else float(score)}
+
+
+def _agree(found: dict[str, float], path: str | Path) -> None:
+    """Fill in the two strengths that follow; whoever edits one pair must drop the other."""
+    theta = math.radians(found["balance_deg"])
+    for name, part in {"spatial_strength": math.cos(theta), "acceleration_strength": math.sin(theta)}.items():
+        value = found["strength"] * part
+        if abs(found.setdefault(name, value) - value) > 1e-3 * found["strength"]:
+            raise InputError(f"{path}: {name} contradicts strength and balance_deg; delete one pair of the two")
+
+
+def _groups_in(folder: Path) -> list[str]:
+    return sorted(marker.parent.name for marker in folder.glob("*/.zgroup"))
+
+
+def _for_netcdf(dataset: xr.Dataset) -> xr.Dataset:
+    """Return ``dataset`` with attributes that NetCDF can hold, and come back the same."""
+    result = dataset.copy()
+    items: list[Any] = [result, *result.variables.values()]
+    for item in items:
+        item.attrs = {name: _netcdf_attribute(value) for name, value in item.attrs.items()}
+    return result
+
+
+def _netcdf_attribute(value: Any) -> Any:
+    value = plain(value)
+    # lists as text too: NetCDF has no lists of lists, and returns a list of one as the one
+    return json.dumps(value) if value is None or isinstance(value, bool | dict | list) else value
+
+
+def _from_netcdf(value: Any) -> Any:
+    value = plain(value)
+    if isinstance(value, str) and (value in ("null", "true", "false") or value[:1] in ("{", "[")):
+        with suppress(ValueError):
+            return json.loads(value)
+    return value
