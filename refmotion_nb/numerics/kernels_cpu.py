@@ -223,40 +223,38 @@ def recombine_kernel(stored, scale, shift_px, weight, shell, out):
 
 
 @_jit
-def sample_kernel(windows, position, taps, value, gradient):
+def sample_kernel(windows, position, taps, slopes, value, gradient):
     """Sample correlation windows and their gradients by 4 × 4 piecewise-cubic interpolation.
 
     windows (particle, frame, y, x), position (set, particle, frame, 2) x y in window px from the first sample, taps
-    (4, 4): weight of tap t is Σ_n taps[t, n] u^n -> value (set, particle, frame), gradient (..., 2) per px. Beyond the
-    window's edge the value at the edge continues.
+    (4, 4): weight of tap t is Σ_n taps[t, n] u^n, slopes (4, 3): its derivative -> value (set, particle, frame),
+    gradient (..., 2) per px. Beyond the window's edge the value at the edge continues. All of one float type.
     """
+    number = position.dtype.type
     size = windows.shape[2]
-    wx = np.empty(4, np.float32)
-    wy = np.empty(4, np.float32)
-    dx = np.empty(4, np.float32)
-    dy = np.empty(4, np.float32)
+    low = number(1)
+    high = number(size - 2)
+    wx = np.empty(4, position.dtype)
+    wy = np.empty(4, position.dtype)
+    dx = np.empty(4, position.dtype)
+    dy = np.empty(4, position.dtype)
     for s in range(position.shape[0]):
         for p in range(position.shape[1]):
             for f in range(position.shape[2]):
-                x = position[s, p, f, 0]
-                y = position[s, p, f, 1]
-                inside_x = 1.0 <= x <= size - 2.0
-                inside_y = 1.0 <= y <= size - 2.0
-                x = min(max(x, 1.0), size - 2.0)
-                y = min(max(y, 1.0), size - 2.0)
+                x = min(max(position[s, p, f, 0], low), high)
+                y = min(max(position[s, p, f, 1], low), high)
                 ix = min(int(x), size - 3)
                 iy = min(int(y), size - 3)
-                u = np.float32(x - ix)
-                v = np.float32(y - iy)
+                u = x - number(ix)
+                v = y - number(iy)
                 for t in range(4):
-                    a, b, c, d = taps[t]
-                    wx[t] = a + u * (b + u * (c + u * d))
-                    dx[t] = b + u * (2 * c + 3 * u * d)
-                    wy[t] = a + v * (b + v * (c + v * d))
-                    dy[t] = b + v * (2 * c + 3 * v * d)
-                total = np.float32(0)
-                gx = np.float32(0)
-                gy = np.float32(0)
+                    wx[t] = taps[t, 0] + u * (taps[t, 1] + u * (taps[t, 2] + u * taps[t, 3]))
+                    dx[t] = slopes[t, 0] + u * (slopes[t, 1] + u * slopes[t, 2])
+                    wy[t] = taps[t, 0] + v * (taps[t, 1] + v * (taps[t, 2] + v * taps[t, 3]))
+                    dy[t] = slopes[t, 0] + v * (slopes[t, 1] + v * slopes[t, 2])
+                total = number(0)
+                gx = number(0)
+                gy = number(0)
                 for t in range(4):
                     w0 = windows[p, f, iy - 1 + t, ix - 1]
                     w1 = windows[p, f, iy - 1 + t, ix]
@@ -267,5 +265,5 @@ def sample_kernel(windows, position, taps, value, gradient):
                     gy += dy[t] * row
                     gx += wy[t] * (w0 * dx[0] + w1 * dx[1] + w2 * dx[2] + w3 * dx[3])
                 value[s, p, f] = total
-                gradient[s, p, f, 0] = gx if inside_x else 0
-                gradient[s, p, f, 1] = gy if inside_y else 0
+                gradient[s, p, f, 0] = gx if x == position[s, p, f, 0] else number(0)
+                gradient[s, p, f, 1] = gy if y == position[s, p, f, 1] else number(0)

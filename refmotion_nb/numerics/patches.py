@@ -84,12 +84,15 @@ class PatchSpectra:
         return pair[..., 0] + 1j * pair[..., 1]
 
 
-def particle_power(spectra: PatchSpectra, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Return Σ |X|² per particle and floor shell (particle, box // 2 + 1), and the number of full-plane pixels (shell)."""
+def particle_power(spectra: PatchSpectra, threads: int = 1, half_plane: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Return Σ |X|² per particle and floor shell (particle, shell), and the number of pixels per frame (shell,).
+
+    Sums run over the full plane, or (as RELION's noise spectrum) over the pixels of the half plane.
+    """
     box = spectra.box
     ky, kx = half_plane_indices(box)
     shell = shell_floor(ky, kx)
-    hermitian = np.broadcast_to(hermitian_weight(kx, box), (1, box // 2 + 1))[0].copy()
+    hermitian = np.ones(box // 2 + 1) if half_plane else hermitian_weight(kx, box)[0]
     n_shells = int(shell.max()) + 1
     power = np.zeros((spectra.n_particles, n_shells))
 

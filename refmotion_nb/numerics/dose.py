@@ -1,0 +1,99 @@
+"""How the signal decays with dose: the Fourier cylinder correlation (FCC), its model, and the weights it gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from refmotion_nb.numerics.backend import over_chunks
+from refmotion_nb.numerics.fourier import half_plane_indices, shell_round
+from refmotion_nb.numerics.kernels_cpu import fcc_kernel
+from refmotion_nb.numerics.patches import PatchSpectra
+
+
+def fcc_sums(
+    spectra: PatchSpectra,
+    predicted: np.ndarray,  # (particle, 2K + 1, K + 1) of the opposite half map
+    displacement_px: np.ndarray,  # (particle, frame, 2) from the coordinate
+    whitening: np.ndarray,  # (floor shell,) multiplies X; shells beyond it count as 0
+    n_shells: int,
+    shell_scale: float = 1.0,
+    threads: int = 1,
+) -> np.ndarray:
+    """Return Σ Re(X V*), Σ |X|², Σ |V|² per frame and shell (3, frame, n_shells) over the half plane (facts 1.10).
+
+    ``shell_scale`` turns shells of the patch into those of the reference.
+    """
+    ky, kx = half_plane_indices(spectra.box)
+    shell = shell_round(ky, kx, shell_scale)
+    shift = displacement_px - spectra.offset_px
+    n, chunk = spectra.n_particles, 8
+    # one sum per chunk, added in order: the same result for any number of threads
+    sums = np.zeros((-(-n // chunk), 3, spectra.n_frames, n_shells))
+
+    def work(part: slice) -> None:
+        out = sums[part.start // chunk]
+        fcc_kernel(spectra.stored[part], spectra.scale[part], predicted[part], shift[part], whitening, shell, out)
+
+    over_chunks(n, work, threads, chunk=chunk)
+    return sums.sum(0)
+
+
+def fcc(sums: np.ndarray) -> np.ndarray:
+    """Return the FCC (..., frame, shell) of sums (..., 3, frame, shell); 0 where there is no signal."""
+    norm = np.sqrt(sums[..., 1, :, :] * sums[..., 2, :, :])
+    return np.divide(sums[..., 0, :, :], norm, out=np.zeros_like(norm), where=norm > 0)
+
+
+@dataclass(frozen=True)
+class DoseModel:
+    """FCC(f, k) ≈ scale_f · exp(-B_f k² / 4) · envelope(k), B ≥ 0 relative to the best frame."""
+
+    scale: np.ndarray  # (frame,)
+    b_factor_A2: np.ndarray  # (frame,)
+    envelope: np.ndarray  # (shell,)
+
+    def values(self, frequency_per_A: np.ndarray) -> np.ndarray:
+        """Return scale · exp(-B k² / 4) (frame, frequency), without the envelope."""
+        return self.scale[:, None] * np.exp(-0.25 * self.b_factor_A2[:, None] * frequency_per_A[None] ** 2)
+
+
+def weights(model: DoseModel, frequency_per_A: np.ndarray) -> np.ndarray:
+    """Return weights (frame, frequency) that sum to 1 over frames at each frequency; the envelope cancels."""
+    values = model.values(frequency_per_A)
+    return values / values.sum(0)
+
+
+def fit_relion(fcc_values: np.ndarray, box: int, pixel_A: float, k0: int, k1: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return RELION's per-frame B-factors (Å², negative) and ln scales of an FCC (frame, shell) on shells k0 to k1 - 1.
+
+    Five alternations of a five-level grid search of σ_f with closed-form scales, and of the envelope (facts 1.10).
+    """
+    n_frames, half = fcc_values.shape
+    k = np.arange(k0, k1, dtype=float)
+    data = fcc_values[:, k0:k1]
+    envelope = np.maximum(0.0, data[np.argmax(fcc_values.sum(1))])
+    sigma, scale = np.ones(n_frames), np.ones(n_frames)
+    for _ in range(5):
+        for f in range(n_frames):
+            sigma[f], scale[f] = _fit_frame(data[f], k, envelope, 10.0 * half)
+        model = scale[:, None] * np.exp(-0.5 * k**2 / sigma[:, None] ** 2)
+        envelope = np.maximum(0.0, (model * data).sum(0) / (model**2).sum(0))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return -8 * (pixel_A * half) ** 2 / sigma**2 * ((box / (2.0 * half)) ** 2), np.log(scale)
+
+
+def _fit_frame(data: np.ndarray, k: np.ndarray, envelope: np.ndarray, top: float) -> tuple[float, float]:
+    low, high, steps, depth = 1.0, top, 20, 5
+    for level in range(depth):
+        sigma = low + (high - low) / (steps - 1) * np.arange(steps)
+        shape = envelope * np.exp(-0.5 * k**2 / sigma[:, None] ** 2)
+        power = (shape**2).sum(1)
+        scale = np.divide((shape * data).sum(1), power, out=np.zeros(steps), where=power > 0)
+        best = int(np.argmin(((data - scale[:, None] * shape) ** 2).sum(1)))
+        if level == depth - 1:
+            break
+        width = (high - low) / (steps - 1)
+        low, high = max(sigma[best] - width, low if level else 1.0), sigma[best] + width
+    return float(sigma[best]), float(scale[best])

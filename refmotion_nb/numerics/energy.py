@@ -1,0 +1,119 @@
+"""What each Fourier component is worth: noise, dose decay, the reference's spectral weight, its grey scale, its own noise.
+
+Everything here is per shell: weights multiply Re[X V*] and turn it into the log-likelihood cross term.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refmotion_nb.numerics.correlation import WindowGrid, windows_from_cross
+from refmotion_nb.numerics.fourier import band_indices, raised_cosine
+
+RELION_DAMAGE = (3.40, -1.06, -0.54)  # a, b, c of RELION's --dmg_a/b/c
+
+
+def critical_dose(frequency_per_A: np.ndarray, voltage_kV: float) -> np.ndarray:
+    """Return Grant & Grigorieff's critical dose (e/Å²) at spatial frequencies; 0.8 of it at 200 kV, 0.64 at 100 kV."""
+    factor = 1.0 if voltage_kV > 250 else 0.8 if voltage_kV > 150 else 0.64
+    k = np.maximum(np.asarray(frequency_per_A, float), 1e-6)
+    return factor * (0.245 * k**-1.665 + 2.81)
+
+
+def grant_grigorieff(frequency_per_A: np.ndarray, dose_e_A2: np.ndarray, voltage_kV: float) -> np.ndarray:
+    """Return the signal left at each dose (dose, frequency): exp(-N / 2 Nc) (Grant & Grigorieff 2015, eq. 4)."""
+    return np.exp(-0.5 * np.asarray(dose_e_A2, float)[:, None] / critical_dose(frequency_per_A, voltage_kV)[None])
+
+
+def relion_damage(frequency_per_A: np.ndarray, dose_e_A2: np.ndarray) -> np.ndarray:
+    """Return RELION's damage weights of motion estimation (dose, frequency): exp(-N / τ), τ = a κ^b + c (facts 1.4)."""
+    a, b, c = RELION_DAMAGE
+    tau = a * np.maximum(np.asarray(frequency_per_A, float), 1e-9) ** b + c
+    weight = np.exp(-np.asarray(dose_e_A2, float)[:, None] / np.maximum(tau, 1e-9)[None])
+    weight[:, np.asarray(frequency_per_A) == 0] = 1
+    return weight
+
+
+def first_shell_below(fsc: np.ndarray, level: float) -> int:
+    """Return the first shell with an FSC below ``level`` (the last shell if none is)."""
+    below = np.flatnonzero(np.asarray(fsc) < level)
+    return int(below[0]) if below.size else len(fsc) - 1
+
+
+def spectral_weight(fsc: np.ndarray, k_cut: float) -> np.ndarray:
+    """Return what part of a half map's power is signal (shell,): its FSC up to ``k_cut``, with a soft edge of two shells.
+
+    The expectation of the true structure given one half map is FSC times that map.
+    """
+    shell = np.arange(len(fsc))
+    weight = np.clip(fsc, 0, 1) * raised_cosine(shell, k_cut)
+    weight[0] = 0
+    return weight
+
+
+def inverse_noise(noise_power: np.ndarray) -> np.ndarray:
+    """Return 1 / noise power, 0 where there is none (the origin)."""
+    return np.divide(1.0, noise_power, out=np.zeros_like(noise_power), where=noise_power > 0)
+
+
+def band_power(values: np.ndarray, k: int) -> np.ndarray:
+    """Return Σ |V|² over the full plane per floor shell (particle, k + 1) of bands (particle, 2K + 1, K + 1)."""
+    big = (values.shape[1] - 1) // 2
+    ky, kx = band_indices(big)
+    shell = np.sqrt(kx**2 + ky**2).astype(int)
+    hermitian = np.broadcast_to(np.where(kx == 0, 1.0, 2.0), shell.shape)
+    keep = shell <= k
+    flat, weight = shell[keep], hermitian[keep]
+    return np.stack([np.bincount(flat, weight * np.abs(v[keep]) ** 2, k + 1) for v in values])
+
+
+def reference_scale(cross: float, power: float, pool: float, spread2: float) -> float:
+    """Return the grey scale of a micrograph: its own least squares, shrunk towards the pool.
+
+    ``cross`` = Σ X V* / σ² and ``power`` = Σ |V|² / σ² make the estimate cross / power with variance 1 / power;
+    ``spread2`` is the variance of the true scales between micrographs.
+    """
+    if power <= 0:
+        return pool
+    if spread2 <= 0:
+        return pool
+    trust = spread2 / (spread2 + 1 / power)
+    return trust * cross / power + (1 - trust) * pool
+
+
+def pooled_scale(cross: np.ndarray, power: np.ndarray) -> tuple[float, float]:
+    """Return the scale of all micrographs together and the variance of theirs beyond what noise explains."""
+    pool = float(cross.sum() / power.sum())
+    own = cross / power
+    spread2 = float(np.mean((own - pool) ** 2 - 1 / power)) if len(own) > 1 else 0.0
+    return pool, max(spread2, 0.0)
+
+
+def own_noise_windows(
+    ctf: np.ndarray,  # (particle, 2K + 1, K + 1)
+    weight: np.ndarray,  # (frame, shell): per |CTF|², what the particle itself left in its half map
+    offset_px: np.ndarray,  # (particle, frame, 2) from the window's centre to where the particle was taken from
+    k: int,
+    grid: WindowGrid,
+    box: int,
+) -> np.ndarray:
+    """Return the windows (particle, frame, y, x) that a particle's own noise in its half map is expected to leave.
+
+    A share of each particle's noise sits in its own half map, where the particle was put: at the rigid alignment. By
+    the FSC the noise in a half map has (1 - FSC) of its power, to which the particle contributed in proportion to CTF²
+    and its frames in proportion to their dose weight, so that the expected cross term is CTF² (1 - FSC) |V|² D / σ².
+    """
+    n, n_frames = len(ctf), len(weight)
+    big = (ctf.shape[1] - 1) // 2
+    ky, kx = band_indices(k)
+    radius = np.sqrt(kx**2 + ky**2)
+    shell = np.minimum(radius.astype(int), weight.shape[1] - 1)
+    ctf2 = ctf[:, big - k : big + k + 1, : k + 1] ** 2 * (radius <= k).astype(np.float32)
+    out = np.empty((n, n_frames, grid.size, grid.size), np.float32)
+    turn = -2j * np.pi / box
+    for f in range(n_frames):
+        ramp_x = np.exp(turn * kx[None] * offset_px[:, f, 0, None, None]).astype(np.complex64)
+        ramp_y = np.exp(turn * ky[None] * offset_px[:, f, 1, None, None]).astype(np.complex64)
+        cross = ctf2 * weight[f][shell].astype(np.float32) * ramp_x * ramp_y
+        out[:, f] = windows_from_cross(cross, grid, box)
+    return out

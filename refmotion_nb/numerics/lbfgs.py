@@ -1,0 +1,124 @@
+"""L-BFGS on many independent problems at once (Nocedal & Wright, algorithm 7.5, with backtracking)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from refmotion_nb.numerics.backend import xp_of
+
+# the energy (row,) and gradient (row, n) of the given rows
+Objective = Callable[[Any, Any], tuple[Any, Any]]
+
+
+def minimise(
+    objective: Objective,
+    start: Any,  # (row, n)
+    *,
+    precondition: Callable[[Any, Any], Any] | None = None,
+    tolerance: float = 1e-3,
+    max_iterations: int = 300,
+    memory: int = 8,
+) -> tuple[Any, np.ndarray]:
+    """Minimise every row's energy; ``objective(x, rows)`` evaluates the rows it is given.
+
+    A row stops when the decrease its next step promises is below ``tolerance`` or no step lowers its energy.
+    ``precondition(gradient, rows)`` is an approximate inverse Hessian.
+
+    Returns
+    -------
+    (row, n) the minima and (row,) the number of iterations each took.
+    """
+    xp = xp_of(start)
+    x = start.copy()
+    rows = np.arange(len(x))
+    energy, gradient = objective(x, rows)
+    pairs: list[tuple[Any, Any, Any]] = []  # steps, gradient changes, 1 / their product, rows as in x
+    iterations = np.zeros(len(x), int)
+    result = x.copy()
+    for _ in range(max_iterations):
+        direction = _direction(xp, gradient, pairs, None if precondition is None else partial(precondition, rows=rows))
+        slope = (direction * gradient).sum(1)
+        uphill = slope >= 0
+        if bool(uphill.any()):
+            direction = xp.where(uphill[:, None], -gradient, direction)
+            slope = (direction * gradient).sum(1)
+        done = -0.5 * slope < tolerance
+        if bool(done.any()):
+            result[rows] = x
+            keep = np.flatnonzero(~_host(done))
+            if keep.size == 0:
+                return result, iterations
+            x, energy, gradient, rows = x[keep], energy[keep], gradient[keep], rows[keep]
+            direction, slope = direction[keep], slope[keep]
+            pairs = [(s[keep], y[keep], rho[keep]) for s, y, rho in pairs]
+        iterations[rows] += 1
+        if not pairs and precondition is None:
+            direction = direction / xp.maximum(1, xp.sqrt((gradient**2).sum(1)))[:, None]
+            slope = (direction * gradient).sum(1)
+        new_x, new_energy, new_gradient, moved = _backtrack(xp, objective, rows, x, energy, direction, slope)
+        s, y = new_x - x, new_gradient - gradient
+        product = (s * y).sum(1)
+        good = product > 1e-12 * (y**2).sum(1)
+        rho = xp.where(good, 1 / xp.where(good, product, 1), 0)
+        pairs = [*pairs, (s, y, rho)][-memory:]
+        x, energy, gradient = new_x, new_energy, new_gradient
+        if not bool(moved.all()):
+            result[rows] = x
+            keep = np.flatnonzero(_host(moved))
+            if keep.size == 0:
+                return result, iterations
+            x, energy, gradient, rows = x[keep], energy[keep], gradient[keep], rows[keep]
+            pairs = [(s[keep], y[keep], rho[keep]) for s, y, rho in pairs]
+    result[rows] = x
+    return result, iterations
+
+
+def _host(mask: Any) -> np.ndarray:
+    return mask.get() if xp_of(mask) is not np else mask
+
+
+def _direction(xp: Any, gradient: Any, pairs: list[tuple[Any, Any, Any]], precondition: Any) -> Any:
+    """Return the quasi-Newton direction of every row (two-loop recursion); pairs with rho 0 change nothing."""
+    q = gradient.copy()
+    alphas = []
+    for s, y, rho in reversed(pairs):
+        alpha = rho * (s * q).sum(1)
+        q -= alpha[:, None] * y
+        alphas.append(alpha)
+    if precondition is not None:
+        q = precondition(q)
+    elif pairs:
+        s, y, rho = pairs[-1]
+        yy = (y**2).sum(1)
+        q *= xp.where(rho > 0, 1 / xp.maximum(rho * yy, 1e-300), 1)[:, None]
+    for (s, y, rho), alpha in zip(pairs, reversed(alphas)):
+        beta = rho * (y * q).sum(1)
+        q += (alpha - beta)[:, None] * s
+    return -q
+
+
+def _backtrack(
+    xp: Any, objective: Objective, rows: np.ndarray, x: Any, energy: Any, direction: Any, slope: Any
+) -> tuple[Any, Any, Any, Any]:
+    """Halve each row's step until its energy falls enough; rows for which none does stay where they are."""
+    step = xp.ones(len(x))
+    new_x = x + direction
+    new_energy, new_gradient = objective(new_x, rows)
+    for _ in range(12):
+        short = _host(new_energy > energy + 1e-4 * step * slope)
+        if not short.any():
+            break
+        again = np.flatnonzero(short)
+        step[again] *= 0.4
+        trial = x[again] + step[again, None] * direction[again]
+        trial_energy, trial_gradient = objective(trial, rows[again])
+        new_x[again], new_energy[again], new_gradient[again] = trial, trial_energy, trial_gradient
+    moved = new_energy < energy
+    if not bool(moved.all()):
+        stuck = np.flatnonzero(~_host(moved))
+        new_x[stuck], new_energy[stuck] = x[stuck], energy[stuck]
+    return new_x, new_energy, new_gradient, moved

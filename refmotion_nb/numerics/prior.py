@@ -1,0 +1,110 @@
+"""The motion prior: correlated over the micrograph, smooth over dose, diagonal in its own modes.
+
+E_prior = ½ r [cos θ Σ_f Δd_f u_fᵀ K_z⁻¹ u_f + sin θ Σ_f |u_{f+1} - u_f|² / Δd_f], K_z(i, j) = exp(-|x_i - x_j| / z),
+u = velocity in Å per e/Å² divided by the dose profile. Eigenvectors of K_z times modes over dose make it diagonal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import linalg
+
+EIGENVALUE_FLOOR = 1e-6  # of the largest; below it a mode of K_z only says that coincident particles move alike
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """Total prior strength r, balance θ between acceleration and spatial prior (degrees), correlation distance z (Å)."""
+
+    strength: float
+    balance_deg: float
+    distance_A: float
+
+    @property
+    def spatial_strength(self) -> float:
+        """Return r cos θ, the weight of the spatial prior."""
+        return self.strength * float(np.cos(np.deg2rad(self.balance_deg)))
+
+    @property
+    def acceleration_strength(self) -> float:
+        """Return r sin θ, the weight of the acceleration prior."""
+        return self.strength * float(np.sin(np.deg2rad(self.balance_deg)))
+
+    @classmethod
+    def from_strengths(cls, spatial: float, distance_A: float, acceleration: float) -> Hyperparameters:
+        """Return the hyperparameters with the given spatial and acceleration strengths."""
+        return cls(float(np.hypot(spatial, acceleration)), float(np.rad2deg(np.arctan2(acceleration, spatial))), distance_A)
+
+    @classmethod
+    def from_relion(cls, s_vel: float, s_div: float, s_acc: float, dose_per_frame_e_A2: float) -> Hyperparameters:
+        """Return RELION's prior (s_vel, s_acc in Å per e/Å², s_div in Å) on this scale.
+
+        RELION writes Σ v²/σ_v² where a Gaussian prior has half of it, and its data term is 4/π times the
+        log-likelihood (facts 0.2): together π/2.
+        """
+        spatial = np.pi / (2 * s_vel**2 * dose_per_frame_e_A2)
+        acceleration = np.pi * dose_per_frame_e_A2 / (2 * s_acc**2)
+        return cls.from_strengths(spatial, s_div, acceleration)
+
+    def to_relion(self, dose_per_frame_e_A2: float) -> tuple[float, float, float]:
+        """Return (s_vel, s_div, s_acc) in RELION's units."""
+        s_vel = np.sqrt(np.pi / (2 * self.spatial_strength * dose_per_frame_e_A2))
+        s_acc = np.sqrt(np.pi * dose_per_frame_e_A2 / (2 * self.acceleration_strength))
+        return float(s_vel), self.distance_A, float(s_acc)
+
+
+@dataclass(frozen=True)
+class PriorModes:
+    """Modes in which the prior is diagonal; a local trajectory is spatial @ (coefficients · std) @ temporal."""
+
+    spatial: np.ndarray  # (particle, mode) orthonormal
+    temporal: np.ndarray  # (M, frame) Å of displacement per unit coefficient, 0 in the first frame
+    std: np.ndarray  # (mode, M) standard deviation of each coefficient under the prior
+
+
+def spatial_modes(position_A: np.ndarray, distance_A: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return eigenvectors (particle, mode) and eigenvalues (mode,) of K_z, largest first, for positions (particle, 2).
+
+    Eigenvalues that only say that coincident particles move alike are 0.
+    """
+    d = np.linalg.norm(position_A[:, None] - position_A[None], axis=-1)
+    values, vectors = linalg.eigh(np.exp(-d / distance_A))
+    values = np.where(values > EIGENVALUE_FLOOR * values[-1], values, 0.0)
+    return np.ascontiguousarray(vectors[:, ::-1]), values[::-1]
+
+
+def dose_modes(frame_dose: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return displacement modes over dose (M, frame) and the weight β (M,) of each in the acceleration prior.
+
+    ``frame_dose`` (frame,) e/Å² of every frame, ``profile`` (frame - 1,) by which velocities are scaled. The modes make
+    Σ Δd u² the identity and Σ |u_{f+1} - u_f|²/Δd diagonal, whatever the frames' doses.
+    """
+    step = 0.5 * (frame_dose[1:] + frame_dose[:-1])  # from the middle of a frame to that of the next
+    n = len(step)
+    difference = np.diff(np.eye(n), axis=0)
+    stiffness = difference.T @ (difference / (0.5 * (step[1:] + step[:-1]))[:, None]) if n > 1 else np.zeros((1, 1))
+    scaled = stiffness / np.sqrt(step[:, None] * step[None])
+    beta, vectors = linalg.eigh(scaled)
+    velocity = vectors / np.sqrt(step[:, None])  # (frame - 1, M)
+    moves = velocity * (step * profile)[:, None]
+    temporal = np.concatenate([np.zeros((1, n)), np.cumsum(moves, 0)]).T
+    return np.ascontiguousarray(temporal), np.maximum(beta, 0)
+
+
+def prior_modes(
+    position_A: np.ndarray, frame_dose: np.ndarray, profile: np.ndarray, hyperparameters: Hyperparameters
+) -> PriorModes:
+    """Return the modes of the prior for particles at ``position_A`` (particle, 2) and frames of ``frame_dose`` e/Å²."""
+    vectors, values = spatial_modes(position_A, hyperparameters.distance_A)
+    temporal, beta = dose_modes(frame_dose, profile)
+    return PriorModes(vectors, temporal, mode_std(values, beta, hyperparameters))
+
+
+def mode_std(eigenvalues: np.ndarray, beta: np.ndarray, hyperparameters: Hyperparameters) -> np.ndarray:
+    """Return the prior standard deviation (mode, M) of the coefficients."""
+    inverse = np.divide(1.0, eigenvalues, out=np.full_like(eigenvalues, np.inf), where=eigenvalues > 0)[:, None]
+    # at θ = 90° a constant velocity costs nothing; a trace of the spatial prior keeps the problem proper
+    spatial = max(hyperparameters.spatial_strength, 1e-6 * hyperparameters.strength)
+    return 1 / np.sqrt(spatial * inverse + hyperparameters.acceleration_strength * beta)

@@ -1,0 +1,47 @@
+"""Motion-corrected, dose-weighted particles: shift by phase, weight, sum, crop, transform back."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import fft
+
+from refmotion_nb.numerics.backend import over_chunks
+from refmotion_nb.numerics.fourier import half_plane_indices, shell_round
+from refmotion_nb.numerics.kernels_cpu import recombine_kernel
+from refmotion_nb.numerics.patches import PatchSpectra
+
+
+def recombine(
+    spectra: PatchSpectra,
+    displacement_px: np.ndarray,  # (particle, frame, 2) from the coordinate, patch px
+    weight: np.ndarray,  # (frame, shell) normalised over frames at each shell
+    box_out: int,
+    threads: int = 1,
+) -> np.ndarray:
+    """Return images (particle, box_out, box_out) float32: frames moved back by their displacement, weighted and summed.
+
+    Shells beyond the last of ``weight`` take its weights.
+    """
+    ky, kx = half_plane_indices(box_out)
+    shell = np.minimum(shell_round(ky, kx), weight.shape[1] - 1)
+    shift = displacement_px - spectra.offset_px
+    out = np.empty((spectra.n_particles, box_out, box_out), np.float32)
+    weight = np.ascontiguousarray(weight, np.float32)
+
+    def work(part: slice) -> None:
+        total = np.zeros((part.stop - part.start, box_out, box_out // 2 + 1), np.complex64)
+        recombine_kernel(spectra.stored[part], spectra.scale[part], shift[part], weight, shell, total)
+        out[part] = fft.irfft2(total, (box_out, box_out), norm="forward", workers=1)
+
+    over_chunks(spectra.n_particles, work, threads, chunk=8)
+    return out
+
+
+def normalise(images: np.ndarray, radius_px: float) -> np.ndarray:
+    """Return images with mean 0 and standard deviation 1 outside a circle: what refinement programs expect."""
+    box = images.shape[-1]
+    r = np.arange(box) - box // 2
+    ring = r[:, None] ** 2 + r[None] ** 2 > radius_px**2
+    background = images[:, ring].astype(np.float64)
+    mean, std = background.mean(1), background.std(1)
+    return ((images - mean[:, None, None]) / np.where(std > 0, std, 1)[:, None, None]).astype(np.float32)

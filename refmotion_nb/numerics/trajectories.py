@@ -1,0 +1,169 @@
+"""Maximum-a-posteriori trajectories of all particles of a micrograph, for many hyperparameters at once.
+
+A trajectory is rigid + common + local: the rigid part is given, the common part is one displacement per frame with a
+weak independent prior, the local part stands under the motion prior; the position in the first frame is free. The
+unknowns are whitened (unit prior variance), which is what makes L-BFGS converge in tens of steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from refmotion_nb.numerics.backend import xp_of
+from refmotion_nb.numerics.correlation import WindowGrid
+from refmotion_nb.numerics.kernels_cpu import sample_kernel
+from refmotion_nb.numerics.lbfgs import minimise
+from refmotion_nb.numerics.prior import PriorModes
+
+
+@dataclass
+class Windows:
+    """Correlation windows of a micrograph with what is needed to sample them."""
+
+    values: Any  # (particle, frame, y, x) log-likelihood units; float32, or float64 for exact work
+    grid: WindowGrid
+    centre_px: np.ndarray  # (particle, frame, 2) displacement (patch px, from the coordinate) at the window's centre
+    pixel_A: float
+
+    def sample(self, displacement_A: Any) -> tuple[Any, Any]:
+        """Return values (set, particle, frame) and gradients (..., 2) per Å at displacements (set, particle, frame, 2)."""
+        step_A = self.grid.step_px * self.pixel_A
+        position = (displacement_A - self.centre_px * self.pixel_A) / step_A + self.grid.half
+        number = self.values.dtype
+        position = np.ascontiguousarray(position, number)
+        value = np.empty(position.shape[:-1], number)
+        gradient = np.empty(position.shape, number)
+        taps = self.grid.taps.astype(number)
+        sample_kernel(self.values, position, taps, taps[:, 1:] * np.arange(1, 4, dtype=number), value, gradient)
+        return value, gradient / number.type(step_A)
+
+    def curvature(self, displacement_A: np.ndarray, step_A: float = 0.3) -> np.ndarray:
+        """Return the mean curvature over particles (frame,), per Å², at displacements (particle, frame, 2); at least 5 %
+        of the largest."""
+        around = np.array([[0, 0], [step_A, 0], [-step_A, 0], [0, step_A], [0, -step_A]])
+        value = self.sample(displacement_A[None] + around[:, None, None])[0].mean(1, dtype=np.float64)
+        bend = (4 * value[0] - value[1:].sum(0)) / (2 * step_A**2)
+        return np.maximum(bend, max(0.05 * bend.max(), 1e-6))
+
+    def edge_hits(self, displacement_A: np.ndarray) -> np.ndarray:
+        """Return where (..., particle, frame) a displacement lies beyond what its window can answer for."""
+        away = np.abs(displacement_A / self.pixel_A - self.centre_px).max(-1)
+        return away > self.grid.reach_px
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Trajectories of every set of hyperparameters and the whitened unknowns to start the next solution from."""
+
+    displacement_A: np.ndarray  # (set, particle, frame, 2) from the particle's coordinate
+    common_A: np.ndarray  # (set, frame, 2) relative to rigid
+    local_A: np.ndarray  # (set, particle, frame, 2) relative to rigid and common, 0 in the first frame
+    unknowns: Any  # (set, n)
+    iterations: np.ndarray  # (set,)
+
+
+class TrajectoryProblem:
+    """The energy of a micrograph's trajectories under several priors, as a function of whitened unknowns.
+
+    Unknowns of one set, for x and y each: (mode of K_z, 1 + M) of which the first column is the position in the first
+    frame (no prior) and the others are the coefficients of local motion in units of their prior standard deviation;
+    then the common motion of every frame in units of its own.
+    """
+
+    def __init__(self, windows: Windows, modes: list[PriorModes], common_std_A: float, rigid_A: np.ndarray):
+        """Take windows, one set of modes per row, the prior of the common motion, and rigid motion (frame, 2) Å."""
+        self.windows = windows
+        self.rigid_A = rigid_A
+        self.common_std = common_std_A
+        self.spatial = np.stack([m.spatial for m in modes])  # (set, particle, mode)
+        self.std = np.stack([np.pad(m.std, ((0, 0), (1, 0)), constant_values=1.0) for m in modes])  # (set, mode, 1 + M)
+        self.temporal = np.stack([np.pad(m.temporal, ((1, 0), (0, 0)), constant_values=1.0) for m in modes])
+        self.n_sets, self.n_particles, self.n_frames = len(modes), self.spatial.shape[1], self.temporal.shape[2]
+        self.n_local = self.std[0].size
+        self.free = np.zeros(self.std.shape[1:])  # 1 where a prior acts
+        self.free[:, 1:] = 1
+        self._inverse: np.ndarray | None = None
+
+    @property
+    def n_unknowns(self) -> int:
+        """Unknowns of one set."""
+        return 2 * (self.n_local + self.n_frames)
+
+    def parts(self, unknowns: Any, rows: np.ndarray) -> tuple[Any, Any]:
+        """Return local motion with the first position (set, 2, particle, frame) and common motion (set, 2, frame), Å."""
+        coefficients = unknowns[:, : 2 * self.n_local].reshape(len(rows), 2, *self.std.shape[1:]) * self.std[rows][:, None]
+        local = self.spatial[rows][:, None] @ (coefficients @ self.temporal[rows][:, None])
+        return local, unknowns[:, 2 * self.n_local :].reshape(len(rows), 2, self.n_frames) * self.common_std
+
+    def displacement(self, unknowns: Any, rows: np.ndarray) -> Any:
+        """Return displacements (set, particle, frame, 2) in Å from the coordinate."""
+        local, common = self.parts(unknowns, rows)
+        return np.moveaxis(local + common[:, :, None], 1, -1) + self.rigid_A
+
+    def unknowns_of(self, displacement_A: np.ndarray) -> np.ndarray:
+        """Return the unknowns (set, n_unknowns) whose local part comes closest to displacements (particle, frame, 2)."""
+        relative = np.moveaxis(displacement_A - self.rigid_A, -1, 0)  # (2, particle, frame)
+        out = np.zeros((self.n_sets, self.n_unknowns))
+        for i in range(self.n_sets):
+            coefficients = self.spatial[i].T @ (relative @ np.linalg.pinv(self.temporal[i]))
+            whitened = np.divide(coefficients, self.std[i], out=np.zeros_like(coefficients), where=self.std[i] > 0)
+            out[i, : 2 * self.n_local] = whitened.ravel()
+        return out
+
+    def energy(self, unknowns: Any, rows: np.ndarray) -> tuple[Any, Any]:
+        """Return the energy (set,) and its gradient (set, n_unknowns) for the given rows."""
+        xp = xp_of(unknowns)
+        value, slope = self.windows.sample(self.displacement(unknowns, rows))
+        slope = -xp.moveaxis(slope, -1, 1).astype(np.float64)  # (set, 2, particle, frame)
+        back = xp.swapaxes(self.spatial[rows], 1, 2)[:, None] @ slope @ xp.swapaxes(self.temporal[rows], 1, 2)[:, None]
+        gradient = xp.concatenate(
+            [(back * self.std[rows][:, None]).reshape(len(rows), -1), self.common_std * slope.sum(2).reshape(len(rows), -1)], 1
+        )
+        prior = unknowns * self._prior_mask()
+        return -value.sum((1, 2), dtype=np.float64) + 0.5 * (prior * unknowns).sum(1), gradient + prior
+
+    def _prior_mask(self) -> np.ndarray:
+        return np.concatenate([np.broadcast_to(self.free, (2, *self.free.shape)).ravel(), np.ones(2 * self.n_frames)])
+
+    def set_curvature(self, curvature: np.ndarray) -> None:
+        """Precondition with the Hessian that windows of the given mean curvature (frame,) per Å² would have.
+
+        With one curvature for all particles of a frame the Hessian splits into one small block per mode of K_z.
+        """
+        data = (self.temporal * curvature) @ np.swapaxes(self.temporal, 1, 2)
+        blocks = self.std[:, :, :, None] * data[:, None] * self.std[:, :, None, :]
+        index = np.arange(blocks.shape[-1])
+        blocks[..., index, index] += self.free + 1e-9
+        self._inverse = np.linalg.inv(blocks)
+        self._common_inverse = 1 / (1 + self.common_std**2 * self.n_particles * curvature)
+
+    def precondition(self, gradient: Any, rows: np.ndarray) -> Any:
+        """Return the approximate inverse Hessian times a gradient (set, n_unknowns)."""
+        r = len(rows)
+        local = gradient[:, : 2 * self.n_local].reshape(r, 2, *self.std.shape[1:])
+        local = np.einsum("rdij,radj->radi", self._inverse[rows], local)
+        common = gradient[:, 2 * self.n_local :].reshape(r, 2, -1) * self._common_inverse
+        return np.concatenate([local.reshape(r, -1), common.reshape(r, -1)], 1)
+
+    def solve(self, start: Any | None = None, tolerance: float = 1e-5, max_iterations: int = 200) -> Solution:
+        """Return the trajectories of lowest energy, from ``start`` (set, n_unknowns) or from rigid motion.
+
+        ``tolerance`` is the energy still to be gained, per particle and frame.
+        """
+        tolerance *= self.n_particles * self.n_frames
+        rows = np.arange(self.n_sets)
+        if start is None:
+            start = np.zeros((len(rows), self.n_unknowns))
+        pc = self.precondition if self._inverse is not None else None
+        unknowns, iterations = minimise(self.energy, start, precondition=pc, tolerance=tolerance, max_iterations=max_iterations)
+        local, common = self.parts(unknowns, rows)
+        return Solution(
+            self.displacement(unknowns, rows),
+            np.moveaxis(common, 1, -1),
+            np.moveaxis(local, 1, -1),
+            unknowns,
+            iterations,
+        )

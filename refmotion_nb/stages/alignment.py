@@ -1,0 +1,237 @@
+"""Correlation windows of a micrograph and the trajectories that fit them best: what search and correction share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import param
+
+from refmotion_nb.numerics.correlation import correlation_windows, pixel_grid, spline_grid
+from refmotion_nb.numerics.energy import (
+    band_power,
+    grant_grigorieff,
+    inverse_noise,
+    own_noise_windows,
+    reference_scale,
+    relion_damage,
+    spectral_weight,
+)
+from refmotion_nb.numerics.fourier import raised_cosine
+from refmotion_nb.numerics.prior import Hyperparameters, prior_modes
+from refmotion_nb.numerics.trajectories import Solution, TrajectoryProblem, Windows
+from refmotion_nb.stages.base import Stage
+from refmotion_nb.stages.micrograph import Micrograph
+
+
+@dataclass(frozen=True)
+class MotionPrior:
+    """Hyperparameters with what else the prior is made of, estimated from the data rather than set."""
+
+    hyperparameters: Hyperparameters
+    common_std_A: float = 0.0  # of the common motion of a frame, relative to rigid; 0: not split off
+    profile_decay_e_A2: float = np.inf  # local velocity falls with dose as floor + (1 - floor) exp(-dose / decay)
+    profile_floor: float = 1.0
+    scale_pool: float = np.nan  # grey scale of the reference against the movies
+    scale_spread2: float = 0.0  # variance of it between micrographs
+
+    def profile(self, dose_e_A2: np.ndarray) -> np.ndarray:
+        """Return by how much velocities are scaled at each dose."""
+        return self.profile_floor + (1 - self.profile_floor) * np.exp(-dose_e_A2 / self.profile_decay_e_A2)
+
+    def with_hyperparameters(self, hyperparameters: Hyperparameters) -> MotionPrior:
+        """Return the same prior with other hyperparameters."""
+        return replace(self, hyperparameters=hyperparameters)
+
+
+class Alignment(Stage):
+    """Settings of the energy that trajectories minimise; the base of every stage that aligns."""
+
+    energy = param.Selector(
+        default="calibrated", objects=["calibrated", "relion"],
+        doc="Data term and prior: 'calibrated' (FSC-weighted reference, own noise removed, split motion) or exactly "
+        "RELION's, for comparison with its results.",
+    )  # fmt: skip
+    alignment_fraction = param.Magnitude(
+        default=0.5,
+        doc="Fraction of the Fourier components up to FSC = 0.143 that align during the search; the rest scores.",
+    )
+    all_fourier_components = param.Boolean(
+        default=True, doc="Final trajectories use all Fourier components, weighted by the FSC; off: the search's band."
+    )
+    split_motion = param.Boolean(
+        default=True, doc="Estimate a common displacement per frame beside the local motion (errors of rigid alignment)."
+    )
+    dose_profile = param.Boolean(default=True, doc="Let the prior's local velocities decay with dose.")
+    remove_own_noise = param.Boolean(
+        default=True, doc="Take out the noise that each particle left in its own half map at its rigid alignment."
+    )
+    window_reach_A = param.Number(
+        default=10.0, bounds=(1.0, 200.0), doc="Largest displacement (Å) from rigid motion that is looked at."
+    )
+    recenter = param.Boolean(default=True, doc="Move boxes by the whole pixels of the refined origins.")
+    repair_hot_pixels = param.Boolean(
+        default=True, doc="Replace hot and defect pixels; RELION 3.1 does not when it polishes TIFF movies."
+    )
+
+    @property
+    def relion(self) -> bool:
+        """Whether RELION's energy is in use."""
+        return self.energy == "relion"
+
+    def k_cut(self, micrograph: Micrograph) -> int:
+        """Return the last shell that aligns during the search."""
+        return max(2, int(micrograph.k_out * np.sqrt(self.alignment_fraction) + (0.5 if self.relion else 0.0)))
+
+    def decay(self, micrograph: Micrograph, n_shells: int) -> np.ndarray:
+        """Return how much signal is left in every frame (frame, shell)."""
+        frequency = micrograph.frequency(n_shells)
+        if self.relion:
+            # RELION counts dose from the first frame on, at the start of each, without pre-exposure
+            dose = (micrograph.movie.first_frame + np.arange(micrograph.spectra.n_frames)) * micrograph.movie.dose_per_frame_e_A2
+            return relion_damage(frequency, dose)
+        return grant_grigorieff(frequency, micrograph.mid_dose, micrograph.movie.voltage_kV)
+
+    def band(self, micrograph: Micrograph, final: bool) -> np.ndarray:
+        """Return the spectral weight of the reference (particle or 1, shell) of the search's or the final alignment."""
+        shells = np.arange(micrograph.fsc.shape[1])
+        if self.relion:
+            flat = np.ones((1, len(shells)))
+            if final and self.all_fourier_components:
+                return flat
+            return flat * raised_cosine(shells, micrograph.k_out if final else self.k_cut(micrograph))
+        edge = micrograph.k_out if final and self.all_fourier_components else self.k_cut(micrograph)
+        return np.stack([spectral_weight(curve, edge) for curve in micrograph.fsc])
+
+    def problem(self, windows: Windows, micrograph: Micrograph, priors: list[MotionPrior]) -> TrajectoryProblem:
+        """Return the trajectory problem of a micrograph under each of the priors."""
+        return trajectory_problem(windows, Geometry.of(micrograph), priors, self.relion)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What the prior needs to know of a micrograph."""
+
+    position_A: np.ndarray  # (particle, 2)
+    frame_dose: np.ndarray  # (frame,)
+    step_dose: np.ndarray  # (frame - 1,) accumulated dose between frames
+    rigid_A: np.ndarray  # (frame, 2)
+    initial_A: np.ndarray  # (particle, frame, 2)
+
+    @classmethod
+    def of(cls, micrograph: Micrograph) -> Geometry:
+        """Return the geometry of a micrograph."""
+        m, p = micrograph, micrograph.placement
+        return cls(m.position_A, m.frame_dose, m.movie.dose_edges[1:-1], p.rigid_A, p.initial_A)
+
+
+def trajectory_problem(windows: Windows, geometry: Geometry, priors: list[MotionPrior], relion: bool) -> TrajectoryProblem:
+    """Return the trajectory problem under each prior; RELION's prior acts on the total motion, ours on local motion."""
+    modes = [
+        prior_modes(geometry.position_A, geometry.frame_dose, prior.profile(geometry.step_dose), prior.hyperparameters)
+        for prior in priors
+    ]
+    rigid = np.zeros_like(geometry.rigid_A) if relion else geometry.rigid_A
+    problem = TrajectoryProblem(windows, modes, priors[0].common_std_A, rigid)
+    problem.set_curvature(windows.curvature(geometry.initial_A))
+    return problem
+
+
+def solve(windows: Windows, geometry: Geometry, priors: list[MotionPrior], relion: bool, tolerance: float = 1e-5) -> Solution:
+    """Return the trajectories under each prior, started from the motion that motion correction found."""
+    problem = trajectory_problem(windows, geometry, priors, relion)
+    start = problem.unknowns_of(geometry.initial_A)
+    return problem.solve(start, tolerance=1e-9 if relion else tolerance, max_iterations=5000 if relion else 200)
+
+
+@dataclass
+class AlignedWindows:
+    """Windows of a micrograph before the grey scale of its reference is known."""
+
+    windows: Windows
+    cross: float  # Σ X V* / σ² along the motion that motion correction found
+    power: float  # Σ |V|² / σ²: cross / power is the scale
+    own_noise: dict[str, Any] = field(default_factory=dict)  # arguments of own_noise_windows, if it is to be removed
+
+    def scaled(self, prior: MotionPrior) -> Windows:
+        """Return the windows in log-likelihood units, the expected own noise taken out."""
+        pool = prior.scale_pool if np.isfinite(prior.scale_pool) else self.cross / self.power
+        scale = reference_scale(self.cross, self.power, pool, prior.scale_spread2)
+        values = self.windows.values * np.float32(scale)
+        if self.own_noise:
+            values -= np.float32(scale**2) * own_noise_windows(**self.own_noise)
+        return replace(self.windows, values=values)
+
+
+def alignment_windows(
+    micrograph: Micrograph, settings: Alignment, final: bool, threads: int, reach_A: float | None = None
+) -> AlignedWindows:
+    """Return the windows of all particles against their own half maps, for the search or the final trajectories."""
+    m, spectra = micrograph, micrograph.spectra
+    reach_px = (reach_A or settings.window_reach_A) / m.movie.pixel_size_A
+    band = settings.band(m, final)
+    used = np.flatnonzero(band.max(0) > 0)
+    k = min(int(used[-1]), m.own.shape[2] - 1)
+    decay = settings.decay(m, k + 1)
+    whiten = inverse_noise(m.noise_power)[: k + 1]
+    weight = band[:, None, : k + 1] * decay * whiten
+    if settings.relion:
+        largest = np.abs(m.placement.initial_A).max() / m.movie.pixel_size_A
+        grid = pixel_grid(largest + reach_px)
+        weight = weight * (spectra.box / (spectra.box + 1.0))
+    else:
+        grid = spline_grid(k, spectra.box, reach_px)
+    values = correlation_windows(spectra, m.own, weight, k, grid, threads)
+    centre = spectra.offset_px.astype(np.float64)
+    if settings.relion:
+        return AlignedWindows(Windows(values.astype(np.float64), grid, centre, m.movie.pixel_size_A), 1.0, 1.0)
+    windows = Windows(values, grid, centre, m.movie.pixel_size_A)
+    cross = float(windows.sample(m.placement.initial_A[None])[0].sum(dtype=np.float64))
+    total = band_power(m.own, k)  # (particle, shell)
+    power = float((total * (band[:, : k + 1] * whiten) * (decay**2).sum(0)).sum())
+    return AlignedWindows(windows, cross, power, _own_noise(m, settings, band, decay, whiten, total, windows, k))
+
+
+def _own_noise(
+    m: Micrograph, settings: Alignment, band: np.ndarray, decay: np.ndarray, whiten: np.ndarray, total: np.ndarray,
+    windows: Windows, k: int,
+) -> dict[str, Any]:  # fmt: skip
+    if not settings.remove_own_noise:
+        return {}
+    # power of the half map without the CTF, shell by shell
+    transfer = band_power(m.ctf, k).sum(0)
+    unmodulated = np.divide(total.sum(0), transfer, out=np.zeros(k + 1), where=transfer > 0)
+    noise_share = (np.clip(1 - m.fsc[:, : k + 1], 0, 1) * band[:, : k + 1]).mean(0)
+    weight = noise_share * unmodulated * whiten * decay**2
+    offset = m.placement.initial_A / m.movie.pixel_size_A - m.spectra.offset_px
+    return {"ctf": m.ctf[:, m.ctf.shape[2] - 1 - k : m.ctf.shape[2] + k, : k + 1].copy(), "weight": weight,
+            "offset_px": offset, "k": k, "grid": windows.grid, "box": m.spectra.box}  # fmt: skip
+
+
+@dataclass
+class ScoreWindows:
+    """What the cross-validation score of a micrograph is sampled from: the held-out shells, the opposite half map."""
+
+    windows: Windows
+    movie_power: float  # Σ w |X|²
+    reference_power: float  # Σ w |V|²
+
+
+def score_windows(micrograph: Micrograph, settings: Alignment, threads: int) -> ScoreWindows:
+    """Return windows of the shells from k_cut + 2 to FSC = 0.143 against the opposite half maps (facts 0.6, 1.9)."""
+    m, spectra = micrograph, micrograph.spectra
+    k = min(m.k_out, m.opposite.shape[2] - 1)
+    low = min(settings.k_cut(m) + 2, k - 1)
+    shells = np.arange(k + 1)
+    band = (shells >= low) & (shells < k)
+    decay = settings.decay(m, k + 1)
+    whiten = inverse_noise(m.noise_power)[: k + 1]
+    curve = np.ones_like(whiten) if settings.relion else np.clip(m.fsc[:, : k + 1], 0, 1).mean(0)
+    weight = decay * (band * curve * (np.sqrt(whiten) if settings.relion else whiten))
+    grid = spline_grid(k, spectra.box, settings.window_reach_A / m.movie.pixel_size_A)
+    values = correlation_windows(spectra, m.opposite, weight[None], k, grid, threads)
+    windows = Windows(values, grid, spectra.offset_px.astype(np.float64), m.movie.pixel_size_A)
+    reference = float((band_power(m.opposite, k).sum(0) * weight.sum(0)).sum())
+    per_pixel = m.noise_power[: k + 1] * m.n * np.pi * (2 * shells + 1)  # Σ |X|² of a shell
+    return ScoreWindows(windows, float((per_pixel * weight.sum(0)).sum()), reference)

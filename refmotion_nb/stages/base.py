@@ -1,0 +1,62 @@
+"""What every stage shares: declared parameters, a key for stored results, progress, cancellation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from typing import Any, Protocol
+
+import param
+
+
+class Cancelled(Exception):
+    """The user stopped the stage; what was finished is kept."""
+
+
+class Reporter(Protocol):
+    """What a stage tells while it runs."""
+
+    def start(self, total: int, what: str) -> None:
+        """Begin a piece of work of ``total`` units."""
+
+    def advance(self, n: int = 1, **facts: Any) -> None:
+        """Report ``n`` more units done, with facts worth showing."""
+
+    def done(self) -> None:
+        """End the piece of work."""
+
+
+class Silent:
+    """A reporter that says nothing; ``cancel()`` stops the stage at its next report."""
+
+    def __init__(self) -> None:
+        self._cancelled = threading.Event()
+
+    def start(self, total: int, what: str) -> None:
+        """Begin a piece of work."""
+
+    def advance(self, n: int = 1, **facts: Any) -> None:
+        """Go on, unless the stage was cancelled."""
+        if self._cancelled.is_set():
+            raise Cancelled
+
+    def done(self) -> None:
+        """End a piece of work."""
+
+    def cancel(self) -> None:
+        """Ask the stage to stop."""
+        self._cancelled.set()
+
+
+class Stage(param.Parameterized):
+    """One step of the job: settings declared once, which are also the options and the widgets."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that can change the result."""
+        return {name: value for name, value in self.param.values().items() if name != "name"}
+
+    def key(self, *upstream: str) -> str:
+        """Return a hash of class, settings and the keys of what the stage builds on."""
+        content = json.dumps([type(self).__name__, self.settings(), upstream], sort_keys=True, default=str)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]

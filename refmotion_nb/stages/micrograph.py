@@ -1,0 +1,240 @@
+"""One micrograph in memory: transforms of all its patches and the predicted views they are compared with."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import xarray as xr
+
+from refmotion_nb.data.detector import load_detector
+from refmotion_nb.data.movies import open_movie
+from refmotion_nb.data.relion_motion import initial_displacement, rigid_displacement
+from refmotion_nb.data.schema import InputError, Movie, Optics
+from refmotion_nb.numerics.backend import over_chunks
+from refmotion_nb.numerics.ctf import aberration_phases, ctf, frequencies
+from refmotion_nb.numerics.patches import PatchSpectra, integer_coordinate, movie_box, particle_power, patch_corners
+from refmotion_nb.numerics.projection import euler_to_matrix, slices
+from refmotion_nb.stages.references import PreparedReference
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the particles of a micrograph are cut out, and how their frames moved according to motion correction."""
+
+    box: int  # movie px
+    centre_px: np.ndarray  # (particle, 2) whole movie px
+    origin_A: np.ndarray  # (particle, 2) the object sits at the centre minus this
+    rigid_A: np.ndarray  # (frame, 2) displacement of the whole frame
+    initial_A: np.ndarray  # (particle, frame, 2) with the local motion model, where there is one
+
+
+def place(movie: Movie, particles: xr.Dataset, reference: PreparedReference, recenter: bool) -> Placement:
+    """Return where to cut particles; ``recenter`` moves boxes by the whole pixels of the refined origins."""
+    micrograph_pixel = movie.pixel_size_A * movie.binning
+    coordinate = particles["coordinate"].values
+    centre = np.rint(integer_coordinate(coordinate, micrograph_pixel) * movie.binning).astype(np.int64)
+    origin = particles["origin"].values.astype(float)
+    if recenter:
+        whole = np.rint(origin / movie.pixel_size_A)
+        centre = centre - whole.astype(np.int64)
+        origin = origin - whole * movie.pixel_size_A
+    box = movie_box(reference.box, reference.pixel_size_A, movie.pixel_size_A)
+    return Placement(box, centre, origin, rigid_displacement(movie), initial_displacement(movie, coordinate))
+
+
+def read_spectra(movie: Movie, placement: Placement, follow: bool, repair: bool, threads: int) -> PatchSpectra:
+    """Read a movie frame by frame and return the transforms of its patches.
+
+    ``follow`` cuts each frame's patches where motion correction saw the particle, else all at one place; ``repair``
+    replaces hot and defect pixels.
+
+    Raises
+    ------
+    InputError
+        The movie or its gain cannot be used.
+    """
+    n = len(placement.centre_px)
+    spectra = PatchSpectra.empty(n, movie.n_frames, placement.box)
+    if follow:
+        spectra.offset_px[:] = np.rint(placement.initial_A / movie.pixel_size_A)
+    detector = load_detector(movie)
+    gain = detector.gain if detector.gain is not None else np.ones((movie.height, movie.width), np.float32)
+    with open_movie(movie) as reader:
+
+        def one_frame(f: int) -> None:
+            frame = reader.frame(f)
+            if repair:
+                frame = detector.repair(frame, f)
+            spectra.add_frame(f, frame, gain, patch_corners(placement.centre_px, placement.box, spectra.offset_px[:, f]))
+
+        if threads <= 1:
+            for f in range(movie.n_frames):
+                one_frame(f)
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                for _ in pool.map(one_frame, range(movie.n_frames)):
+                    pass
+    return spectra
+
+
+@dataclass
+class Micrograph:
+    """Everything that is needed to align, measure and correct the particles of one movie."""
+
+    movie: Movie
+    particles: xr.Dataset
+    placement: Placement
+    spectra: PatchSpectra
+    noise_power: np.ndarray  # (floor shell,) mean |X|², signal included
+    ctf: np.ndarray  # (particle, 2K + 1, K + 1) float32
+    own: np.ndarray  # (particle, 2K + 1, K + 1) complex64, predicted from the particle's own half map
+    opposite: np.ndarray  # from the other
+    fsc: np.ndarray  # (particle, shell) of each particle's reference, on the shells of the patch
+    k_out: int  # first shell of the patch with an FSC below 0.143 (of the best reference)
+    mask_radius_px: float
+
+    @property
+    def n(self) -> int:
+        """Number of particles."""
+        return self.spectra.n_particles
+
+    @property
+    def extent_A(self) -> float:
+        """Physical width of a patch."""
+        return self.spectra.box * self.movie.pixel_size_A
+
+    @cached_property
+    def mid_dose(self) -> np.ndarray:
+        """Accumulated dose in the middle of every frame (frame,) e/Å²."""
+        edges = self.movie.dose_edges
+        return 0.5 * (edges[1:] + edges[:-1])
+
+    @property
+    def frame_dose(self) -> np.ndarray:
+        """Dose of every frame (frame,) e/Å²."""
+        return np.diff(self.movie.dose_edges)
+
+    @property
+    def position_A(self) -> np.ndarray:
+        """Positions of the particles on the micrograph (particle, 2) Å."""
+        return self.placement.centre_px * self.movie.pixel_size_A
+
+    def frequency(self, n_shells: int) -> np.ndarray:
+        """Spatial frequency of the first shells of the patch (shell,) 1/Å."""
+        return np.arange(n_shells) / self.extent_A
+
+
+def load_micrograph(
+    movie: Movie,
+    particles: xr.Dataset,
+    optics: tuple[Optics, ...],
+    references: list[PreparedReference],
+    *,
+    relion: bool,
+    recenter: bool,
+    repair: bool,
+    threads: int,
+) -> Micrograph:
+    """Read a movie and predict its particles; with ``relion`` exactly as RELION normalises and cuts them."""
+    placement = place(movie, particles, references[0], recenter)
+    spectra = read_spectra(movie, placement, not relion, repair, threads)
+    noise = _relion_noise(spectra, threads) if relion else _noise(spectra, threads)
+    extent = spectra.box * movie.pixel_size_A
+    k = min(int(r.volumes[0].k_max * extent / r.extent_A) for r in references)
+    transfer, own, opposite = _predict(movie, particles, placement, optics, references, min(k, spectra.box // 2), threads)
+    which = particles["reference"].values
+    shells = np.arange(spectra.box // 2 + 1)
+    curves = np.stack([np.interp(shells * r.extent_A / extent, np.arange(len(r.fsc)), r.fsc, right=0) for r in references])
+    k_out = max(int(r.k_out * extent / r.extent_A + 0.5) for r in references)
+    radius = max(r.mask_radius_A for r in references) / movie.pixel_size_A
+    return Micrograph(
+        movie, particles, placement, spectra, noise, transfer, own, opposite, curves[which], min(k_out, spectra.box // 2), radius
+    )
+
+
+def _noise(spectra: PatchSpectra, threads: int) -> np.ndarray:
+    """Return the mean |X|² of every shell over the full plane, and refuse an empty movie."""
+    power, count = particle_power(spectra, threads)
+    noise = power.sum(0) / (np.maximum(count, 1) * spectra.n_particles * spectra.n_frames)
+    half = spectra.box // 2 + 1
+    if not (noise[1:half] > 0).all():
+        raise InputError("the movie holds no counts where its particles are; check the movie and its gain reference")
+    return noise[:half]
+
+
+def _relion_noise(spectra: PatchSpectra, threads: int) -> np.ndarray:
+    """Scale the patches as RELION does (mean variance of the frame average 1) and return its noise spectrum (facts 1.2)."""
+    box = spectra.box
+    power, count = particle_power(spectra, threads)
+    mean = power.sum(1) / ((count.sum() - 1) * spectra.n_frames)
+    norm = 1 / (box * np.sqrt(mean / spectra.n_frames))
+    spectra.scale *= norm[:, None].astype(np.float32)
+    power, count = particle_power(spectra, threads, half_plane=True)
+    noise = power.sum(0) / (np.maximum(count, 1) * spectra.n_particles * spectra.n_frames)
+    return noise[: box // 2 + 1]
+
+
+def _predict(
+    movie: Movie,
+    particles: xr.Dataset,
+    placement: Placement,
+    optics: tuple[Optics, ...],
+    references: list[PreparedReference],
+    k: int,
+    threads: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return CTF and the views predicted from the own and the opposite half map, each (particle, 2k + 1, k + 1)."""
+    n = particles.sizes["particle"]
+    shape = (n, 2 * k + 1, k + 1)
+    transfer = np.empty(shape, np.float32)
+    own, opposite = np.empty(shape, np.complex64), np.empty(shape, np.complex64)
+    extent = placement.box * movie.pixel_size_A
+    group, which, half = (particles[name].values for name in ("optics", "reference", "half"))
+    matrices = euler_to_matrix(particles["euler"].values)
+    origin_px = placement.origin_A / movie.pixel_size_A
+    scale = particles["scale"].values.astype(np.float32)
+    for g in np.unique(group):
+        o = optics[g]
+        magnification = np.asarray(o.magnification)
+        y, x = frequencies(k, extent, magnification)
+        odd, even = aberration_phases(
+            x, y, odd=o.odd_zernike, even=o.even_zernike, beam_tilt_mrad=o.beam_tilt_mrad,
+            spherical_aberration_mm=o.spherical_aberration_mm, voltage_kV=o.voltage_kV,
+        )  # fmt: skip
+        tilt = np.exp(1j * odd).astype(np.complex64) if np.any(odd) else None
+        for r, h in {(int(a), int(b)) for a, b in zip(which[group == g], half[group == g])}:
+            mine = np.flatnonzero((group == g) & (which == r) & (half == h))
+
+            def work(part: slice, mine=mine, r=r, h=h, o=o, x=x, y=y, even=even, tilt=tilt, magnification=magnification) -> None:
+                rows = mine[part]
+                transfer[rows] = _ctf(particles, rows, o, x, y, even)
+                for out, volume in ((own, references[r].volumes[h - 1]), (opposite, references[r].volumes[2 - h])):
+                    view = slices(
+                        volume, matrices[rows], origin_px[rows], k, references[r].extent_A / extent, magnification,
+                        placement.box // 2, placement.box,
+                    )  # fmt: skip
+                    view *= transfer[rows] * scale[rows, None, None]
+                    out[rows] = view if tilt is None else view * tilt
+
+            over_chunks(len(mine), work, threads)
+    return transfer, own, opposite
+
+
+def _ctf(particles: xr.Dataset, rows: np.ndarray, o: Optics, x: np.ndarray, y: np.ndarray, even: np.ndarray) -> np.ndarray:
+    def of(name: str) -> np.ndarray:
+        return particles[name].values[rows].astype(float)
+
+    value = ctf(
+        x, y, defocus_u_A=of("defocus_u"), defocus_v_A=of("defocus_v"), defocus_angle_deg=of("defocus_angle"),
+        phase_shift_deg=of("phase_shift"), b_factor_A2=of("ctf_b_factor"), scale=of("ctf_scale"), voltage_kV=o.voltage_kV,
+        spherical_aberration_mm=o.spherical_aberration_mm, amplitude_contrast=o.amplitude_contrast, symmetric_phase=even,
+    )  # fmt: skip
+    return value
+
+
+def without_spectra(micrograph: Micrograph) -> Micrograph:
+    """Return the micrograph without the large arrays, for keeping many of them."""
+    return replace(micrograph, spectra=None, own=None, opposite=None)  # type: ignore[arg-type]

@@ -1,0 +1,80 @@
+"""References made ready for slicing: masked transforms of both half maps, and what of them is signal."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from refmotion_nb.data.maps import LoadedReference, load_reference
+from refmotion_nb.data.schema import Dataset, InputError
+from refmotion_nb.numerics.energy import first_shell_below
+from refmotion_nb.numerics.projection import FourierVolume, prepare_volume
+from refmotion_nb.numerics.reconstruct import fsc_masked_corrected
+
+
+@dataclass(frozen=True)
+class PreparedReference:
+    """One reference, ready for slicing."""
+
+    volumes: tuple[FourierVolume, FourierVolume]  # of half maps 1 and 2
+    fsc: np.ndarray  # (shell,) corrected FSC of the half maps
+    box: int
+    pixel_size_A: float
+    mask_radius_A: float
+
+    @property
+    def extent_A(self) -> float:
+        """Physical width of the box."""
+        return self.box * self.pixel_size_A
+
+    @property
+    def k_out(self) -> int:
+        """First shell with an FSC below 0.143."""
+        return first_shell_below(self.fsc, 0.143)
+
+
+def prepare_references(dataset: Dataset, all_shells: bool, threads: int) -> list[PreparedReference]:
+    """Load and transform the references of a dataset.
+
+    With ``all_shells`` slices reach the Nyquist limit (RELION's energy uses them all), else a quarter beyond the
+    resolution, where the curves of the dose weights have long fallen to noise.
+
+    Raises
+    ------
+    InputError
+        Maps that cannot be used, or references of different extent.
+    """
+    prepared = [_prepare(load_reference(reference), all_shells, threads) for reference in dataset.references]
+    extents = {round(one.extent_A, 1) for one in prepared}
+    if len(extents) > 1:
+        raise InputError(f"references have boxes of {sorted(extents)} Å; resample them to one box and pixel size")
+    return prepared
+
+
+def _prepare(loaded: LoadedReference, all_shells: bool, threads: int) -> PreparedReference:
+    fsc = loaded.fsc
+    if fsc is None:
+        fsc = fsc_masked_corrected(loaded.half1, loaded.half2, loaded.mask).corrected
+    fsc = np.nan_to_num(np.asarray(fsc, float))
+    nyquist = loaded.box_size // 2
+    k_max = nyquist if all_shells else min(nyquist, int(1.25 * first_shell_below(fsc, 0.143)) + 4)
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(prepare_volume, half, loaded.mask, k_max, 2, max(1, threads // 2))
+                for half in (loaded.half1, loaded.half2)]  # fmt: skip
+        volumes = jobs[0].result(), jobs[1].result()
+    return PreparedReference(volumes, fsc, loaded.box_size, loaded.pixel_size_A, _mask_radius(loaded))
+
+
+def _mask_radius(loaded: LoadedReference) -> float:
+    """Return the largest distance (Å) of the mask from the box centre."""
+    n = loaded.box_size
+    r = np.arange(n) - n // 2
+    inside = loaded.mask > 0.5
+    radius = 0.0
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        hit = np.flatnonzero(inside.any(others))
+        radius = max(radius, float(np.abs(r[hit]).max(initial=0)))
+    return radius * loaded.pixel_size_A

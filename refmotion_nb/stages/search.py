@@ -1,0 +1,292 @@
+"""The hyperparameter search: rays step outwards in prior strength until no motion is left, scored on held-out shells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import param
+import xarray as xr
+
+from refmotion_nb.data.schema import Dataset, InputError
+from refmotion_nb.numerics.energy import pooled_scale
+from refmotion_nb.numerics.prior import Hyperparameters
+from refmotion_nb.numerics.rays import activity, ray_table, refined_strengths, retired, strengths
+from refmotion_nb.numerics.trajectories import Windows
+from refmotion_nb.stages.alignment import (
+    AlignedWindows,
+    Alignment,
+    Geometry,
+    MotionPrior,
+    ScoreWindows,
+    alignment_windows,
+    score_windows,
+    trajectory_problem,
+)
+from refmotion_nb.stages.base import Reporter, Silent
+from refmotion_nb.stages.session import Session
+
+# what is tried for the parts of the prior that are estimated: decay (e/Å²) and floor of the dose profile, σ of the common
+# motion (Å); the first of each is where the search starts
+PROFILES = ((10.0, 0.15), (5.0, 0.15), (20.0, 0.15), (10.0, 0.4), (np.inf, 1.0))
+COMMON_STD_A = (0.7, 0.35, 1.4, 0.0)
+
+
+@dataclass
+class SearchMicrograph:
+    """What the search keeps of a micrograph: two sets of windows; the movie is not needed again."""
+
+    name: str
+    geometry: Geometry
+    raw: AlignedWindows
+    score: ScoreWindows
+    windows: Windows | None = None  # scaled
+
+
+@dataclass
+class Trial:
+    """One set of hyperparameters tried on all micrographs."""
+
+    prior: MotionPrior
+    cv_score: float
+    activity_local: float
+    activity_total: float
+
+
+@dataclass
+class _Ray:
+    balance: float
+    distance: float
+    trials: list[Trial] = field(default_factory=list)
+    starts: dict[str, np.ndarray] = field(default_factory=dict)
+    reason: str = ""
+
+
+class HyperparameterSearch(Alignment):
+    """Find the prior under which trajectories from low frequencies agree best with the opposite half map at high ones."""
+
+    thoroughness = param.Selector(
+        default="fast", objects=["fast", "balanced", "extensive"], doc="Number of rays: 9, 16 or 36."
+    )
+    max_strength = param.Number(
+        default=3000.0, bounds=(0.1, None), inclusive_bounds=(False, True),
+        doc="Maximum total prior strength: rays that still move there end there.",
+    )  # fmt: skip
+    target_particles = param.Integer(
+        default=5000, bounds=(1, None), doc="Particles to search with: random micrographs until there are as many."
+    )
+    seed = param.Integer(default=0, bounds=(0, None), doc="Seed of the random choice of micrographs.")
+
+    def run(self, data: Dataset | Session, reporter: Reporter | None = None) -> xr.Dataset:
+        """Search on a random part of the data and return every ray with its scores; attrs hold the choice.
+
+        Raises
+        ------
+        InputError
+            A movie cannot be used, or no micrograph has two particles.
+        """
+        session = data if isinstance(data, Session) else Session(data)
+        reporter = reporter or Silent()
+        chosen = self.choose(session)
+        micrographs = self._read(session, chosen, reporter)
+        k_out = self._resolution(session)
+        pool, spread2 = pooled_scale(np.array([m.raw.cross for m in micrographs]), np.array([m.raw.power for m in micrographs]))
+        prior = MotionPrior(Hyperparameters(1.0, 50.0, 3000.0), 0.0, np.inf, 1.0, pool, spread2)
+        if self.split_motion and not self.relion:
+            prior = replace(prior, common_std_A=COMMON_STD_A[0])
+        if self.dose_profile and not self.relion:
+            prior = replace(prior, profile_decay_e_A2=PROFILES[0][0], profile_floor=PROFILES[0][1])
+        for m in micrographs:
+            m.windows = m.raw.scaled(prior)
+        rays = self._walk(micrographs, prior, reporter)
+        best = _best(rays)
+        best = self._refine(micrographs, best, rays, reporter)
+        return self._table(rays, best, micrographs, k_out)
+
+    def choose(self, session: Session) -> list[str]:
+        """Return the names of random micrographs with at least ``target_particles`` in all, in the order they are read."""
+        names = [n for n in session if session.micrographs[n][1].sizes["particle"] > 1]
+        if not names:
+            raise InputError("no micrograph has two particles or more; the search needs neighbours to compare")
+        order = np.random.default_rng(self.seed).permutation(len(names))
+        chosen, count = [], 0
+        for i in order:
+            if count >= self.target_particles:
+                break
+            chosen.append(names[i])
+            count += session.micrographs[names[i]][1].sizes["particle"]
+        return sorted(chosen)
+
+    def _resolution(self, session: Session) -> float:
+        return max(r.k_out / r.extent_A for r in session.references(self.relion))
+
+    def _read(self, session: Session, names: list[str], reporter: Reporter) -> list[SearchMicrograph]:
+        reporter.start(len(names), "reading movies")
+        out = []
+        for name in names:
+            micrograph = session.micrograph(name, self)
+            out.append(
+                SearchMicrograph(
+                    name, Geometry.of(micrograph), alignment_windows(micrograph, self, False, session.threads),
+                    score_windows(micrograph, self, session.threads),
+                )  # fmt: skip
+            )
+            reporter.advance(micrograph=name, particles=micrograph.n)
+        reporter.done()
+        return out
+
+    def try_priors(
+        self, micrographs: list[SearchMicrograph], priors: list[MotionPrior], starts: dict[str, np.ndarray] | None = None
+    ) -> tuple[list[Trial], dict[str, np.ndarray]]:
+        """Align all micrographs under several priors at once and score each.
+
+        ``starts`` maps a micrograph to the unknowns (prior, n) to start from; the ones found are returned.
+        """
+        cross, found = np.zeros(len(priors)), {}
+        local, total = [], []
+        for m in micrographs:
+            assert m.windows is not None
+            problem = trajectory_problem(m.windows, m.geometry, priors, self.relion)
+            start = starts[m.name] if starts else problem.unknowns_of(m.geometry.initial_A)
+            solution = problem.solve(start)
+            found[m.name] = solution.unknowns
+            cross += m.score.windows.sample(solution.displacement_A)[0].sum((1, 2), dtype=np.float64)
+            local.append(activity(solution.local_A))
+            total.append(activity(solution.displacement_A - m.geometry.rigid_A))
+        norm = np.sqrt(sum(m.score.movie_power for m in micrographs) * sum(m.score.reference_power for m in micrographs))
+        trials = [
+            Trial(prior, float(-cross[i] / norm), float(np.mean([a[i] for a in local])), float(np.mean([a[i] for a in total])))
+            for i, prior in enumerate(priors)
+        ]
+        return trials, found
+
+    def _walk(self, micrographs: list[SearchMicrograph], prior: MotionPrior, reporter: Reporter) -> list[_Ray]:
+        """Step all live rays outwards until the last has retired."""
+        rays = [_Ray(b, z) for b, z in zip(*ray_table(self.thoroughness))]
+        table = strengths(self.max_strength)
+        reporter.start(len(table), "searching hyperparameters")
+        live = list(range(len(rays)))
+        for strength in table:
+            priors = [prior.with_hyperparameters(Hyperparameters(strength, rays[i].balance, rays[i].distance)) for i in live]
+            trials, _ = self.try_priors(micrographs, priors)
+            for i, trial in zip(live, trials):
+                rays[i].trials.append(trial)
+                if retired(np.array([t.activity_local for t in rays[i].trials])):
+                    rays[i].reason = "no motion left"
+            live = [i for i in live if not rays[i].reason]
+            best = min(t.cv_score for ray in rays for t in ray.trials)
+            reporter.advance(strength=float(strength), rays=len(live), best=best)
+            if not live:
+                break
+        for i in live:
+            rays[i].reason = "maximum strength reached"
+        reporter.done()
+        return rays
+
+    def _refine(self, micrographs: list[SearchMicrograph], best: Trial, rays: list[_Ray], reporter: Reporter) -> Trial:
+        """Estimate common motion and dose profile by the score, then take finer steps along the best rays."""
+        leaders = sorted(rays, key=lambda ray: min(t.cv_score for t in ray.trials))[:3]
+        reporter.start(4, "refining the prior")
+        if self.split_motion and not self.relion:
+            best = self._pick(micrographs, best, [{"common_std_A": s} for s in COMMON_STD_A])
+        reporter.advance(best=best.cv_score)
+        if self.dose_profile and not self.relion:
+            options = [{"profile_decay_e_A2": d, "profile_floor": f} for d, f in PROFILES]
+            best = self._pick(micrographs, best, options)
+        reporter.advance(best=best.cv_score)
+        base = best.prior
+        for ray in leaders:
+            top = min(ray.trials, key=lambda t: t.cv_score).prior.hyperparameters.strength
+            fine = np.concatenate([[top], refined_strengths(top)])
+            priors = [base.with_hyperparameters(Hyperparameters(s, ray.balance, ray.distance)) for s in fine]
+            trials, _ = self.try_priors(micrographs, priors)
+            best = min([best, *trials], key=lambda t: t.cv_score)
+        reporter.advance(best=best.cv_score)
+        if self.split_motion and not self.relion:
+            near = [{"common_std_A": best.prior.common_std_A * s} for s in (0.7, 1.4)]
+            best = self._pick(micrographs, best, near)
+        reporter.advance(best=best.cv_score)
+        reporter.done()
+        return best
+
+    def _pick(self, micrographs: list[SearchMicrograph], best: Trial, options: list[dict[str, float]]) -> Trial:
+        """Return the best of ``best`` and itself with some part of the prior changed, each at three strengths."""
+        for change in options:
+            changed = replace(best.prior, **change)
+            h = changed.hyperparameters
+            factors = (0.5, 1.0, 2.0) if changed != best.prior else (1.0,)
+            priors = [changed.with_hyperparameters(replace(h, strength=h.strength * f)) for f in factors]
+            trials, _ = self.try_priors(micrographs, priors)
+            best = min([best, *trials], key=lambda t: t.cv_score)
+        return best
+
+    def _table(self, rays: list[_Ray], best: Trial, micrographs: list[SearchMicrograph], k_out: float) -> xr.Dataset:
+        n_steps = max(len(ray.trials) for ray in rays)
+
+        def padded(value: str) -> np.ndarray:
+            out = np.full((len(rays), n_steps), np.nan)
+            for i, ray in enumerate(rays):
+                out[i, : len(ray.trials)] = [getattr(t, value) for t in ray.trials]
+            return out
+
+        strength = np.full((len(rays), n_steps), np.nan)
+        for i, ray in enumerate(rays):
+            strength[i, : len(ray.trials)] = [t.prior.hyperparameters.strength for t in ray.trials]
+        scores = padded("cv_score")
+        where = np.unravel_index(np.nanargmin(scores), scores.shape)
+        both = ("ray", "step")
+        table = xr.Dataset(
+            {
+                "strength": (both, strength, {"units": "Å²-normalised", "long_name": "total prior strength"}),
+                "cv_score": (both, scores, {"units": "1", "long_name": "cross-validation score (lower is better)"}),
+                "activity_local": (both, padded("activity_local"), {"units": "Å", "long_name": "local trajectory activity"}),
+                "activity_total": (both, padded("activity_total"), {"units": "Å", "long_name": "trajectory activity"}),
+                "retired": ("ray", np.array([ray.reason == "no motion left" for ray in rays])),
+                "reason": ("ray", np.array([ray.reason for ray in rays])),
+            },
+            coords={
+                "balance": ("ray", np.array([r.balance for r in rays]), {"units": "degrees", "long_name": "balance"}),
+                "distance": ("ray", np.array([r.distance for r in rays]), {"units": "Å", "long_name": "correlation distance"}),
+            },
+        )
+        table["strength"].attrs["units"] = "(e/Å²)/Å²"
+        table.attrs = {
+            **prior_attrs(best.prior), "cv_score": best.cv_score, "activity_local": best.activity_local,
+            "activity_total": best.activity_total, "best_ray": int(where[0]), "best_step": int(where[1]),
+            "n_particles": int(sum(len(m.geometry.position_A) for m in micrographs)),
+            "micrographs": [m.name for m in micrographs], "max_strength": self.max_strength,
+            "resolution_A": 1 / k_out, "energy": self.energy,
+        }  # fmt: skip
+        return table
+
+
+def _best(rays: list[_Ray]) -> Trial:
+    return min((t for ray in rays for t in ray.trials), key=lambda t: t.cv_score)
+
+
+def prior_attrs(prior: MotionPrior) -> dict[str, float]:
+    """Return a prior as plain numbers."""
+    h = prior.hyperparameters
+    return {
+        "strength": float(h.strength), "balance_deg": float(h.balance_deg), "distance_A": float(h.distance_A),
+        "common_std_A": float(prior.common_std_A), "profile_decay_e_A2": float(prior.profile_decay_e_A2),
+        "profile_floor": float(prior.profile_floor), "scale_pool": float(prior.scale_pool),
+        "scale_spread2": float(prior.scale_spread2),
+    }  # fmt: skip
+
+
+def prior_from_attrs(attrs: dict[str, float]) -> MotionPrior:
+    """Return the prior that ``prior_attrs`` wrote; what is missing takes the value that does nothing."""
+    h = Hyperparameters(float(attrs["strength"]), float(attrs["balance_deg"]), float(attrs["distance_A"]))
+    decay = attrs.get("profile_decay_e_A2")
+    pool = attrs.get("scale_pool")
+    return MotionPrior(
+        h, float(attrs.get("common_std_A", 0.0)), np.inf if decay is None else float(decay),
+        float(attrs.get("profile_floor", 1.0)), np.nan if pool is None else float(pool),
+        float(attrs.get("scale_spread2", 0.0)),
+    )  # fmt: skip
+
+
+def best(search: xr.Dataset) -> Hyperparameters:
+    """Return the hyperparameters a search chose."""
+    return prior_from_attrs(search.attrs).hyperparameters

@@ -1,0 +1,71 @@
+"""A session: one dataset with what its stages have in common, so that nothing is read or computed twice."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from threading import Lock
+
+import xarray as xr
+
+from refmotion_nb.data.schema import Dataset, Movie
+from refmotion_nb.numerics.backend import cpu_count
+from refmotion_nb.stages.alignment import Alignment
+from refmotion_nb.stages.micrograph import Micrograph, load_micrograph
+from refmotion_nb.stages.references import PreparedReference, prepare_references
+
+
+class Session:
+    """Prepared references and the micrographs last in use, kept within a memory limit."""
+
+    def __init__(self, data: Dataset, threads: int = 0, cache_bytes: float = 1e9):
+        """Hold ``data``; ``threads`` 0 takes all processors, ``cache_bytes`` bounds what is kept of micrographs."""
+        self.data = data
+        self.threads = threads or cpu_count()
+        self.cache_bytes = cache_bytes
+        self._references: dict[bool, list[PreparedReference]] = {}
+        self._kept: OrderedDict[tuple[str, ...], Micrograph] = OrderedDict()
+        self._lock = Lock()
+        self.micrographs: dict[str, tuple[Movie, xr.Dataset]] = {m.micrograph: (m, p) for m, p in data.micrographs()}
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names of the micrographs that have particles."""
+        return iter(self.micrographs)
+
+    def references(self, relion: bool) -> list[PreparedReference]:
+        """Return the references ready for slicing; RELION's energy needs them to the Nyquist limit."""
+        if relion not in self._references:
+            self._references[relion] = prepare_references(self.data, relion, self.threads)
+        return self._references[relion]
+
+    def micrograph(self, name: str, settings: Alignment) -> Micrograph:
+        """Return a micrograph in memory, read now or kept from before.
+
+        Raises
+        ------
+        InputError
+            Its movie or gain cannot be used.
+        """
+        key = (name, settings.energy, str(settings.recenter), str(settings.repair_hot_pixels))
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        movie, particles = self.micrographs[name]
+        micrograph = load_micrograph(
+            movie, particles, self.data.optics, self.references(settings.relion), relion=settings.relion,
+            recenter=settings.recenter, repair=settings.repair_hot_pixels, threads=self.threads,
+        )  # fmt: skip
+        self._keep(key, micrograph)
+        return micrograph
+
+    def _keep(self, key: tuple[str, ...], micrograph: Micrograph) -> None:
+        """Keep a micrograph if it fits; those kept first stay, since stages walk through micrographs in one order."""
+        with self._lock:
+            used = sum(_size(m) for m in self._kept.values())
+            if used + _size(micrograph) <= self.cache_bytes:
+                self._kept[key] = micrograph
+
+
+def _size(m: Micrograph) -> int:
+    return m.spectra.stored.nbytes + m.own.nbytes + m.opposite.nbytes + m.ctf.nbytes
