@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 from refmotion_nb.numerics.backend import over_chunks
 from refmotion_nb.numerics.fourier import half_plane_indices, shell_round
@@ -63,6 +64,62 @@ def weights(model: DoseModel, frequency_per_A: np.ndarray) -> np.ndarray:
     """Return weights (frame, frequency) that sum to 1 over frames at each frequency; the envelope cancels."""
     values = model.values(frequency_per_A)
     return values / values.sum(0)
+
+
+def fit_model(values: np.ndarray, frequency_per_A: np.ndarray, weight: np.ndarray) -> DoseModel:
+    """Fit scale · exp(-B k² / 4) · envelope to an FCC (frame, shell), weighted per shell, by alternating least squares.
+
+    Radiation damage only accumulates: from the best frame on B never falls, which keeps noisy late frames from rising
+    again. Frames before it are free, so that motion in the first frames is seen.
+    """
+    k2 = frequency_per_A**2
+    grid = np.concatenate([[0.0], np.geomspace(1.0, 1000.0, 90)])
+    decay = np.exp(-0.25 * grid[:, None] * k2)  # (B, shell)
+    envelope = np.maximum(values.mean(0), 0)
+    b = np.zeros(len(values))
+    scale = np.ones(len(values))
+    for _ in range(12):
+        shape = decay * envelope
+        power = np.maximum((weight * shape**2).sum(1), 1e-300)
+        projection = np.maximum((values * weight) @ shape.T, 0)  # (frame, B)
+        gain = projection**2 / power
+        b = grid[np.argmax(gain, 1)]
+        b = _damage_accumulates(b, gain.max(1))
+        b = b - b.min()
+        shape = np.exp(-0.25 * b[:, None] * k2) * envelope
+        scale = (weight * values * shape).sum(1) / np.maximum((weight * shape**2).sum(1), 1e-300)
+        scale = np.maximum(scale, 1e-6 * max(scale.max(), 1e-300))
+        basis = scale[:, None] * np.exp(-0.25 * b[:, None] * k2)
+        envelope = np.maximum((basis * values).sum(0) / (basis**2).sum(0), 0)
+    top = scale.max()
+    return DoseModel(scale / top, b, envelope * top)
+
+
+def _damage_accumulates(b: np.ndarray, trust: np.ndarray) -> np.ndarray:
+    """Return B-factors (frame,) made non-decreasing from the best frame on, each trusted in proportion to its signal."""
+    # the frame a user would call best: sharp, and with enough signal to know
+    best = int(np.argmin(np.where(trust > 0.25 * trust.max(), b, np.inf)))
+    tail = isotonic_regression(b[best:], weights=np.maximum(trust[best:], 1e-6 * trust.max() + 1e-300)).x
+    return np.concatenate([b[:best], tail])
+
+
+def bootstrap_weights(
+    sums: np.ndarray,  # (micrograph, 3, frame, shell)
+    frequency_per_A: np.ndarray,  # (shell,) of the fit
+    shells: slice,
+    all_frequencies_per_A: np.ndarray,  # (frequency,) of the weights
+    n: int = 40,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the 5th and 95th percentile of the weights (frame, frequency) when micrographs are drawn again."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(n):
+        draw = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)))
+        values = fcc(np.tensordot(draw, sums, 1))[:, shells]
+        found.append(weights(fit_model(values, frequency_per_A, frequency_per_A), all_frequencies_per_A))
+    low, high = np.percentile(np.stack(found), [5, 95], axis=0)
+    return low, high
 
 
 def fit_relion(fcc_values: np.ndarray, box: int, pixel_A: float, k0: int, k1: int) -> tuple[np.ndarray, np.ndarray]:

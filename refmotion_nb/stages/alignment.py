@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from refmotion_nb.numerics.energy import (
 from refmotion_nb.numerics.fourier import raised_cosine
 from refmotion_nb.numerics.prior import Hyperparameters, prior_modes
 from refmotion_nb.numerics.trajectories import Solution, TrajectoryProblem, Windows
-from refmotion_nb.stages.base import Stage
+from refmotion_nb.stages.base import Stage, hash_of
 from refmotion_nb.stages.micrograph import Micrograph
 
 
@@ -104,9 +104,10 @@ class Alignment(Stage):
         edge = micrograph.k_out if final and self.all_fourier_components else self.k_cut(micrograph)
         return np.stack([spectral_weight(curve, edge) for curve in micrograph.fsc])
 
-    def problem(self, windows: Windows, micrograph: Micrograph, priors: list[MotionPrior]) -> TrajectoryProblem:
-        """Return the trajectory problem of a micrograph under each of the priors."""
-        return trajectory_problem(windows, Geometry.of(micrograph), priors, self.relion)
+    def track_key(self, prior: MotionPrior) -> str:
+        """Return a hash of all that decides about final trajectories."""
+        settings = {name: self.param.values()[name] for name in sorted(Alignment.param) if name != "name"}
+        return hash_of(settings, asdict(prior))
 
 
 @dataclass(frozen=True)
@@ -235,3 +236,29 @@ def score_windows(micrograph: Micrograph, settings: Alignment, threads: int) -> 
     reference = float((band_power(m.opposite, k).sum(0) * weight.sum(0)).sum())
     per_pixel = m.noise_power[: k + 1] * m.n * np.pi * (2 * shells + 1)  # Σ |X|² of a shell
     return ScoreWindows(windows, float((per_pixel * weight.sum(0)).sum()), reference)
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """Final trajectories of a micrograph."""
+
+    displacement_A: np.ndarray  # (particle, frame, 2) from the coordinate
+    common_A: np.ndarray  # (frame, 2) relative to rigid
+    rigid_A: np.ndarray  # (frame, 2)
+    scale: float  # grey scale of the reference
+    edge_hits: int  # particles and frames that left the window even after it was widened
+
+
+def track(micrograph: Micrograph, settings: Alignment, prior: MotionPrior, threads: int) -> Tracks:
+    """Return the trajectories of a micrograph's particles; windows that turn out too small are widened twice."""
+    geometry = Geometry.of(micrograph)
+    reach = settings.window_reach_A
+    for attempt in range(3):
+        raw = alignment_windows(micrograph, settings, True, threads, reach * 2**attempt)
+        windows = raw.scaled(prior)
+        solution = solve(windows, geometry, [prior], settings.relion)
+        hits = int(windows.edge_hits(solution.displacement_A[0]).sum())
+        if not hits:
+            break
+    scale = reference_scale(raw.cross, raw.power, prior.scale_pool, prior.scale_spread2)
+    return Tracks(solution.displacement_A[0], solution.common_A[0], geometry.rigid_A, scale, hits)

@@ -49,6 +49,12 @@ class Silent:
         self._cancelled.set()
 
 
+def hash_of(*content: Any) -> str:
+    """Return a short hash of settings, to recognise results by."""
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 class Stage(param.Parameterized):
     """One step of the job: settings declared once, which are also the options and the widgets."""
 
@@ -58,5 +64,4 @@ class Stage(param.Parameterized):
 
     def key(self, *upstream: str) -> str:
         """Return a hash of class, settings and the keys of what the stage builds on."""
-        content = json.dumps([type(self).__name__, self.settings(), upstream], sort_keys=True, default=str)
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        return hash_of(type(self).__name__, self.settings(), upstream)

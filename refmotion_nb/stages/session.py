@@ -10,7 +10,7 @@ import xarray as xr
 
 from refmotion_nb.data.schema import Dataset, Movie
 from refmotion_nb.numerics.backend import cpu_count
-from refmotion_nb.stages.alignment import Alignment
+from refmotion_nb.stages.alignment import Alignment, MotionPrior, Tracks, track
 from refmotion_nb.stages.micrograph import Micrograph, load_micrograph
 from refmotion_nb.stages.references import PreparedReference, prepare_references
 
@@ -26,6 +26,7 @@ class Session:
         self._references: dict[bool, list[PreparedReference]] = {}
         self._kept: OrderedDict[tuple[str, ...], Micrograph] = OrderedDict()
         self._lock = Lock()
+        self.tracks: dict[tuple[str, str], Tracks] = {}  # by micrograph and key of prior and settings
         self.micrographs: dict[str, tuple[Movie, xr.Dataset]] = {m.micrograph: (m, p) for m, p in data.micrographs()}
 
     def __iter__(self) -> Iterator[str]:
@@ -58,6 +59,13 @@ class Session:
         )  # fmt: skip
         self._keep(key, micrograph)
         return micrograph
+
+    def track(self, name: str, settings: Alignment, prior: MotionPrior) -> Tracks:
+        """Return the final trajectories of a micrograph, found now or before."""
+        key = (name, settings.track_key(prior))
+        if key not in self.tracks:
+            self.tracks[key] = track(self.micrograph(name, settings), settings, prior, self.threads)
+        return self.tracks[key]
 
     def _keep(self, key: tuple[str, ...], micrograph: Micrograph) -> None:
         """Keep a micrograph if it fits; those kept first stay, since stages walk through micrographs in one order."""

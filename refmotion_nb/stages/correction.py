@@ -1,0 +1,207 @@
+"""Motion correction of every particle: final trajectories, weighted sums, stacks and tables on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import param
+import xarray as xr
+
+from refmotion_nb.data.maps import write_stack
+from refmotion_nb.data.relion_results import write_bfactors, write_particles, write_tracks
+from refmotion_nb.data.schema import AXES, Dataset, InputError
+from refmotion_nb.data.store import ResultStore
+from refmotion_nb.numerics.recombine import normalise, recombine
+from refmotion_nb.stages.alignment import Alignment, MotionPrior, Tracks
+from refmotion_nb.stages.base import Reporter, Silent, hash_of
+from refmotion_nb.stages.dose_weights import weights_on
+from refmotion_nb.stages.micrograph import Micrograph
+from refmotion_nb.stages.search import prior_from_attrs
+from refmotion_nb.stages.session import Session
+
+
+@dataclass(frozen=True)
+class Written:
+    """One output particle."""
+
+    row: int
+    reference: int
+    micrograph: str
+    image_name: str
+    coordinate_px: tuple[float, float]  # micrograph px
+    origin_A: tuple[float, float]
+
+
+class MotionCorrection(Alignment):
+    """Write motion-corrected, dose-weighted particles; micrograph by micrograph, each finished before it counts."""
+
+    fourier_crop_to = param.Integer(
+        default=0, bounds=(0, None), allow_None=False,
+        doc="Box of the output particles (px) after Fourier cropping; 0: movie pixel, the reference's physical extent.",
+    )  # fmt: skip
+    float16 = param.Boolean(default=False, doc="Write particles in 16-bit floating point (MRC mode 12).")
+
+    def run(
+        self,
+        data: Dataset | Session,
+        search: xr.Dataset,
+        dose: xr.Dataset,
+        out: str | Path,
+        reporter: Reporter | None = None,
+    ) -> xr.Dataset:
+        """Correct all particles into ``out`` and return the table of what was written and what was not, with reasons.
+
+        Micrographs finished by an earlier run with the same settings are kept as they are.
+
+        Raises
+        ------
+        InputError
+            The dose weights do not fit the movies, or nothing could be written.
+        """
+        session = data if isinstance(data, Session) else Session(data)
+        reporter = reporter or Silent()
+        out = Path(out)
+        store = ResultStore(out / "results.zarr")
+        prior = prior_from_attrs(search.attrs)
+        key = hash_of(self.settings(), self.track_key(prior), dose["weight"].values.tobytes().hex()[:4096])
+        written, failed = [], []
+        reporter.start(len(session.micrographs), "correcting particles")
+        for name in session:
+            previous = store.read(f"tracks/{name}", key)
+            if previous is None or not (out / "Particles" / f"{name}.mrcs").exists():
+                try:
+                    previous = self._micrograph(session, name, prior, dose, out, store, key)
+                except InputError as error:
+                    failed.append((name, str(error)))
+                    reporter.advance(micrograph=name, failed=str(error))
+                    continue
+            written += _written(previous, name)
+            reporter.advance(micrograph=name, particles=previous.sizes["particle"])
+        reporter.done()
+        if not written:
+            raise InputError(f"no particle was written: {failed[0][1] if failed else 'there is none'}")
+        table = self._finish(session, out, store, written, failed)
+        write_bfactors(out / "bfactors.star", *_relion_bfactors(dose))
+        return table
+
+    def _micrograph(
+        self, session: Session, name: str, prior: MotionPrior, dose: xr.Dataset, out: Path, store: ResultStore, key: str
+    ) -> xr.Dataset:
+        m = session.micrograph(name, self)
+        tracks = session.track(name, self, prior)
+        images = self.images(m, tracks, dose, session.threads)
+        pixel = m.extent_A / images.shape[-1]
+        write_stack(out / "Particles" / f"{name}.mrcs", images, pixel, float16=self.float16)
+        write_tracks(out / "Tracks" / f"{name}_tracks.star", tracks.displacement_A)
+        table = tracks_table(m, tracks, images.shape[-1], pixel)
+        store.write(f"noise/{name}", noise_table(m, tracks))
+        store.write(f"tracks/{name}", table, key)
+        return table
+
+    def images(self, m: Micrograph, tracks: Tracks, dose: xr.Dataset, threads: int) -> np.ndarray:
+        """Return the corrected particles (particle, box, box) of a micrograph, background 0 ± 1."""
+        box_out = self.fourier_crop_to or m.spectra.box
+        if box_out > m.spectra.box or box_out % 2:
+            raise InputError(
+                f"fourier_crop_to {box_out}: the box in movie pixels is {m.spectra.box}; give an even number up to that"
+            )
+        frequency = m.frequency(int(np.ceil(np.sqrt(2) * m.spectra.box / 2)) + 1)
+        try:
+            weight = weights_on(dose, m.spectra.n_frames, frequency)
+        except ValueError as error:
+            raise InputError(f"{m.movie.path}: {error}; measure weights on movies with as many frames") from None
+        images = recombine(m.spectra, tracks.displacement_A / m.movie.pixel_size_A, weight, box_out, threads)
+        radius = min(max(m.mask_radius_px / m.spectra.box, 0.25), 0.45) * box_out
+        return normalise(images, radius)
+
+    def _finish(
+        self, session: Session, out: Path, store: ResultStore, written: list[Written], failed: list[tuple[str, str]]
+    ) -> xr.Dataset:
+        data = session.data
+        boxes = {name: store.read(f"tracks/{name}").attrs for name in {w.micrograph for w in written}}  # type: ignore[union-attr]
+        first = next(iter(boxes.values()))
+        for number, tables in enumerate(data.tables):
+            mine = sorted((w for w in written if w.reference == number), key=lambda w: w.row)
+            if not mine:
+                continue
+            suffix = f"_{number + 1}" if len(data.tables) > 1 else ""
+            write_particles(
+                out / f"particles{suffix}.star", tables, [w.row for w in mine], [w.image_name for w in mine],
+                pixel_size_A=first["pixel_size_A"], box_size=first["box"],
+                coordinate_px=np.array([w.coordinate_px for w in mine]), origin_A=np.array([w.origin_A for w in mine]),
+            )  # fmt: skip
+        table = particles_table(session, written, failed)
+        store.write("particles", table)
+        return table
+
+
+def tracks_table(m: Micrograph, tracks: Tracks, box: int, pixel_size_A: float) -> xr.Dataset:
+    """Return the ``tracks`` group of a micrograph."""
+    particles = m.particles
+    micrograph_pixel = m.movie.pixel_size_A * m.movie.binning
+    moved = (particles["origin"].values - m.placement.origin_A) / micrograph_pixel
+    return xr.Dataset(
+        {
+            "shift": (("particle", "frame", "axis"), tracks.displacement_A,
+                      {"units": "Å", "long_name": "displacement from the particle's coordinate"}),
+            "common": (("frame", "axis"), tracks.common_A, {"units": "Å", "long_name": "common motion relative to rigid"}),
+            "rigid": (("frame", "axis"), tracks.rigid_A, {"units": "Å", "long_name": "rigid motion"}),
+            "coordinate": (("particle", "axis"), m.position_A, {"units": "Å", "long_name": "position"}),
+            "coordinate_px": (("particle", "axis"), particles["coordinate"].values / micrograph_pixel - moved,
+                              {"units": "px", "long_name": "position in micrograph pixels"}),
+            "origin": (("particle", "axis"), m.placement.origin_A, {"units": "Å", "long_name": "origin"}),
+            "row": ("particle", particles["row"].values),
+            "reference": ("particle", particles["reference"].values),
+        },
+        coords={"axis": list(AXES)},
+        attrs={
+            "width_A": m.movie.width * m.movie.pixel_size_A, "height_A": m.movie.height * m.movie.pixel_size_A,
+            "box": int(box), "pixel_size_A": float(pixel_size_A), "edge_hits": tracks.edge_hits,
+        },
+    )  # fmt: skip
+
+
+def noise_table(m: Micrograph, tracks: Tracks) -> xr.Dataset:
+    """Return the ``noise`` group of a micrograph."""
+    frequency = m.frequency(len(m.noise_power))
+    return xr.Dataset(
+        {"noise_power": ("frequency", m.noise_power, {"units": "counts²", "long_name": "mean power of a frame"})},
+        coords={"frequency": ("frequency", frequency, {"units": "1/Å", "long_name": "spatial frequency"})},
+        attrs={"reference_scale": float(tracks.scale)},
+    )
+
+
+def _written(table: xr.Dataset, name: str) -> list[Written]:
+    rows, references = table["row"].values, table["reference"].values
+    coordinate, origin = table["coordinate_px"].values, table["origin"].values
+    return [
+        Written(int(rows[i]), int(references[i]), name, f"{i + 1:06d}@Particles/{name}.mrcs", tuple(coordinate[i]), tuple(origin[i]))
+        for i in range(len(rows))
+    ]
+
+
+def particles_table(session: Session, written: list[Written], failed: list[tuple[str, str]]) -> xr.Dataset:
+    """Return the ``particles`` group: what was written and where, and why the others were not."""
+    entries: list[dict[str, Any]] = [
+        {"row": w.row, "reference": w.reference, "micrograph": w.micrograph, "written": True, "image_name": w.image_name, "reason": ""}
+        for w in written
+    ]
+    for name, reason in failed:
+        _, particles = session.micrographs[name]
+        for row, reference in zip(particles["row"].values, particles["reference"].values):
+            entries.append({"row": int(row), "reference": int(reference), "micrograph": name, "written": False,
+                            "image_name": "", "reason": reason})  # fmt: skip
+    for s in session.data.skipped:
+        entries.append({"row": s.row, "reference": 0, "micrograph": s.micrograph, "written": False, "image_name": "",
+                        "reason": s.reason})  # fmt: skip
+    entries.sort(key=lambda e: (e["reference"], e["row"]))
+    columns = {name: ("particle", np.array([e[name] for e in entries])) for name in entries[0]}
+    return xr.Dataset(columns)
+
+
+def _relion_bfactors(dose: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Return B-factors (negative, Å²) and ln scales (frame,) in RELION's sign."""
+    return -dose["b_factor"].values[0], np.log(dose["frame_scale"].values[0])
