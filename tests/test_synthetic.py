@@ -6,6 +6,7 @@ from pathlib import Path
 import imagecodecs
 import mrcfile
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 
@@ -13,6 +14,7 @@ from refmotion_nb.data import synthetic_images as images
 from refmotion_nb.data import synthetic_model as models
 from refmotion_nb.data import synthetic_motion as motions
 from refmotion_nb.data import synthetic_plan as planning
+from refmotion_nb.data import synthetic_tables as tables
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.data.star import read_star, write_star
 from refmotion_nb.data.synthetic import SimulationSettings, simulate, trajectory_error_A
@@ -137,8 +139,7 @@ def test_fields_move_most_at_the_start_and_alike_nearby():
     dose = motions.sample_doses(12, 2.0, 4)
     points = np.array([[0.0, 0.0], [1200.0, 0.0]])
     fields = np.stack([motions.random_field(points, dose, 1.0, 1200.0, "exponential", rng) for _ in range(400)])
-    path = fields.mean(axis=4)[:, :, :, 0] if fields.ndim == 6 else fields[..., 0, :]
-    steps = np.diff(path, axis=2)
+    steps = np.diff(fields[..., 0, :], axis=2)  # from frame to frame
     rms = np.sqrt((steps**2).mean(axis=(0, 1, 3)))
     assert rms[0] > 3 * rms[-1]
     correlation = (steps[:, 0] * steps[:, 1]).mean() / (steps**2).mean()
@@ -153,8 +154,6 @@ def test_recorded_motion_follows_relions_model(tmp_path):
         "rlnMicrographDoseRate": 1.5, "rlnMotionModelVersion": 1,
     }  # fmt: skip
     shift = np.arange(10)[:, None] * [0.4, -0.1]
-    import pandas as pd
-
     blocks = {
         "general": general,
         "global_shift": pd.DataFrame(
@@ -176,6 +175,27 @@ def test_recorded_motion_follows_relions_model(tmp_path):
     assert local[0, :, 0, 0] == pytest.approx(-2.0 * 0.5 * x * z)
     assert local[0, :, 0, 1] == pytest.approx(-2.0 * (0.2 - 0.3 * y) * z)
     assert whole[:, 0] == pytest.approx(-2.0 * z[:, None] * [0.4, -0.1])
+
+
+def test_patch_alignment_takes_local_motion_with_it(tmp_path):
+    settings = SimulationSettings.demo(motion_scale=2.0, rigid_error_A=0.0)
+    rigid = planning.plan_micrograph(settings, 68.0, 0)
+    patch = planning.plan_micrograph(replace(settings, patch_alignment=True), 68.0, 0)
+    truth = rigid.total_A.mean(axis=2)
+    errors = [
+        trajectory_error_A(-plan.particle_shift_px * settings.pixel_size_A, truth, settings.dose_mid)
+        for plan in (rigid, patch)
+    ]
+    assert errors[1] < 0.6 * errors[0]
+    (tmp_path / "MotionCorr" / "Movies").mkdir(parents=True)
+    tables.write_motion(settings, patch, "gain.mrc", tmp_path)
+    again = motions.read_recorded_motion(tmp_path / "MotionCorr" / "Movies" / "mic0000.star")
+    assert again.coefficients_A == pytest.approx(patch.local_model_px * settings.pixel_size_A)
+
+
+def test_motion_star_without_a_local_model_is_refused(small):
+    with pytest.raises(InputError, match="local motion model"):
+        motions.read_recorded_motion(small.folder / "MotionCorr/Movies/mic0000.star")
 
 
 def test_motion_stars_of_real_movies():

@@ -45,7 +45,7 @@ class Simulation:
     folder: Path
     settings: SimulationSettings
     n_particles: int
-    rigid_error_A: float  # trajectory error of whole-frame alignment, early frames weighted
+    rigid_error_A: float  # trajectory error of the motion STARs, early frames weighted
     fsc_resolution_A: float  # corrected half-map FSC 0.143 of the rigid reference
 
     @property
@@ -142,7 +142,8 @@ def _expose_and_average(settings, model, plan, sensitivity, out, run) -> np.ndar
     gain = 1 / sensitivity
 
     def average(p: int) -> np.ndarray:
-        image = images.dose_weighted_average(stack, gain, plan.hot, plan.coordinates_px[p], -plan.shift_px, weights)
+        centre, shifts = plan.coordinates_px[p], -plan.particle_shift_px[p]
+        image = images.dose_weighted_average(stack, gain, plan.hot, centre, shifts, weights)
         image = images.normalised(image, 1.05 * model.radius_A / settings.pixel_size_A)
         return images.centred(image, plan.origins_A[p] / settings.pixel_size_A)
 
@@ -219,7 +220,7 @@ def trajectory_error_A(tracks_A: np.ndarray, truth_A: np.ndarray, dose_mid: np.n
 
 def _rigid_error_A(settings: SimulationSettings, plans: list[planning.MicrographPlan]) -> float:
     errors = [
-        trajectory_error_A(-p.shift_px[None] * settings.pixel_size_A, p.total_A.mean(axis=2), settings.dose_mid)
+        trajectory_error_A(-p.particle_shift_px * settings.pixel_size_A, p.total_A.mean(axis=2), settings.dose_mid)
         for p in plans
     ]
     return float(np.sqrt(np.mean(np.square(errors))))

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import starfile
 
 from refmotion_nb.data.schema import InputError
+from refmotion_nb.data.star import read_star, table
 
 EARLY_DOSE_E_A2 = 3.0  # over which the first burst of motion decays by e
 LATE_SHARE = 0.12  # of the initial speed, that remains
@@ -91,26 +91,20 @@ def read_recorded_motion(path: Path) -> RecordedMotion:
     InputError
         The file holds no third-order local motion model.
     """
-    blocks = starfile.read(path, always_dict=True)
-    general = blocks.get("general")
-    if general is None or int(_scalar(general, "rlnMotionModelVersion")) != 1 or "local_motion_model" not in blocks:
+    blocks = read_star(path, ("general", "global_shift", "local_motion_model"))
+    general, shifts, model = (table(blocks, name) for name in ("general", "global_shift", "local_motion_model"))
+    if not len(general) or int(general.get("rlnMotionModelVersion", [0])[0]) != 1 or len(model) != 36:
         raise InputError(f"{path}: no third-order local motion model; give motion STARs of patch-based alignment")
-    pixel_A = float(_scalar(general, "rlnMicrographOriginalPixelSize"))
-    model = blocks["local_motion_model"].sort_values("rlnMotionModelCoeffsIdx")["rlnMotionModelCoeff"].to_numpy(float)
-    shift = blocks["global_shift"][["rlnMicrographShiftX", "rlnMicrographShiftY"]].to_numpy(float)
-    extent = [float(_scalar(general, f"rlnImageSize{axis}")) for axis in "XY"]
+    row = general.iloc[0]
+    pixel_A = float(row["rlnMicrographOriginalPixelSize"])
+    coefficients = model.sort_values("rlnMotionModelCoeffsIdx")["rlnMotionModelCoeff"].to_numpy(float)
     return RecordedMotion(
         Path(path).stem,
-        shift * pixel_A,
-        model.reshape(2, 6, 3) * pixel_A,
-        np.array(extent) * pixel_A,
-        float(_scalar(general, "rlnMicrographDoseRate")),
+        shifts[["rlnMicrographShiftX", "rlnMicrographShiftY"]].to_numpy(float) * pixel_A,
+        coefficients.reshape(2, 6, 3) * pixel_A,
+        np.array([row["rlnImageSizeX"], row["rlnImageSizeY"]], float) * pixel_A,
+        float(row["rlnMicrographDoseRate"]),
     )
-
-
-def _scalar(block, name: str):
-    value = block[name]
-    return value.iloc[0] if hasattr(value, "iloc") else value
 
 
 def recorded_field(
@@ -129,19 +123,43 @@ def recorded_field(
     frame = np.clip(dose.ravel() / motion.dose_per_frame_e_A2 - 0.5, -0.5, n - 0.5)
     corner = rng.random(2) * np.clip(motion.extent_A - field_A, 0, None)
     x, y = (np.clip((positions_A + corner) / motion.extent_A, 0, 1) - 0.5).T
-    terms = np.stack([np.ones_like(x), x, x**2, y, y**2, x * y])
-    powers = np.stack([frame, frame**2, frame**3])
-    local = -np.einsum("dkz,kp,zt->ptd", motion.coefficients_A, terms, powers)
+    local = -_polynomial(motion.coefficients_A, x, y, frame)
     # RELION's estimate per frame carries its own error: a light [1 2 1] smoothing keeps the motion, not the jitter
     shift = motion.global_shift_A
     padded = np.concatenate([2 * shift[:1] - shift[1:2], shift, 2 * shift[-1:] - shift[-2:-1]])
     smooth = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]
     whole = -np.stack([_interpolate(frame, smooth[:, axis]) for axis in (0, 1)], axis=-1)
     # both start from zero before the exposure
-    start = np.einsum("dkz,kp,z->pd", motion.coefficients_A, terms, np.array([-0.5, 0.25, -0.125]))
+    local += _polynomial(motion.coefficients_A, x, y, np.array([-0.5]))
     whole += np.array([_interpolate(np.array([-0.5]), smooth[:, axis])[0] for axis in (0, 1)])
-    local += start[:, None]
     return local.reshape(len(x), *dose.shape, 2), whole.reshape(*dose.shape, 2)
+
+
+def _terms(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """RELION's spatial terms of the local motion model (term, point); x and y run from -1/2 to 1/2 over the field."""
+    return np.stack([np.ones_like(x), x, x**2, y, y**2, x * y])
+
+
+def _polynomial(coefficients: np.ndarray, x: np.ndarray, y: np.ndarray, frame: np.ndarray) -> np.ndarray:
+    """RELION's local motion model (xy, term, power) at points and frames counted from 0: (point, frame, xy)."""
+    powers = np.stack([frame, frame**2, frame**3])
+    return np.einsum("dkz,kp,zt->ptd", coefficients, _terms(x, y), powers)
+
+
+def fit_local_model(
+    local_A: np.ndarray,  # (point, frame, xy) displacement
+    places: np.ndarray,  # (point, xy) from -1/2 to 1/2 over the field
+) -> np.ndarray:
+    """Coefficients (xy, term, power) Å of RELION's local motion model: the correction, zero in the first frame."""
+    z = np.arange(local_A.shape[1], dtype=float)
+    design = np.einsum("kp,zt->ptkz", _terms(*places.T), np.stack([z, z**2, z**3])).reshape(-1, 18)
+    target = -(local_A - local_A[:, :1]).reshape(-1, 2)
+    return np.linalg.lstsq(design, target, rcond=None)[0].T.reshape(2, 6, 3)
+
+
+def local_shift(coefficients: np.ndarray, places: np.ndarray, n_frames: int) -> np.ndarray:
+    """Correction (point, frame, xy) of a local motion model, in its unit."""
+    return _polynomial(coefficients, places[:, 0], places[:, 1], np.arange(n_frames, dtype=float))
 
 
 def _interpolate(frame: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -27,6 +27,8 @@ class MicrographPlan:
     drift_A: np.ndarray  # (frame, xy)
     field_A: np.ndarray  # (frame, step, xy), mean over the field
     shift_px: np.ndarray  # (frame, xy) whole-frame alignment, RELION's sign
+    local_model_px: np.ndarray | None  # (xy, term, power) RELION's local motion model, with patch_alignment
+    particle_shift_px: np.ndarray  # (particle, frame, xy) whole-frame alignment and local model together
     rotations: np.ndarray  # (particle, 3, 3) true
     rotations_given: np.ndarray
     coordinates_px: np.ndarray  # (particle, xy) whole pixels
@@ -76,14 +78,20 @@ def plan_micrograph(settings: SimulationSettings, particle_radius_A: float, inde
     local, drift = _move(settings, index, positions)
     count = len(positions)
     total = local[:count] + drift
-    whole = local[count:].mean(axis=0) + drift
+    common = local[count:].mean(axis=0)
+    whole = common + drift
     rng = rng_for(settings, RIGID, index)
     rigid_A = motions.rigid_alignment(whole.mean(axis=1), settings.dose_mid, settings.rigid_error_A, rng)
+    shift_A, model_A = np.broadcast_to(rigid_A, (count, *rigid_A.shape)), None
+    if settings.patch_alignment:
+        model_A = motions.fit_local_model((local[count:] - common).mean(axis=2), _grid() - 0.5)
+        places = positions / settings.shape[::-1] - 0.5
+        shift_A = shift_A + motions.local_shift(model_A, places, settings.n_frames)
     rng = rng_for(settings, POSES, index)
     rotations = _random_rotations(count, rng)
     turn = rng.standard_normal((count, 3)) * np.deg2rad(settings.pose_error_deg) / np.sqrt(3)
-    # in the rigidly aligned average a particle appears where its residual motion leaves it on average
-    seen = positions + (total.mean(axis=2) + rigid_A).mean(axis=1) / settings.pixel_size_A
+    # in the aligned average a particle appears where its residual motion leaves it on average
+    seen = positions + (total.mean(axis=2) + shift_A).mean(axis=1) / settings.pixel_size_A
     coordinates = np.rint(seen + rng.standard_normal((count, 2)) * settings.pick_error_A / settings.pixel_size_A)
     origins = (coordinates - seen) * settings.pixel_size_A + rng.standard_normal((count, 2)) * settings.origin_error_A
     rng = rng_for(settings, OPTICS, index)
@@ -99,6 +107,8 @@ def plan_micrograph(settings: SimulationSettings, particle_radius_A: float, inde
         drift_A=drift.mean(axis=1),
         field_A=whole,
         shift_px=rigid_A / settings.pixel_size_A,
+        local_model_px=None if model_A is None else model_A / settings.pixel_size_A,
+        particle_shift_px=shift_A / settings.pixel_size_A,
         rotations=rotations,
         rotations_given=_rotation_from_vector(turn) @ rotations,
         coordinates_px=coordinates.astype(int),
@@ -129,14 +139,18 @@ def _place(settings: SimulationSettings, radius_A: float, rng: np.random.Generat
     return found
 
 
+def _grid() -> np.ndarray:
+    """Places (point, xy) at which the motion of the whole field is taken, as shares of it."""
+    ticks = (np.arange(GRID_POINTS) + 0.5) / GRID_POINTS
+    return np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
+
+
 def _move(settings: SimulationSettings, index: int, positions_px: np.ndarray) -> tuple[np.ndarray, ...]:
     """Local motion (particles then field points, frame, step, xy) and common motion (frame, step, xy), in Å."""
     rng = rng_for(settings, MOTION, index)
     dose = motions.sample_doses(settings.n_frames, settings.dose_per_frame_e_A2, STEPS_PER_FRAME)
     extent_A = np.array(settings.shape[::-1]) * settings.pixel_size_A
-    ticks = (np.arange(GRID_POINTS) + 0.5) / GRID_POINTS
-    grid = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2) * extent_A
-    points = np.concatenate([positions_px * settings.pixel_size_A, grid])
+    points = np.concatenate([positions_px * settings.pixel_size_A, _grid() * extent_A])
     if settings.motion == "recorded":
         stars = settings.motion_star_files()
         recorded = motions.read_recorded_motion(stars[index % len(stars)])

@@ -58,6 +58,7 @@ class SimulationSettings:
     motion_scale: float = 1.0  # multiplies all motion
     motion_stars: Path | None = None  # folder of RELION motion STARs with local models, for motion="recorded"
     rigid_error_A: float = 0.8  # of the whole-frame alignment, RMS over frames
+    patch_alignment: bool = False  # the motion STARs hold a local model too, fitted to the motion on a grid
 
     pose_error_deg: float = 0.3  # RMS
     origin_error_A: float = 0.25  # RMS per axis

@@ -17,7 +17,7 @@ EARLY_DOSE_E_A2 = 4.0  # RELION's border between early and late motion
 
 
 def write_motion(settings: SimulationSettings, plan: MicrographPlan, gain_name: str, out: Path) -> None:
-    """Write the motion STAR of one micrograph."""
+    """Write the motion STAR of one micrograph: shifts in px are corrections, frames count from 1."""
     general = {
         "rlnImageSizeX": settings.shape[1],
         "rlnImageSizeY": settings.shape[0],
@@ -33,9 +33,23 @@ def write_motion(settings: SimulationSettings, plan: MicrographPlan, gain_name: 
     }
     if settings.movie_format == "eer":
         general |= {"rlnEERUpsampling": 1, "rlnEERGrouping": settings.eer_grouping}
-    general["rlnMotionModelVersion"] = 0
-    path = out / "MotionCorr" / "Movies" / f"{plan.name}.star"
-    _write_motion_star(path, general, plan.shift_px, plan.hot)
+    general["rlnMotionModelVersion"] = 0 if plan.local_model_px is None else 1
+    shifts = pd.DataFrame(
+        {
+            "rlnMicrographFrameNumber": np.arange(1, settings.n_frames + 1),
+            "rlnMicrographShiftX": np.round(plan.shift_px[:, 0], 6),
+            "rlnMicrographShiftY": np.round(plan.shift_px[:, 1], 6),
+        }
+    )
+    blocks: dict[str, Any] = {"general": general, "global_shift": shifts}
+    if plan.local_model_px is not None:
+        coefficients = plan.local_model_px.ravel()
+        blocks["local_motion_model"] = pd.DataFrame(
+            {"rlnMotionModelCoeffsIdx": np.arange(len(coefficients)), "rlnMotionModelCoeff": coefficients}
+        )
+    if len(plan.hot):
+        blocks["hot_pixels"] = pd.DataFrame(plan.hot.astype(float), columns=["rlnCoordinateX", "rlnCoordinateY"])
+    write_star(out / "MotionCorr" / "Movies" / f"{plan.name}.star", blocks)
 
 
 def write_tables(settings: SimulationSettings, plans: list[MicrographPlan], out: Path) -> None:
@@ -133,21 +147,6 @@ def _optics(microscope, **more) -> pd.DataFrame:
         "rlnAmplitudeContrast": microscope.amplitude_contrast,
     }
     return pd.DataFrame([row | more])
-
-
-def _write_motion_star(path: Path, general: dict, shift_px: np.ndarray, hot: np.ndarray) -> None:
-    """Motion STAR of whole-frame alignment (rlnMotionModelVersion 0): shifts are corrections, frames count from 1."""
-    shifts = pd.DataFrame(
-        {
-            "rlnMicrographFrameNumber": np.arange(1, len(shift_px) + 1),
-            "rlnMicrographShiftX": np.round(shift_px[:, 0], 6),
-            "rlnMicrographShiftY": np.round(shift_px[:, 1], 6),
-        }
-    )
-    blocks: dict[str, Any] = {"general": general, "global_shift": shifts}
-    if len(hot):
-        blocks["hot_pixels"] = pd.DataFrame(hot.astype(float), columns=["rlnCoordinateX", "rlnCoordinateY"])
-    write_star(path, blocks)
 
 
 def write_postprocess(path: Path, curves: MaskedFSC, pixel_size_A: float, box: int, mask: np.ndarray) -> None:
