@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,12 @@ class MotionCorrection(Alignment):
         dose: xr.Dataset,
         out: str | Path,
         reporter: Reporter | None = None,
+        image_root: Path | None = None,
+        data_key: str = "",
     ) -> xr.Dataset:
         """Correct all particles into ``out`` and return the table of what was written and what was not, with reasons.
 
-        Micrographs finished by an earlier run with the same settings are kept as they are.
+        ``rlnImageName`` is written relative to ``image_root`` where ``out`` lies in it. Micrographs finished by an earlier run with the same settings are kept as they are.
 
         Raises
         ------
@@ -66,7 +69,9 @@ class MotionCorrection(Alignment):
         out = Path(out)
         store = ResultStore(out / "results.zarr")
         prior = prior_from_attrs(search.attrs)
-        key = hash_of(self.settings(), self.track_key(prior), dose["weight"].values.tobytes().hex()[:4096])
+        weights_hash = hashlib.sha256(dose["weight"].values.tobytes()).hexdigest()
+        key = hash_of(self.settings(), self.track_key(prior), weights_hash, data_key)
+        stacks = _stack_folder(out, image_root)
         written, failed = [], []
         reporter.start(len(session.micrographs), "correcting particles")
         for name in session:
@@ -78,7 +83,7 @@ class MotionCorrection(Alignment):
                     failed.append((name, str(error)))
                     reporter.advance(micrograph=name, failed=str(error))
                     continue
-            written += _written(previous, name)
+            written += _written(previous, name, stacks)
             reporter.advance(micrograph=name, particles=previous.sizes["particle"])
         reporter.done()
         if not written:
@@ -174,11 +179,19 @@ def noise_table(m: Micrograph, tracks: Tracks) -> xr.Dataset:
     )
 
 
-def _written(table: xr.Dataset, name: str) -> list[Written]:
+def _stack_folder(out: Path, image_root: Path | None) -> str:
+    """Return the folder of the stacks as it stands in rlnImageName."""
+    folder = (out / "Particles").absolute()
+    if image_root is not None and folder.is_relative_to(image_root.absolute()):
+        return folder.relative_to(image_root.absolute()).as_posix()
+    return folder.as_posix()
+
+
+def _written(table: xr.Dataset, name: str, stacks: str) -> list[Written]:
     rows, references = table["row"].values, table["reference"].values
     coordinate, origin = table["coordinate_px"].values, table["origin"].values
     return [
-        Written(int(rows[i]), int(references[i]), name, f"{i + 1:06d}@Particles/{name}.mrcs", tuple(coordinate[i]), tuple(origin[i]))
+        Written(int(rows[i]), int(references[i]), name, f"{i + 1:06d}@{stacks}/{name}.mrcs", tuple(coordinate[i]), tuple(origin[i]))
         for i in range(len(rows))
     ]
 

@@ -6,7 +6,7 @@ import numpy as np
 import param
 import xarray as xr
 
-from refmotion_nb.data.schema import Dataset
+from refmotion_nb.data.schema import Dataset, InputError
 from refmotion_nb.numerics.dose import bootstrap_weights, fcc, fcc_sums, fit_model, weights
 from refmotion_nb.numerics.energy import grant_grigorieff
 from refmotion_nb.stages.alignment import Alignment
@@ -46,14 +46,21 @@ class DoseWeights(Alignment):
         prior = prior_from_attrs(search.attrs)
         chosen = self._chosen(session)
         reporter.start(len(chosen), "measuring dose weights")
-        sums = []
+        sums, used = [], []
         for name in chosen:
-            micrograph = session.micrograph(name, self)
+            try:
+                micrograph = session.micrograph(name, self)
+            except InputError as error:
+                reporter.advance(micrograph=name, failed=str(error))
+                continue
+            used.append(name)
             tracks = session.track(name, self, prior)
             sums.append(micrograph_fcc_sums(micrograph, tracks.displacement_A, session.threads))
             reporter.advance(micrograph=name)
         reporter.done()
-        return weights_table(np.stack(sums), micrograph, chosen)
+        if not used:
+            raise InputError(f"no movie can be used; the first: {session.failed[chosen[0]]}")
+        return weights_table(np.stack(sums), micrograph, used)
 
     def _chosen(self, session: Session) -> list[str]:
         search = HyperparameterSearch(target_particles=self.target_particles, seed=self.seed)

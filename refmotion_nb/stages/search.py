@@ -124,7 +124,11 @@ class HyperparameterSearch(Alignment):
         reporter.start(len(names), "reading movies")
         out = []
         for name in names:
-            micrograph = session.micrograph(name, self)
+            try:
+                micrograph = session.micrograph(name, self)
+            except InputError as error:
+                reporter.advance(micrograph=name, failed=str(error))
+                continue
             out.append(
                 SearchMicrograph(
                     name, Geometry.of(micrograph), alignment_windows(micrograph, self, False, session.threads),
@@ -133,6 +137,8 @@ class HyperparameterSearch(Alignment):
             )
             reporter.advance(micrograph=name, particles=micrograph.n)
         reporter.done()
+        if not out:
+            raise InputError(f"no movie can be used; the first: {session.failed[names[0]]}")
         return out
 
     def try_priors(

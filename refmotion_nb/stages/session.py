@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from threading import Lock
+from time import perf_counter
 
 import xarray as xr
 
-from refmotion_nb.data.schema import Dataset, Movie
+from refmotion_nb.data.schema import Dataset, InputError, Movie
 from refmotion_nb.numerics.backend import cpu_count
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, Tracks, track
 from refmotion_nb.stages.micrograph import Micrograph, load_micrograph
@@ -29,6 +30,9 @@ class Session:
         self.tracks: dict[tuple[str, str], Tracks] = {}  # by micrograph and key of prior and settings
         self.micrographs: dict[str, tuple[Movie, xr.Dataset]] = {m.micrograph: (m, p) for m, p in data.micrographs()}
 
+        self.failed: dict[str, str] = {}  # micrographs that could not be used, and why
+        self.seconds: dict[str, float] = {}
+
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names of the micrographs that have particles."""
         return iter(self.micrographs)
@@ -36,7 +40,9 @@ class Session:
     def references(self, relion: bool) -> list[PreparedReference]:
         """Return the references ready for slicing; RELION's energy needs them to the Nyquist limit."""
         if relion not in self._references:
+            start = perf_counter()
             self._references[relion] = prepare_references(self.data, relion, self.threads)
+            self.seconds["preparing references"] = perf_counter() - start
         return self._references[relion]
 
     def micrograph(self, name: str, settings: Alignment) -> Micrograph:
@@ -45,18 +51,27 @@ class Session:
         Raises
         ------
         InputError
-            Its movie or gain cannot be used.
+            Its movie or gain cannot be used; that is remembered in ``failed``.
         """
+        if name in self.failed:
+            raise InputError(self.failed[name])
         key = (name, settings.energy, str(settings.recenter), str(settings.repair_hot_pixels))
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
         movie, particles = self.micrographs[name]
-        micrograph = load_micrograph(
-            movie, particles, self.data.optics, self.references(settings.relion), relion=settings.relion,
-            recenter=settings.recenter, repair=settings.repair_hot_pixels, threads=self.threads,
-        )  # fmt: skip
+        references = self.references(settings.relion)
+        start = perf_counter()
+        try:
+            micrograph = load_micrograph(
+                movie, particles, self.data.optics, references, relion=settings.relion,
+                recenter=settings.recenter, repair=settings.repair_hot_pixels, threads=self.threads,
+            )  # fmt: skip
+        except InputError as error:
+            self.failed[name] = str(error)
+            raise
+        self.seconds["reading movies"] = self.seconds.get("reading movies", 0.0) + perf_counter() - start
         self._keep(key, micrograph)
         return micrograph
 

@@ -1,0 +1,301 @@
+"""The command line: every parameter of the stages is an option of the same name."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refmotion_nb import __version__
+from refmotion_nb.data.schema import InputError
+
+if TYPE_CHECKING:
+    import param
+
+    from refmotion_nb.data.schema import Dataset, Reference
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; errors are one line, the exit code is 0 only if everything asked for was written."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except InputError as error:
+        for line in str(error).splitlines():
+            print(f"refmotion: {line}", file=sys.stderr)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "make room and run the same command again: it goes on where it stopped" if full else "check the path"
+        print(f"refmotion: {error.filename or ''} {error.strerror}; {remedy}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("refmotion: stopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="refmotion", description="Reference-based motion correction for cryo-EM.")
+    parser.add_argument("--version", action="version", version=f"refmotion {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="demo | simulate | check | run")
+    demo = commands.add_parser("demo", help="simulate a small dataset, run the whole job, write the report")
+    demo.add_argument("--out", type=Path, default=Path("refmotion-demo"))
+    demo.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    demo.set_defaults(command=_demo)
+    simulate = commands.add_parser("simulate", help="movies, STAR files, half maps and truth, laid out as RELION does")
+    _simulation_options(simulate)
+    simulate.set_defaults(command=_simulate)
+    check = commands.add_parser("check", help="validate and summarise the input, change nothing")
+    _input_options(check)
+    check.set_defaults(command=_check)
+    run = commands.add_parser("run", help="estimate motion and dose weights, write corrected particles")
+    _input_options(run)
+    _run_options(run)
+    run.set_defaults(command=_run)
+    return parser
+
+
+def _input_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("input (RELION)")
+    group.add_argument("--particles", type=Path, action="append", required=True, help="particle STAR; once per reference")
+    group.add_argument("--micrographs", type=Path, required=True, help="corrected_micrographs.star")
+    group.add_argument("--half1", type=Path, action="append", default=[], help="half map 1; once per reference")
+    group.add_argument("--half2", type=Path, action="append", default=[], help="half map 2")
+    group.add_argument("--mask", type=Path, action="append", default=[], help="mask")
+    group.add_argument("--fsc", type=Path, action="append", default=[], help="postprocess.star: names all three")
+    group.add_argument("--root", type=Path, help="project folder that paths in STAR files are relative to")
+    group.add_argument("--gain", type=Path, help="gain reference instead of the one the movies name")
+    group.add_argument("--dose-per-frame", type=float, help="e/Å² per frame, instead of the metadata's")
+    group.add_argument("--pre-exposure", type=float, help="e/Å² before the first frame, instead of the metadata's")
+    group.add_argument(
+        "--skip-movies-with-wrong-frame-count", action=argparse.BooleanOptionalAction, default=False,
+        help="keep movies with the most common frame count, list the others; off: fail",
+    )  # fmt: skip
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    from refmotion_nb.stages.job import UNTIL
+
+    parser.add_argument("--out", type=Path, required=True, help="output folder; the same folder again resumes")
+    parser.add_argument("--until", choices=[u for u in UNTIL if u != "validate"], default="correct", help="last stage")
+    parser.add_argument("--hyperparameters", type=Path, help="hyperparameters.json of another run, instead of a search")
+    parser.add_argument("--dose-weights", type=Path, help="dose_weights.nc of another run, instead of measuring them")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--threads", type=int, default=0, help="processors to use; 0: all")
+    parser.add_argument("--cache-size-GB", type=float, default=None, help="memory for micrographs; 60 %% of RAM")
+    group = parser.add_argument_group("parameters")
+    for name, parameter in _parameters().items():
+        _add_parameter(group, name, parameter)
+
+
+def _parameters() -> dict[str, param.Parameter]:
+    """Return the parameters of all stages by name."""
+    from refmotion_nb.stages.correction import MotionCorrection
+    from refmotion_nb.stages.dose_weights import DoseWeights
+    from refmotion_nb.stages.job import Overrides
+    from refmotion_nb.stages.search import HyperparameterSearch
+
+    found = {}
+    for stage in (HyperparameterSearch, DoseWeights, MotionCorrection, Overrides):
+        for name in stage.param:
+            if name != "name":
+                found.setdefault(name, stage.param[name])
+    return found
+
+
+def _add_parameter(group: argparse._ArgumentGroup, name: str, parameter: param.Parameter) -> None:
+    import param
+
+    option = "--" + name.replace("_", "-")
+    about = f"{parameter.doc} Default: {parameter.default}.".replace("%", "%%")
+    if isinstance(parameter, param.Boolean):
+        group.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=about)
+    elif isinstance(parameter, param.Selector):
+        group.add_argument(option, choices=parameter.objects, default=None, help=about)
+    else:
+        group.add_argument(option, type=int if isinstance(parameter, param.Integer) else float, default=None, help=about)
+
+
+def _references(options: argparse.Namespace) -> list[Reference]:
+    from refmotion_nb.data.relion_results import open_postprocess
+    from refmotion_nb.data.schema import Reference
+
+    if options.fsc and not options.half1:
+        return [open_postprocess(path, options.root)[0] for path in options.fsc]
+    if len(options.half1) != len(options.half2):
+        raise InputError(f"{len(options.half1)} --half1 but {len(options.half2)} --half2; give both of every reference")
+    if not options.half1:
+        raise InputError("no half maps; give --half1, --half2 and --mask, or --fsc postprocess.star")
+    if options.mask and len(options.mask) != len(options.half1):
+        raise InputError(f"{len(options.mask)} --mask for {len(options.half1)} references; give one for each, or none")
+    masks = options.mask or [None] * len(options.half1)
+    curves = options.fsc or [None] * len(options.half1)
+    return [Reference(*files) for files in zip(options.half1, options.half2, masks, curves)]
+
+
+def _input_settings(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "root": options.root, "gain": options.gain, "dose_per_frame_e_A2": options.dose_per_frame,
+        "pre_exposure_e_A2": options.pre_exposure,
+        "skip_movies_with_wrong_frame_count": options.skip_movies_with_wrong_frame_count,
+    }  # fmt: skip
+
+
+def _check(options: argparse.Namespace) -> int:
+    from refmotion_nb.data.relion import survey
+
+    try:
+        references = _references(options)
+    except InputError as error:
+        references = []
+        print(f"refmotion: {error}", file=sys.stderr)
+    found = survey(options.particles, options.micrographs, references, **_input_settings(options))
+    print(found)
+    return 0 if found.ok and references else 1
+
+
+def _open(options: argparse.Namespace) -> Dataset:
+    from refmotion_nb.data.relion import open_relion
+
+    return open_relion(options.particles, options.micrographs, _references(options), **_input_settings(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    from refmotion_nb.stages.job import Job, writable
+
+    _device(options.device)
+    writable(options.out)
+    with Console(options.out / "run.log") as console:
+        console.say(" ".join(["refmotion", *sys.argv[1:]]), log_only=True)
+        start = time.perf_counter()
+        data = _open(options)
+        job = Job(
+            data, options.out, {name: getattr(options, name) for name in _parameters()},
+            options.hyperparameters, options.dose_weights, image_root=options.root or Path.cwd(),
+            cache_bytes=_cache_bytes(options.cache_size_GB), threads=options.threads, say=console.say,
+        )  # fmt: skip
+        job.seconds["opening"] = time.perf_counter() - start
+        return _finish(job, options.until, console)
+
+
+def _finish(job: Any, until: str, console: Console) -> int:
+    from refmotion_nb.views.report import write_report
+
+    complete = job.run(until, console)
+    start = time.perf_counter()
+    write_report(job.out / "results.zarr", job.out / "report.html")
+    job.seconds["report"] = time.perf_counter() - start
+    for warning in job.warnings:
+        console.say(f"warning: {warning}")
+    console.say(_summary(job))
+    if not complete:
+        console.say("refmotion: not everything was written; the reasons stand above and in the report")
+    return 0 if complete else 1
+
+
+def _summary(job: Any) -> str:
+    rows = [f"  {what:28s}{seconds:8.1f} s" for what, seconds in job.seconds.items()]
+    return "\n".join(["", *rows, f"  results in {job.out}, report in {job.out / 'report.html'}"])
+
+
+def _cache_bytes(size_GB: float | None) -> float:
+    import os
+
+    if size_GB is not None:
+        return size_GB * 1e9
+    return 0.6 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _device(device: str) -> None:
+    if device not in ("auto", "cpu"):
+        raise InputError(f"device {device}: this version runs on the CPU; give --device cpu or auto")
+
+
+class Console:
+    """Progress on stderr, everything in run.log; a reporter."""
+
+    def __init__(self, log: Path):
+        self._log = open(log, "a", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
+        self._bar: Any = None
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        if problem[1] is not None:
+            self._write(f"stopped: {problem[1]}")
+        self.done()
+        self._log.close()
+
+    def _write(self, text: str) -> None:
+        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        self._log.flush()
+
+    def say(self, text: str, log_only: bool = False) -> None:
+        """Tell the user and the log."""
+        self._write(text)
+        if not log_only:
+            print(text, file=sys.stderr)
+
+    def start(self, total: int, what: str) -> None:
+        """Begin a progress bar."""
+        from tqdm import tqdm
+
+        self._write(what)
+        self._bar = tqdm(total=total, desc=what, file=sys.stderr, leave=True, dynamic_ncols=True)
+
+    def advance(self, n: int = 1, **facts: Any) -> None:
+        """Move the bar on; facts go to the log."""
+        self._write("  " + ", ".join(f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items()))
+        if self._bar is not None:
+            self._bar.update(n)
+
+    def done(self) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _simulation_options(parser: argparse.ArgumentParser) -> None:
+    from dataclasses import fields
+
+    from refmotion_nb.data.synthetic_settings import SimulationSettings
+
+    parser.add_argument("--out", type=Path, required=True)
+    for field in fields(SimulationSettings):
+        kind = str(field.type).split(" |")[0]
+        cast = {"int": int, "float": float, "Path": Path}.get(kind, str)
+        parser.add_argument("--" + field.name.replace("_", "-"), type=cast, default=None, help=f"default: {field.default}")
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from dataclasses import fields
+
+    from refmotion_nb.data.synthetic import simulate
+    from refmotion_nb.data.synthetic_settings import SimulationSettings
+    from refmotion_nb.stages.job import writable
+
+    given = {f.name: getattr(options, f.name) for f in fields(SimulationSettings) if getattr(options, f.name) is not None}
+    writable(options.out)
+    with Console(options.out / "simulate.log") as console:
+        result = simulate(SimulationSettings(**given), options.out, console)
+    print(
+        f"{result.n_particles} particles on {result.settings.n_micrographs} movies in {result.folder}; rigid alignment is "
+        f"off by {result.rigid_error_A:.2f} Å, the reference reaches {result.fsc_resolution_A:.2f} Å"
+    )
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from refmotion_nb.demo import demo
+
+    _device(options.device)
+    return demo(options.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""The whole job on one dataset: search, dose weights, correction; each stage's result stored, so that a rerun resumes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import param
+import xarray as xr
+
+from refmotion_nb import __version__
+from refmotion_nb.data.schema import Dataset, InputError
+from refmotion_nb.data.store import ResultStore, read_hyperparameters, read_netcdf, write_hyperparameters, write_netcdf
+from refmotion_nb.numerics.prior import Hyperparameters
+from refmotion_nb.stages.alignment import Alignment, MotionPrior
+from refmotion_nb.stages.base import Reporter, Silent, Stage, hash_of
+from refmotion_nb.stages.correction import MotionCorrection
+from refmotion_nb.stages.dose_weights import DoseWeights
+from refmotion_nb.stages.search import COMMON_STD_A, PROFILES, HyperparameterSearch, prior_attrs, prior_from_attrs
+from refmotion_nb.stages.session import Session
+
+UNTIL = ("hyperparameters", "dose-weights", "correct", "validate")
+
+
+class Overrides(Stage):
+    """Hyperparameters given instead of searched: all three of one kind, or none."""
+
+    spatial_strength = param.Number(default=None, allow_None=True, bounds=(0, None), doc="Spatial prior strength, r cos θ.")
+    correlation_distance = param.Number(default=None, allow_None=True, bounds=(0, None), doc="Correlation distance, Å.")
+    acceleration_strength = param.Number(default=None, allow_None=True, bounds=(0, None), doc="Acceleration prior strength, r sin θ.")
+    s_vel = param.Number(default=None, allow_None=True, bounds=(0, None), doc="RELION's sigma of velocity, Å per e/Å².")
+    s_div = param.Number(default=None, allow_None=True, bounds=(0, None), doc="RELION's sigma of divergence, Å.")
+    s_acc = param.Number(default=None, allow_None=True, bounds=(0, None), doc="RELION's sigma of acceleration, Å per e/Å².")
+
+    def hyperparameters(self, dose_per_frame_e_A2: float) -> Hyperparameters | None:
+        """Return the hyperparameters given, or None.
+
+        Raises
+        ------
+        InputError
+            Some but not all of one kind are given, or both kinds.
+        """
+        ours = {name: getattr(self, name) for name in ("spatial_strength", "correlation_distance", "acceleration_strength")}
+        relion = {name: getattr(self, name) for name in ("s_vel", "s_div", "s_acc")}
+        given = [kind for kind in (ours, relion) if any(v is not None for v in kind.values())]
+        if not given:
+            return None
+        if len(given) > 1:
+            raise InputError("hyperparameters are given both as strengths and in RELION's units; give one kind")
+        missing = [name for name, value in given[0].items() if not value]
+        if missing:
+            raise InputError(f"{', '.join(missing)} not given; give all three of {', '.join(given[0])}, or none to search")
+        if given[0] is ours:
+            return Hyperparameters.from_strengths(*ours.values())
+        return Hyperparameters.from_relion(relion["s_vel"], relion["s_div"], relion["s_acc"], dose_per_frame_e_A2)
+
+
+@dataclass
+class Job:
+    """A dataset on its way into ``out``."""
+
+    data: Dataset
+    out: Path
+    settings: dict[str, Any] = field(default_factory=dict)  # by parameter name, for all stages
+    hyperparameters_file: Path | None = None
+    dose_weights_file: Path | None = None
+    image_root: Path | None = None  # rlnImageName is written relative to it
+    cache_bytes: float = 1e9
+    threads: int = 0
+    say: Callable[[str], None] = lambda _: None
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def stage(self, kind: type[Stage]) -> Any:
+        """Return a stage with those of the settings that it has.
+
+        Raises
+        ------
+        InputError
+            A value out of bounds.
+        """
+        mine = {name: value for name, value in self.settings.items() if name in kind.param and value is not None}
+        try:
+            return kind(**mine)
+        except ValueError as error:
+            raise InputError(" ".join(str(error).split())) from None
+
+    def run(self, until: str = "correct", reporter: Reporter | None = None) -> bool:
+        """Run up to and including ``until``; return whether everything asked for was written.
+
+        Raises
+        ------
+        InputError
+            Input that cannot be used; nothing half-written is left.
+        """
+        reporter = reporter or Silent()
+        writable(self.out)
+        store = ResultStore(self.out / "results.zarr")
+        session = Session(self.data, self.threads, self.cache_bytes)
+        key = data_key(self.data)
+        self._describe(store)
+        search = self._search(session, store, key, reporter)
+        complete = not session.failed
+        if until != "hyperparameters":
+            dose = self._dose(session, store, search, key, reporter)
+        if until in ("correct", "validate"):
+            with self._timed("correction"):
+                correction: MotionCorrection = self.stage(MotionCorrection)
+                table = correction.run(session, search, dose, self.out, reporter, self.image_root, key)
+            complete = bool(table["written"].values.all()) or not session.failed
+            for name, reason in session.failed.items():
+                self.warnings.append(f"{name}: {reason}")
+        self.seconds.update({f"{k} (part)": v for k, v in session.seconds.items()})
+        store.update_attrs(seconds=self.seconds, warnings=self.warnings)
+        return complete
+
+    def _describe(self, store: ResultStore) -> None:
+        store.update_attrs(
+            version=__version__, settings={k: v for k, v in self.settings.items() if v is not None},
+            inputs={
+                "movies": len(self.data.movies), "particles": int(self.data.particles.sizes["particle"]),
+                "skipped": len(self.data.skipped), "half_maps": [[str(r.half1), str(r.half2)] for r in self.data.references],
+            },
+        )  # fmt: skip
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
+
+    def _search(self, session: Session, store: ResultStore, key: str, reporter: Reporter) -> xr.Dataset:
+        stage: HyperparameterSearch = self.stage(HyperparameterSearch)
+        dose = self.data.movies[0].dose_per_frame_e_A2
+        given = self.stage(Overrides).hyperparameters(dose)
+        if given is not None and self.hyperparameters_file is not None:
+            raise InputError("hyperparameters are given both as values and as a file; give one")
+        if self.hyperparameters_file is not None:
+            search = xr.Dataset(attrs=_attrs_of_file(self.hyperparameters_file))
+        elif given is not None:
+            search = xr.Dataset(attrs=prior_attrs(default_prior(given, stage)))
+        else:
+            found = store.read("search", stage.key(key))
+            if found is None:
+                with self._timed("hyperparameter search"):
+                    found = stage.run(session, reporter)
+                store.write("search", found, stage.key(key))
+            else:
+                self.say("hyperparameters: taken from the earlier run in this folder")
+            search = found
+            self._judge(search)
+        prior = prior_from_attrs(search.attrs)
+        _write_prior(self.out / "hyperparameters.json", prior, search.attrs, dose, stage.energy)
+        return search
+
+    def _judge(self, search: xr.Dataset) -> None:
+        last = [t[np.isfinite(t)][-1] for t in search["activity_local"].values]
+        if max(last) > 0.2:
+            self.warnings.append(
+                f"trajectory activity is still {max(last):.2f} Å at the maximum total prior strength; if the best score "
+                f"is among the last steps of its ray, raise max_strength (now {search.attrs['max_strength']:g})"
+            )
+
+    def _dose(self, session: Session, store: ResultStore, search: xr.Dataset, key: str, reporter: Reporter) -> xr.Dataset:
+        stage: DoseWeights = self.stage(DoseWeights)
+        if self.dose_weights_file is not None:
+            dose = read_netcdf(self.dose_weights_file)
+            store.write("dose_weights", dose)
+        else:
+            mine = stage.key(key, hash_of(prior_attrs(prior_from_attrs(search.attrs))))
+            stored = store.read("dose_weights", mine)
+            if stored is None:
+                with self._timed("dose weights"):
+                    stored = stage.run(session, search, reporter)
+                store.write("dose_weights", stored, mine)
+            else:
+                self.say("dose weights: taken from the earlier run in this folder")
+            dose = stored
+        write_netcdf(self.out / "dose_weights.nc", dose)
+        return dose
+
+
+def default_prior(hyperparameters: Hyperparameters, settings: Alignment) -> MotionPrior:
+    """Return a prior with given hyperparameters and typical values of what a search would have estimated."""
+    prior = MotionPrior(hyperparameters)
+    if settings.relion:
+        return prior
+    decay, floor = PROFILES[0] if settings.dose_profile else (np.inf, 1.0)
+    return MotionPrior(hyperparameters, COMMON_STD_A[0] if settings.split_motion else 0.0, decay, floor)
+
+
+def _attrs_of_file(path: Path) -> dict[str, Any]:
+    values = read_hyperparameters(path)
+    flat = {**values, **(values.get("profile") or {}), **(values.get("reference_scale") or {})}
+    return prior_attrs(prior_from_attrs({k: v for k, v in flat.items() if not isinstance(v, dict | list)}))
+
+
+def _write_prior(path: Path, prior: MotionPrior, attrs: dict[str, Any], dose: float, energy: str) -> None:
+    h = prior.hyperparameters
+    with np.errstate(divide="ignore"):
+        s_vel, s_div, s_acc = h.to_relion(dose)
+    write_hyperparameters(
+        path, strength=h.strength, balance_deg=h.balance_deg, distance_A=h.distance_A, common_std_A=prior.common_std_A,
+        profile={"profile_decay_e_A2": prior.profile_decay_e_A2, "profile_floor": prior.profile_floor},
+        relion={"s_vel": s_vel, "s_div": s_div, "s_acc": s_acc, "dose_per_frame_e_A2": dose},
+        score=float(attrs.get("cv_score", np.nan)), energy=energy,
+        reference_scale={"scale_pool": prior.scale_pool, "scale_spread2": prior.scale_spread2},
+    )  # fmt: skip
+
+
+def writable(out: Path) -> None:
+    """Make sure that ``out`` is a folder that can be written to; InputError otherwise."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".write-test-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{out} cannot be written to ({error.strerror}); choose another --out") from None
+
+
+def data_key(data: Dataset) -> str:
+    """Return a hash of what a result depends on: particles, movies and references (files by path, size and time)."""
+    digest = hashlib.sha256()
+    for name in sorted(data.particles.variables):
+        values = data.particles[name].values
+        digest.update(name.encode() + (values.tobytes() if values.dtype.kind != "O" else "\n".join(map(str, values)).encode()))
+    files = [movie.path for movie in data.movies]
+    for reference in data.references:
+        files += [p for p in (reference.half1, reference.half2, reference.mask, reference.postprocess) if p is not None]
+    for path in files:
+        stat = Path(path).stat()
+        digest.update(json.dumps([str(path), stat.st_size, stat.st_mtime_ns]).encode())
+    for movie in data.movies:
+        digest.update(f"{movie.dose_per_frame_e_A2} {movie.pre_exposure_e_A2} {movie.n_frames} {movie.gain}".encode())
+    return digest.hexdigest()[:16]
