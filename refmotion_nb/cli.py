@@ -80,7 +80,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     from refmotion_nb.stages.job import UNTIL
 
     parser.add_argument("--out", type=Path, required=True, help="output folder; the same folder again resumes")
-    parser.add_argument("--until", choices=[u for u in UNTIL if u != "validate"], default="correct", help="last stage")
+    parser.add_argument("--until", choices=UNTIL, default="correct", help="last stage")
     parser.add_argument("--hyperparameters", type=Path, help="hyperparameters.json of another run, instead of a search")
     parser.add_argument("--dose-weights", type=Path, help="dose_weights.nc of another run, instead of measuring them")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -97,9 +97,10 @@ def _parameters() -> dict[str, param.Parameter]:
     from refmotion_nb.stages.dose_weights import DoseWeights
     from refmotion_nb.stages.job import Overrides
     from refmotion_nb.stages.search import HyperparameterSearch
+    from refmotion_nb.stages.validation import Validation
 
     found = {}
-    for stage in (HyperparameterSearch, DoseWeights, MotionCorrection, Overrides):
+    for stage in (HyperparameterSearch, DoseWeights, MotionCorrection, Validation, Overrides):
         for name in stage.param:
             if name != "name":
                 found.setdefault(name, stage.param[name])
@@ -291,10 +292,18 @@ def _simulate(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from refmotion_nb.demo import demo
+    from refmotion_nb.demo import run_demo
+    from refmotion_nb.stages.job import writable
+    from refmotion_nb.views.report import write_report
 
     _device(options.device)
-    return demo(options.out)
+    writable(options.out)
+    with Console(options.out / "run.log") as console:
+        table = run_demo(options.out, console)
+        write_report(options.out / "results.zarr", options.out / "report.html")
+        console.say(table, log_only=True)
+    print(table)
+    return 0
 
 
 if __name__ == "__main__":

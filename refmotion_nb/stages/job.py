@@ -26,6 +26,7 @@ from refmotion_nb.stages.correction import MotionCorrection
 from refmotion_nb.stages.dose_weights import DoseWeights
 from refmotion_nb.stages.search import COMMON_STD_A, PROFILES, HyperparameterSearch, prior_attrs, prior_from_attrs
 from refmotion_nb.stages.session import Session
+from refmotion_nb.stages.validation import COMBINATIONS, Combination, Validation
 
 UNTIL = ("hyperparameters", "dose-weights", "correct", "validate")
 
@@ -78,6 +79,8 @@ class Job:
     say: Callable[[str], None] = lambda _: None
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    combinations: tuple[Combination, ...] = COMBINATIONS  # to validate
+    validation: xr.Dataset | None = None
 
     def stage(self, kind: type[Stage]) -> Any:
         """Return a stage with those of the settings that it has.
@@ -116,6 +119,11 @@ class Job:
                 correction: MotionCorrection = self.stage(MotionCorrection)
                 table = correction.run(session, search, dose, self.out, reporter, self.image_root, key)
             complete = bool(table["written"].values.all()) or not session.failed
+        if until == "validate":
+            with self._timed("validation"):
+                validation: Validation = self.stage(Validation)
+                self.validation = validation.run(session, search, dose, reporter, self.combinations)
+            store.write("validation", self.validation)
             for name, reason in session.failed.items():
                 self.warnings.append(f"{name}: {reason}")
         self.seconds.update({f"{k} (part)": v for k, v in session.seconds.items()})
