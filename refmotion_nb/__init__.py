@@ -1,3 +1,84 @@
 """Reference-based motion correction for single-particle cryo-EM, composed in notebooks."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from refmotion_nb.data.relion import open_relion, survey
+    from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference
+    from refmotion_nb.data.store import ResultStore
+    from refmotion_nb.data.synthetic import simulate
+    from refmotion_nb.data.synthetic_settings import SimulationSettings
+    from refmotion_nb.numerics.prior import Hyperparameters
+    from refmotion_nb.stages.correction import MotionCorrection
+    from refmotion_nb.stages.dose_weights import DoseWeights
+    from refmotion_nb.stages.job import Job
+    from refmotion_nb.stages.search import HyperparameterSearch, best
+    from refmotion_nb.stages.session import Session
+    from refmotion_nb.views.report import write_report
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Dataset",
+    "DoseWeights",
+    "Gain",
+    "HyperparameterSearch",
+    "Hyperparameters",
+    "InputError",
+    "Job",
+    "MotionCorrection",
+    "Reference",
+    "ResultStore",
+    "Session",
+    "SimulationSettings",
+    "best",
+    "open_relion",
+    "simulate",
+    "survey",
+    "write_report",
+]
+
+# where each public name lives: imported when it is first used, so that importing the package costs nothing
+_HOME = {
+    "Dataset": "data.schema",
+    "DoseWeights": "stages.dose_weights",
+    "Gain": "data.schema",
+    "HyperparameterSearch": "stages.search",
+    "Hyperparameters": "numerics.prior",
+    "InputError": "data.schema",
+    "Job": "stages.job",
+    "MotionCorrection": "stages.correction",
+    "Reference": "data.schema",
+    "ResultStore": "data.store",
+    "Session": "stages.session",
+    "SimulationSettings": "data.synthetic_settings",
+    "best": "stages.search",
+    "open_relion": "data.relion",
+    "simulate": "data.synthetic",
+    "survey": "data.relion",
+    "write_report": "views.report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for."""
+    if name in _HOME:
+        from importlib import import_module
+
+        value = globals()[name] = getattr(import_module(f"refmotion_nb.{_HOME[name]}"), name)
+        return value
+    message = f"refmotion_nb has no {name!r}"
+    if not name.startswith("_"):
+        from difflib import get_close_matches
+
+        lower = {known.lower(): known for known in __all__}
+        if near := get_close_matches(name.lower(), lower, n=1):
+            message += f"; did you mean {lower[near[0]]!r}?"
+    raise AttributeError(message, name=name)
+
+
+def __dir__() -> list[str]:
+    """List the public names, those not imported yet included."""
+    return sorted({*globals(), *__all__})

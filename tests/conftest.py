@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from refmotion_nb.data.synthetic import Simulation, SimulationSettings, simulate
+
+# so small that a whole job takes two seconds, yet the particles can be seen and their motion followed
+TINY = SimulationSettings(
+    n_micrographs=2, size_px=512, n_frames=8, pixel_size_A=1.6, dose_per_frame_e_A2=4.0, box_px=112,
+    particles_per_micrograph=12, hot_pixels=3, workers=2,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +24,20 @@ def test_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("set REFMOTION_TEST_DATA to the folder with the shared test data")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Simulation:
+    """Return two simulated micrographs in RELION's layout; do not change them, copy the folder."""
+    return simulate(TINY, tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """With REFMOTION_NO_SKIP=1 count a skipped test as failed, unless it needs a GPU: where everything must be tested."""
+    report = yield
+    wanted = os.environ.get("REFMOTION_NO_SKIP", "") not in ("", "0")
+    if wanted and report.skipped and not hasattr(report, "wasxfail") and not item.get_closest_marker("gpu"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome, report.longrepr = "failed", f"{item.nodeid}: {reason} (REFMOTION_NO_SKIP is set)"
+    return report
