@@ -1,0 +1,337 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from fake_results import (
+    SECONDS,
+    fake_dose_weights,
+    fake_noise,
+    fake_particles,
+    fake_search,
+    fake_tracks,
+    fake_validation,
+    fill,
+)
+from PIL import Image
+
+from refmotion_nb.data.store import ResultStore
+from refmotion_nb.numerics.prior import Hyperparameters
+from refmotion_nb.views import report_figures, report_words, svg
+from refmotion_nb.views.png import png_of_levels
+from refmotion_nb.views.report import render_report, write_report
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ResultStore:
+    return ResultStore(tmp_path / "results.zarr")
+
+
+def text_of(html: str) -> str:
+    """What a reader sees, tags replaced by spaces."""
+    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]*>", " ", re.sub(r"<style>.*?</style>", "", html))))
+
+
+class Checked(HTMLParser):
+    """Fails on tags that do not match."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in ("meta", "link"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: object) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+
+def well_formed(html: str) -> bool:
+    parser = Checked()
+    parser.feed(html)
+    return not parser.open
+
+
+def test_a_whole_run(store: ResultStore, tmp_path: Path) -> None:
+    fill(store)
+    write_report(store, tmp_path / "out" / "report.html")
+    html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.html"]
+    assert well_formed(html)
+    outside = re.sub(r'href="data:image/png;base64,[\w+/=]*"', "", html)
+    assert not re.search(r"https?:|//|<script|<link|@import|url\(|src=|href=\"[^#]", outside)
+    assert len(html) < 1e6
+    shown = text_of(html)
+    search, particles = fake_search(), fake_particles()
+    written = particles["written"].values
+    for expected in (
+        f"{written.sum():,}", f"of {written.size:,}", "mic_031", "3.84 → 3.15 Å", "3 min 33 s",
+        f"{search['cv_score'].values.min(initial=0, where=search['cv_score'].notnull().values):.6f}".replace("-", "−"),
+        "2.56 · 30° · 2000 Å", "float16", "Extract/job012/particles.star", "7 min 41 s", "mic_005",
+        "its movie has 20 frames, the others 24",
+    ):  # fmt: skip
+        assert expected in shown, expected
+    assert "Not among these results" not in shown and "Worth a look" not in shown
+
+
+def test_hyperparameters_in_relions_units(store: ResultStore) -> None:
+    fill(store, micrographs=1)
+    shown = text_of(render_report(store, title="t"))
+    s_vel, s_div, s_acc = Hyperparameters(2.56, 30.0, 2000.0).to_relion(1.25)
+    assert f"s_vel {s_vel:.3g} Å per e/Å²" in shown
+    assert f"s_div {s_div:.0f} Å" in shown
+    assert f"s_acc {s_acc:.3g} Å per e/Å²" in shown
+    spatial = fake_search()
+    spatial.attrs |= {"balance_deg": 0.0, "dose_per_frame_e_A2": 2.0}
+    assert "∞" in text_of("".join(report_words.hyperparameter_tables(spatial, None)))
+
+
+def figures_of(html: str) -> list[str]:
+    return re.findall(r"<svg.*?</svg>", html, re.DOTALL)
+
+
+def test_every_figure_has_axes_with_units(store: ResultStore) -> None:
+    fill(store)
+    drawings = figures_of(render_report(store, title="t"))
+    assert len(drawings) == 6 + 6 * 4 + 7 + 1 + 2
+    without_unit = {"Cross-validation score", "Total prior strength", "Fourier cylinder correlation", "Dose weight",
+                    "Scale factor", "FSC, corrected for the mask"}  # fmt: skip
+    for drawing in drawings:
+        labels = [unescape(text) for text in re.findall(r'class="axis m"[^>]*>([^<]*)<', drawing)]
+        assert len(labels) in (2, 3)
+        assert all(re.search(r"\(.+\)$", text) or text in without_unit for text in labels), labels
+    assert sum("(e/Å²)" in drawing for drawing in drawings) == 6
+    assert sum("Spatial frequency (1/Å)" in drawing for drawing in drawings) == 6
+
+
+def test_units_are_those_of_the_dataset() -> None:
+    search = fake_search()
+    search["activity_local"].attrs["units"] = "furlong"
+    assert "Trajectory activity, local (furlong)" in "".join(report_figures.rays(search))
+
+
+@pytest.mark.parametrize("as_tree", [False, True])
+def test_names_are_escaped(store: ResultStore, as_tree: bool) -> None:
+    evil = '<script>"x"&'
+    store.write(f"tracks/{evil}", fake_tracks())
+    store.write(f"noise/{evil}", fake_noise())
+    search = fake_search()
+    search["reason"] = search["reason"].astype(object)
+    search["reason"][:] = evil
+    store.write("search", search)
+    dose = fake_dose_weights(2).assign_coords(group=[evil, "b"])
+    dose["fcc"].attrs["long_name"] = evil
+    store.write("dose_weights", dose)
+    particles = fake_particles()
+    for name in ("micrograph", "reason"):
+        particles[name] = particles[name].astype(object)
+        particles[name][:] = f"{evil}</script>"
+    particles["written"][:] = False
+    store.write("particles", particles)
+    store.write("validation", fake_validation().assign_coords(combination=[evil, "a", "b", "c"]))
+    store.update_attrs(inputs={evil: evil}, settings=json.dumps({evil: [evil]}), seconds={evil: 1.0}, warnings=[evil],
+                       version=evil)  # fmt: skip
+    html = render_report(store.tree() if as_tree else store, title=evil)
+    assert "<script" not in html and "</script" not in html and "script>" not in html
+    assert html.count("&lt;script&gt;&quot;x&quot;&amp;") > 30
+    assert well_formed(html)
+
+
+def test_what_is_missing_is_said_and_how_to_get_it(store: ResultStore) -> None:
+    html = render_report(store, title="t")
+    for stage in ("hyperparameters", "dose-weights", "correct", "validate"):
+        assert f"--until {stage}" in html
+    store.write("search", fake_search())
+    html = render_report(store, title="t")
+    assert "--until hyperparameters" not in html and "--until dose-weights" in html and "<svg" in html
+
+
+@pytest.mark.parametrize("group", ["search", "dose_weights", "tracks", "noise", "particles", "validation"])
+def test_each_group_alone(store: ResultStore, group: str) -> None:
+    make = {"search": fake_search, "dose_weights": fake_dose_weights, "tracks": fake_tracks, "noise": fake_noise,
+            "particles": fake_particles, "validation": fake_validation}  # fmt: skip
+    store.write(group if group not in ("tracks", "noise") else f"{group}/a", make[group]())
+    assert well_formed(render_report(store, title="t"))
+
+
+@pytest.mark.parametrize(
+    ("group", "make"),
+    [
+        ("search", fake_search),
+        ("dose_weights", fake_dose_weights),
+        ("tracks/a", fake_tracks),
+        ("noise/a", fake_noise),
+        ("validation", fake_validation),
+    ],
+)
+def test_values_that_are_not_numbers_do_not_stop_the_report(group: str, make: object) -> None:
+    whole = make()  # type: ignore[operator]
+    for name in (name for name, variable in whole.data_vars.items() if variable.dtype.kind == "f"):
+        for where in (slice(None), slice(0, 1)):
+            values = whole[name].values.copy()
+            values[where] = np.nan
+            tree = xr.DataTree.from_dict({group: whole.assign({name: (whole[name].dims, values, whole[name].attrs)})})
+            assert well_formed(render_report(tree, title="t")), name
+
+
+def test_small_results(store: ResultStore) -> None:
+    store.write("search", fake_search().isel(ray=slice(0, 1), step=slice(0, 1)))
+    store.write("dose_weights", fake_dose_weights().isel(frame=slice(0, 1)))
+    store.write("tracks/none", fake_tracks().isel(particle=slice(0, 0)))
+    store.write("tracks/one", fake_tracks().isel(particle=slice(0, 1), frame=slice(0, 1)))
+    store.write("particles", fake_particles().isel(particle=slice(0, 0)))
+    assert well_formed(render_report(store, title="t"))
+    empty = fake_search().isel(ray=slice(0, 0))
+    empty.attrs = {}
+    store.write("search", empty)
+    assert "None were chosen yet" in render_report(store, title="t")
+
+
+def test_without_a_split_of_the_motion(store: ResultStore) -> None:
+    store.write("tracks/a", fake_tracks().drop_vars(["common", "rigid", "row"]))
+    assert well_formed(render_report(store, title="t"))
+
+
+def test_warnings_say_what_to_do(store: ResultStore) -> None:
+    search = fake_search(retire=False)
+    search["activity_local"][3] += 0.2
+    last = float(search["activity_local"][3, -1])
+    store.write("search", search)
+    validation = fake_validation()
+    validation["resolution_0143"][0] = [3.1, 3.1, 3.1, 3.4]
+    store.write("validation", validation)
+    store.update_attrs(warnings=["the frames were counted twice"])
+    shown = text_of(render_report(store, title="t"))
+    assert "on 1 of 12 rays" in shown and f"still move up to {last:.3g} Å. Raise max_strength." in shown
+    assert "the frames were counted twice" in shown
+    assert "Reference 1: the corrected particles give a worse map (3.40 Å)" in shown
+
+
+def test_warnings_about_the_best() -> None:
+    search = fake_search()
+    search.attrs |= {"best_step": 0}
+    assert any("first step" in text for text in report_words.warnings({"search": search}, {}))
+    search["activity_local"] = search["activity_local"] * 0.01
+    assert any("support" in text for text in report_words.warnings({"search": search}, {}))
+    assert not report_words.warnings({"search": fake_search(), "validation": fake_validation()}, {})
+
+
+def test_skipped_particles_are_counted_by_reason() -> None:
+    particles = fake_particles()
+    shown = text_of(report_words.skipped_table(particles))
+    for reason in ("its movie has 20 frames, the others 24", "its patch leaves the movie in frames 1 to 24"):
+        assert f"{reason} {int((particles['reason'] == reason).sum())} mic_" in shown
+    assert report_words.skipped_table(particles.isel(particle=particles["written"].values)) == ""
+
+
+def test_the_ray_table_has_the_best_first_and_says_why_each_ended() -> None:
+    search = fake_search()
+    rows = re.findall(r"<tr( class=best)?>(.*?)</tr>", report_words.ray_table(search))[1:]
+    assert len(rows) == 12 and rows[0][0]
+    assert f"<td class=n>{search.attrs['best_ray'] + 1}</td>" in rows[0][1]
+    retired = sum("retired: local activity" in row for _, row in rows)
+    assert retired == int(search["retired"].sum()) and 0 < retired < 12
+
+
+def test_rays_off_a_grid_share_a_panel() -> None:
+    search = fake_search()
+    search["distance"] = ("ray", np.linspace(500, 9000, 12), search["distance"].attrs)
+    assert len(report_figures.rays(search)) == 2 and len(report_figures.rays(fake_search())) == 6
+
+
+def test_tracks_are_drawn_to_scale() -> None:
+    tracks = fake_tracks(particles=2)
+    for name in ("rigid", "common", "shift"):
+        tracks[name][:] = 0
+    tracks["coordinate"][:] = [[1000.0, 1000.0], [4760.0, 1000.0]]
+    tracks["shift"][:, -1, 0] = 10.0
+    drawing = report_figures.micrograph("m", tracks)[0]
+    starts = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', drawing)]
+    ends = [
+        float(x) for x in re.findall(r"L([\d.]+) [\d.]+(?=M|\")", re.findall(r"--f7\)\" d=\"(.*?)\"", drawing)[0] + '"')
+    ]
+    scale, bar = float(re.search(r"×(\d+)", drawing)[1]), float(re.search(r">([\d.]+) Å, ×", drawing)[1])
+    pixel = (starts[1] - starts[0]) / 3760.0
+    np.testing.assert_allclose(np.array(ends) - starts, 10.0 * scale * pixel, atol=0.11)
+    length = float(re.search(r'class="scale" d="M\d+ \d+h([\d.]+)"', drawing)[1])
+    assert length == pytest.approx(bar * scale * pixel, abs=0.1)
+    assert "path of 10.00 Å" in drawing
+
+
+def test_images_hold_the_numbers(tmp_path: Path) -> None:
+    levels = np.array([[0, 127, 254], [254, 255, 0]], np.uint8)
+    (tmp_path / "a.png").write_bytes(png_of_levels(levels))
+    with Image.open(tmp_path / "a.png") as image:
+        pixels = np.asarray(image.convert("RGBA"))
+    np.testing.assert_array_equal(pixels[0, [0, 2], :3], [[0x44, 0x01, 0x54], [0xFD, 0xE7, 0x25]])
+    np.testing.assert_array_equal(pixels[..., 3], [[255, 255, 255], [255, 0, 255]])
+    luminance = pixels[0, :, :3] @ [0.3, 0.6, 0.1]
+    assert (np.diff(luminance) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (1234.0, "1234"), (12345.0, "12,345"), (0.05, "0.05"), (-0.0506031, "−0.0506"), (2.5e-7, "2.5×10⁻⁷"),
+     (np.nan, "–"), (np.inf, "∞"), (2000.0, "2000"), (1e12, "1×10¹²")],
+)  # fmt: skip
+def test_numbers_for_people(value: float, text: str) -> None:
+    assert svg.number(value) == text
+
+
+@pytest.mark.parametrize(
+    "limits", [(0.0, 1.0), (-0.051, -0.041), (0.0, 5760.0), (3.0, 3.0), (-1e-7, 1e-7), (1.0, 24.0), (0.1, 0.1)]
+)
+def test_ticks_lie_within_the_axis_and_say_what_they_are(limits: tuple[float, float]) -> None:
+    axis = svg.Axis.of("x", limits)
+    ticks = axis.ticks()
+    assert 2 <= len(ticks) <= 8
+    assert all(-1e-6 <= axis.at(value) <= 1 + 1e-6 for value, _ in ticks)
+    step = ticks[1][0] - ticks[0][0]
+    assert all(abs(float(text.replace("−", "-")) - value) < 1e-3 * step for value, text in ticks)
+
+
+@pytest.mark.parametrize("limits", [(0.02, 655.0), (1e-12, 1e9), (2.0, 3.0), (1900.0, 15000.0)])
+def test_ticks_on_log_axes(limits: tuple[float, float]) -> None:
+    axis = svg.Axis.of("x", limits, [0.0, -1.0, np.nan], log=True)
+    assert axis.low < limits[0] and axis.high > limits[1]
+    assert 1 <= len(axis.ticks()) <= 10 and all(0 <= axis.at(value) <= 1 for value, _ in axis.ticks())
+    assert not np.isfinite(axis.at([0.0, -1.0])).any()
+
+
+def test_lines_break_where_values_are_missing() -> None:
+    x, y = np.arange(5.0), np.array([1.0, 2.0, np.nan, 2.0, 1.0])
+    drawing = svg.line_drawing("t", svg.Axis.of("x", x), svg.Axis.of("y", y), [svg.Line(x, y, points=list("abcde"))])
+    path = re.search(r'<path d="([^"]*)"/><circle', drawing)[1]
+    assert re.sub(r"[\d. ]", "", path) == "MLML"
+    assert re.findall(r"<title>(.)</title>", drawing) == list("abde")
+
+
+def test_the_report_is_quick_and_imports_no_plotting_library(store: ResultStore) -> None:
+    fill(store)
+    render_report(store, title="t")
+    start = time.perf_counter()
+    render_report(store, title="t")
+    assert time.perf_counter() - start < 1.0
+    plotting = {"bokeh", "panel", "holoviews", "matplotlib"}
+    code = f"import sys, refmotion_nb.views.report; print(sorted({plotting} & {{*sys.modules}}))"
+    folder = Path(svg.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_times_are_summed() -> None:
+    assert report_words.duration(sum(SECONDS.values())) == "7 min 41 s"
+    assert report_words.duration(0.04) == "0.0 s" and report_words.duration(7261) == "2 h 1 min"
