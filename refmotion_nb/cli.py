@@ -117,7 +117,8 @@ def _add_parameter(group: argparse._ArgumentGroup, name: str, parameter: param.P
     elif isinstance(parameter, param.Selector):
         group.add_argument(option, choices=parameter.objects, default=None, help=about)
     else:
-        group.add_argument(option, type=int if isinstance(parameter, param.Integer) else float, default=None, help=about)
+        kind = str if isinstance(parameter, param.String) else int if isinstance(parameter, param.Integer) else float
+        group.add_argument(option, type=kind, default=None, help=about)
 
 
 def _references(options: argparse.Namespace) -> list[Reference]:

@@ -124,8 +124,8 @@ class Job:
                 validation: Validation = self.stage(Validation)
                 self.validation = validation.run(session, search, dose, reporter, self.combinations)
             store.write("validation", self.validation)
-            for name, reason in session.failed.items():
-                self.warnings.append(f"{name}: {reason}")
+        for name, reason in session.failed.items():
+            self.warnings.append(f"{name}: {reason}")
         self.seconds.update({f"{k} (part)": v for k, v in session.seconds.items()})
         store.update_attrs(seconds=self.seconds, warnings=self.warnings)
         return complete
