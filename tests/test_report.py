@@ -197,7 +197,30 @@ def test_small_results(store: ResultStore) -> None:
     empty = fake_search().isel(ray=slice(0, 0))
     empty.attrs = {}
     store.write("search", empty)
-    assert "None were chosen yet" in render_report(store, title="t")
+    assert "No motion hyperparameters were searched" in render_report(store, title="t")
+    store.write("search", xr.Dataset(attrs=fake_search().attrs))
+    shown = text_of(render_report(store, title="t"))
+    assert "hyperparameters were given: a total prior strength of 2.56, a balance of 30° and" in shown
+    assert "Spatial prior strength 2.217" in shown
+
+
+def test_a_choice_refined_beyond_the_rays() -> None:
+    search = fake_search()
+    assert "refinement" not in "".join(report_words.hyperparameter_tables(search, None))
+    search.attrs |= {"strength": 3.5, "cv_score": -0.061, "activity_local": 1.25}
+    assert "before refinement (★) 2.56" in text_of("".join(report_words.hyperparameter_tables(search, None)))
+    told = report_words.sentences({"search": search})[0]
+    assert "−0.061, belongs to a total prior strength of 3.5," in told and "is 1.25 Å for local motion" in told
+
+
+def test_the_fitted_band_sets_what_is_shown_of_the_fcc() -> None:
+    dose = fake_dose_weights()
+    dose["fcc"][..., :5] = 0.9
+    dose.attrs |= {"fitted_from_A": 25.0, "fitted_to_A": 4.0}
+    image, curves, _, _, _, weights = report_figures.damage(dose.isel(group=0))
+    ticks = [float(text) for text in re.findall(r'x="345"[^>]*>([\d.]+)<', image)]
+    assert 0.05 < max(ticks) < 0.2
+    assert "0.90" not in curves and "<span" in weights and "4.0 Å" in weights
 
 
 def test_without_a_split_of_the_motion(store: ResultStore) -> None:
@@ -216,7 +239,7 @@ def test_warnings_say_what_to_do(store: ResultStore) -> None:
     store.update_attrs(warnings=["the frames were counted twice"])
     shown = text_of(render_report(store, title="t"))
     assert "on 1 of 12 rays" in shown and f"still move up to {last:.3g} Å. Raise max_strength." in shown
-    assert "the frames were counted twice" in shown
+    assert "The frames were counted twice" in shown
     assert "Reference 1: the corrected particles give a worse map (3.40 Å)" in shown
 
 
@@ -292,7 +315,18 @@ def test_numbers_for_people(value: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "limits", [(0.0, 1.0), (-0.051, -0.041), (0.0, 5760.0), (3.0, 3.0), (-1e-7, 1e-7), (1.0, 24.0), (0.1, 0.1)]
+    "limits",
+    [
+        (0.0, 1.0),
+        (-0.051, -0.041),
+        (0.0, 5760.0),
+        (3.0, 3.0),
+        (-1e-7, 1e-7),
+        (1.0, 24.0),
+        (0.1, 0.1),
+        (7e-5, 2e-4),
+        (1e6, 4e6),
+    ],
 )
 def test_ticks_lie_within_the_axis_and_say_what_they_are(limits: tuple[float, float]) -> None:
     axis = svg.Axis.of("x", limits)
@@ -300,14 +334,17 @@ def test_ticks_lie_within_the_axis_and_say_what_they_are(limits: tuple[float, fl
     assert 2 <= len(ticks) <= 8
     assert all(-1e-6 <= axis.at(value) <= 1 + 1e-6 for value, _ in ticks)
     step = ticks[1][0] - ticks[0][0]
-    assert all(abs(float(text.replace("−", "-")) - value) < 1e-3 * step for value, text in ticks)
+    power = 10.0**axis.power
+    assert all(abs(float(text.replace("−", "-")) * power - value) < 1e-3 * step for value, text in ticks)
+    assert all(len(text) <= 7 for _, text in ticks)
+    assert ("×10" in axis.title) == (power != 1)
 
 
-@pytest.mark.parametrize("limits", [(0.02, 655.0), (1e-12, 1e9), (2.0, 3.0), (1900.0, 15000.0)])
+@pytest.mark.parametrize("limits", [(0.02, 655.0), (1e-12, 1e9), (2.0, 3.0), (7e-5, 1.6e-4), (1900.0, 15000.0)])
 def test_ticks_on_log_axes(limits: tuple[float, float]) -> None:
     axis = svg.Axis.of("x", limits, [0.0, -1.0, np.nan], log=True)
     assert axis.low < limits[0] and axis.high > limits[1]
-    assert 1 <= len(axis.ticks()) <= 10 and all(0 <= axis.at(value) <= 1 for value, _ in axis.ticks())
+    assert 2 <= len(axis.ticks()) <= 10 and all(0 <= axis.at(value) <= 1 for value, _ in axis.ticks())
     assert not np.isfinite(axis.at([0.0, -1.0])).any()
 
 

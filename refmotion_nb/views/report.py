@@ -123,15 +123,16 @@ def _summary(
 
 def _search(groups: Mapping[str, xr.Dataset]) -> str:
     search = groups.get("search")
-    if search is None or not search.sizes["ray"]:
+    if search is None:
         return ""
+    tables = _grid(words.hyperparameter_tables(search, groups.get("dose_weights")), "tables")
+    if not search.sizes.get("ray", 0):
+        return tables
     return (
         '<p class="words">A ray has a fixed balance and correlation distance; along it the total prior strength grows '
         "until nothing moves any more. The cross-validation score (lower is better) says how well the high-frequency "
         "part of the images, corrected by trajectories from the low-frequency part, agrees with the opposite half map."
-        f"</p>{_grid(words.hyperparameter_tables(search, groups.get('dose_weights')), 'tables')}"
-        f"{_grid(figures.rays(search))}"
-        f"<h3>Rays, the best first</h3>{words.ray_table(search)}"
+        f"</p>{tables}{_grid(figures.rays(search))}<h3>Rays, the best first</h3>{words.ray_table(search)}"
     )
 
 

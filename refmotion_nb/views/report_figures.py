@@ -30,11 +30,18 @@ MAX_PANELS = 4
 SHORT = {"b_factor": "B-factor", "frame_scale": "Scale factor"}  # long names do not fit beside a low chart
 
 
-def label(variable: xr.DataArray, fallback: str = "") -> str:
+def name_of(variable: xr.DataArray) -> str:
+    """Return the long name of ``variable`` as a heading."""
+    name = str(variable.attrs.get("long_name", variable.name))
+    return name[:1].upper() + name[1:]
+
+
+def label(variable: xr.DataArray) -> str:
     """Return what an axis of ``variable`` is called: its long name with its unit."""
-    name = str(variable.attrs.get("long_name", "") or fallback or variable.name)
     unit = str(variable.attrs.get("units", ""))
-    return f"{name} ({unit})" if unit not in ("", "1") else name
+    if unit in ("", "1"):
+        return name_of(variable)
+    return f"{name_of(variable)}, {unit}" if "(" in unit else f"{name_of(variable)} ({unit})"
 
 
 def rays(search: xr.Dataset) -> list[str]:
@@ -57,9 +64,8 @@ def rays(search: xr.Dataset) -> list[str]:
 
 def label_value(variable: xr.DataArray, value: float) -> str:
     """Return a value of ``variable`` with its name and unit."""
-    name = str(variable.attrs.get("long_name", variable.name))
     unit = str(variable.attrs.get("units", ""))
-    return f"{name} {number(value, 4)} {unit.replace('degrees', '°')}".replace(" °", "°").strip()
+    return f"{name_of(variable)} {number(value, 4)} {unit.replace('degrees', '°')}".replace(" °", "°").strip()
 
 
 def _ray_panel(
@@ -85,7 +91,7 @@ def _ray_panel(
     legend = Legend()
     for theta in balances:
         legend.line(f"{number(theta)}°", step_colour((theta - balances[0]) / span))
-    title = str(search[variable].attrs.get("long_name", variable))
+    title = name_of(search[variable])
     legend.note("★ best" if any(m.kind == "best" for m in marks) else "").note(
         "× retired" if any(m.kind == "end" for m in marks) else ""
     )
@@ -148,7 +154,9 @@ def damage(dose: xr.Dataset) -> list[str]:
     y = Axis(label(dose["dose"]), *_edges(exposure))
     figures = []
     if "fcc" in dose:
-        top, bottom = max(_percentile(dose["fcc"].values, 99.5), 1e-6), min(0.0, _percentile(dose["fcc"].values, 0.5))
+        # the lowest frequencies correlate so well that they would leave no colours for the rest
+        inside = dose["fcc"].values[:, _fitted(dose)]
+        top, bottom = max(_percentile(inside, 99.5), 1e-6), min(0.0, _percentile(inside, 0.5))
         title = "Correlation with the reference (FCC)"
         figures.append(heat_map(title, x, y, dose["fcc"].values, Axis(label(dose["fcc"]), bottom, top)))
         figures.append(_fcc_curves(dose))
@@ -172,6 +180,14 @@ def _percentile(values: np.ndarray, percent: float) -> float:
     return float(np.percentile(found, percent)) if found.size else 0.0
 
 
+def _fitted(dose: xr.Dataset, beyond: float = 1.0) -> np.ndarray:
+    """Return which frequencies the model was fitted to, and up to ``beyond`` times the highest; all if not known."""
+    frequency = dose["frequency"].values
+    low, high = 1 / dose.attrs.get("fitted_from_A", np.inf), beyond / max(dose.attrs.get("fitted_to_A", 0.0), 1e-9)
+    inside = np.flatnonzero((frequency >= 0.999 * low) & (frequency <= 1.001 * high))
+    return inside if inside.size else np.arange(frequency.size)
+
+
 def _edges(centres: np.ndarray) -> tuple[float, float]:
     """Return where the first cell begins and the last one ends; numbers of cells where that is not known."""
     steps = np.diff(centres) if len(centres) > 1 else np.ones(1)
@@ -180,6 +196,7 @@ def _edges(centres: np.ndarray) -> tuple[float, float]:
 
 
 def _fcc_curves(dose: xr.Dataset) -> str:
+    dose = dose.isel(frequency=_fitted(dose, beyond=1.3))
     frequency, exposure = dose["frequency"].values, dose["dose"].values
     frames = np.unique(np.linspace(0, len(exposure) - 1, 6).round().astype(int))
     lines = []
@@ -203,14 +220,14 @@ def _per_frame(dose: xr.Dataset, name: str, colour: str) -> str:
     points = [f"frame {i + 1}, {number(d)} {dose['dose'].attrs.get('units', '')}: {number(v, 4)} {unit}".strip()
               for i, (d, v) in enumerate(zip(exposure, values))]  # fmt: skip
     x = Axis.of(label(dose["dose"]), exposure, zero=True)
-    title = str(dose[name].attrs.get("long_name", name))
+    title = name_of(dose[name])
     y = Axis.of(f"{SHORT[name]} ({unit})".replace(" ()", ""), values, zero=True)
     return line_drawing(title, x, y, [Line(exposure, values, "", colour, points=points)], size=(400, 160))
 
 
 def _weight_curves(dose: xr.Dataset) -> str:
     frequency, exposure = dose["frequency"].values, dose["dose"].values
-    shells = np.unique(np.linspace(0, len(frequency) - 1, 5).round().astype(int)[1:])
+    shells = np.unique(_fitted(dose)[np.linspace(0, len(_fitted(dose)) - 1, 5).round().astype(int)[1:]])
     lines, legend = [], Legend()
     for colour, shell in zip(CATEGORIES, shells):
         name = f"{1 / frequency[shell]:.1f} Å"

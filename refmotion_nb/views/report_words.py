@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 STILL_A = 0.05  # local activity below which nothing moves any more
+PART = "(part)"  # ends the name of a time that is part of another
 STAGES = {
     "search": ("the hyperparameter search", "hyperparameters"),
     "dose_weights": ("dose weights", "dose-weights"),
@@ -63,8 +64,9 @@ def tiles(groups: Mapping[str, xr.Dataset], seconds: Mapping[str, float]) -> lis
         cut = groups["validation"]["resolution_0143"].values[0]
         names = groups["validation"]["combination"].values
         found.append(("Resolution", f"{fixed(cut[0])} → {fixed(cut[-1])} Å", f"FSC 0.143, {names[0]} → {names[-1]}"))
-    if seconds:
-        found.append(("Time", duration(sum(seconds.values())), f"in {count(len(seconds), 'stage')}"))
+    stages = [value for name, value in seconds.items() if not name.endswith(PART)]
+    if stages:
+        found.append(("Time", duration(sum(stages)), f"in {count(len(stages), 'stage')}"))
     return found
 
 
@@ -76,14 +78,26 @@ def sentences(groups: Mapping[str, xr.Dataset]) -> list[str]:
 
 def _tell_particles(particles: xr.Dataset) -> str:
     written = particles["written"].values.astype(bool)
-    text = f"{written.sum():,} of {written.size:,} particles were corrected for their own motion and written"
     left = int((~written).sum())
-    return f"{text}; {left:,} were not, for the reasons listed." if left else f"{text}: all of them."
+    if not left:
+        return f"All {count(written.size, 'particle')} were corrected for their own motion and written."
+    return (
+        f"{written.sum():,} of {count(written.size, 'particle')} were corrected for their own motion and written; "
+        f"{left:,} were not, for the reasons listed."
+    )
 
 
 def _tell_search(search: xr.Dataset) -> str:
-    attrs = search.attrs
-    text = f"Motion hyperparameters were searched along {count(search.sizes['ray'], 'ray')}"
+    attrs, rays = search.attrs, search.sizes.get("ray", 0)
+    chosen = ""
+    if "strength" in attrs:
+        chosen = (
+            f"a total prior strength of {number(attrs['strength'])}, a balance of {number(attrs['balance_deg'])}° and "
+            f"a correlation distance of {number(attrs['distance_A'], 4)} Å"
+        )
+    if not rays:
+        return f"Motion hyperparameters were given: {chosen}." if chosen else "No motion hyperparameters were searched."
+    text = f"Motion hyperparameters were searched along {count(rays, 'ray')}"
     if "n_particles" in attrs:
         micrographs = count(len(attrs.get("micrographs", [])), "micrograph")
         text += f" with {count(int(attrs['n_particles']), 'particle')} of {micrographs}"
@@ -92,15 +106,13 @@ def _tell_search(search: xr.Dataset) -> str:
             f": trajectories from Fourier components down to {1 / attrs['k_cut']:.1f} Å, judged by those from there to "
             f"{1 / attrs['k_out']:.1f} Å against the opposite half map"
         )
-    if "strength" not in attrs or not search.sizes["ray"]:
+    if not chosen:
         return f"{text}. None were chosen yet."
     local, total = best_activity(search)
     return (
-        f"{text}. The lowest cross-validation score, {number(best_score(search), 5)}, belongs to a total prior "
-        f"strength of {number(attrs['strength'])}, a balance of {number(attrs['balance_deg'])}° and a correlation "
-        f"distance of {number(attrs['distance_A'], 4)} Å. With these, the 75th percentile of the length of "
-        f"trajectories relative to rigid motion (the trajectory activity) is {number(local)} Å for local motion, "
-        f"{number(total)} Å in total."
+        f"{text}. The lowest cross-validation score, {number(best_score(search), 5)}, belongs to {chosen}. With these, "
+        "the 75th percentile of the length of trajectories relative to rigid motion (the trajectory activity) is "
+        f"{number(local)} Å for local motion, {number(total)} Å in total."
     )
 
 
@@ -127,9 +139,9 @@ def _tell_maps(validation: xr.Dataset) -> str:
 
 def warnings(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> list[str]:
     """Return what needs attention, each with its remedy: what the stages noted, and what the results show."""
-    found = [str(text) for text in decoded(attrs.get("warnings", [])) or []]
-    if "search" in groups:
-        found += _search_warnings(groups["search"])
+    found = [str(text)[:1].upper() + str(text)[1:] for text in decoded(attrs.get("warnings", [])) or []]
+    if "search" in groups and groups["search"].sizes.get("ray", 0):
+        found += _search_warnings(groups["search"], any("max_strength" in text for text in found))
     if "particles" in groups:
         written = groups["particles"]["written"].values.astype(bool)
         if written.size and written.mean() < 0.9:
@@ -144,12 +156,12 @@ def warnings(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> list
     return found
 
 
-def _search_warnings(search: xr.Dataset) -> list[str]:
+def _search_warnings(search: xr.Dataset, said: bool) -> list[str]:
     local, retired = search["activity_local"].values, search["retired"].values.astype(bool)
     last = np.array([row[np.isfinite(row)][-1] if np.isfinite(row).any() else np.nan for row in local])
     moving = ~retired & (last > STILL_A)
     found = []
-    if moving.any():
+    if moving.any() and not said:
         limit = search.attrs.get("max_strength", np.nanmax(search["strength"].values))
         found.append(
             f"Activity has not come near zero on {moving.sum()} of {moving.size} rays: at the maximum total prior "
@@ -169,19 +181,30 @@ def _search_warnings(search: xr.Dataset) -> list[str]:
 
 def best_activity(search: xr.Dataset) -> tuple[float, float]:
     """Return the local and the total trajectory activity at the best hyperparameters; NaN if unknown."""
+    at = _best_index(search)
+
+    def value(name: str) -> float:
+        # the choice may have been refined beyond the steps of the rays: then it is told apart
+        found = search[name].isel(at) if at and name in search else np.nan
+        return float(search.attrs.get(name, found))
+
+    return value("activity_local"), value("activity_total")
+
+
+def _best_index(search: xr.Dataset) -> dict[str, int]:
     at = {"ray": int(search.attrs.get("best_ray", -1)), "step": int(search.attrs.get("best_step", -1))}
-    known = all(0 <= i < search.sizes[dim] for dim, i in at.items())
-    local, total = (
-        float(search[name].isel(at)) if known and name in search else np.nan
-        for name in ("activity_local", "activity_total")
-    )
-    return local, total
+    return at if all(0 <= i < search.sizes.get(dim, 0) for dim, i in at.items()) else {}
+
+
+def _best_step(search: xr.Dataset) -> float | None:
+    at = _best_index(search)
+    return float(search["strength"].isel(at)) if at else None
 
 
 def best_score(search: xr.Dataset) -> float:
-    """Return the lowest cross-validation score."""
+    """Return the score of the best hyperparameters."""
     scores = search["cv_score"].values
-    return float(np.min(scores[np.isfinite(scores)], initial=np.inf))
+    return float(search.attrs.get("cv_score", np.min(scores[np.isfinite(scores)], initial=np.inf)))
 
 
 def hyperparameter_tables(search: xr.Dataset, dose: xr.Dataset | None) -> list[str]:
@@ -197,6 +220,9 @@ def hyperparameter_tables(search: xr.Dataset, dose: xr.Dataset | None) -> list[s
         ("Spatial prior strength", number(attrs["strength"] * np.cos(theta), 4)),
         ("Acceleration prior strength", number(attrs["strength"] * np.sin(theta), 4)),
     ]
+    step = _best_step(search)
+    if step is not None and abs(step - attrs["strength"]) > 1e-3 * step:
+        chosen.insert(1, ("… before refinement (★)", number(step, 4)))
     tables = [table(("Hyperparameter", "Chosen"), chosen)]
     relion = [(name, f"{number(value)} {unit}") for (name, unit), value in _relion(attrs, dose).items()]
     if relion:
@@ -279,10 +305,11 @@ def resolution_table(validation: xr.Dataset) -> str:
 def seconds_table(seconds: Mapping[str, float]) -> str:
     """Return the time of each stage with a bar."""
     longest = max(seconds.values())
+    whole_first = sorted(seconds.items(), key=lambda item: item[0].endswith(PART))
     rows = "".join(
         f"<tr><td>{escape(str(name))}</td><td class=n>{escape(duration(value))}</td>"
         f'<td class="bar"><i style="width:{100 * value / max(longest, 1e-9):.1f}%"></i></td></tr>'
-        for name, value in seconds.items()
+        for name, value in whole_first
     )
     return (
         f'<div class="scroll"><table class="narrow"><tr><th>Stage</th><th>Time</th><th></th></tr>{rows}</table></div>'
@@ -291,11 +318,13 @@ def seconds_table(seconds: Mapping[str, float]) -> str:
 
 def mapping_table(values: Mapping[str, Any], head: tuple[str, str]) -> str:
     """Return settings or file names as a table."""
-    rows = [
-        (str(name), value if isinstance(value, str) else json.dumps(value, default=str))
-        for name, value in values.items()
-    ]
-    return table(head, rows, css="narrow")
+    return table(head, [(str(name), _value(value)) for name, value in values.items()], css="narrow")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_value, value))
+    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
 
 
 def missing(groups: Mapping[str, object]) -> list[tuple[str, str]]:

@@ -22,9 +22,9 @@ N_STEPS = 8  # colours of the sequential scale of lines: --f0 to --f7 in the sty
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def number(value: float, digits: int = 3) -> str:
+def number(value: float | None, digits: int = 3) -> str:
     """Return ``value`` for people: a few digits, a true minus sign, powers of ten where they are shorter."""
-    value = float(value)
+    value = math.nan if value is None else float(value)
     if not math.isfinite(value):
         return "–" if math.isnan(value) else "∞" if value > 0 else "−∞"
     text = f"{value:.{digits}g}"
@@ -70,17 +70,30 @@ class Axis:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.log(values / self.low) / math.log(self.high / self.low)
 
+    @property
+    def power(self) -> int:
+        """The power of ten taken out of the ticks, a multiple of 3: 0 where they are short without."""
+        largest = max(abs(self.low), abs(self.high))
+        wide = self.log and self.high > 10 * self.low
+        return 0 if wide or 1e-2 <= largest < 1e5 else 3 * math.floor(math.log10(largest) / 3)
+
+    @property
+    def title(self) -> str:
+        """The label, and the power of ten taken out of the ticks."""
+        return f"{self.label} ×10{str(self.power).translate(_SUPERSCRIPT)}" if self.power else self.label
+
     def ticks(self) -> list[tuple[float, str]]:
         """Return values worth a tick and how to write them."""
-        return self._log_ticks() if self.log else self._linear_ticks()
+        return self._log_ticks() if self.log and self.high > 10 * self.low else self._linear_ticks()
 
     def _linear_ticks(self) -> list[tuple[float, str]]:
         raw = (self.high - self.low) / 5
         power = 10.0 ** math.floor(math.log10(raw))
         step = power * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
-        digits = max(0, -math.floor(math.log10(step) + 1e-9) + (step / power == 2.5))
+        shown = step / 10.0**self.power
+        digits = max(0, -math.floor(math.log10(shown) + 1e-9) + (step / power == 2.5))
         first, last = math.ceil(self.low / step - 1e-6), math.floor(self.high / step + 1e-6)
-        return [(i * step, f"{i * step:.{digits}f}".replace("-", "−")) for i in range(first, last + 1)]
+        return [(i * step, f"{i * shown:.{digits}f}".replace("-", "−")) for i in range(first, last + 1)]
 
     def _log_ticks(self) -> list[tuple[float, str]]:
         decades = math.log10(self.high / self.low)
@@ -100,7 +113,7 @@ class Line:
     name: str = ""
     colour: str = "var(--c0)"
     style: str = ""
-    band: tuple[object, object] | None = None  # lower and upper limit of y
+    band: tuple[np.ndarray, np.ndarray] | None = None  # lower and upper limit of y
     points: Sequence[str] | None = None  # what to say about each point, which is then marked
 
 
@@ -156,8 +169,8 @@ class Plot:
             y = top + (1 - float(self.y.at(value))) * height
             grid.append(f"M{left} {_n(y)}h{_n(width)}")
             texts.append(f'<text x="{left - 5}" y="{_n(y + 3.5)}" class="e">{text}</text>')
-        x_label = _axis_label(self.x.label, left + width / 2, self.size[1] - 4, width)
-        y_label = _axis_label(self.y.label, 11, top + height / 2, height, upright=True)
+        x_label = _axis_label(self.x.title, left + width / 2, self.size[1] - 4, width)
+        y_label = _axis_label(self.y.title, 11, top + height / 2, height, upright=True)
         return f'<path class="grid" d="{"".join(grid)}"/>{"".join(texts)}{x_label}{y_label}'
 
 
@@ -253,7 +266,7 @@ def heat_map(
         f'<text x="{bar_left + 13}" y="{_n(top + (1 - float(colour.at(value))) * height + 3.5)}">{text}</text>'
         for value, text in colour.ticks()
     )
-    label = _axis_label(colour.label, size[0] - 4, top + height / 2, height, upright=True)
+    label = _axis_label(colour.title, size[0] - 4, top + height / 2, height, upright=True)
     drawing = plot.draw(image, title).replace("</svg>", f"{bar}{ticks}{label}</svg>")
     return figure(title, drawing, None, subtitle)
 
@@ -326,7 +339,7 @@ def _curve(plot: Plot, line: Line) -> str:
     points = plot.place(line.x, line.y)
     band = ""
     if line.band is not None:
-        low, high = (plot.place(line.x, limit) for limit in line.band)
+        low, high = (plot.place(line.x, np.clip(limit, plot.y.low, plot.y.high)) for limit in line.band)
         outline = np.concatenate([low, high[::-1]])
         band = f'<path class="band" d="{_path(outline[np.isfinite(outline).all(-1)])}Z"/>'
     path = _dots(points) if "dots" in line.style else _path(points)
