@@ -93,15 +93,6 @@ def dose_modes(frame_dose: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray,
     return np.ascontiguousarray(temporal), np.maximum(beta, 0)
 
 
-def prior_modes(
-    position_A: np.ndarray, frame_dose: np.ndarray, profile: np.ndarray, hyperparameters: Hyperparameters
-) -> PriorModes:
-    """Return the modes of the prior for particles at ``position_A`` (particle, 2) and frames of ``frame_dose`` e/Å²."""
-    vectors, values = spatial_modes(position_A, hyperparameters.distance_A)
-    temporal, beta = dose_modes(frame_dose, profile)
-    return PriorModes(vectors, temporal, mode_std(values, beta, hyperparameters))
-
-
 def mode_std(eigenvalues: np.ndarray, beta: np.ndarray, hyperparameters: Hyperparameters) -> np.ndarray:
     """Return the prior standard deviation (mode, M) of the coefficients."""
     inverse = np.divide(1.0, eigenvalues, out=np.full_like(eigenvalues, np.inf), where=eigenvalues > 0)[:, None]

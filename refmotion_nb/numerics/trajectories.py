@@ -113,6 +113,13 @@ class TrajectoryProblem:
             out[i, : 2 * self.n_local] = whitened.ravel()
         return out
 
+    def continued(self, unknowns: Any, ratio: Any) -> Any:
+        """Return the unknowns of the same trajectories under priors ``ratio`` (set,) times as strong as before."""
+        out = unknowns.copy()
+        local = out[:, : 2 * self.n_local].reshape(len(out), 2, *self.std.shape[1:])
+        local[..., 1:] *= np.sqrt(ratio)[:, None, None, None]
+        return out
+
     def energy(self, unknowns: Any, rows: np.ndarray) -> tuple[Any, Any]:
         """Return the energy (set,) and its gradient (set, n_unknowns) for the given rows."""
         xp = xp_of(unknowns)
@@ -144,7 +151,7 @@ class TrajectoryProblem:
         """Return the approximate inverse Hessian times a gradient (set, n_unknowns)."""
         r = len(rows)
         local = gradient[:, : 2 * self.n_local].reshape(r, 2, *self.std.shape[1:])
-        local = np.einsum("rdij,radj->radi", self._inverse[rows], local)
+        local = np.moveaxis(self._inverse[rows] @ np.moveaxis(local, 1, 3), 3, 1)
         common = gradient[:, 2 * self.n_local :].reshape(r, 2, -1) * self._common_inverse
         return np.concatenate([local.reshape(r, -1), common.reshape(r, -1)], 1)
 

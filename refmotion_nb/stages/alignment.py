@@ -19,7 +19,7 @@ from refmotion_nb.numerics.energy import (
     spectral_weight,
 )
 from refmotion_nb.numerics.fourier import raised_cosine
-from refmotion_nb.numerics.prior import Hyperparameters, prior_modes
+from refmotion_nb.numerics.prior import Hyperparameters, PriorModes, dose_modes, mode_std, spatial_modes
 from refmotion_nb.numerics.trajectories import Solution, TrajectoryProblem, Windows
 from refmotion_nb.stages.base import Stage, hash_of
 from refmotion_nb.stages.micrograph import Micrograph
@@ -120,21 +120,34 @@ class Geometry:
     rigid_A: np.ndarray  # (frame, 2)
     initial_A: np.ndarray  # (particle, frame, 2)
 
+    _spatial: dict[float, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
+    _temporal: dict[tuple[float, float], tuple[np.ndarray, np.ndarray]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
     @classmethod
     def of(cls, micrograph: Micrograph) -> Geometry:
         """Return the geometry of a micrograph."""
         m, p = micrograph, micrograph.placement
         return cls(m.position_A, m.frame_dose, m.movie.dose_edges[1:-1], p.rigid_A, p.initial_A)
 
+    def modes(self, prior: MotionPrior) -> PriorModes:
+        """Return the modes of a prior; those of a correlation distance and of a profile are found once."""
+        h = prior.hyperparameters
+        if h.distance_A not in self._spatial:
+            self._spatial[h.distance_A] = spatial_modes(self.position_A, h.distance_A)
+        shape = (prior.profile_decay_e_A2, prior.profile_floor)
+        if shape not in self._temporal:
+            self._temporal[shape] = dose_modes(self.frame_dose, prior.profile(self.step_dose))
+        vectors, values = self._spatial[h.distance_A]
+        temporal, beta = self._temporal[shape]
+        return PriorModes(vectors, temporal, mode_std(values, beta, h))
+
 
 def trajectory_problem(windows: Windows, geometry: Geometry, priors: list[MotionPrior], relion: bool) -> TrajectoryProblem:
     """Return the trajectory problem under each prior; RELION's prior acts on the total motion, ours on local motion."""
-    modes = [
-        prior_modes(geometry.position_A, geometry.frame_dose, prior.profile(geometry.step_dose), prior.hyperparameters)
-        for prior in priors
-    ]
     rigid = np.zeros_like(geometry.rigid_A) if relion else geometry.rigid_A
-    problem = TrajectoryProblem(windows, modes, priors[0].common_std_A, rigid)
+    problem = TrajectoryProblem(windows, [geometry.modes(prior) for prior in priors], priors[0].common_std_A, rigid)
     problem.set_curvature(windows.curvature(geometry.initial_A))
     return problem
 

@@ -11,7 +11,7 @@ import xarray as xr
 from refmotion_nb.data.schema import Dataset, InputError
 from refmotion_nb.numerics.energy import pooled_scale
 from refmotion_nb.numerics.prior import Hyperparameters
-from refmotion_nb.numerics.rays import activity, ray_table, refined_strengths, retired, strengths
+from refmotion_nb.numerics.rays import STEP, activity, ray_table, refined_strengths, retired, strengths
 from refmotion_nb.numerics.trajectories import Windows
 from refmotion_nb.stages.alignment import (
     AlignedWindows,
@@ -58,7 +58,6 @@ class _Ray:
     balance: float
     distance: float
     trials: list[Trial] = field(default_factory=list)
-    starts: dict[str, np.ndarray] = field(default_factory=dict)
     reason: str = ""
 
 
@@ -142,44 +141,51 @@ class HyperparameterSearch(Alignment):
         return out
 
     def try_priors(
-        self, micrographs: list[SearchMicrograph], priors: list[MotionPrior], starts: dict[str, np.ndarray] | None = None
+        self,
+        micrographs: list[SearchMicrograph],
+        priors: list[MotionPrior],
+        starts: dict[str, np.ndarray] | None = None,
+        tolerance: float = 1e-5,
     ) -> tuple[list[Trial], dict[str, np.ndarray]]:
         """Align all micrographs under several priors at once and score each.
 
-        ``starts`` maps a micrograph to the unknowns (prior, n) to start from; the ones found are returned.
+        ``starts`` has for each micrograph the unknowns (prior, n) of the same priors one step weaker, if there are any;
+        the ones found are returned.
         """
         cross, found = np.zeros(len(priors)), {}
         local, total = [], []
         for m in micrographs:
             assert m.windows is not None
             problem = trajectory_problem(m.windows, m.geometry, priors, self.relion)
-            start = starts[m.name] if starts else problem.unknowns_of(m.geometry.initial_A)
-            solution = problem.solve(start)
+            if starts:
+                start = problem.continued(starts[m.name], np.full(len(priors), STEP))
+            else:
+                start = problem.unknowns_of(m.geometry.initial_A)
+            solution = problem.solve(start, tolerance)
             found[m.name] = solution.unknowns
             cross += m.score.windows.sample(solution.displacement_A)[0].sum((1, 2), dtype=np.float64)
             local.append(activity(solution.local_A))
             total.append(activity(solution.displacement_A - m.geometry.rigid_A))
-        norm = np.sqrt(sum(m.score.movie_power for m in micrographs) * sum(m.score.reference_power for m in micrographs))
-        trials = [
-            Trial(prior, float(-cross[i] / norm), float(np.mean([a[i] for a in local])), float(np.mean([a[i] for a in total])))
-            for i, prior in enumerate(priors)
-        ]
-        return trials, found
+        movie, reference = (sum(getattr(m.score, name) for m in micrographs) for name in ("movie_power", "reference_power"))
+        scores = -cross / np.sqrt(movie * reference)
+        activities = np.mean(local, 0), np.mean(total, 0)
+        return [Trial(p, *map(float, facts)) for p, *facts in zip(priors, scores, *activities)], found
 
     def _walk(self, micrographs: list[SearchMicrograph], prior: MotionPrior, reporter: Reporter) -> list[_Ray]:
-        """Step all live rays outwards until the last has retired."""
+        """Step all live rays outwards until the last has retired, each step from the trajectories of the one before."""
         rays = [_Ray(b, z) for b, z in zip(*ray_table(self.thoroughness))]
         table = strengths(self.max_strength)
         reporter.start(len(table), "searching hyperparameters")
-        live = list(range(len(rays)))
+        live, starts = list(range(len(rays))), None
         for strength in table:
             priors = [prior.with_hyperparameters(Hyperparameters(strength, rays[i].balance, rays[i].distance)) for i in live]
-            trials, _ = self.try_priors(micrographs, priors)
+            trials, starts = self.try_priors(micrographs, priors, starts, tolerance=1e-4)
             for i, trial in zip(live, trials):
                 rays[i].trials.append(trial)
                 if retired(np.array([t.activity_local for t in rays[i].trials])):
                     rays[i].reason = "no motion left"
-            live = [i for i in live if not rays[i].reason]
+            stay = [j for j, i in enumerate(live) if not rays[i].reason]
+            live, starts = [live[j] for j in stay], {name: start[stay] for name, start in starts.items()}
             best = min(t.cv_score for ray in rays for t in ray.trials)
             reporter.advance(strength=float(strength), rays=len(live), best=best)
             if not live:
