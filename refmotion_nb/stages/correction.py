@@ -80,6 +80,8 @@ class MotionCorrection(Alignment):
                 try:
                     previous = self._micrograph(session, name, prior, dose, out, store, key)
                 except InputError as error:
+                    if name not in session.failed:
+                        raise  # not about this movie: the reference, the box or the weights
                     failed.append((name, str(error)))
                     reporter.advance(micrograph=name, failed=str(error))
                     continue

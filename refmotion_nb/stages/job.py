@@ -105,6 +105,8 @@ class Job:
             Input that cannot be used; nothing half-written is left.
         """
         reporter = reporter or Silent()
+        for kind in (HyperparameterSearch, DoseWeights, MotionCorrection, Validation, Overrides):
+            self.stage(kind)  # settings out of bounds are told before hours of work
         writable(self.out)
         store = ResultStore(self.out / "results.zarr")
         session = Session(self.data, self.threads, self.cache_bytes)

@@ -141,7 +141,7 @@ def load_micrograph(
     """Read a movie and predict its particles; with ``relion`` exactly as RELION normalises and cuts them."""
     placement = place(movie, particles, references[0], recenter)
     spectra = read_spectra(movie, placement, not relion, repair, threads)
-    noise = _relion_noise(spectra, threads) if relion else _noise(spectra, threads)
+    noise = _relion_noise(spectra, threads) if relion else _noise(spectra, movie, threads)
     extent = spectra.box * movie.pixel_size_A
     k = min(int(r.volumes[0].k_max * extent / r.extent_A) for r in references)
     transfer, own, opposite = _predict(movie, particles, placement, optics, references, min(k, spectra.box // 2), threads)
@@ -155,13 +155,13 @@ def load_micrograph(
     )
 
 
-def _noise(spectra: PatchSpectra, threads: int) -> np.ndarray:
+def _noise(spectra: PatchSpectra, movie: Movie, threads: int) -> np.ndarray:
     """Return the mean |X|² of every shell over the full plane, and refuse an empty movie."""
     power, count = particle_power(spectra, threads)
     noise = power.sum(0) / (np.maximum(count, 1) * spectra.n_particles * spectra.n_frames)
     half = spectra.box // 2 + 1
     if not (noise[1:half] > 0).all():
-        raise InputError("the movie holds no counts where its particles are; check the movie and its gain reference")
+        raise InputError(f"{movie.path} holds no counts where its particles are; check the movie and its gain reference")
     return noise[:half]
 
 

@@ -126,6 +126,8 @@ class HyperparameterSearch(Alignment):
             try:
                 micrograph = session.micrograph(name, self)
             except InputError as error:
+                if name not in session.failed:
+                    raise  # not about this movie: the reference
                 reporter.advance(micrograph=name, failed=str(error))
                 continue
             out.append(
