@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,7 @@ from refmotion_nb.data.maps import LoadedReference, load_reference
 from refmotion_nb.data.schema import Dataset, InputError, Optics, Reference
 
 _WIDTH = 118
+_SAME = 0.01  # relative; calibrations of the pixel size that differ by less do no harm
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def check_dataset(
             facts.append((name, "cannot be used"))
         else:
             facts.append((name, _reference(reference, loaded)))
-            notes += _reference_notes(name, loaded, dataset.optics)
+            problems += unlike_particles(reference, loaded.box_size, loaded.pixel_size_A, dataset)
     if not dataset.references:
         facts.append(("reference", "none given"))
     reasons = Counter(skip.reason for skip in dataset.skipped if skip.row >= 0)
@@ -129,11 +131,20 @@ def _reference(reference: Reference, loaded: LoadedReference) -> str:
     return f"{text}; FSC 0.143 at {loaded.box_size * loaded.pixel_size_A / below[0]:.2f} Å"
 
 
-def _reference_notes(name: str, loaded: LoadedReference, optics: Sequence[Optics]) -> list[str]:
-    """Say where the header may not have been told its pixel size: programs write 1 Å by default."""
-    if loaded.pixel_size_A != 1 or not optics or any(one.pixel_size_A == 1 for one in optics):
+def unlike_particles(reference: Reference, box_size: int, pixel_size_A: float, dataset: Dataset) -> list[str]:
+    """Name a reference that has neither the pixel size nor the physical extent of any particle: its header is wrong."""
+    if not dataset.optics or any(
+        math.isclose(pixel_size_A, one.pixel_size_A, rel_tol=_SAME)
+        or math.isclose(box_size * pixel_size_A, one.box_size * one.pixel_size_A, rel_tol=_SAME)
+        for one in dataset.optics
+    ):
         return []
-    return [f"{name} has exactly 1 Å/px, the particles {optics[0].pixel_size_A:g}: is the maps' header right?"]
+    one = dataset.optics[0]
+    movies = f" (movies of {_span([m.pixel_size_A for m in dataset.movies])} Å/px)" if dataset.movies else ""
+    return [
+        f"{reference.half1} has {pixel_size_A:g} Å/px in a box of {box_size} px, the particles {one.pixel_size_A:g} in "
+        f"{one.box_size}{movies}; correct its header, or give the half maps of these particles' refinement"
+    ]
 
 
 def _span(values: Sequence[float]) -> str:

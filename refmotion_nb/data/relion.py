@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from refmotion_nb.data.check import Check, check_dataset
+from refmotion_nb.data.check import Check, check_dataset, unlike_particles
 from refmotion_nb.data.maps import check_reference
 from refmotion_nb.data.relion_micrographs import MovieSet, Options, read_micrographs, read_movies
 from refmotion_nb.data.relion_particles import ParticleTable, assemble, listed, read_particles
@@ -66,9 +66,11 @@ def open_relion(
     read = _read(_as_list(particles), micrographs, _as_list(references), root, options)
     for reference in read.dataset.references:
         try:
-            check_reference(reference)
+            box_size, pixel_size_A = check_reference(reference)
         except InputError as error:
             read.problems.append(str(error))
+        else:
+            read.problems += unlike_particles(reference, box_size, pixel_size_A, read.dataset)
     if not read.dataset.references:
         read.problems.append("no reference given; give the half maps of a refinement")
     if read.problems:
