@@ -34,7 +34,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Simulation:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """With REFMOTION_NO_SKIP=1 count a skipped test as failed, unless it needs a GPU: where everything must be tested."""
+    """With REFMOTION_NO_SKIP=1, count a skipped test as failed unless it needs a GPU."""
     report = yield
     wanted = os.environ.get("REFMOTION_NO_SKIP", "") not in ("", "0")
     if wanted and report.skipped and not hasattr(report, "wasxfail") and not item.get_closest_marker("gpu"):

@@ -51,7 +51,7 @@ def test_arrows_point_upwards_only(path):
         parts = name.split(".")
         if parts[0] == "refmotion_nb" and len(parts) > 1 and parts[1] != "__version__":
             assert FLOOR.get(parts[1], 4) <= here, (
-                f"{name_of(path)}:{node.lineno} imports {name}, which stands above it"
+                f"{name_of(path)}:{node.lineno} imports {name}, from above"
             )
 
 
@@ -114,5 +114,5 @@ def test_public_names():
 def test_a_misspelt_name_is_answered(name, meant):
     with pytest.raises(AttributeError, match=f"no '{name}'; did you mean '{meant}'"):
         getattr(refmotion_nb, name)
-    with pytest.raises(AttributeError, match="no 'qqqqq'$"):
+    with pytest.raises(AttributeError, match=r"no 'qqqqq'$"):
         _ = refmotion_nb.qqqqq

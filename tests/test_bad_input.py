@@ -1,0 +1,345 @@
+"""Input that cannot be used: one line that names the file and the remedy, exit code not 0, nothing half-written."""
+
+import re
+
+import mrcfile
+import numpy as np
+import pytest
+import tifffile
+from job import GIVEN, copied, error_A, inputs, left_behind, run, said, store, tracks
+from relion_project import edit
+
+from refmotion_nb.cli import main
+from refmotion_nb.data.maps import read_map, write_map
+from refmotion_nb.data.star import read_star
+
+PARTICLES = "Extract/particles.star"
+MOVIE = "Movies/mic0001.tif"
+MOTION = "MotionCorr/Movies/mic0001.star"
+
+
+@pytest.fixture
+def project(tiny, tmp_path):
+    return copied(tiny.folder, tmp_path)
+
+
+# each spoils a project in one way
+
+
+def particles(change):
+    return lambda root: edit(root / PARTICLES, "particles", change)
+
+
+def volume(name, change, pixel_size_A=None):
+    def spoil(root):
+        values, pixel = read_map(root / "Ref" / name)
+        write_map(root / "Ref" / name, change(values), pixel_size_A or pixel)
+
+    return spoil
+
+
+def put_nan(values):
+    values[3, 4, 5] = np.nan
+    return values
+
+
+def smaller(values):
+    return values[8:-8, 8:-8, 8:-8]
+
+
+def same(values):
+    return values
+
+
+def other_scale(root):
+    for name in ("half1.mrc", "half2.mrc", "mask.mrc"):
+        volume(name, same, 1.0)(root)
+
+
+def truncate(root):
+    content = (root / MOVIE).read_bytes()
+    (root / MOVIE).write_bytes(content[: len(content) // 2])
+
+
+def narrow_gain(root):
+    with mrcfile.new(root / "gain.mrc", np.ones((100, 512), np.float32), overwrite=True):
+        pass
+
+
+def float_movie(change, name="mic0001"):
+    """Give the movie in 32-bit floating point, changed."""
+
+    def spoil(root):
+        frames = tifffile.imread(root / f"Movies/{name}.tif")[:, ::-1].astype(np.float32)
+        with mrcfile.new(root / f"Movies/{name}.mrcs", np.zeros_like(frames)) as file:
+            change(frames)
+            file.data[...] = frames
+        motion = root / f"MotionCorr/Movies/{name}.star"
+        edit(motion, "general", lambda general: general.update(rlnMicrographMovieName=f"Movies/{name}.mrcs"))
+
+    return spoil
+
+
+def nan_in_frame_4(frames):
+    frames[3, 100:300, 100:300] = np.nan
+
+
+def no_counts(frames):
+    frames[:] = 0
+
+
+def nan_everywhere(root):
+    for name in ("mic0000", "mic0001"):
+        float_movie(nan_in_frame_4, name)(root)
+
+
+def shorter_file(root):
+    tifffile.imwrite(root / MOVIE, tifffile.imread(root / MOVIE)[:6])
+
+
+def shorter(root):
+    shorter_file(root)
+    edit(root / MOTION, "general", lambda general: general.update(rlnImageSizeZ=6))
+    edit(root / MOTION, "global_shift", lambda table: table.iloc[:6])
+
+
+BAD = {
+    "missing movie": (
+        lambda root: (root / MOVIE).unlink(),
+        "1 of 2 movies not found in .*: Movies/mic0001.tif; .*root",
+    ),
+    "truncated movie": (truncate, "mic0001.tif is truncated: .*; copy it again"),
+    "gain of the wrong shape": (
+        narrow_gain,
+        r"gain.mrc: the gain reference is 100 × 512 .* frames are 512 × 512: give",
+    ),
+    "missing gain": (lambda root: (root / "gain.mrc").unlink(), r"gain reference gain.mrc not found .*; put it there"),
+    "half maps of different size": (volume("half2.mrc", smaller), "half2.mrc has 96 × 96 × 96 voxels, .* 112 .*; give"),
+    "half maps of different pixel size": (volume("half2.mrc", same, 1.7), "half2.mrc has 1.7 Å/px, .* 1.6; correct"),
+    "maps of another pixel size": (
+        other_scale,
+        r"half1.mrc has 1 Å/px .* particles 1.6 .*movies of 1.6 Å/px.; correct",
+    ),
+    "half maps the same": (
+        lambda root: (root / "Ref/half2.mrc").write_bytes((root / "Ref/half1.mrc").read_bytes()),
+        "half1.mrc and .*half2.mrc are the same; give one of each",
+    ),
+    "mask above 1": (volume("mask.mrc", lambda v: 3 * v), "mask .*mask.mrc goes from 0 to 3; give a mask between"),
+    "mask below 0": (volume("mask.mrc", lambda v: v - 1), "mask .*mask.mrc goes from -1 to 0; give a mask between"),
+    "mask of another box": (volume("mask.mrc", smaller), "mask.mrc has 96 × 96 × 96 voxels, half map 1 112"),
+    "empty mask": (volume("mask.mrc", lambda v: 0 * v), "mask .*mask.mrc is zero everywhere; make it again"),
+    "missing half map": (lambda root: (root / "Ref/half1.mrc").unlink(), "half map 1 not found: .*half1.mrc; check"),
+    "NaN in a half map": (volume("half1.mrc", put_nan), "half1.mrc holds values that are not numbers; make it again"),
+    "no half sets": (
+        particles(lambda t: t.drop(columns="rlnRandomSubset")),
+        "lacks rlnRandomSubset .*; give the run_d",
+    ),
+    "no poses": (
+        particles(lambda t: t.drop(columns="rlnAnglePsi")),
+        "particles.star lacks rlnAnglePsi in .*; give the",
+    ),
+    "one half set only": (
+        particles(lambda t: t.assign(rlnRandomSubset=1)),
+        "all particles are of half set 1; give both",
+    ),
+    "micrographs not listed": (
+        particles(lambda t: t.assign(rlnMicrographName="MotionCorr/Movies/other.mrc")),
+        r"no particle can be used: its micrograph is not in .*star .24.; give the micrographs",
+    ),
+    "empty selection": (particles(lambda t: t.iloc[:0]), "particles.star holds no particles; give a selection"),
+    "NaN in all movies": (nan_everywhere, "mic0000.mrcs: frame 4 has 40000 values that are not finite, .*; write"),
+    "movie shorter than its motion": (shorter_file, "mic0001.tif has 6 frames, but frames 1 to 8 .*skip movies"),
+    "frame counts": (
+        shorter,
+        r"1 of 2 movies do not have 8 frames: mic0001 .6.; use skip_movies_with_wrong_frame_count",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Data array contains NaN:RuntimeWarning")
+@pytest.mark.parametrize("name", BAD)
+def test_one_line_and_nothing_half_written(project, name, capsys):
+    spoil, expected = BAD[name]
+    spoil(project)
+    assert run(project, project / "out", *GIVEN) == 1
+    lines = said(capsys)
+    assert len(lines) == 1 and re.search(expected, lines[0]), lines
+    assert set(left_behind(project / "out")) <= {"hyperparameters.json"}  # the values given
+
+
+def test_several_problems_are_one_line_each(project, capsys):
+    for name in ("missing movie", "one half set only", "mask of another box"):
+        BAD[name][0](project)
+    assert run(project, project / "out", *GIVEN) == 1
+    lines = said(capsys)
+    assert len(lines) == 3 and len({line.split(";")[-1] for line in lines}) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("missing movie", "1 of 2 movies not found"),
+        ("NaN in a half map", "not numbers"),
+        ("empty mask", "zero everywhere"),
+    ],
+)
+def test_check_tells_and_changes_nothing(project, name, expected, capsys):
+    BAD[name][0](project)
+    before = sorted(project.rglob("*"))
+    assert main(["check", *inputs(project)]) == 1
+    text = capsys.readouterr().out
+    assert expected in text and "Not ready" in text and "Problems (1)" in text
+    assert sorted(project.rglob("*")) == before
+
+
+# one movie of several: the others are done, it is named, and its particles stand in the table
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (nan_in_frame_4, "mic0001.mrcs: frame 4 has 40000 values that are not finite"),
+        (no_counts, "mic0001.mrcs holds no"),
+    ],
+)
+def test_one_bad_movie_does_not_stop_the_others(project, spoil, expected, capsys):
+    float_movie(spoil)(project)
+    out = project / "out"
+    assert run(project, out) == 1
+    output = capsys.readouterr().err
+    warned = [line for line in output.splitlines() if line.startswith("warning: mic0001: ")]
+    assert len(warned) == 1 and expected in warned[0] and "refmotion: not everything was written" in output
+    assert list(tracks(out)) == ["mic0000"] and [p.name for p in (out / "Particles").iterdir()] == ["mic0000.mrcs"]
+    table = store(out).read("particles")
+    mine = table["micrograph"].values == "mic0001"
+    assert mine.sum() == 12 and not table["written"].values[mine].any() and table["written"].values[~mine].all()
+    assert all(expected in reason for reason in table["reason"].values[mine])
+    assert len(read_star(out / "particles.star")["particles"]) == 12
+    assert "mic0001" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_movies_that_fail_before_the_last_stage_are_told_too(project, capsys):
+    float_movie(no_counts)(project)
+    assert run(project, project / "out", *GIVEN, "--until", "dose-weights") == 1
+    assert "warning: mic0001: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (shorter, "its movie has 6 frames, most have 8"),
+        (shorter_file, "its movie has 6 frames, motion correction saw more"),
+    ],
+)
+def test_movies_with_another_frame_count_are_skipped_if_asked_for(project, tiny, spoil, reason):
+    spoil(project)
+    out = project / "out"
+    assert run(project, out, *GIVEN, "--skip-movies-with-wrong-frame-count") == 0
+    table = store(out).read("particles")
+    left = ~table["written"].values
+    assert left.sum() == 12 and set(table["reason"].values[left]) == {reason}
+    assert table["micrograph"].values[left].tolist() == ["MotionCorr/Movies/mic0001.mrc"] * 12
+    found = tracks(out)
+    assert list(found) == ["mic0000"] and error_A(found, tiny.truth()) < tiny.rigid_error_A
+
+
+def test_particles_near_the_edge_are_kept_and_those_beyond_it_listed(project):
+    def move(table):
+        table.loc[0, "rlnCoordinateX"] = 3.0
+        table.loc[1, "rlnCoordinateY"] = 5000.0
+
+    edit(project / PARTICLES, "particles", move)
+    out = project / "out"
+    assert run(project, out, *GIVEN) == 0
+    table = store(out).read("particles")
+    assert table["written"].values[0] and table["reason"].values[1] == "it lies outside its movie"
+    assert table["written"].values.sum() == 23
+
+
+# what is asked for
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--spatial-strength", "1"], "correlation_distance, acceleration_strength not given; give all three"),
+        (["--s-vel", "1", "--s-acc", "2"], "s_div not given; give all three of s_vel, s_div, s_acc"),
+        (
+            [*GIVEN, "--s-vel", "1", "--s-div", "5000", "--s-acc", "2"],
+            "both as strengths and in RELION's units; give one",
+        ),
+        ([*GIVEN, "--hyperparameters", "other.json"], "both as values and as a file; give one"),
+        (["--hyperparameters", "missing.json"], "missing.json does not"),
+        (["--hyperparameters", "/dev/null"], "does not hold hyperparameters; give the hyperparameters.json of a run"),
+        ([*GIVEN, "--dose-weights", "missing.nc"], "missing.nc does not exist"),
+        (
+            [*GIVEN, "--fourier-crop-to", "113"],
+            "fourier_crop_to 113: the box in movie pixels is 112; give an even number",
+        ),
+        ([*GIVEN, "--fourier-crop-to", "61"], "fourier_crop_to 61: .*; give an even number"),
+        (["--max-strength", "-1"], "max_strength.*-1"),
+        (["--alignment-fraction", "2"], "alignment_fraction.*2"),
+        (["--device", "cuda"], "device cuda: .* give --device cpu or auto"),
+        (["--gain", "no-gain.mrc"], "no-gain.mrc.* not found .*; put it there, or give gain"),
+    ],
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
+)
+def test_settings_that_make_no_sense(tiny, tmp_path, options, expected, capsys):
+    assert run(tiny.folder, tmp_path / "out", *options) == 1
+    lines = said(capsys)
+    assert len(lines) == 1 and re.search(expected, lines[0]), lines
+    assert not [name for name in left_behind(tmp_path / "out") if name.startswith(("Particles", "particles", "Tracks"))]
+
+
+def test_an_unknown_symmetry(tiny, tmp_path, capsys):
+    assert run(tiny.folder, tmp_path / "out", *GIVEN, "--until", "validate", "--symmetry", "Q7") == 1
+    lines = said(capsys)
+    assert len(lines) == 1 and "Q7" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ([], "no half maps; give --half1, --half2 and --mask, or --fsc postprocess.star"),
+        (["--half1", "a.mrc"], "1 --half1 but 0 --half2; give both of every reference"),
+        (
+            ["--half1", "a.mrc", "--half2", "b.mrc", "--mask", "c.mrc", "--mask", "d.mrc"],
+            "2 --mask for 1 references; give",
+        ),
+        (["--half1", "a.mrc", "--half2", "b.mrc"] * 2, "1 particle files for 2 references; give one for each"),
+    ],
+)
+def test_references_that_are_not_given(tiny, tmp_path, more, expected, capsys):
+    assert main(["run", *inputs(tiny.folder)[:6], *more, "--out", str(tmp_path / "out")]) == 1
+    assert expected in "\n".join(said(capsys))
+    assert not left_behind(tmp_path / "out")
+
+
+@pytest.mark.parametrize("words", [["run"], ["fly"], ["run", "--until", "tomorrow"], []])
+def test_command_lines_that_cannot_be_read(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2 and "usage: refmotion" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["run", "simulate", "demo"])
+def test_an_output_that_cannot_be_written(tiny, tmp_path, command, capsys):
+    (tmp_path / "file").write_text("a file where a folder should be")
+    more = inputs(tiny.folder) if command == "run" else []
+    assert main([command, *more, "--out", str(tmp_path / "file" / "out")]) == 1
+    lines = said(capsys)
+    assert len(lines) == 1 and "file/out cannot be written to (Not a directory); choose another --out" in lines[0]
+
+
+def test_weights_for_another_number_of_frames(tiny, project, capsys):
+    weights = project / "weights"
+    assert run(tiny.folder, weights, *GIVEN, "--until", "dose-weights") == 0
+    shorter(project)
+    edit(project / PARTICLES, "particles", lambda t: t[t["rlnMicrographName"].str.contains("mic0001")])
+    out = project / "out"
+    assert run(project, out, *GIVEN, "--dose-weights", f"{weights}/dose_weights.nc") == 1
+    lines = said(capsys)
+    assert (
+        len(lines) == 1 and "weights are for 8 frames, the movie has 6; measure" in lines[0] and "mic0001" in lines[0]
+    )
+    assert not (out / "Particles").exists()
