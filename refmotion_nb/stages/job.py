@@ -113,9 +113,9 @@ class Job:
         key = data_key(self.data)
         self._describe(store)
         search = self._search(session, store, key, reporter)
-        complete = not session.failed
         if until != "hyperparameters":
             dose = self._dose(session, store, search, key, reporter)
+        complete = not session.failed
         if until in ("correct", "validate"):
             with self._timed("correction"):
                 correction: MotionCorrection = self.stage(MotionCorrection)
