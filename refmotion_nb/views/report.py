@@ -179,7 +179,7 @@ def _run(attrs: Mapping[str, Any]) -> str:
         parts.append(f"<div><h3>Time</h3>{words.seconds_table(seconds)}</div>")
     for name, head in (
         ("settings", ("Setting", "Value")),
-        ("inputs", ("Input", "File")),
+        ("inputs", ("Input", "Value")),
         ("versions", ("Program", "Version")),
     ):
         values = words.decoded(attrs.get(name, {}))
