@@ -100,7 +100,8 @@ class Alignment(Stage):
             flat = np.ones((1, len(shells)))
             if final and self.all_fourier_components:
                 return flat
-            return flat * raised_cosine(shells, micrograph.k_out if final else self.k_cut(micrograph))
+            edge = micrograph.k_out if final else self.k_cut(micrograph)
+            return flat * raised_cosine(shells + 0.5, edge)  # RELION's is of |k|, of which shells hold the whole part
         edge = micrograph.k_out if final and self.all_fourier_components else self.k_cut(micrograph)
         return np.stack([spectral_weight(curve, edge) for curve in micrograph.fsc])
 

@@ -9,7 +9,8 @@ from functools import cached_property
 import numpy as np
 import xarray as xr
 
-from refmotion_nb.data.detector import load_detector
+from refmotion_nb.data.detector import load_detector, load_gain
+from refmotion_nb.data.eer import is_eer
 from refmotion_nb.data.movies import open_movie
 from refmotion_nb.data.relion_motion import initial_displacement, rigid_displacement
 from refmotion_nb.data.schema import InputError, Movie, Optics
@@ -60,13 +61,15 @@ def read_spectra(movie: Movie, placement: Placement, follow: bool, repair: bool,
     spectra = PatchSpectra.empty(n, movie.n_frames, placement.box)
     if follow:
         spectra.offset_px[:] = np.rint(placement.initial_A / movie.pixel_size_A)
-    detector = load_detector(movie)
-    gain = detector.gain if detector.gain is not None else np.ones((movie.height, movie.width), np.float32)
+    detector = load_detector(movie) if repair else None
+    gain = detector.gain if detector else _gain(movie)  # that of a detector is repaired as well
+    if gain is None:
+        gain = np.ones((movie.height, movie.width), np.float32)
     with open_movie(movie) as reader:
 
         def one_frame(f: int) -> None:
             frame = reader.frame(f)
-            if repair:
+            if detector:
                 frame = detector.repair(frame, f)
             spectra.add_frame(f, frame, gain, patch_corners(placement.centre_px, placement.box, spectra.offset_px[:, f]))
 
@@ -78,6 +81,10 @@ def read_spectra(movie: Movie, placement: Placement, follow: bool, repair: bool,
                 for _ in pool.map(one_frame, range(movie.n_frames)):
                     pass
     return spectra
+
+
+def _gain(movie: Movie) -> np.ndarray | None:
+    return load_gain(movie.gain, (movie.height, movie.width), is_eer(movie.path)) if movie.gain else None
 
 
 @dataclass
