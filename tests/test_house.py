@@ -12,7 +12,7 @@ import refmotion_nb
 PACKAGE = Path(refmotion_nb.__file__).parent
 FLOOR = {"numerics": 0, "data": 1, "stages": 2, "views": 3}  # cli, demo and the public names stand above
 MODULES = sorted(PACKAGE.rglob("*.py"))
-IN_NUMERICS = {"numpy", "scipy", "numba", "cupy", "refmotion_nb"}  # beside the standard library's ones below
+IN_NUMERICS = {"numpy", "scipy", "numba", "threadpoolctl", "cupy", "refmotion_nb"}  # beside the standard library
 NO_FILES = {"pathlib", "shutil", "tempfile", "glob", "io", "json", "csv", "pickle", "subprocess"}
 LONGEST = 450
 
