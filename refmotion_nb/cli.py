@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _input_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("input (RELION)")
-    group.add_argument("--particles", type=Path, action="append", required=True, help="particle STAR; once per reference")
+    group.add_argument(
+        "--particles", type=Path, action="append", required=True, help="particle STAR; once per reference"
+    )
     group.add_argument("--micrographs", type=Path, required=True, help="corrected_micrographs.star")
     group.add_argument("--half1", type=Path, action="append", default=[], help="half map 1; once per reference")
     group.add_argument("--half2", type=Path, action="append", default=[], help="half map 2")
@@ -271,7 +273,9 @@ def _simulation_options(parser: argparse.ArgumentParser) -> None:
     for field in fields(SimulationSettings):
         kind = str(field.type).split(" |")[0]
         cast = {"int": int, "float": float, "Path": Path}.get(kind, str)
-        parser.add_argument("--" + field.name.replace("_", "-"), type=cast, default=None, help=f"default: {field.default}")
+        parser.add_argument(
+            "--" + field.name.replace("_", "-"), type=cast, default=None, help=f"default: {field.default}"
+        )
 
 
 def _simulate(options: argparse.Namespace) -> int:
@@ -281,7 +285,9 @@ def _simulate(options: argparse.Namespace) -> int:
     from refmotion_nb.data.synthetic_settings import SimulationSettings
     from refmotion_nb.stages.job import writable
 
-    given = {f.name: getattr(options, f.name) for f in fields(SimulationSettings) if getattr(options, f.name) is not None}
+    given = {
+        f.name: getattr(options, f.name) for f in fields(SimulationSettings) if getattr(options, f.name) is not None
+    }
     writable(options.out)
     with Console(options.out / "simulate.log") as console:
         result = simulate(SimulationSettings(**given), options.out, console)

@@ -51,4 +51,3 @@ def _table(job: Job, simulation: Simulation, data: Dataset) -> str:
     ]  # fmt: skip
     rows += [f"{what:28s}{seconds:8.1f} s" for what, seconds in job.seconds.items()]
     return "\n".join([*rows, "", f"report: {job.out / 'report.html'}"])
-

@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
-import xarray as xr
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
 
 AXES = ("x", "y")
 
@@ -119,9 +122,11 @@ class Dataset:
 
     def micrographs(self) -> Iterator[tuple[Movie, xr.Dataset]]:
         """Each movie with its particles, in RELION's order (by stack index)."""
-        names = self.particles["micrograph"].values
+        columns = (self.particles[name].values for name in ("row", "stack_index", "micrograph"))
+        row, stack_index, micrograph = columns
+        order = np.lexsort((row, stack_index, micrograph))
+        names, starts = np.unique(micrograph[order], return_index=True)
+        rows = dict(zip(names.tolist(), np.split(order, starts[1:])))
         for movie in self.movies:
-            mine = np.flatnonzero(names == movie.micrograph)
-            order = np.lexsort((self.particles["row"].values[mine], self.particles["stack_index"].values[mine]))
-            if mine.size:
-                yield movie, self.particles.isel(particle=mine[order])
+            if movie.micrograph in rows:
+                yield movie, self.particles.isel(particle=rows[movie.micrograph])

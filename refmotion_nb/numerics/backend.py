@@ -6,10 +6,13 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 
 def xp_of(array: Any) -> ModuleType:
@@ -30,6 +33,16 @@ def cpu_count() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@lru_cache(maxsize=1)
+def _thread_pools() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def one_blas_thread() -> AbstractContextManager[Any]:
+    """Keep matrix products in one thread while active: ours are small, and many are under way in threads of our own."""
+    return _thread_pools().limit(limits=1, user_api="blas")
 
 
 def over_chunks(n: int, work: Callable[[slice], None], threads: int, chunk: int = 0) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refmotion_nb.numerics.backend import over_chunks
+from refmotion_nb.numerics.backend import one_blas_thread, over_chunks
 from refmotion_nb.numerics.kernels_cpu import cross_kernel
 from refmotion_nb.numerics.patches import PatchSpectra
 
@@ -96,5 +96,6 @@ def correlation_windows(
         flat = cross.reshape(-1, 2 * k + 1, k + 1)
         out[part] = windows_from_cross(flat, grid, spectra.box).reshape(out[part].shape)
 
-    over_chunks(n, work, threads, chunk=4)
+    with one_blas_thread():
+        over_chunks(n, work, threads, chunk=4)
     return out

@@ -22,7 +22,9 @@ def zernike(m: int, n: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     a = abs(m)
     radial = np.zeros_like(rho)
     for k in range((n - a) // 2 + 1):
-        coefficient = (-1) ** k * factorial(n - k) / (factorial(k) * factorial((n + a) // 2 - k) * factorial((n - a) // 2 - k))
+        coefficient = (
+            (-1) ** k * factorial(n - k) / (factorial(k) * factorial((n + a) // 2 - k) * factorial((n - a) // 2 - k))
+        )
         radial = radial + coefficient * rho ** (n - 2 * k)
     return radial * (np.cos(m * phi) if m >= 0 else np.sin(-m * phi))
 
@@ -117,7 +119,9 @@ def ctf(
     k4 = 0.5 * np.pi * spherical_aberration_mm * 1e7 * lam**3
     offset = -np.deg2rad(phase_shift_deg) - np.arcsin(amplitude_contrast)
     extra = np.zeros(x.shape) if symmetric_phase is None else symmetric_phase
-    per_particle = np.stack([xx, yy, xy, offset, -0.25 * np.asarray(b_factor_A2), np.asarray(scale)], 1).astype(np.float64)
+    per_particle = np.stack([xx, yy, xy, offset, -0.25 * np.asarray(b_factor_A2), np.asarray(scale)], 1).astype(
+        np.float64
+    )
     out = np.empty((len(per_particle), *x.shape), np.float32)
     ctf_kernel(np.ascontiguousarray(x), np.ascontiguousarray(y), np.ascontiguousarray(extra), k4, per_particle, out)
     return out

@@ -22,7 +22,7 @@ def fcc_sums(
     shell_scale: float = 1.0,
     threads: int = 1,
 ) -> np.ndarray:
-    """Return Σ Re(X V*), Σ |X|², Σ |V|² per frame and shell (3, frame, n_shells) over the half plane (facts 1.10).
+    """Return Σ Re(X V*), Σ |X|², Σ |V|² per frame and shell (3, frame, n_shells) over the half plane.
 
     ``shell_scale`` turns shells of the patch into those of the reference.
     """
@@ -122,10 +122,10 @@ def bootstrap_weights(
     return low, high
 
 
-def fit_relion(fcc_values: np.ndarray, box: int, pixel_A: float, k0: int, k1: int) -> tuple[np.ndarray, np.ndarray]:
+def fit_relion(fcc_values: np.ndarray, pixel_A: float, k0: int, k1: int) -> tuple[np.ndarray, np.ndarray]:
     """Return RELION's per-frame B-factors (Å², negative) and ln scales of an FCC (frame, shell) on shells k0 to k1 - 1.
 
-    Five alternations of a five-level grid search of σ_f with closed-form scales, and of the envelope (facts 1.10).
+    Five alternations of a five-level grid search of σ_f with closed-form scales, and of the envelope.
     """
     n_frames, half = fcc_values.shape
     k = np.arange(k0, k1, dtype=float)
@@ -138,7 +138,7 @@ def fit_relion(fcc_values: np.ndarray, box: int, pixel_A: float, k0: int, k1: in
         model = scale[:, None] * np.exp(-0.5 * k**2 / sigma[:, None] ** 2)
         envelope = np.maximum(0.0, (model * data).sum(0) / (model**2).sum(0))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return -8 * (pixel_A * half) ** 2 / sigma**2 * ((box / (2.0 * half)) ** 2), np.log(scale)
+        return -8 * (pixel_A * half) ** 2 / sigma**2, np.log(scale)
 
 
 def _fit_frame(data: np.ndarray, k: np.ndarray, envelope: np.ndarray, top: float) -> tuple[float, float]:

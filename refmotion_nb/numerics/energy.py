@@ -26,7 +26,7 @@ def grant_grigorieff(frequency_per_A: np.ndarray, dose_e_A2: np.ndarray, voltage
 
 
 def relion_damage(frequency_per_A: np.ndarray, dose_e_A2: np.ndarray) -> np.ndarray:
-    """Return RELION's damage weights of motion estimation (dose, frequency): exp(-N / τ), τ = a κ^b + c (facts 1.4)."""
+    """Return RELION's damage weights of motion estimation (dose, frequency): exp(-N / τ), τ = a κ^b + c."""
     a, b, c = RELION_DAMAGE
     tau = a * np.maximum(np.asarray(frequency_per_A, float), 1e-9) ** b + c
     weight = np.exp(-np.asarray(dose_e_A2, float)[:, None] / np.maximum(tau, 1e-9)[None])

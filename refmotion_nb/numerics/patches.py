@@ -17,7 +17,7 @@ from refmotion_nb.numerics.kernels_cpu import cut_patches_kernel, power_kernel, 
 
 
 def movie_box(reference_box: int, reference_pixel_A: float, movie_pixel_A: float) -> int:
-    """Return the even box in movie px that covers the reference's physical extent (facts 1.2)."""
+    """Return the even box in movie px that covers the reference's physical extent."""
     return 2 * int(0.5 * reference_box * reference_pixel_A / movie_pixel_A + 0.5)
 
 

@@ -35,23 +35,26 @@ class Hyperparameters:
     @classmethod
     def from_strengths(cls, spatial: float, distance_A: float, acceleration: float) -> Hyperparameters:
         """Return the hyperparameters with the given spatial and acceleration strengths."""
-        return cls(float(np.hypot(spatial, acceleration)), float(np.rad2deg(np.arctan2(acceleration, spatial))), distance_A)
+        return cls(
+            float(np.hypot(spatial, acceleration)), float(np.rad2deg(np.arctan2(acceleration, spatial))), distance_A
+        )
 
     @classmethod
     def from_relion(cls, s_vel: float, s_div: float, s_acc: float, dose_per_frame_e_A2: float) -> Hyperparameters:
         """Return RELION's prior (s_vel, s_acc in Å per e/Å², s_div in Å) on this scale.
 
         RELION writes Σ v²/σ_v² where a Gaussian prior has half of it, and its data term is 4/π times the
-        log-likelihood (facts 0.2): together π/2.
+        log-likelihood: together π/2.
         """
         spatial = np.pi / (2 * s_vel**2 * dose_per_frame_e_A2)
         acceleration = np.pi * dose_per_frame_e_A2 / (2 * s_acc**2)
         return cls.from_strengths(spatial, s_div, acceleration)
 
     def to_relion(self, dose_per_frame_e_A2: float) -> tuple[float, float, float]:
-        """Return (s_vel, s_div, s_acc) in RELION's units."""
-        s_vel = np.sqrt(np.pi / (2 * self.spatial_strength * dose_per_frame_e_A2))
-        s_acc = np.sqrt(np.pi * dose_per_frame_e_A2 / (2 * self.acceleration_strength))
+        """Return (s_vel, s_div, s_acc) in RELION's units; infinite where a strength is 0."""
+        with np.errstate(divide="ignore"):
+            s_vel = np.sqrt(np.pi / (2 * np.float64(self.spatial_strength) * dose_per_frame_e_A2))
+            s_acc = np.sqrt(np.pi * dose_per_frame_e_A2 / (2 * np.float64(self.acceleration_strength)))
         return float(s_vel), self.distance_A, float(s_acc)
 
 

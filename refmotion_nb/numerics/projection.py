@@ -1,7 +1,7 @@
 """Central slices of a masked half map, by RELION's recipe.
 
 Half map × mask, zero-padded (×2), divided by sinc² of the trilinear kernel, transformed about the box centre, sampled
-trilinearly (facts: reproduces RELION's projections to 2.5e-8 in power).
+trilinearly (Scheres 2012; as relion_project).
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ class FourierVolume:
     k_max: int  # highest shell (of the unpadded box) that slices may have
 
 
-def prepare_volume(half_map: np.ndarray, mask: np.ndarray | None, k_max: int, padding: int = 2, threads: int = 1) -> FourierVolume:
+def prepare_volume(
+    half_map: np.ndarray, mask: np.ndarray | None, k_max: int, padding: int = 2, threads: int = 1
+) -> FourierVolume:
     """Transform a (z, y, x) map for slicing up to shell ``k_max``; axes are transformed one by one, only where non-zero."""
     n = half_map.shape[0]
     size = padding * n

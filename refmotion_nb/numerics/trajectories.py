@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from refmotion_nb.numerics.backend import xp_of
+from refmotion_nb.numerics.backend import one_blas_thread, xp_of
 from refmotion_nb.numerics.correlation import WindowGrid
 from refmotion_nb.numerics.kernels_cpu import sample_kernel
 from refmotion_nb.numerics.lbfgs import minimise
@@ -94,7 +94,9 @@ class TrajectoryProblem:
 
     def parts(self, unknowns: Any, rows: np.ndarray) -> tuple[Any, Any]:
         """Return local motion with the first position (set, 2, particle, frame) and common motion (set, 2, frame), Å."""
-        coefficients = unknowns[:, : 2 * self.n_local].reshape(len(rows), 2, *self.std.shape[1:]) * self.std[rows][:, None]
+        coefficients = (
+            unknowns[:, : 2 * self.n_local].reshape(len(rows), 2, *self.std.shape[1:]) * self.std[rows][:, None]
+        )
         local = self.spatial[rows][:, None] @ (coefficients @ self.temporal[rows][:, None])
         return local, unknowns[:, 2 * self.n_local :].reshape(len(rows), 2, self.n_frames) * self.common_std
 
@@ -127,7 +129,11 @@ class TrajectoryProblem:
         slope = -xp.moveaxis(slope, -1, 1).astype(np.float64)  # (set, 2, particle, frame)
         back = xp.swapaxes(self.spatial[rows], 1, 2)[:, None] @ slope @ xp.swapaxes(self.temporal[rows], 1, 2)[:, None]
         gradient = xp.concatenate(
-            [(back * self.std[rows][:, None]).reshape(len(rows), -1), self.common_std * slope.sum(2).reshape(len(rows), -1)], 1
+            [
+                (back * self.std[rows][:, None]).reshape(len(rows), -1),
+                self.common_std * slope.sum(2).reshape(len(rows), -1),
+            ],
+            1,
         )
         prior = unknowns * self._prior_mask()
         return -value.sum((1, 2), dtype=np.float64) + 0.5 * (prior * unknowns).sum(1), gradient + prior
@@ -165,7 +171,10 @@ class TrajectoryProblem:
         if start is None:
             start = np.zeros((len(rows), self.n_unknowns))
         pc = self.precondition if self._inverse is not None else None
-        unknowns, iterations = minimise(self.energy, start, precondition=pc, tolerance=tolerance, max_iterations=max_iterations)
+        with one_blas_thread():
+            unknowns, iterations = minimise(
+                self.energy, start, precondition=pc, tolerance=tolerance, max_iterations=max_iterations
+            )
         local, common = self.parts(unknowns, rows)
         return Solution(
             self.displacement(unknowns, rows),

@@ -61,7 +61,8 @@ class Alignment(Stage):
         default=True, doc="Final trajectories use all Fourier components, weighted by the FSC; off: the search's band."
     )
     split_motion = param.Boolean(
-        default=True, doc="Estimate a common displacement per frame beside the local motion (errors of rigid alignment)."
+        default=True,
+        doc="Estimate a common displacement per frame beside the local motion (errors of rigid alignment).",
     )
     dose_profile = param.Boolean(default=True, doc="Let the prior's local velocities decay with dose.")
     remove_own_noise = param.Boolean(
@@ -89,7 +90,9 @@ class Alignment(Stage):
         frequency = micrograph.frequency(n_shells)
         if self.relion:
             # RELION counts dose from the first frame on, at the start of each, without pre-exposure
-            dose = (micrograph.movie.first_frame + np.arange(micrograph.spectra.n_frames)) * micrograph.movie.dose_per_frame_e_A2
+            dose = (
+                micrograph.movie.first_frame + np.arange(micrograph.spectra.n_frames)
+            ) * micrograph.movie.dose_per_frame_e_A2
             return relion_damage(frequency, dose)
         return grant_grigorieff(frequency, micrograph.mid_dose, micrograph.movie.voltage_kV)
 
@@ -145,7 +148,9 @@ class Geometry:
         return PriorModes(vectors, temporal, mode_std(values, beta, h))
 
 
-def trajectory_problem(windows: Windows, geometry: Geometry, priors: list[MotionPrior], relion: bool) -> TrajectoryProblem:
+def trajectory_problem(
+    windows: Windows, geometry: Geometry, priors: list[MotionPrior], relion: bool
+) -> TrajectoryProblem:
     """Return the trajectory problem under each prior; RELION's prior acts on the total motion, ours on local motion."""
     rigid = np.zeros_like(geometry.rigid_A) if relion else geometry.rigid_A
     problem = TrajectoryProblem(windows, [geometry.modes(prior) for prior in priors], priors[0].common_std_A, rigid)
@@ -153,7 +158,9 @@ def trajectory_problem(windows: Windows, geometry: Geometry, priors: list[Motion
     return problem
 
 
-def solve(windows: Windows, geometry: Geometry, priors: list[MotionPrior], relion: bool, tolerance: float = 1e-5) -> Solution:
+def solve(
+    windows: Windows, geometry: Geometry, priors: list[MotionPrior], relion: bool, tolerance: float = 1e-5
+) -> Solution:
     """Return the trajectories under each prior, started from the motion that motion correction found."""
     problem = trajectory_problem(windows, geometry, priors, relion)
     start = problem.unknowns_of(geometry.initial_A)
@@ -169,10 +176,15 @@ class AlignedWindows:
     power: float  # Σ |V|² / σ²: cross / power is the scale
     own_noise: dict[str, Any] = field(default_factory=dict)  # arguments of own_noise_windows, if it is to be removed
 
+    def scale(self, prior: MotionPrior) -> float:
+        """Return the grey scale of the reference in this micrograph; its own, where the prior knows of no others."""
+        if not np.isfinite(prior.scale_pool):
+            return self.cross / self.power
+        return reference_scale(self.cross, self.power, prior.scale_pool, prior.scale_spread2)
+
     def scaled(self, prior: MotionPrior) -> Windows:
         """Return the windows in log-likelihood units, the expected own noise taken out."""
-        pool = prior.scale_pool if np.isfinite(prior.scale_pool) else self.cross / self.power
-        scale = reference_scale(self.cross, self.power, pool, prior.scale_spread2)
+        scale = self.scale(prior)
         values = self.windows.values * np.float32(scale)
         if self.own_noise:
             values -= np.float32(scale**2) * own_noise_windows(**self.own_noise)
@@ -234,7 +246,7 @@ class ScoreWindows:
 
 
 def score_windows(micrograph: Micrograph, settings: Alignment, threads: int) -> ScoreWindows:
-    """Return windows of the shells from k_cut + 2 to FSC = 0.143 against the opposite half maps (facts 0.6, 1.9)."""
+    """Return windows of the shells from k_cut + 2 to FSC = 0.143 against the opposite half maps, the cosine RELION trains on."""
     m, spectra = micrograph, micrograph.spectra
     k = min(m.k_out, m.opposite.shape[2] - 1)
     low = min(settings.k_cut(m) + 2, k - 1)
@@ -265,6 +277,8 @@ class Tracks:
 
 def track(micrograph: Micrograph, settings: Alignment, prior: MotionPrior, threads: int) -> Tracks:
     """Return the trajectories of a micrograph's particles; windows that turn out too small are widened twice."""
+    _, position = micrograph.representatives
+    micrograph = micrograph.distinct()
     geometry = Geometry.of(micrograph)
     reach = settings.window_reach_A
     for attempt in range(3):
@@ -274,5 +288,4 @@ def track(micrograph: Micrograph, settings: Alignment, prior: MotionPrior, threa
         hits = int(windows.edge_hits(solution.displacement_A[0]).sum())
         if not hits:
             break
-    scale = reference_scale(raw.cross, raw.power, prior.scale_pool, prior.scale_spread2)
-    return Tracks(solution.displacement_A[0], solution.common_A[0], geometry.rigid_A, scale, hits)
+    return Tracks(solution.displacement_A[0][position], solution.common_A[0], geometry.rigid_A, raw.scale(prior), hits)

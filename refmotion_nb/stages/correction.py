@@ -85,6 +85,8 @@ class MotionCorrection(Alignment):
                     failed.append((name, str(error)))
                     reporter.advance(micrograph=name, failed=str(error))
                     continue
+            if hits := int(previous.attrs["edge_hits"]):
+                session.warnings.append(f"{name}: {hits} positions lie beyond the window; raise window_reach_A")
             written += _written(previous, name, stacks)
             reporter.advance(micrograph=name, particles=previous.sizes["particle"])
         reporter.done()
@@ -193,7 +195,14 @@ def _written(table: xr.Dataset, name: str, stacks: str) -> list[Written]:
     rows, references = table["row"].values, table["reference"].values
     coordinate, origin = table["coordinate_px"].values, table["origin"].values
     return [
-        Written(int(rows[i]), int(references[i]), name, f"{i + 1:06d}@{stacks}/{name}.mrcs", tuple(coordinate[i]), tuple(origin[i]))
+        Written(
+            int(rows[i]),
+            int(references[i]),
+            name,
+            f"{i + 1:06d}@{stacks}/{name}.mrcs",
+            tuple(coordinate[i]),
+            tuple(origin[i]),
+        )
         for i in range(len(rows))
     ]
 
@@ -201,7 +210,14 @@ def _written(table: xr.Dataset, name: str, stacks: str) -> list[Written]:
 def particles_table(session: Session, written: list[Written], failed: list[tuple[str, str]]) -> xr.Dataset:
     """Return the ``particles`` group: what was written and where, and why the others were not."""
     entries: list[dict[str, Any]] = [
-        {"row": w.row, "reference": w.reference, "micrograph": w.micrograph, "written": True, "image_name": w.image_name, "reason": ""}
+        {
+            "row": w.row,
+            "reference": w.reference,
+            "micrograph": w.micrograph,
+            "written": True,
+            "image_name": w.image_name,
+            "reason": "",
+        }
         for w in written
     ]
     for name, reason in failed:

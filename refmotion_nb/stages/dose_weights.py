@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import param
 import xarray as xr
 
 from refmotion_nb.data.schema import Dataset, InputError
-from refmotion_nb.numerics.dose import bootstrap_weights, fcc, fcc_sums, fit_model, weights
+from refmotion_nb.numerics.dose import DoseModel, bootstrap_weights, fcc, fcc_sums, fit_model, fit_relion, weights
 from refmotion_nb.numerics.energy import grant_grigorieff
 from refmotion_nb.stages.alignment import Alignment
 from refmotion_nb.stages.base import Reporter, Silent
@@ -15,7 +17,8 @@ from refmotion_nb.stages.micrograph import Micrograph
 from refmotion_nb.stages.search import HyperparameterSearch, prior_from_attrs
 from refmotion_nb.stages.session import Session
 
-LOW_RESOLUTION_A = 20.0  # the FCC is fitted from here to FSC = 0.143 (facts 1.10)
+LOW_RESOLUTION_A = 20.0  # the FCC is fitted from here to FSC = 0.143, as in RELION
+FEWEST_SHELLS = 4  # to fit a decay to
 
 
 def micrograph_fcc_sums(m: Micrograph, displacement_A: np.ndarray, threads: int) -> np.ndarray:
@@ -62,27 +65,33 @@ class DoseWeights(Alignment):
         reporter.done()
         if not used:
             raise InputError(f"no movie can be used; the first: {session.failed[chosen[0]]}")
-        return weights_table(np.stack(sums), micrograph, used)
+        return weights_table(np.stack(sums), micrograph, used, self.relion)
 
     def _chosen(self, session: Session) -> list[str]:
         search = HyperparameterSearch(target_particles=self.target_particles, seed=self.seed)
         return search.choose(session)
 
 
-def weights_table(sums: np.ndarray, m: Micrograph, names: list[str]) -> xr.Dataset:
-    """Return the table of FCC, model, weights and bands of FCC sums (micrograph, 3, frame, shell)."""
+def weights_table(sums: np.ndarray, m: Micrograph, names: list[str], relion: bool = False) -> xr.Dataset:
+    """Return the table of FCC, model, weights and bands of FCC sums (micrograph, 3, frame, shell).
+
+    With ``relion`` the model is RELION's, unbounded and with its B-factors as they are.
+    """
     curve = fcc(sums.sum(0))
     n_shells = curve.shape[1]
     frequency = m.frequency(n_shells)
-    low = min(max(1, int(np.ceil(m.extent_A / LOW_RESOLUTION_A))), m.k_out - 2)
-    fitted = slice(max(low, 1), m.k_out)
-    model = fit_model(curve[:, fitted], frequency[fitted], frequency[fitted])
+    low = min(max(1, int(m.extent_A / LOW_RESOLUTION_A)), max(m.k_out - FEWEST_SHELLS, 1))
+    fitted = slice(low, m.k_out)
+    model = (
+        _relion_model(curve, m, fitted) if relion else fit_model(curve[:, fitted], frequency[fitted], frequency[fitted])
+    )
     found = weights(model, frequency)
-    if len(sums) > 2:
+    if len(sums) > 2 and not relion:
         low_band, high_band = bootstrap_weights(sums, frequency[fitted], fitted, frequency)
     else:
         low_band = high_band = np.full_like(found, np.nan)
     standard = grant_grigorieff(frequency, m.mid_dose, m.movie.voltage_kV)
+    curve = np.where(sums.sum(0)[2] > 0, curve, np.nan)  # beyond the band of the references nothing was measured
     modelled = np.full_like(curve, np.nan)
     modelled[:, fitted] = model.values(frequency[fitted]) * model.envelope
 
@@ -109,8 +118,19 @@ def weights_table(sums: np.ndarray, m: Micrograph, names: list[str]) -> xr.Datas
             "frame": np.arange(curve.shape[0]),
             "frequency": ("frequency", frequency, {"units": "1/Å", "long_name": "spatial frequency"}),
         },
-        attrs={"micrographs": names, "fitted_from_A": 1 / frequency[fitted][0], "fitted_to_A": 1 / frequency[fitted][-1]},
+        attrs={
+            "micrographs": names,
+            "fitted_from_A": 1 / frequency[fitted][0],
+            "fitted_to_A": 1 / frequency[fitted][-1],
+        },
     )
+
+
+def _relion_model(curve: np.ndarray, m: Micrograph, fitted: slice) -> DoseModel:
+    b_factor, log_scale = fit_relion(curve, m.movie.pixel_size_A, fitted.start, fitted.stop)
+    model = DoseModel(np.exp(log_scale), -b_factor, np.ones(fitted.stop - fitted.start))
+    basis = model.values(m.frequency(curve.shape[1])[fitted])
+    return replace(model, envelope=np.maximum((basis * curve[:, fitted]).sum(0) / (basis**2).sum(0), 0))
 
 
 def weights_on(table: xr.Dataset, n_frames: int, frequency_per_A: np.ndarray) -> np.ndarray:

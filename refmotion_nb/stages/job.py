@@ -34,12 +34,18 @@ UNTIL = ("hyperparameters", "dose-weights", "correct", "validate")
 class Overrides(Stage):
     """Hyperparameters given instead of searched: all three of one kind, or none."""
 
-    spatial_strength = param.Number(default=None, allow_None=True, bounds=(0, None), doc="Spatial prior strength, r cos θ.")
+    spatial_strength = param.Number(
+        default=None, allow_None=True, bounds=(0, None), doc="Spatial prior strength, r cos θ."
+    )
     correlation_distance = param.Number(default=None, allow_None=True, bounds=(0, None), doc="Correlation distance, Å.")
-    acceleration_strength = param.Number(default=None, allow_None=True, bounds=(0, None), doc="Acceleration prior strength, r sin θ.")
+    acceleration_strength = param.Number(
+        default=None, allow_None=True, bounds=(0, None), doc="Acceleration prior strength, r sin θ."
+    )
     s_vel = param.Number(default=None, allow_None=True, bounds=(0, None), doc="RELION's sigma of velocity, Å per e/Å².")
     s_div = param.Number(default=None, allow_None=True, bounds=(0, None), doc="RELION's sigma of divergence, Å.")
-    s_acc = param.Number(default=None, allow_None=True, bounds=(0, None), doc="RELION's sigma of acceleration, Å per e/Å².")
+    s_acc = param.Number(
+        default=None, allow_None=True, bounds=(0, None), doc="RELION's sigma of acceleration, Å per e/Å²."
+    )
 
     def hyperparameters(self, dose_per_frame_e_A2: float) -> Hyperparameters | None:
         """Return the hyperparameters given, or None.
@@ -49,7 +55,9 @@ class Overrides(Stage):
         InputError
             Some but not all of one kind are given, or both kinds.
         """
-        ours = {name: getattr(self, name) for name in ("spatial_strength", "correlation_distance", "acceleration_strength")}
+        ours = {
+            name: getattr(self, name) for name in ("spatial_strength", "correlation_distance", "acceleration_strength")
+        }
         relion = {name: getattr(self, name) for name in ("s_vel", "s_div", "s_acc")}
         given = [kind for kind in (ours, relion) if any(v is not None for v in kind.values())]
         if not given:
@@ -58,7 +66,9 @@ class Overrides(Stage):
             raise InputError("hyperparameters are given both as strengths and in RELION's units; give one kind")
         missing = [name for name, value in given[0].items() if not value]
         if missing:
-            raise InputError(f"{', '.join(missing)} not given; give all three of {', '.join(given[0])}, or none to search")
+            raise InputError(
+                f"{', '.join(missing)} not given; give all three of {', '.join(given[0])}, or none to search"
+            )
         if given[0] is ours:
             return Hyperparameters.from_strengths(*ours.values())
         return Hyperparameters.from_relion(relion["s_vel"], relion["s_div"], relion["s_acc"], dose_per_frame_e_A2)
@@ -128,6 +138,7 @@ class Job:
             store.write("validation", self.validation)
         for name, reason in session.failed.items():
             self.warnings.append(f"{name}: {reason}")
+        self.warnings += session.warnings
         self.seconds.update({f"{k} (part)": v for k, v in session.seconds.items()})
         store.update_attrs(seconds=self.seconds, warnings=self.warnings)
         return complete
@@ -153,10 +164,10 @@ class Job:
         given = self.stage(Overrides).hyperparameters(dose)
         if given is not None and self.hyperparameters_file is not None:
             raise InputError("hyperparameters are given both as values and as a file; give one")
-        if self.hyperparameters_file is not None:
-            search = xr.Dataset(attrs=_attrs_of_file(self.hyperparameters_file))
-        elif given is not None:
-            search = xr.Dataset(attrs=prior_attrs(default_prior(given, stage)))
+        if self.hyperparameters_file is not None or given is not None:
+            attrs = prior_attrs(default_prior(given, stage)) if given else _attrs_of_file(self.hyperparameters_file, stage.energy)
+            search = xr.Dataset(attrs=attrs)
+            store.write("search", search)
         else:
             found = store.read("search", stage.key(key))
             if found is None:
@@ -179,7 +190,9 @@ class Job:
                 f"is among the last steps of its ray, raise max_strength (now {search.attrs['max_strength']:g})"
             )
 
-    def _dose(self, session: Session, store: ResultStore, search: xr.Dataset, key: str, reporter: Reporter) -> xr.Dataset:
+    def _dose(
+        self, session: Session, store: ResultStore, search: xr.Dataset, key: str, reporter: Reporter
+    ) -> xr.Dataset:
         stage: DoseWeights = self.stage(DoseWeights)
         if self.dose_weights_file is not None:
             dose = read_netcdf(self.dose_weights_file)
@@ -207,16 +220,18 @@ def default_prior(hyperparameters: Hyperparameters, settings: Alignment) -> Moti
     return MotionPrior(hyperparameters, COMMON_STD_A[0] if settings.split_motion else 0.0, decay, floor)
 
 
-def _attrs_of_file(path: Path) -> dict[str, Any]:
+def _attrs_of_file(path: Path | None, energy: str) -> dict[str, Any]:
+    assert path is not None
     values = read_hyperparameters(path)
+    if values.get("energy", energy) != energy:
+        raise InputError(f"{path} holds hyperparameters of the {values['energy']} energy; give --energy {values['energy']}")
     flat = {**values, **(values.get("profile") or {}), **(values.get("reference_scale") or {})}
     return prior_attrs(prior_from_attrs({k: v for k, v in flat.items() if not isinstance(v, dict | list)}))
 
 
 def _write_prior(path: Path, prior: MotionPrior, attrs: dict[str, Any], dose: float, energy: str) -> None:
     h = prior.hyperparameters
-    with np.errstate(divide="ignore"):
-        s_vel, s_div, s_acc = h.to_relion(dose)
+    s_vel, s_div, s_acc = h.to_relion(dose)
     write_hyperparameters(
         path, strength=h.strength, balance_deg=h.balance_deg, distance_A=h.distance_A, common_std_A=prior.common_std_A,
         profile={"profile_decay_e_A2": prior.profile_decay_e_A2, "profile_floor": prior.profile_floor},
@@ -242,7 +257,9 @@ def data_key(data: Dataset) -> str:
     digest = hashlib.sha256()
     for name in sorted(data.particles.variables):
         values = data.particles[name].values
-        digest.update(name.encode() + (values.tobytes() if values.dtype.kind != "O" else "\n".join(map(str, values)).encode()))
+        digest.update(
+            name.encode() + (values.tobytes() if values.dtype.kind != "O" else "\n".join(map(str, values)).encode())
+        )
     files = [movie.path for movie in data.movies]
     for reference in data.references:
         files += [p for p in (reference.half1, reference.half2, reference.mask, reference.postprocess) if p is not None]

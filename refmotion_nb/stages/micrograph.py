@@ -71,7 +71,9 @@ def read_spectra(movie: Movie, placement: Placement, follow: bool, repair: bool,
             frame = reader.frame(f)
             if detector:
                 frame = detector.repair(frame, f)
-            spectra.add_frame(f, frame, gain, patch_corners(placement.centre_px, placement.box, spectra.offset_px[:, f]))
+            spectra.add_frame(
+                f, frame, gain, patch_corners(placement.centre_px, placement.box, spectra.offset_px[:, f])
+            )
 
         if threads <= 1:
             for f in range(movie.n_frames):
@@ -129,6 +131,35 @@ class Micrograph:
         """Positions of the particles on the micrograph (particle, 2) Å."""
         return self.placement.centre_px * self.movie.pixel_size_A
 
+    @cached_property
+    def representatives(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the first particle at each position (position,), and for every particle its position (particle,).
+
+        Symmetry-expanded sets and duplicates show one piece of the movie several times; counted once, it moves once.
+        """
+        _, first, inverse = np.unique(self.placement.centre_px, axis=0, return_index=True, return_inverse=True)
+        order = np.argsort(first)  # as they come, not by position
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        return first[order], rank[inverse.reshape(-1)]
+
+    def distinct(self) -> Micrograph:
+        """Return the micrograph with one particle at each position (itself, if they all differ)."""
+        rows, _ = self.representatives
+        return self if len(rows) == self.n else self.subset(rows)
+
+    def subset(self, rows: np.ndarray) -> Micrograph:
+        """Return the micrograph with some of its particles."""
+        place, spectra = self.placement, self.spectra
+        return replace(
+            self, particles=self.particles.isel(particle=rows),
+            placement=replace(
+                place, centre_px=place.centre_px[rows], origin_A=place.origin_A[rows], initial_A=place.initial_A[rows]
+            ),
+            spectra=PatchSpectra(spectra.stored[rows], spectra.scale[rows], spectra.offset_px[rows]),
+            ctf=self.ctf[rows], own=self.own[rows], opposite=self.opposite[rows], fsc=self.fsc[rows],
+        )  # fmt: skip
+
     def frequency(self, n_shells: int) -> np.ndarray:
         """Spatial frequency of the first shells of the patch (shell,) 1/Å."""
         return np.arange(n_shells) / self.extent_A
@@ -151,14 +182,28 @@ def load_micrograph(
     noise = _relion_noise(spectra, threads) if relion else _noise(spectra, movie, threads)
     extent = spectra.box * movie.pixel_size_A
     k = min(int(r.volumes[0].k_max * extent / r.extent_A) for r in references)
-    transfer, own, opposite = _predict(movie, particles, placement, optics, references, min(k, spectra.box // 2), threads)
+    transfer, own, opposite = _predict(
+        movie, particles, placement, optics, references, min(k, spectra.box // 2), threads
+    )
     which = particles["reference"].values
     shells = np.arange(spectra.box // 2 + 1)
-    curves = np.stack([np.interp(shells * r.extent_A / extent, np.arange(len(r.fsc)), r.fsc, right=0) for r in references])
+    curves = np.stack(
+        [np.interp(shells * r.extent_A / extent, np.arange(len(r.fsc)), r.fsc, right=0) for r in references]
+    )
     k_out = max(int(r.k_out * extent / r.extent_A + 0.5) for r in references)
     radius = max(r.mask_radius_A for r in references) / movie.pixel_size_A
     return Micrograph(
-        movie, particles, placement, spectra, noise, transfer, own, opposite, curves[which], min(k_out, spectra.box // 2), radius
+        movie,
+        particles,
+        placement,
+        spectra,
+        noise,
+        transfer,
+        own,
+        opposite,
+        curves[which],
+        min(k_out, spectra.box // 2),
+        radius,
     )
 
 
@@ -168,12 +213,14 @@ def _noise(spectra: PatchSpectra, movie: Movie, threads: int) -> np.ndarray:
     noise = power.sum(0) / (np.maximum(count, 1) * spectra.n_particles * spectra.n_frames)
     half = spectra.box // 2 + 1
     if not (noise[1:half] > 0).all():
-        raise InputError(f"{movie.path} holds no counts where its particles are; check the movie and its gain reference")
+        raise InputError(
+            f"{movie.path} holds no counts where its particles are; check the movie and its gain reference"
+        )
     return noise[:half]
 
 
 def _relion_noise(spectra: PatchSpectra, threads: int) -> np.ndarray:
-    """Scale the patches as RELION does (mean variance of the frame average 1) and return its noise spectrum (facts 1.2)."""
+    """Scale the patches as RELION does (mean variance of the frame average 1) and return its noise spectrum."""
     box = spectra.box
     power, count = particle_power(spectra, threads)
     mean = power.sum(1) / ((count.sum() - 1) * spectra.n_frames)
@@ -215,7 +262,9 @@ def _predict(
         for r, h in {(int(a), int(b)) for a, b in zip(which[group == g], half[group == g])}:
             mine = np.flatnonzero((group == g) & (which == r) & (half == h))
 
-            def work(part: slice, mine=mine, r=r, h=h, o=o, x=x, y=y, even=even, tilt=tilt, magnification=magnification) -> None:
+            def work(
+                part: slice, mine=mine, r=r, h=h, o=o, x=x, y=y, even=even, tilt=tilt, magnification=magnification
+            ) -> None:
                 rows = mine[part]
                 transfer[rows] = _ctf(particles, rows, o, x, y, even)
                 for out, volume in ((own, references[r].volumes[h - 1]), (opposite, references[r].volumes[2 - h])):
@@ -230,7 +279,9 @@ def _predict(
     return transfer, own, opposite
 
 
-def _ctf(particles: xr.Dataset, rows: np.ndarray, o: Optics, x: np.ndarray, y: np.ndarray, even: np.ndarray) -> np.ndarray:
+def _ctf(
+    particles: xr.Dataset, rows: np.ndarray, o: Optics, x: np.ndarray, y: np.ndarray, even: np.ndarray
+) -> np.ndarray:
     def of(name: str) -> np.ndarray:
         return particles[name].values[rows].astype(float)
 
@@ -240,8 +291,3 @@ def _ctf(particles: xr.Dataset, rows: np.ndarray, o: Optics, x: np.ndarray, y: n
         spherical_aberration_mm=o.spherical_aberration_mm, amplitude_contrast=o.amplitude_contrast, symmetric_phase=even,
     )  # fmt: skip
     return value
-
-
-def without_spectra(micrograph: Micrograph) -> Micrograph:
-    """Return the micrograph without the large arrays, for keeping many of them."""
-    return replace(micrograph, spectra=None, own=None, opposite=None)  # type: ignore[arg-type]

@@ -89,7 +89,9 @@ class HyperparameterSearch(Alignment):
         chosen = self.choose(session)
         micrographs = self._read(session, chosen, reporter)
         k_out = self._resolution(session)
-        pool, spread2 = pooled_scale(np.array([m.raw.cross for m in micrographs]), np.array([m.raw.power for m in micrographs]))
+        pool, spread2 = pooled_scale(
+            np.array([m.raw.cross for m in micrographs]), np.array([m.raw.power for m in micrographs])
+        )
         prior = MotionPrior(Hyperparameters(1.0, 50.0, 3000.0), 0.0, np.inf, 1.0, pool, spread2)
         if self.split_motion and not self.relion:
             prior = replace(prior, common_std_A=COMMON_STD_A[0])
@@ -124,7 +126,7 @@ class HyperparameterSearch(Alignment):
         out = []
         for name in names:
             try:
-                micrograph = session.micrograph(name, self)
+                micrograph = session.micrograph(name, self).distinct()
             except InputError as error:
                 if name not in session.failed:
                     raise  # not about this movie: the reference
@@ -132,11 +134,14 @@ class HyperparameterSearch(Alignment):
                 continue
             out.append(
                 SearchMicrograph(
-                    name, Geometry.of(micrograph), alignment_windows(micrograph, self, False, session.threads),
+                    name,
+                    Geometry.of(micrograph),
+                    alignment_windows(micrograph, self, False, session.threads),
                     score_windows(micrograph, self, session.threads),
                 )  # fmt: skip
             )
-            reporter.advance(micrograph=name, particles=micrograph.n)
+            del micrograph  # the next one needs the room
+            reporter.advance(micrograph=name)
         reporter.done()
         if not out:
             raise InputError(f"no movie can be used; the first: {session.failed[names[0]]}")
@@ -168,7 +173,9 @@ class HyperparameterSearch(Alignment):
             cross += m.score.windows.sample(solution.displacement_A)[0].sum((1, 2), dtype=np.float64)
             local.append(activity(solution.local_A))
             total.append(activity(solution.displacement_A - m.geometry.rigid_A))
-        movie, reference = (sum(getattr(m.score, name) for m in micrographs) for name in ("movie_power", "reference_power"))
+        movie, reference = (
+            sum(getattr(m.score, name) for m in micrographs) for name in ("movie_power", "reference_power")
+        )
         scores = -cross / np.sqrt(movie * reference)
         activities = np.mean(local, 0), np.mean(total, 0)
         return [Trial(p, *map(float, facts)) for p, *facts in zip(priors, scores, *activities)], found
@@ -180,7 +187,9 @@ class HyperparameterSearch(Alignment):
         reporter.start(len(table), "searching hyperparameters")
         live, starts = list(range(len(rays))), None
         for strength in table:
-            priors = [prior.with_hyperparameters(Hyperparameters(strength, rays[i].balance, rays[i].distance)) for i in live]
+            priors = [
+                prior.with_hyperparameters(Hyperparameters(strength, rays[i].balance, rays[i].distance)) for i in live
+            ]
             trials, starts = self.try_priors(micrographs, priors, starts, tolerance=1e-4)
             for i, trial in zip(live, trials):
                 rays[i].trials.append(trial)
@@ -253,20 +262,29 @@ class HyperparameterSearch(Alignment):
             {
                 "strength": (both, strength, {"units": "Å²-normalised", "long_name": "total prior strength"}),
                 "cv_score": (both, scores, {"units": "1", "long_name": "cross-validation score (lower is better)"}),
-                "activity_local": (both, padded("activity_local"), {"units": "Å", "long_name": "local trajectory activity"}),
+                "activity_local": (
+                    both,
+                    padded("activity_local"),
+                    {"units": "Å", "long_name": "local trajectory activity"},
+                ),
                 "activity_total": (both, padded("activity_total"), {"units": "Å", "long_name": "trajectory activity"}),
                 "retired": ("ray", np.array([ray.reason == "no motion left" for ray in rays])),
                 "reason": ("ray", np.array([ray.reason for ray in rays])),
             },
             coords={
                 "balance": ("ray", np.array([r.balance for r in rays]), {"units": "degrees", "long_name": "balance"}),
-                "distance": ("ray", np.array([r.distance for r in rays]), {"units": "Å", "long_name": "correlation distance"}),
+                "distance": (
+                    "ray",
+                    np.array([r.distance for r in rays]),
+                    {"units": "Å", "long_name": "correlation distance"},
+                ),
             },
         )
         table["strength"].attrs["units"] = "(e/Å²)/Å²"
         table.attrs = {
             **prior_attrs(best.prior), "cv_score": best.cv_score, "activity_local": best.activity_local,
             "activity_total": best.activity_total, "best_ray": int(where[0]), "best_step": int(where[1]),
+            "k_cut_per_A": self.alignment_fraction**0.5 * k_out, "k_out_per_A": k_out,
             "n_particles": int(sum(len(m.geometry.position_A) for m in micrographs)),
             "micrographs": [m.name for m in micrographs], "max_strength": self.max_strength,
             "resolution_A": 1 / k_out, "energy": self.energy,

@@ -32,6 +32,7 @@ class Session:
 
         self.failed: dict[str, str] = {}  # micrographs that could not be used, and why
         self.seconds: dict[str, float] = {}
+        self.warnings: list[str] = []
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names of the micrographs that have particles."""
