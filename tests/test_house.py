@@ -50,9 +50,7 @@ def test_arrows_point_upwards_only(path):
     for node, name in imports(parsed(path)):
         parts = name.split(".")
         if parts[0] == "refmotion_nb" and len(parts) > 1 and parts[1] != "__version__":
-            assert FLOOR.get(parts[1], 4) <= here, (
-                f"{name_of(path)}:{node.lineno} imports {name}, from above"
-            )
+            assert FLOOR.get(parts[1], 4) <= here, f"{name_of(path)}:{node.lineno} imports {name}, from above"
 
 
 @over(path for path in MODULES if room(path) == 0)

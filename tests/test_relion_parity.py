@@ -1,0 +1,96 @@
+"""Against RELION 3.1 on the simulated apoferritin set: its numbers from its settings, and then better ones."""
+
+import mrcfile
+import numpy as np
+import pytest
+
+import refmotion_nb as rm
+from refmotion_nb.data.relion_results import open_postprocess, read_bfactors, read_fsc, read_priors, read_tracks
+from refmotion_nb.data.synthetic import trajectory_error_A
+from refmotion_nb.numerics.dose import fcc, fit_relion
+from refmotion_nb.numerics.energy import first_shell_below
+from refmotion_nb.stages.alignment import Alignment, MotionPrior
+from refmotion_nb.stages.dose_weights import micrograph_fcc_sums
+from refmotion_nb.stages.search import prior_from_attrs
+
+# RELION 3.1 neither recentres on the rounded origin nor repairs hot pixels of TIFF movies when it polishes
+AS_RELION = {"energy": "relion", "recenter": False, "repair_hot_pixels": False}
+TRACKS_A = 0.02  # RMS, within the tolerance at which RELION stops: its gradient there is far from 0
+RELATIVE = 1e-3  # of the RMS
+
+
+@pytest.fixture(scope="module")
+def folder(test_data):
+    return test_data / "apoferritin"
+
+
+@pytest.fixture(scope="module")
+def session(folder):
+    reference, _ = open_postprocess(folder / "Ref/postprocess.star", folder)
+    micrographs = folder / "MotionCorr/corrected_micrographs.star"
+    data = rm.open_relion(folder / "Extract/particles.star", micrographs, reference, folder)
+    return rm.Session(data, threads=2, cache_bytes=2e9)
+
+
+@pytest.fixture(scope="module")
+def trained(folder, session):
+    """RELION's trained prior."""
+    priors = read_priors(folder / "RelionPolish/opt_params_all_groups.txt")
+    assert priors == (5.8305, 221250, 5.25)
+    dose = session.data.movies[0].dose_per_frame_e_A2
+    return MotionPrior(rm.Hyperparameters.from_relion(*priors, dose))
+
+
+def relative(found, expected):
+    return np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2))
+
+
+def relions_sums(folder, name):
+    """RELION's FCC sums of one micrograph (3, frame, shell): cc, |X|² and |V|²."""
+    files = [folder / f"RelionPolish/Movies/{name}_FCC_{what}.mrc" for what in ("cc", "w0", "w1")]
+    return np.stack([mrcfile.read(file).astype(float) for file in files])
+
+
+@pytest.mark.parametrize(("results", "all_components"), [("RelionPolish", True), ("RelionPolishOutCut", False)])
+def test_trajectories_are_relions(folder, session, trained, results, all_components):
+    settings = Alignment(all_fourier_components=all_components, **AS_RELION)
+    squares = []
+    for name in session:
+        theirs = read_tracks(folder / results / f"Movies/{name}_tracks.star")
+        ours = session.track(name, settings, trained).displacement_A
+        squares.append(((ours - theirs) ** 2).sum(-1).mean())
+    assert len(squares) == 6 and np.sqrt(np.mean(squares)) < TRACKS_A, np.sqrt(squares)
+
+
+def test_fcc_sums_are_relions(folder, session):
+    for name in session:
+        theirs = relions_sums(folder, name)
+        tracks = read_tracks(folder / f"RelionPolish/Movies/{name}_tracks.star")
+        ours = micrograph_fcc_sums(session.micrograph(name, Alignment(**AS_RELION)), tracks, session.threads)
+        # the last shell straddles the Nyquist limit, beyond which RELION's projections are empty
+        errors = [relative(a[:, :-1], b[:, :-1]) for a, b in zip(ours, theirs)]
+        assert ours.shape == theirs.shape and max(errors) < RELATIVE, (name, errors)
+
+
+def test_b_factors_and_scales_are_relions(folder, session):
+    total = np.sum([relions_sums(folder, name) for name in session], axis=0)
+    reference = session.data.references[0]
+    box, pixel_A = 192, session.data.movies[0].pixel_size_A
+    last = first_shell_below(read_fsc(reference.postprocess), 0.143)
+    b_factor, log_scale = fit_relion(fcc(total), pixel_A, int(box * pixel_A / 20), last)
+    expected = read_bfactors(folder / "RelionPolish/bfactors.star")
+    assert relative(b_factor, expected[0]) < RELATIVE and relative(log_scale, expected[1]) < RELATIVE
+
+
+def test_own_search_comes_close_to_the_truth(folder, session):
+    search = rm.HyperparameterSearch().run(session)
+    prior, settings = prior_from_attrs(search.attrs), rm.MotionCorrection()
+    with np.load(folder / "truth.npz") as truth:
+        errors = [
+            trajectory_error_A(
+                session.track(name, settings, prior).displacement_A, truth[f"{name}_total"], truth["dose_mid"]
+            )
+            for name in session
+        ]
+    assert len(errors) == 6 and sum(p.sizes["particle"] for _, p in session.micrographs.values()) == 220
+    assert np.sqrt(np.mean(np.square(errors))) <= 0.42, errors  # rigid 1.226, RELION 0.986, with --out_cut 0.526
