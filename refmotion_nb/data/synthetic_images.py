@@ -9,6 +9,9 @@ import numba as nb
 import numpy as np
 import scipy.fft
 
+from refmotion_nb.numerics.ctf import wavelength_A
+from refmotion_nb.numerics.energy import critical_dose
+
 ELECTRON_REST_V = 510998.95
 BLUR_STEP_A = 0.3  # motion within a frame is resolved to steps of this length
 
@@ -28,8 +31,7 @@ class Microscope:
     @property
     def wavelength_A(self) -> float:
         """De Broglie wavelength, relativistic."""
-        volt = self.voltage_kV * 1e3
-        return 12.2643247 / np.sqrt(volt * (1 + 0.978466e-6 * volt))
+        return wavelength_A(self.voltage_kV)
 
     @property
     def interaction_rad_per_VA(self) -> float:
@@ -51,19 +53,11 @@ class Microscope:
         return (q * np.cos(phase) - np.sqrt(1 - q**2) * np.sin(phase)).astype(np.float32)
 
 
-def critical_dose(frequency: np.ndarray, voltage_kV: float) -> np.ndarray:
-    """Dose in e/Å² at which a signal's power has fallen by e (Grant & Grigorieff, eLife 2015); ×0.8 at 200 kV."""
-    scale = 0.8 if voltage_kV < 250 else 1.0
-    with np.errstate(divide="ignore"):
-        return scale * (0.24499 * frequency**-1.6649 + 2.8141)
-
-
 def mean_decay(frequency: np.ndarray, dose_start: float, dose_end: float, voltage_kV: float) -> np.ndarray:
     """Amplitude left of the undamaged signal, exp(-dose/2Nc), averaged over a frame."""
     twice = 2 * critical_dose(frequency, voltage_kV)
-    with np.errstate(invalid="ignore"):
-        mean = twice * (np.exp(-dose_start / twice) - np.exp(-dose_end / twice)) / (dose_end - dose_start)
-    return np.where(np.isfinite(twice), mean, 1.0).astype(np.float32)
+    mean = twice * (np.exp(-dose_start / twice) - np.exp(-dose_end / twice)) / (dose_end - dose_start)
+    return mean.astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ def critical_dose(frequency_per_A: np.ndarray, voltage_kV: float) -> np.ndarray:
     """Return Grant & Grigorieff's critical dose (e/Å²) at spatial frequencies; 0.8 of it at 200 kV, 0.64 at 100 kV."""
     factor = 1.0 if voltage_kV > 250 else 0.8 if voltage_kV > 150 else 0.64
     k = np.maximum(np.asarray(frequency_per_A, float), 1e-6)
-    return factor * (0.245 * k**-1.665 + 2.81)
+    return factor * (0.24499 * k**-1.6649 + 2.8141)
 
 
 def grant_grigorieff(frequency_per_A: np.ndarray, dose_e_A2: np.ndarray, voltage_kV: float) -> np.ndarray:

@@ -68,7 +68,7 @@ class HyperparameterSearch(Alignment):
         default="fast", objects=["fast", "balanced", "extensive"], doc="Number of rays: 9, 16 or 36."
     )
     max_strength = param.Number(
-        default=3000.0, bounds=(0.1, None), inclusive_bounds=(False, True),
+        default=30000.0, bounds=(0.1, None), inclusive_bounds=(False, True),
         doc="Maximum total prior strength: rays that still move there end there.",
     )  # fmt: skip
     target_particles = param.Integer(
