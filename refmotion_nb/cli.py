@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refmotion_nb import __version__
-from refmotion_nb.data.schema import InputError
+from refmotion_nb.data.schema import Gain, InputError
 
 if TYPE_CHECKING:
     import param
@@ -70,6 +70,15 @@ def _input_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--fsc", type=Path, action="append", default=[], help="postprocess.star: names all three")
     group.add_argument("--root", type=Path, help="project folder that paths in STAR files are relative to")
     group.add_argument("--gain", type=Path, help="gain reference instead of the one the movies name")
+    flag = argparse.BooleanOptionalAction
+    group.add_argument("--gain-flip-x", action=flag, default=False, help="mirror the gain left to right")
+    group.add_argument("--gain-flip-y", action=flag, default=False, help="mirror the gain top to bottom")
+    group.add_argument(
+        "--gain-rotate", type=int, default=0, choices=range(4), help="quarter turns of the gain, before flips"
+    )
+    group.add_argument(
+        "--gain-invert", action=flag, default=None, help="divide by the gain; default: as RELION for EER"
+    )
     group.add_argument("--dose-per-frame", type=float, help="e/Å² per frame, instead of the metadata's")
     group.add_argument("--pre-exposure", type=float, help="e/Å² before the first frame, instead of the metadata's")
     group.add_argument(
@@ -140,9 +149,18 @@ def _references(options: argparse.Namespace) -> list[Reference]:
     return [Reference(*files) for files in zip(options.half1, options.half2, masks, curves)]
 
 
+def _gain(options: argparse.Namespace) -> Gain | None:
+    turned = options.gain_flip_x or options.gain_flip_y or options.gain_rotate or options.gain_invert is not None
+    if options.gain is None:
+        if turned:
+            raise InputError("the gain is to be turned, flipped or inverted; name it with --gain too")
+        return None
+    return Gain(options.gain, options.gain_flip_x, options.gain_flip_y, options.gain_rotate, options.gain_invert)
+
+
 def _input_settings(options: argparse.Namespace) -> dict[str, Any]:
     return {
-        "root": options.root, "gain": options.gain, "dose_per_frame_e_A2": options.dose_per_frame,
+        "root": options.root, "gain": _gain(options), "dose_per_frame_e_A2": options.dose_per_frame,
         "pre_exposure_e_A2": options.pre_exposure,
         "skip_movies_with_wrong_frame_count": options.skip_movies_with_wrong_frame_count,
     }  # fmt: skip
