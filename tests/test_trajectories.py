@@ -1,0 +1,300 @@
+"""The prior, the trajectories under it and the search's geometry against their definitions in plain NumPy."""
+
+import numpy as np
+import pytest
+
+from refmotion_nb.numerics import rays
+from refmotion_nb.numerics.correlation import pixel_grid, spline_grid
+from refmotion_nb.numerics.lbfgs import minimise
+from refmotion_nb.numerics.prior import (
+    EIGENVALUE_FLOOR,
+    Hyperparameters,
+    PriorModes,
+    dose_modes,
+    mode_std,
+    spatial_modes,
+)
+from refmotion_nb.numerics.trajectories import TrajectoryProblem, Windows
+
+HYPER = Hyperparameters(1.7, 35.0, 900.0)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+def prior_modes(position, dose, profile, h):
+    vectors, values = spatial_modes(position, h.distance_A)
+    temporal, beta = dose_modes(dose, profile)
+    return PriorModes(vectors, temporal, mode_std(values, beta, h))
+
+
+def prior_energy(displacement, position, dose, profile, h):
+    """½ r [cos θ Σ Δd uᵀ K⁻¹ u + sin θ Σ |u' - u|² / Δd] of displacements (particle, frame), one axis."""
+    step = 0.5 * (dose[1:] + dose[:-1])
+    u = np.diff(displacement, axis=1) / step / profile
+    distance = np.linalg.norm(position[:, None] - position[None], axis=-1)
+    inverse = np.linalg.inv(np.exp(-distance / h.distance_A))
+    spatial = sum(step[f] * u[:, f] @ inverse @ u[:, f] for f in range(len(step)))
+    between = 0.5 * (step[1:] + step[:-1])
+    acceleration = (np.diff(u, axis=1) ** 2 / between).sum()
+    theta = np.deg2rad(h.balance_deg)
+    return 0.5 * h.strength * (np.cos(theta) * spatial + np.sin(theta) * acceleration)
+
+
+def energy_in_modes(modes, displacement):
+    coefficients = (
+        modes.spatial.T @ np.linalg.lstsq(modes.temporal.T, (displacement - displacement[:, :1]).T, rcond=None)[0].T
+    )
+    return 0.5 * ((coefficients / modes.std) ** 2).sum()
+
+
+# the prior
+
+
+@pytest.mark.parametrize("balance", [5.0, 35.0, 80.0])
+def test_energy_in_modes_is_the_formula(rng, balance):
+    h = Hyperparameters(1.7, balance, 900.0)
+    n, n_frames = 9, 12
+    position, dose = rng.uniform(0, 3000, (n, 2)), rng.uniform(0.5, 3, n_frames)
+    profile = rng.uniform(0.2, 1, n_frames - 1)
+    displacement = rng.normal(size=(n, n_frames)).cumsum(1)
+    modes = prior_modes(position, dose, profile, h)
+    assert energy_in_modes(modes, displacement) == pytest.approx(prior_energy(displacement, position, dose, profile, h))
+
+
+def test_frames_cut_in_two_leave_the_prior_as_it_is(rng):
+    """The energy of one motion, a smooth function of dose, whether it is seen in 40 frames or in 80 or unevenly."""
+    position = rng.uniform(0, 3000, (6, 2))
+    amplitude = rng.normal(size=(6, 3))
+    energies = []
+    for dose in (np.full(40, 1.0), np.full(80, 0.5), np.repeat([0.5, 1.0], [40, 20])):
+        edges = np.concatenate([[0], dose.cumsum()])
+        middle = 0.5 * (edges[1:] + edges[:-1])
+        displacement = amplitude @ np.stack([np.sin(middle / 12), middle / 10, np.exp(-middle / 15)])
+        energies.append(energy_in_modes(prior_modes(position, dose, np.ones(len(dose) - 1), HYPER), displacement))
+    np.testing.assert_allclose(energies, energies[0], rtol=0.03)
+
+
+def test_modes_over_dose_start_at_0_and_are_orthonormal(rng):
+    dose, profile = rng.uniform(0.5, 3, 10), rng.uniform(0.3, 1, 9)
+    temporal, beta = dose_modes(dose, profile)
+    step = 0.5 * (dose[1:] + dose[:-1])
+    velocity = np.diff(temporal, axis=1) / (step * profile)
+    np.testing.assert_allclose((velocity * step) @ velocity.T, np.eye(9), atol=1e-12)
+    assert not temporal[:, 0].any() and beta[0] == pytest.approx(0, abs=1e-12) and (beta >= 0).all()
+
+
+def test_coincident_particles_move_alike(rng):
+    position = rng.uniform(0, 3000, (5, 2))
+    position[4] = position[1]
+    vectors, values = spatial_modes(position, 900.0)
+    assert (
+        (values == 0).sum() == 1 and values[0] > values[1] and values[values > 0].min() > EIGENVALUE_FLOOR * values[0]
+    )
+    moves = (vectors * np.sqrt(values)) @ rng.normal(size=5)
+    assert moves[4] == pytest.approx(moves[1])
+    modes = prior_modes(position, np.ones(4), np.ones(3), HYPER)
+    assert np.isfinite(modes.std).all() and (modes.std >= 0).all()
+
+
+def test_units_of_hyperparameters():
+    h = Hyperparameters.from_strengths(3.0, 5000.0, 4.0)
+    assert (h.strength, h.spatial_strength, h.acceleration_strength) == pytest.approx((5.0, 3.0, 4.0))
+    assert Hyperparameters.from_relion(*h.to_relion(1.3), 1.3).strength == pytest.approx(h.strength)
+    relion = Hyperparameters.from_relion(0.5, 5000.0, 2.0, 1.3)
+    assert relion.to_relion(1.3) == pytest.approx((0.5, 5000.0, 2.0)) and relion.distance_A == 5000
+    # RELION: Σ v² / σ², v in Å per frame, against 4/π of the likelihood; here ½ r cos θ Σ Δd u²
+    assert 0.5 * relion.spatial_strength * 1.3 * 0.7**2 == pytest.approx(
+        np.pi / 4 * (0.7 * 1.3) ** 2 / (0.5 * 1.3) ** 2
+    )
+
+
+@pytest.mark.parametrize("balance", [0.0, 90.0])
+def test_extreme_balances_are_proper_priors(rng, balance):
+    modes = prior_modes(rng.uniform(0, 3000, (5, 2)), np.ones(6), np.ones(5), Hyperparameters(2.0, balance, 900.0))
+    assert np.isfinite(modes.std).all() and (modes.std > 0).all()
+
+
+# trajectories
+
+
+def problem_of(rng, grid, common_std_A=0.5, number=np.float64, n=5, n_frames=7):
+    values = rng.normal(size=(n, n_frames, grid.size, grid.size)).astype(number)
+    centre = rng.integers(-2, 3, (n, n_frames, 2)).astype(float)
+    position, dose = rng.uniform(0, 2000, (n, 2)), rng.uniform(0.5, 2, n_frames)
+    modes = [
+        prior_modes(position, dose, np.ones(n_frames - 1), Hyperparameters(strength, 40.0, 800.0))
+        for strength in (0.1, 3.0)
+    ]
+    return TrajectoryProblem(Windows(values, grid, centre, 1.3), modes, common_std_A, rng.normal(size=(n_frames, 2)))
+
+
+@pytest.mark.parametrize("grid", [spline_grid(12, 48, 9.0), pixel_grid(9.0)], ids=["spline", "pixel"])
+def test_gradient_is_that_of_the_energy(rng, grid):
+    problem = problem_of(rng, grid)
+    rows = np.arange(2)
+    at = 0.3 * rng.normal(size=(2, problem.n_unknowns))
+    _, gradient = problem.energy(at, rows)
+    for i in rng.choice(problem.n_unknowns, 25, replace=False):
+        step = np.zeros_like(at)
+        step[:, i] = 1e-5
+        slope = (problem.energy(at + step, rows)[0] - problem.energy(at - step, rows)[0]) / 2e-5
+        np.testing.assert_allclose(gradient[:, i], slope, rtol=1e-5, atol=1e-6)
+
+
+def test_energy_is_likelihood_and_prior(rng):
+    problem = problem_of(rng, pixel_grid(9.0))
+    at = 0.3 * rng.normal(size=(2, problem.n_unknowns))
+    energy, _ = problem.energy(at, np.arange(2))
+    local, common = problem.parts(at, np.arange(2))
+    shown = problem.displacement(at, np.arange(2))
+    rebuilt = np.moveaxis(local + common[:, :, None], 1, -1) + problem.rigid_A
+    np.testing.assert_allclose(shown, rebuilt)
+    likelihood = problem.windows.sample(shown)[0].sum((1, 2))
+    weak = 0.5 * (common**2).sum((1, 2)) / problem.common_std**2
+    dose_free = at[:, : 2 * problem.n_local].reshape(2, 2, *problem.std.shape[1:])[
+        ..., 1:
+    ]  # all but the first position
+    np.testing.assert_allclose(energy, -likelihood + weak + 0.5 * (dose_free**2).sum((1, 2, 3)))
+
+
+def test_unknowns_of_a_trajectory_give_it_back(rng):
+    problem = problem_of(rng, pixel_grid(9.0))
+    track = rng.normal(size=(5, 7, 2))
+    shown = problem.displacement(problem.unknowns_of(track), np.arange(2))
+    np.testing.assert_allclose(shown, np.stack([track, track]), atol=1e-9)
+
+
+def test_stronger_priors_keep_the_trajectory(rng):
+    problem = problem_of(rng, pixel_grid(9.0))
+    at = rng.normal(size=(2, problem.n_unknowns))
+    stronger = problem_of(np.random.default_rng(7), pixel_grid(9.0))
+    ratio = np.array([4.0, 9.0])
+    stronger.std = problem.std.copy()
+    stronger.std[..., 1:] /= np.sqrt(ratio)[:, None, None]
+    stronger.spatial, stronger.temporal = problem.spatial, problem.temporal
+    stronger.rigid_A = problem.rigid_A
+    continued = problem.continued(at, ratio)
+    np.testing.assert_allclose(stronger.displacement(continued, np.arange(2)), problem.displacement(at, np.arange(2)))
+
+
+def quadratic(problem, curvature):
+    """Give all windows of a problem the same bowl per frame; Keys' interpolation of a parabola is exact."""
+    grid = problem.windows.grid
+    s = problem.windows.pixel_A * np.arange(-grid.half, grid.half + 1)
+    bowl = -0.5 * (s[:, None] ** 2 + s[None] ** 2)
+    problem.windows.values[:] = curvature[None, :, None, None] * bowl
+
+
+def test_preconditioner_inverts_the_hessian_of_equal_windows(rng):
+    problem = problem_of(rng, pixel_grid(12.0), common_std_A=0.0)
+    curvature = rng.uniform(0.5, 2, 7)
+    quadratic(problem, curvature)
+    np.testing.assert_allclose(problem.windows.curvature(problem.windows.centre_px * 1.3 + 0.2), curvature, rtol=1e-6)
+    problem.set_curvature(curvature)
+    rows = np.arange(2)
+    a, b = 0.2 * rng.normal(size=(2, 2, problem.n_unknowns))
+    change = problem.energy(a, rows)[1] - problem.energy(b, rows)[1]
+    np.testing.assert_allclose(problem.precondition(change, rows), a - b, atol=1e-6)
+    solution = problem.solve(tolerance=1e-14)
+    assert solution.iterations.max() <= 2
+    assert np.abs(problem.energy(solution.unknowns, rows)[1]).max() < 1e-6
+
+
+def test_limits_of_the_prior(rng):
+    grid = pixel_grid(12.0)
+    problem = problem_of(rng, grid, common_std_A=0.0)
+    quadratic(problem, np.full(7, 1.0))
+    peaks = problem.windows.centre_px * problem.windows.pixel_A
+    position, dose = rng.uniform(0, 2000, (5, 2)), np.ones(7)
+    for strength, check in ((1e-9, "peaks"), (1e9, "rigid")):
+        modes = [prior_modes(position, dose, np.ones(6), Hyperparameters(strength, 40.0, 800.0))]
+        free = TrajectoryProblem(problem.windows, modes, 0.0, problem.rigid_A)
+        free.set_curvature(np.full(7, 1.0))
+        found = free.solve(tolerance=1e-14)
+        if check == "peaks":
+            np.testing.assert_allclose(found.displacement_A[0], peaks, atol=1e-4)
+        else:  # each particle moves with the frame, put where it fits best
+            relative = found.displacement_A[0] - problem.rigid_A
+            np.testing.assert_allclose(relative, np.broadcast_to(relative[:, :1], relative.shape), atol=1e-4)
+            np.testing.assert_allclose(relative[:, 0], (peaks - problem.rigid_A).mean(1), atol=1e-4)
+            assert np.abs(found.local_A - found.local_A[:, :, :1]).max() < 1e-4
+
+
+# the minimiser
+
+
+def bowls(rng, count=6, n=20):
+    root = rng.normal(size=(count, n, n))
+    hessian = root @ np.swapaxes(root, 1, 2) + 0.1 * np.eye(n)
+    lowest = rng.normal(size=(count, n))
+
+    def objective(x, rows):
+        slope = np.einsum("rij,rj->ri", hessian[rows], x - lowest[rows])
+        return 0.5 * ((x - lowest[rows]) * slope).sum(1), slope
+
+    return objective, hessian, lowest
+
+
+def test_minimises_every_row(rng):
+    objective, hessian, lowest = bowls(rng)
+    found, iterations = minimise(objective, np.zeros_like(lowest), tolerance=1e-12, max_iterations=2000)
+    np.testing.assert_allclose(found, lowest, atol=2e-4)
+    inverse = np.linalg.inv(hessian)
+    found, quick = minimise(
+        objective,
+        np.zeros_like(lowest),
+        tolerance=1e-12,
+        precondition=lambda g, rows: np.einsum("rij,rj->ri", inverse[rows], g),
+    )
+    np.testing.assert_allclose(found, lowest, atol=1e-6)
+    assert quick.max() <= 2 < iterations.min()
+
+
+def test_rows_do_not_influence_each_other(rng):
+    objective, _, lowest = bowls(rng)
+    together, _ = minimise(objective, np.zeros_like(lowest), tolerance=1e-6)
+    for i in range(len(lowest)):
+
+        def alone(x, rows, i=i):
+            return objective(x, rows + i)
+
+        found, _ = minimise(alone, np.zeros_like(lowest[:1]), tolerance=1e-6)
+        np.testing.assert_allclose(found[0], together[i], atol=1e-9)
+
+
+def test_minimiser_leaves_a_minimum_alone_and_stops_where_it_is_told(rng):
+    objective, _, lowest = bowls(rng)
+    found, iterations = minimise(objective, lowest, tolerance=1e-9)
+    assert not iterations.any() and np.array_equal(found, lowest)
+    _, iterations = minimise(objective, np.zeros_like(lowest), tolerance=1e-15, max_iterations=3)
+    assert iterations.max() == 3
+
+
+# the search's geometry
+
+
+def test_rays_step_outwards_evenly_and_retire_when_twice_at_rest():
+    steps = rays.strengths(3000.0)
+    assert steps[0] == rays.FIRST_STRENGTH and steps[-1] <= 3000.0 < steps[-1] * 10 ** (1 / rays.STEPS_PER_DECADE) * (
+        1 + 1e-9
+    )
+    np.testing.assert_allclose(np.diff(np.log10(steps)), 1 / rays.STEPS_PER_DECADE)
+    counts = {name: len(rays.ray_table(name)[0]) for name in ("fast", "balanced", "extensive")}
+    assert counts == {"fast": 9, "balanced": 16, "extensive": 36}
+    for history, expected in (([], False), ([0.01], False), ([3, 0.04, 0.06], False), ([3, 0.04, 0.049], True)):
+        assert rays.retired(np.array(history)) is expected
+    fine = rays.refined_strengths(2.0)
+    assert (
+        2.0 not in fine and fine.min() > 2.0 * 10**-0.25 and fine.max() < 2.0 * 10**0.25 and (np.diff(fine) > 0).all()
+    )
+
+
+def test_activity_is_the_75th_percentile_of_length():
+    displacement = np.zeros((1, 4, 3, 2))
+    displacement[0, :, 1, 0] = [0, 3, 3, 6]
+    displacement[0, :, 2, 0] = [0, 3, 3, 6]
+    displacement[0, :, 2, 1] = [0, 4, 4, 8]
+    np.testing.assert_allclose(rays.activity(displacement), np.percentile([0, 7, 7, 14], 75))
