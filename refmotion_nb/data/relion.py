@@ -61,7 +61,7 @@ def open_relion(
     InputError
         Anything needed is missing, contradictory or not a number; one line for each kind of problem.
     """
-    options = Options(_as_gain(gain), dose_per_frame_e_A2, pre_exposure_e_A2, eer_fractions,
+    options = Options(_as_gain(gain, root), dose_per_frame_e_A2, pre_exposure_e_A2, eer_fractions,
                       skip_movies_with_wrong_frame_count, mixed_frame_counts)  # fmt: skip
     read = _read(_as_list(particles), micrographs, _as_list(references), root, options)
     for reference in read.dataset.references:
@@ -91,7 +91,7 @@ def survey(
 
     The arguments are those of ``open_relion``, which looks at the headers of maps only; here they are read.
     """
-    read = _read(_as_list(particles), micrographs, _as_list(references), root, Options(_as_gain(gain), **options))
+    read = _read(_as_list(particles), micrographs, _as_list(references), root, Options(_as_gain(gain, root), **options))
     return check_dataset(read.dataset, read.problems, read.notes, title=f"RELION project in {read.root.absolute()}")
 
 
@@ -178,5 +178,8 @@ def _as_list(value: Any) -> list[Any]:
     return [value] if isinstance(value, str | Path | Reference) else list(value)
 
 
-def _as_gain(gain: Gain | str | Path | None) -> Gain | None:
-    return Gain(Path(gain)) if isinstance(gain, str | Path) else gain
+def _as_gain(gain: Gain | str | Path | None, root: str | Path | None) -> Gain | None:
+    if gain is None:
+        return None
+    gain = gain if isinstance(gain, Gain) else Gain(Path(gain))
+    return replace(gain, path=_given(gain.path, root).absolute())
