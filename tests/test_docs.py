@@ -1,0 +1,64 @@
+"""README and documentation say what is so."""
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+
+import refmotion_nb
+from refmotion_nb.cli import _parameters, _parser
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def written():
+    return runpy.run_path(str(ROOT / "docs/make_parameters.py"))
+
+
+def test_parameter_tables_are_those_of_the_code(written):
+    page = (ROOT / "docs/parameters.md").read_text(encoding="utf-8")
+    assert page == written["parameters_page"](), "run python docs/make_parameters.py"
+    assert README == written["with_table"](README), "run python docs/make_parameters.py"
+    assert set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) == set(_parameters())
+
+
+def test_every_parameter_is_explained():
+    for name, parameter in _parameters().items():
+        assert parameter.doc and parameter.doc.endswith("."), name
+
+
+def test_commands_in_the_readme_can_be_read():
+    commands = re.findall(r"^    refmotion ((?:.*\\\n)*.*)", README, re.MULTILINE)
+    assert len(commands) >= 2
+    for command in commands:
+        _parser().parse_args(shlex.split(command.replace("\\\n", " ")))
+    known = {word for action in _options() for word in action.option_strings}
+    # RELION's own options are written with underscores
+    assert set(re.findall(r"`(--[a-z0-9-]+)[` ]", README)) <= known
+
+
+def _options():
+    (commands,) = (action for action in _parser()._actions if action.choices)
+    for parser in commands.choices.values():
+        yield from parser._actions
+
+
+def test_names_in_the_readme_exist():
+    names = set(re.findall(r"\brm\.(\w+)", README))
+    assert len(names) >= 8 and names <= set(refmotion_nb.__all__)
+
+
+def test_ci_runs_the_readmes_test_command():
+    first, second = re.findall(r"^    (python -m pip .*)$", README, re.MULTILINE)
+    assert "refmotion demo" in first and second.endswith("python -m pytest")
+    assert second in (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
+
+
+def test_links_lead_somewhere():
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")):
+        for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
