@@ -57,7 +57,7 @@ def load_detector(movie: Movie) -> Detector:
         gain = load_gain(movie.gain, shape, eer)
         bad |= gain <= 0
     if movie.defects is not None:
-        bad |= load_defects(movie.defects, shape)
+        bad |= load_defects(movie.defects, shape, flip_tiff=not movie.rows_as_stored)
     hot = np.asarray(movie.hot_pixels, np.int64).reshape(-1, 2)
     outside = np.flatnonzero((hot < 0).any(1) | (hot[:, 0] >= movie.width) | (hot[:, 1] >= movie.height))
     if outside.size:
@@ -153,7 +153,8 @@ def load_gain(gain: Gain, shape: tuple[int, int], eer: bool) -> np.ndarray:
     """
     path = Path(gain.path)
     multiplies = path.suffix == ".gain" or not eer
-    image = read_image(path, flip_tiff=not (eer and path.suffix == ".gain")).astype(np.float32)
+    flip = not (gain.rows_as_stored or (eer and path.suffix == ".gain"))
+    image = read_image(path, flip_tiff=flip).astype(np.float32)
     if not np.isfinite(image).all():
         raise InputError(
             f"{path}: the gain reference has values that are not finite; make it again, with 0 for defects"
@@ -185,7 +186,7 @@ def _resample(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray | None:
     return image
 
 
-def load_defects(path: Path | str, shape: tuple[int, int]) -> np.ndarray:
+def load_defects(path: Path | str, shape: tuple[int, int], flip_tiff: bool = True) -> np.ndarray:
     """Mask of defective pixels, (height, width) bool, from a map or from rectangles ``x y width height`` per line.
 
     Coordinates are 0-based pixels of the frames as rendered, y in RELION's row order; ``#`` starts a comment. Raises
@@ -199,7 +200,7 @@ def load_defects(path: Path | str, shape: tuple[int, int]) -> np.ndarray:
     except (UnicodeDecodeError, OSError):
         text = "\0"
     if "\0" in text:
-        return _defect_map(path, shape)
+        return _defect_map(path, shape, flip_tiff)
     bad = np.zeros(shape, bool)
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split("#")[0].replace(",", " ").split()
@@ -218,8 +219,8 @@ def load_defects(path: Path | str, shape: tuple[int, int]) -> np.ndarray:
     return bad
 
 
-def _defect_map(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    image = read_image(path) != 0
+def _defect_map(path: Path, shape: tuple[int, int], flip_tiff: bool) -> np.ndarray:
+    image = read_image(path, flip_tiff) != 0
     fitted = image
     for factor in (2, 4):  # the map of the sensor for upsampled frames
         if (image.shape[0] * factor, image.shape[1] * factor) == shape:

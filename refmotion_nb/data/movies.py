@@ -34,6 +34,7 @@ class MovieReader:
         self.path = source.path
         self.n_in_file, self.height, self.width, self.dtype = n_in_file, height, width, np.dtype(dtype)
         self.n_frames, self._first = n_in_file, 0
+        self.rows_as_stored = False
 
     def use(self, first: int, n: int) -> None:
         """Restrict to ``n`` frames from ``first`` on; InputError unless the file has them."""
@@ -45,10 +46,15 @@ class MovieReader:
         self._first, self.n_frames = first, n
 
     def frame(self, f: int) -> np.ndarray:
-        """Frame ``f`` of those used: (height, width) raw counts, rows in RELION's order; InputError if damaged."""
+        """Frame ``f`` of those used: (height, width) raw counts, rows in RELION's order; InputError if damaged.
+
+        With ``rows_as_stored`` the rows of a TIFF stay as they are in the file.
+        """
         if not 0 <= f < self.n_frames:
             raise IndexError(f"{self.path}: there is no frame {f}; {self.n_frames} frames are used")
         image = self._read(self._first + f)
+        if self.rows_as_stored and isinstance(self, TiffReader):
+            image = np.ascontiguousarray(image[::-1])
         if image.dtype.kind == "f":
             self._check_finite(image, f)
         return image
@@ -234,6 +240,7 @@ def _restrict(reader: MovieReader, movie: Movie) -> None:
             f"{movie.height} × {movie.width}: check the EER upsampling, or that this is the movie that was aligned"
         )
     reader.use(movie.first_frame, movie.n_frames)
+    reader.rows_as_stored = movie.rows_as_stored
 
 
 def movie_shape(path: Path | str, eer_upsampling: int = 1, eer_grouping: int = 1) -> tuple[int, int, int]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from refmotion_nb.data.schema import Gain, InputError, Movie
+from refmotion_nb.data.spline_motion import spline_displacement
 from refmotion_nb.data.star import Block, read_star, table
 
 NOT_OBSERVED = -9999.0  # RELION's mark for a frame without a shift
@@ -107,13 +108,18 @@ def rigid_displacement(movie: Movie) -> np.ndarray:
 def initial_displacement(movie: Movie, coordinate_A: np.ndarray) -> np.ndarray:
     """Displacement at given positions as motion correction found it, (position, frame, 2) Å: whole-frame plus local.
 
-    ``coordinate_A`` (position, 2) Å from the first pixel. Source: the tracks that RELION's polishing starts from.
+    ``coordinate_A`` (position, 2) Å from the first pixel. Source: the tracks that RELION's polishing starts from; for
+    CryoSPARC's spline see ``spline_displacement``.
     """
     displacement = np.repeat(rigid_displacement(movie)[None], len(coordinate_A), axis=0)
     if movie.local_motion is not None:
         size = np.array([movie.width, movie.height]) * movie.pixel_size_A
         local = local_motion(movie.local_motion, np.asarray(coordinate_A) / size - 0.5, movie.n_frames)
         displacement -= local * movie.pixel_size_A
+    if movie.spline_motion is not None:
+        at = np.asarray(coordinate_A) / movie.pixel_size_A
+        local = spline_displacement(movie.spline_motion, at, movie.n_frames, (movie.height, movie.width))
+        displacement += local * movie.pixel_size_A
     return displacement
 
 

@@ -51,6 +51,7 @@ class Gain:
     flip_y: bool = False
     rotate_quarter_turns: int = 0
     invert: bool | None = None
+    rows_as_stored: bool = False  # a TIFF is not flipped on reading, as CryoSPARC takes it
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,9 @@ class Movie:
     eer_grouping: int = 1
     global_shift: np.ndarray | None = None  # (frame, 2) movie px, RELION's sign: the correction, minus the displacement
     local_motion: np.ndarray | None = None  # (36,) RELION's third-order polynomial, 18 for x then 18 for y
+    spline_motion: np.ndarray | None = None  # (2, KZ, KY, KX) px: B-spline of the local displacement, x, y
+    rows_as_stored: bool = False  # TIFF rows are not flipped; all positions and poses are CryoSPARC's
+    background: Path | None = None  # smooth background of the micrograph, (height, width) coarsely sampled
 
     @property
     def dose_edges(self) -> np.ndarray:
@@ -119,6 +123,7 @@ class Dataset:
     references: tuple[Reference, ...]
     skipped: tuple[Skipped, ...] = ()
     tables: tuple[dict[str, pd.DataFrame], ...] = ()  # the input tables, one per reference, for writing them back
+    cs_rows: tuple[np.ndarray, ...] = ()  # CryoSPARC's particle rows, one structured array per reference, likewise
 
     def micrographs(self) -> Iterator[tuple[Movie, xr.Dataset]]:
         """Each movie with its particles, in RELION's order (by stack index)."""
