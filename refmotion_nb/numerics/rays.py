@@ -6,7 +6,7 @@ import numpy as np
 
 # balance θ (degrees) and correlation distance z (Å) of the rays, for each thoroughness
 RAYS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "fast": ((10.0, 50.0, 85.0), (1000.0, 3000.0, 10000.0)),
+    "fast": ((10.0, 50.0, 85.0), (1000.0, 4000.0, 16000.0)),
     "balanced": ((10.0, 40.0, 65.0, 80.0), (600.0, 1500.0, 4000.0, 12000.0)),
     "extensive": ((5.0, 25.0, 45.0, 65.0, 80.0, 88.0), (400.0, 1000.0, 2500.0, 6000.0, 15000.0, 40000.0)),
 }
@@ -41,9 +41,3 @@ def retired(activity_local: np.ndarray) -> bool:
     recent = activity_local[-QUIET_STEPS:]
     return len(recent) == QUIET_STEPS and bool((recent < QUIET_A).all())
 
-
-def refined_strengths(best: float, per_decade: int = 12) -> np.ndarray:
-    """Return strengths around the best one of a ray, between its neighbours."""
-    n = int(np.ceil(per_decade / STEPS_PER_DECADE))
-    steps = np.arange(-n + 1, n) / (n * STEPS_PER_DECADE)
-    return best * 10 ** steps[steps != 0]

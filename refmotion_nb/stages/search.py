@@ -11,7 +11,7 @@ import xarray as xr
 from refmotion_nb.data.schema import Dataset, InputError
 from refmotion_nb.numerics.energy import pooled_scale
 from refmotion_nb.numerics.prior import Hyperparameters
-from refmotion_nb.numerics.rays import STEP, activity, ray_table, refined_strengths, retired, strengths
+from refmotion_nb.numerics.rays import STEP, activity, ray_table, retired, strengths
 from refmotion_nb.numerics.trajectories import Windows
 from refmotion_nb.stages.alignment import (
     AlignedWindows,
@@ -29,7 +29,10 @@ from refmotion_nb.stages.session import Session
 # what is tried for the parts of the prior that are estimated: decay (e/Å²) and floor of the dose profile, σ of the common
 # motion (Å); the first of each is where the search starts
 PROFILES = ((10.0, 0.15), (5.0, 0.15), (20.0, 0.15), (10.0, 0.4), (np.inf, 1.0))
-COMMON_STD_A = (0.7, 0.35, 1.4, 0.0)
+COMMON_STD_A = (1.0, 0.5, 2.0)
+LEADERS = 3  # rays on which these are compared
+COARSE_FACTORS = (0.4, 1.0, 2.5)  # of the strength at which a ray was best
+FINE_FACTORS = tuple(float(f) for f in 10 ** (np.arange(-5, 6) / 12))
 
 
 @dataclass
@@ -59,6 +62,10 @@ class _Ray:
     distance: float
     trials: list[Trial] = field(default_factory=list)
     reason: str = ""
+
+    @property
+    def best(self) -> Trial:
+        return min(self.trials, key=lambda t: t.cv_score)
 
 
 class HyperparameterSearch(Alignment):
@@ -100,8 +107,7 @@ class HyperparameterSearch(Alignment):
         for m in micrographs:
             m.windows = m.raw.scaled(prior)
         rays = self._walk(micrographs, prior, reporter)
-        best = _best(rays)
-        best = self._refine(micrographs, best, rays, reporter)
+        best = self._refine(micrographs, rays, reporter)
         return self._table(rays, best, micrographs, k_out)
 
     def choose(self, session: Session) -> list[str]:
@@ -206,42 +212,42 @@ class HyperparameterSearch(Alignment):
         reporter.done()
         return rays
 
-    def _refine(self, micrographs: list[SearchMicrograph], best: Trial, rays: list[_Ray], reporter: Reporter) -> Trial:
-        """Estimate common motion and dose profile by the score, then take finer steps along the best rays."""
-        leaders = sorted(rays, key=lambda ray: min(t.cv_score for t in ray.trials))[:3]
-        reporter.start(4, "refining the prior")
-        if self.split_motion and not self.relion:
-            best = self._pick(micrographs, best, [{"common_std_A": s} for s in COMMON_STD_A])
-        reporter.advance(best=best.cv_score)
+    def _refine(self, micrographs: list[SearchMicrograph], rays: list[_Ray], reporter: Reporter) -> Trial:
+        """Estimate dose profile and common motion by the score on the best rays, then take finer steps along them."""
+        leaders = sorted(rays, key=lambda ray: ray.best.cv_score)[:LEADERS]
+        reporter.start(3, "refining the prior")
+        best = min((ray.best for ray in leaders), key=lambda t: t.cv_score)
         if self.dose_profile and not self.relion:
             options = [{"profile_decay_e_A2": d, "profile_floor": f} for d, f in PROFILES]
-            best = self._pick(micrographs, best, options)
-        reporter.advance(best=best.cv_score)
-        base = best.prior
-        for ray in leaders:
-            top = min(ray.trials, key=lambda t: t.cv_score).prior.hyperparameters.strength
-            fine = np.concatenate([[top], refined_strengths(top)])
-            priors = [base.with_hyperparameters(Hyperparameters(s, ray.balance, ray.distance)) for s in fine]
-            trials, _ = self.try_priors(micrographs, priors)
-            best = min([best, *trials], key=lambda t: t.cv_score)
+            best = self._pick(micrographs, best, leaders, options)
         reporter.advance(best=best.cv_score)
         if self.split_motion and not self.relion:
-            near = [{"common_std_A": best.prior.common_std_A * s} for s in (0.7, 1.4)]
-            best = self._pick(micrographs, best, near)
+            best = self._pick(micrographs, best, leaders, [{"common_std_A": s} for s in COMMON_STD_A])
+        reporter.advance(best=best.cv_score)
+        best = min(self._along(micrographs, best.prior, leaders, FINE_FACTORS), key=lambda t: t.cv_score)
         reporter.advance(best=best.cv_score)
         reporter.done()
         return best
 
-    def _pick(self, micrographs: list[SearchMicrograph], best: Trial, options: list[dict[str, float]]) -> Trial:
-        """Return the best of ``best`` and itself with some part of the prior changed, each at three strengths."""
-        for change in options:
-            changed = replace(best.prior, **change)
-            h = changed.hyperparameters
-            factors = (0.5, 1.0, 2.0) if changed != best.prior else (1.0,)
-            priors = [changed.with_hyperparameters(replace(h, strength=h.strength * f)) for f in factors]
-            trials, _ = self.try_priors(micrographs, priors)
-            best = min([best, *trials], key=lambda t: t.cv_score)
-        return best
+    def _pick(
+        self, micrographs: list[SearchMicrograph], best: Trial, leaders: list[_Ray], options: list[dict[str, float]]
+    ) -> Trial:
+        """Return the best trial on the leading rays with one or another part of the prior changed."""
+        changed = [replace(best.prior, **change) for change in options]  # type: ignore[arg-type]
+        trials = [t for prior in changed for t in self._along(micrographs, prior, leaders, COARSE_FACTORS)]
+        return min(trials, key=lambda t: t.cv_score)
+
+    def _along(
+        self, micrographs: list[SearchMicrograph], prior: MotionPrior, rays: list[_Ray], factors: tuple[float, ...]
+    ) -> list[Trial]:
+        """Try a prior around the best strength of each ray."""
+        priors = [
+            prior.with_hyperparameters(Hyperparameters(ray.best.prior.hyperparameters.strength * f, ray.balance, ray.distance))
+            for ray in rays
+            for f in factors
+        ]
+        trials, _ = self.try_priors(micrographs, priors)
+        return trials
 
     def _table(self, rays: list[_Ray], best: Trial, micrographs: list[SearchMicrograph], k_out: float) -> xr.Dataset:
         n_steps = max(len(ray.trials) for ray in rays)
@@ -290,10 +296,6 @@ class HyperparameterSearch(Alignment):
             "resolution_A": 1 / k_out, "energy": self.energy,
         }  # fmt: skip
         return table
-
-
-def _best(rays: list[_Ray]) -> Trial:
-    return min((t for ray in rays for t in ray.trials), key=lambda t: t.cv_score)
 
 
 def prior_attrs(prior: MotionPrior) -> dict[str, float]:
