@@ -30,11 +30,18 @@ def rms(errors: list[float]) -> float:
     return float(np.sqrt(np.mean(np.square(errors))))
 
 
-def grid_errors(session: rm.Session, truth: dict[str, np.ndarray], base: MotionPrior) -> tuple[np.ndarray, list[MotionPrior]]:
+def grid_errors(
+    session: rm.Session, truth: dict[str, np.ndarray], base: MotionPrior
+) -> tuple[np.ndarray, list[MotionPrior]]:
     """Return the error under every prior of the grid, final alignment, all micrographs."""
     settings = rm.MotionCorrection()
     strengths, balances, distances = GRID
-    priors = [replace(base, hyperparameters=rm.Hyperparameters(r, b, z)) for b in balances for z in distances for r in strengths]
+    priors = [
+        replace(base, hyperparameters=rm.Hyperparameters(r, b, z))
+        for b in balances
+        for z in distances
+        for r in strengths
+    ]
     squares = np.zeros(len(priors))
     for name in session:
         m = session.micrograph(name, settings)
@@ -94,7 +101,9 @@ def main() -> None:
         print(f"smallest of {len(errors)} on a grid      {errors[best]:.3f} Å   {priors[best].hyperparameters}; "
               f"ours / smallest {rms(ours) / errors[best]:.3f}")  # fmt: skip
     for priors_ in options.relion:
-        print(f"RELION --out_cut {priors_:15s}{relion_error(options.dataset, priors_, session, truth):.3f} Å", flush=True)
+        print(
+            f"RELION --out_cut {priors_:15s}{relion_error(options.dataset, priors_, session, truth):.3f} Å", flush=True
+        )
 
 
 if __name__ == "__main__":

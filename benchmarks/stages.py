@@ -100,7 +100,12 @@ def main() -> None:
                 decoded[i] = reader.frame(i)
 
         pixels = f * movie.height * movie.width
-        show(f"decode ({movie.path.suffix})", best_of(lambda: over_chunks(f, decode, threads, chunk=1), 2)[0], 0, 2 * pixels)
+        show(
+            f"decode ({movie.path.suffix})",
+            best_of(lambda: over_chunks(f, decode, threads, chunk=1), 2)[0],
+            0,
+            2 * pixels,
+        )
     spectra = PatchSpectra.empty(n, f, box)
     spectra.offset_px[:] = np.rint(placement.initial_A / movie.pixel_size_A)
 

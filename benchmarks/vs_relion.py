@@ -31,7 +31,9 @@ def timed(command: list[str], cwd: Path) -> tuple[float, float]:
     return time.perf_counter() - start, usage.ru_maxrss / 1e6
 
 
-def in_turn(commands: dict[str, tuple[list[str], Path]], cwd: Path, repeat: int) -> dict[str, list[tuple[float, float]]]:
+def in_turn(
+    commands: dict[str, tuple[list[str], Path]], cwd: Path, repeat: int
+) -> dict[str, list[tuple[float, float]]]:
     """Run the commands one after another, ``repeat`` times; each has a folder that is removed before it."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for _ in range(repeat):
@@ -48,7 +50,9 @@ def report(found: dict[str, list[tuple[float, float]]], ours: str, theirs: str) 
         print(f"{name:24s} median {statistics.median(seconds):7.1f} s (min {min(seconds):.1f}, max {max(seconds):.1f}), "
               f"peak {max(m for _, m in runs):.2f} GB")  # fmt: skip
     ratios = [b[0] / a[0] for a, b in zip(found[ours], found[theirs])]
-    print(f"ratio {theirs} / {ours}: median {statistics.median(ratios):.1f} (min {min(ratios):.1f}, max {max(ratios):.1f})")
+    print(
+        f"ratio {theirs} / {ours}: median {statistics.median(ratios):.1f} (min {min(ratios):.1f}, max {max(ratios):.1f})"
+    )
 
 
 def main() -> None:
@@ -56,7 +60,9 @@ def main() -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--train", action="store_true", help="also RELION's training (minutes), once, against our search")
+    parser.add_argument(
+        "--train", action="store_true", help="also RELION's training (minutes), once, against our search"
+    )
     parser.add_argument("--cold", action="store_true", help="time the run that compiles, with an empty kernel cache")
     options = parser.parse_args()
     data = options.dataset.absolute()
@@ -71,7 +77,10 @@ def main() -> None:
     ]  # fmt: skip
     if options.cold:
         os.environ["NUMBA_CACHE_DIR"] = str(work / "numba")
-        print("first run, kernels compiled:", *timed([*ours, "--out", str(work / "cold"), "--until", "hyperparameters"], data))
+        print(
+            "first run, kernels compiled:",
+            *timed([*ours, "--out", str(work / "cold"), "--until", "hyperparameters"], data),
+        )
     searched = work / "searched"
     warm_up = timed([*ours, "--out", str(searched), "--until", "hyperparameters"], data)
     print(f"warm-up {warm_up[0]:.1f} s")
@@ -89,7 +98,9 @@ def main() -> None:
               "--combine_frames", "--out_cut"]  # fmt: skip
     found = in_turn({"ours": (final, work / "final"), "relion": (theirs, work / "relion")}, data, options.repeat)
     report(found, "ours", "relion")
-    print(f"\nprocessors: {options.threads}; total {resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime:.0f} s of user time")
+    print(
+        f"\nprocessors: {options.threads}; total {resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime:.0f} s of user time"
+    )
     shutil.rmtree(work, ignore_errors=True)
 
 

@@ -240,7 +240,7 @@ class Console:
     """Progress on stderr, everything in run.log; a reporter."""
 
     def __init__(self, log: Path):
-        self._log = open(log, "a", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
+        self._log = open(log, "a", encoding="utf-8")
         self._bar: Any = None
 
     def __enter__(self) -> Console:

@@ -50,9 +50,9 @@ def slice_kernel(ft, padding, k_max, to_map, shift, k, out):
                 conjugate = x < 0
                 if conjugate:
                     x, y, z = -x, -y, -z
-                x0 = int(math.floor(x))
-                y0 = int(math.floor(y))
-                z0 = int(math.floor(z))
+                x0 = math.floor(x)
+                y0 = math.floor(y)
+                z0 = math.floor(z)
                 fx = np.float32(x - x0)
                 fy = np.float32(y - y0)
                 fz = np.float32(z - z0)
@@ -133,8 +133,11 @@ def power_kernel(stored, scale, shell, hermitian, out):
 
 @_jit
 def cross_kernel(stored, scale, predicted, weight, out):
-    """Cross terms X conj(V) w of the band: stored (particle, frame, box, box/2+1, 2), predicted (particle, 2K+1, K+1)
-    with K at least the band's k, weight (particle, frame, r) per shell -> out (particle, frame, 2k+1, k+1)."""
+    """Cross terms X conj(V) w of the band.
+
+    stored (particle, frame, box, box/2+1, 2), predicted (particle, 2K+1, K+1) with K at least the band's k, weight
+    (particle, frame, shell) -> out (particle, frame, 2k+1, k+1).
+    """
     k = (out.shape[2] - 1) // 2
     big = (predicted.shape[1] - 1) // 2
     box = stored.shape[2]

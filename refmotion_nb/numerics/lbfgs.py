@@ -18,7 +18,7 @@ def minimise(
     objective: Objective,
     start: Any,  # (row, n)
     *,
-    precondition: Callable[[Any, Any], Any] | None = None,
+    precondition: Callable[..., Any] | None = None,
     tolerance: float = 1e-3,
     max_iterations: int = 300,
     memory: int = 8,

@@ -40,4 +40,3 @@ def retired(activity_local: np.ndarray) -> bool:
     """Return whether a ray with this history of local activity (step,) has come to rest."""
     recent = activity_local[-QUIET_STEPS:]
     return len(recent) == QUIET_STEPS and bool((recent < QUIET_A).all())
-

@@ -41,8 +41,10 @@ class Windows:
         return value, gradient / number.type(step_A)
 
     def curvature(self, displacement_A: np.ndarray, step_A: float = 0.3) -> np.ndarray:
-        """Return the mean curvature over particles (frame,), per Å², at displacements (particle, frame, 2); at least 5 %
-        of the largest."""
+        """Return the mean curvature over particles (frame,), per Å², at displacements (particle, frame, 2).
+
+        Frames without signal count as 5 % of the sharpest.
+        """
         around = np.array([[0, 0], [step_A, 0], [-step_A, 0], [0, step_A], [0, -step_A]])
         value = self.sample(displacement_A[None] + around[:, None, None])[0].mean(1, dtype=np.float64)
         bend = (4 * value[0] - value[1:].sum(0)) / (2 * step_A**2)
@@ -85,7 +87,7 @@ class TrajectoryProblem:
         self.n_local = self.std[0].size
         self.free = np.zeros(self.std.shape[1:])  # 1 where a prior acts
         self.free[:, 1:] = 1
-        self._inverse: np.ndarray | None = None
+        self._inverse: Any = None
 
     @property
     def n_unknowns(self) -> int:

@@ -48,7 +48,7 @@ class MotionPrior:
 class Alignment(Stage):
     """Settings of the energy that trajectories minimise; the base of every stage that aligns."""
 
-    energy = param.Selector(
+    energy: Any = param.Selector(
         default="calibrated", objects=["calibrated", "relion"],
         doc="Data term and prior: 'calibrated' (FSC-weighted reference, own noise removed, split motion) or exactly "
         "RELION's, for comparison with its results.",

@@ -57,7 +57,8 @@ class MotionCorrection(Alignment):
     ) -> xr.Dataset:
         """Correct all particles into ``out`` and return the table of what was written and what was not, with reasons.
 
-        ``rlnImageName`` is written relative to ``image_root`` where ``out`` lies in it. Micrographs finished by an earlier run with the same settings are kept as they are.
+        ``rlnImageName`` is written relative to ``image_root`` where ``out`` lies in it. Micrographs finished by an
+        earlier run with the same settings are kept as they are.
 
         Raises
         ------

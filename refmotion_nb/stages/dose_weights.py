@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import param
 import xarray as xr
 
 from refmotion_nb.data.schema import Dataset, InputError

@@ -165,7 +165,11 @@ class Job:
         if given is not None and self.hyperparameters_file is not None:
             raise InputError("hyperparameters are given both as values and as a file; give one")
         if self.hyperparameters_file is not None or given is not None:
-            attrs = prior_attrs(default_prior(given, stage)) if given else _attrs_of_file(self.hyperparameters_file, stage.energy)
+            attrs = (
+                prior_attrs(default_prior(given, stage))
+                if given
+                else _attrs_of_file(self.hyperparameters_file, stage.energy)
+            )
             search = xr.Dataset(attrs=attrs)
             store.write("search", search)
         else:
@@ -224,7 +228,9 @@ def _attrs_of_file(path: Path | None, energy: str) -> dict[str, Any]:
     assert path is not None
     values = read_hyperparameters(path)
     if values.get("energy", energy) != energy:
-        raise InputError(f"{path} holds hyperparameters of the {values['energy']} energy; give --energy {values['energy']}")
+        raise InputError(
+            f"{path} holds hyperparameters of the {values['energy']} energy; give --energy {values['energy']}"
+        )
     flat = {**values, **(values.get("profile") or {}), **(values.get("reference_scale") or {})}
     return prior_attrs(prior_from_attrs({k: v for k, v in flat.items() if not isinstance(v, dict | list)}))
 
@@ -255,7 +261,7 @@ def writable(out: Path) -> None:
 def data_key(data: Dataset) -> str:
     """Return a hash of what a result depends on: particles, movies and references (files by path, size and time)."""
     digest = hashlib.sha256()
-    for name in sorted(data.particles.variables):
+    for name in sorted(map(str, data.particles.variables)):
         values = data.particles[name].values
         digest.update(
             name.encode() + (values.tobytes() if values.dtype.kind != "O" else "\n".join(map(str, values)).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import param
@@ -71,7 +72,7 @@ class _Ray:
 class HyperparameterSearch(Alignment):
     """Find the prior under which trajectories from low frequencies agree best with the opposite half map at high ones."""
 
-    thoroughness = param.Selector(
+    thoroughness: Any = param.Selector(
         default="fast", objects=["fast", "balanced", "extensive"], doc="Number of rays: 9, 16 or 36."
     )
     max_strength = param.Number(
@@ -144,7 +145,7 @@ class HyperparameterSearch(Alignment):
                     Geometry.of(micrograph),
                     alignment_windows(micrograph, self, False, session.threads),
                     score_windows(micrograph, self, session.threads),
-                )  # fmt: skip
+                )
             )
             del micrograph  # the next one needs the room
             reporter.advance(micrograph=name)
@@ -242,7 +243,9 @@ class HyperparameterSearch(Alignment):
     ) -> list[Trial]:
         """Try a prior around the best strength of each ray."""
         priors = [
-            prior.with_hyperparameters(Hyperparameters(ray.best.prior.hyperparameters.strength * f, ray.balance, ray.distance))
+            prior.with_hyperparameters(
+                Hyperparameters(ray.best.prior.hyperparameters.strength * f, ray.balance, ray.distance)
+            )
             for ray in rays
             for f in factors
         ]
