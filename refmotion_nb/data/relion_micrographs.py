@@ -73,9 +73,20 @@ def read_movies(
     A micrograph without particles whose files are missing is only left out; one with particles is a problem.
     """
     names = rows["rlnMicrographName"].astype(str).tolist()
-    listed_as = match_micrographs(wanted, names)
-    needed = set(listed_as.values())
     read, failed = _read_motion(rows, short_names(names), root, options)
+    return usable_movies(read, failed, names, match_micrographs(wanted, names), wanted, source, root, options)
+
+
+def usable_movies(
+    read: Mapping[int, Movie], failed: Mapping[int, tuple[Path, str]], names: Sequence[str],
+    listed_as: Mapping[str, int], wanted: Collection[str], source: str | Path, root: Path, options: Options,
+) -> MovieSet:  # fmt: skip
+    """Check movies that were ``read``, by row of the micrograph table, and sort out those that cannot be used.
+
+    ``failed`` are file and reason of rows without a movie, ``names`` those of all rows, and ``listed_as`` leads from
+    the ``wanted`` names, as particles write them, to rows.
+    """
+    needed = set(listed_as.values())
     problems = _grouped({i: failure for i, failure in failed.items() if i in needed})
     out = {i: message for i, (_, message) in failed.items()}
     absent = [i for i, movie in read.items() if not movie.path.is_file()]

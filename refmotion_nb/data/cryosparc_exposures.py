@@ -1,0 +1,169 @@
+"""CryoSPARC's exposures as movies: files, gain, dose, rigid and spline motion, background."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refmotion_nb.data.cryosparc_files import Entry, first_file, locate, read_rows, without_uid
+from refmotion_nb.data.cryosparc_motion import Orientation, in_frame, oriented_gain, read_rigid, read_spline
+from refmotion_nb.data.csfile import names, text
+from refmotion_nb.data.relion_micrographs import MovieSet, Options, short_names, usable_movies
+from refmotion_nb.data.relion_motion import regroup_eer
+from refmotion_nb.data.schema import Gain, InputError, Movie
+
+WANTED = ("movie_blob/path", "movie_blob/shape", "movie_blob/psize_A", "rigid_motion/path", "rigid_motion/psize_A")
+ALSO = ("mscope_params/accel_kv", "mscope_params/total_dose_e_per_A2", "gain_ref_blob/path", "spline_motion/path",
+        "background_blob/path", "micrograph_blob/psize_A")  # fmt: skip
+_REMEDY = "give the exposures of Patch Motion Correction, with their passthrough file"
+_SAME = 1e-2  # relative; pixel sizes that differ by more belong to other movies
+
+
+def read_exposures(entries: Sequence[Entry], problems: list[str]) -> list[tuple[Path, np.ndarray]]:
+    """Read exposure tables with what their passthrough files add; what is wrong with them goes to ``problems``."""
+    found = []
+    for entry in entries:
+        path = first_file(entry)
+        try:
+            rows = read_rows(entry, (*WANTED, *ALSO))
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        if missing := [name for name in WANTED if name not in names(rows)]:
+            problems.append(f"{path} lacks {', '.join(missing)}; {_REMEDY}")
+        elif not len(rows):
+            problems.append(f"{path} lists no exposures; give a selection that is not empty")
+        else:
+            found.append((path, rows))
+    return found
+
+
+def read_movies(
+    tables: Sequence[tuple[Path, np.ndarray]],
+    wanted: Collection[str],
+    root: Path,
+    options: Options,
+    orientation: Orientation,
+    micrograph_psize_A: dict[str, float],
+) -> MovieSet:
+    """Turn exposures into movies and check them; ``wanted`` are the uids of micrographs that particles name.
+
+    ``micrograph_psize_A`` is the pixel size of their micrographs by uid, where the particles or their locations tell.
+    """
+    rows = [(path, row) for path, table in tables for row in _each(table)]
+    uids = [str(row["uid"]) for _, row in rows]
+    movie_names = [without_uid(Path(row["movie_blob/path"]).name) for _, row in rows]
+    shorts = short_names([str(Path(row["movie_blob/path"]).parent / name) for (_, row), name in zip(rows, movie_names)])
+    read: dict[int, Movie] = {}
+    failed: dict[int, tuple[Path, str]] = {}
+    for i, (path, row) in enumerate(rows):
+        try:
+            read[i] = _movie(row, shorts[i], path, root, options, orientation, micrograph_psize_A.get(uids[i]))
+        except InputError as error:
+            failed[i] = Path(row["movie_blob/path"]), str(error)
+    listed_as = {uid: i for i, uid in enumerate(uids) if uid in set(wanted)}
+    source = " and ".join(str(path) for path, _ in tables)
+    return usable_movies(read, failed, shorts, listed_as, wanted, source, root, options)
+
+
+def _each(table: np.ndarray) -> list[dict[str, Any]]:
+    strings = {name: text(table, name) for name in names(table) if table.dtype[name].kind in "SO"}
+    return [{name: strings[name][i] if name in strings else table[name][i] for name in names(table)}
+            for i in range(len(table))]  # fmt: skip
+
+
+def _movie(
+    row: dict[str, Any], short: str, table: Path, root: Path, options: Options, orientation: Orientation,
+    micrograph_psize_A: float | None,
+) -> Movie:  # fmt: skip
+    path = locate(row["movie_blob/path"], root, table.parent)
+    n_in_movie, height, width = (int(v) for v in row["movie_blob/shape"])
+    pixel = float(row["movie_blob/psize_A"])
+    if n_in_movie < 1 or not 0 < pixel < math.inf:
+        raise InputError(f"{path}: {table} has no frame count or pixel size for it; import the movies again")
+    first, last = int(row.get("rigid_motion/frame_start", 0)), int(row.get("rigid_motion/frame_end", 0)) or n_in_movie
+    if not 0 <= first < last <= n_in_movie:
+        raise InputError(f"{path}: frames {first + 1} to {last} were corrected, but it has {n_in_movie}; "
+                         "run motion correction again")  # fmt: skip
+    rigid, spline = in_frame(*_motion(row, table, root, first, last, n_in_movie, pixel), orientation)
+    upsampling, grouping = _eer(path, n_in_movie, height)
+    micrograph = micrograph_psize_A or _known(row, "micrograph_blob/psize_A") or pixel
+    background, defects = (
+        _optional(row, name, table, root) for name in ("background_blob/path", "mscope_params/defect_path")
+    )
+    movie = Movie(
+        micrograph=short, path=path.absolute(), n_frames=last - first, height=height, width=width, pixel_size_A=pixel,
+        dose_per_frame_e_A2=_dose(row, path, table, n_in_movie, options),
+        pre_exposure_e_A2=options.pre_exposure_e_A2 or 0.0,
+        voltage_kV=_known(row, "mscope_params/accel_kv") or _known(row, "ctf/accel_kv") or 300.0,
+        binning=micrograph / pixel, first_frame=first, gain=_gain(row, path, table, root, options, orientation),
+        defects=defects if defects is not None and defects.suffix.lower() in (".mrc", ".tif", ".tiff") else None,
+        eer_upsampling=upsampling, eer_grouping=grouping, global_shift=-rigid, spline_motion=spline,
+        rows_as_stored=orientation.rows_as_stored, background=background,
+    )  # fmt: skip
+    if options.eer_fractions and path.suffix.lower() == ".eer":
+        return regroup_eer(movie, max(1, round(movie.n_frames * grouping / options.eer_fractions)))
+    return movie
+
+
+def _motion(
+    row: dict[str, Any], table: Path, root: Path, first: int, last: int, n_in_movie: int, pixel: float
+) -> tuple[np.ndarray, np.ndarray | None]:
+    if not row["rigid_motion/path"]:
+        raise InputError(f"{row['movie_blob/path']} has no rigid motion in {table}; {_REMEDY}")
+    for kind in ("rigid_motion", "spline_motion"):
+        other = _known(row, f"{kind}/psize_A")
+        if other and not math.isclose(other, pixel, rel_tol=_SAME):
+            raise InputError(f"{row['movie_blob/path']}: its {kind} is in pixels of {other:g} Å, the movie has {pixel:g}; "
+                             "use the motion correction of this very movie")  # fmt: skip
+    rigid = read_rigid(locate(row["rigid_motion/path"], root, table.parent), first, last, n_in_movie)
+    spline = _optional(row, "spline_motion/path", table, root)
+    return rigid, None if spline is None else read_spline(spline)
+
+
+def _dose(row: dict[str, Any], path: Path, table: Path, n_in_movie: int, options: Options) -> float:
+    if options.dose_per_frame_e_A2 is not None:
+        return options.dose_per_frame_e_A2
+    total = _known(row, "mscope_params/total_dose_e_per_A2")
+    if not total:
+        raise InputError(f"{path} has no total dose in {table}; give dose_per_frame_e_A2 (e/Å² and frame)")
+    return total / n_in_movie
+
+
+def _gain(
+    row: dict[str, Any], movie: Path, table: Path, root: Path, options: Options, orientation: Orientation
+) -> Gain | None:
+    if options.gain is not None:
+        return options.gain
+    path = _optional(row, "gain_ref_blob/path", table, root)
+    if path is None or int(row.get("movie_blob/is_gain_corrected", 0)):
+        return None
+    flip_x, flip_y = (bool(row.get(f"gain_ref_blob/flip_{axis}", 0)) for axis in "xy")
+    return oriented_gain(path, flip_x, flip_y, int(row.get("gain_ref_blob/rotate_num", 0)), movie, orientation)
+
+
+def _eer(path: Path, n_frames: int, height: int) -> tuple[int, int]:
+    """Upsampling and raw frames per fraction of an EER movie, from its size; 1 and 1 for others."""
+    from refmotion_nb.data.eer import eer_info, eer_shape, is_eer
+
+    if path.suffix.lower() != ".eer" or not path.is_file() or not is_eer(path):
+        return 1, 1
+    info = eer_info(path)
+    fits = [u for u in (1, 2, 4) if eer_shape(info, u, path)[0] == height]
+    if not fits or info.n_frames < n_frames:
+        raise InputError(f"{path} has {info.n_frames} raw frames; it cannot be {n_frames} frames of {height} rows; "
+                         "check that this is the movie that was imported")  # fmt: skip
+    return fits[0], info.n_frames // n_frames
+
+
+def _known(row: dict[str, Any], name: str) -> float | None:
+    value = float(row.get(name, 0.0))
+    return value if value > 0 else None
+
+
+def _optional(row: dict[str, Any], name: str, table: Path, root: Path) -> Path | None:
+    return locate(row[name], root, table.parent).absolute() if row.get(name) else None
