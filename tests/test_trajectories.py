@@ -286,10 +286,6 @@ def test_rays_step_outwards_evenly_and_retire_when_twice_at_rest():
     assert counts == {"fast": 9, "balanced": 16, "extensive": 36}
     for history, expected in (([], False), ([0.01], False), ([3, 0.04, 0.06], False), ([3, 0.04, 0.049], True)):
         assert rays.retired(np.array(history)) is expected
-    fine = rays.refined_strengths(2.0)
-    assert (
-        2.0 not in fine and fine.min() > 2.0 * 10**-0.25 and fine.max() < 2.0 * 10**0.25 and (np.diff(fine) > 0).all()
-    )
 
 
 def test_activity_is_the_75th_percentile_of_length():
