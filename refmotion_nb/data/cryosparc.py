@@ -1,0 +1,244 @@
+"""A CryoSPARC project as a data set: exposures with their motion, refined particles and volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refmotion_nb.data.check import Check, check_dataset, unlike_particles
+from refmotion_nb.data.cryosparc_exposures import read_exposures, read_movies
+from refmotion_nb.data.cryosparc_files import Entry, first_file, job_of, read_reference
+from refmotion_nb.data.cryosparc_motion import ORIENTATIONS
+from refmotion_nb.data.cryosparc_particles import micrograph_pixel_sizes, read_particles
+from refmotion_nb.data.csfile import names, text
+from refmotion_nb.data.maps import check_reference
+from refmotion_nb.data.relion_micrographs import Options
+from refmotion_nb.data.relion_particles import ParticleTable, assemble
+from refmotion_nb.data.relion_results import find_root
+from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference
+from refmotion_nb.data.star import table
+
+Entries = str | Path | Sequence[Entry]
+
+
+def open_cryosparc(
+    exposures: Entries,
+    particles: Entries,
+    volumes: Entries,
+    masks: str | Path | Sequence[str | Path] | None = None,
+    root: str | Path | None = None,
+    *,
+    orientation: str = "auto",
+    gain: Gain | str | Path | None = None,
+    dose_per_frame_e_A2: float | None = None,
+    pre_exposure_e_A2: float | None = None,
+    eer_fractions: int | None = None,
+    skip_movies_with_wrong_frame_count: bool = False,
+    mixed_frame_counts: bool = False,
+) -> Dataset:
+    """Open results of CryoSPARC as a checked data set.
+
+    Parameters
+    ----------
+    exposures
+        ``.cs`` tables or ``.csg`` groups of motion-corrected exposures. What a table lacks is taken from passthrough
+        files in its folder; a tuple names a table and its passthrough files.
+    particles
+        The same of refined particles, one for each reference.
+    volumes
+        The same of volumes with half maps, one for each reference.
+    masks
+        A mask for each reference (``.cs``, ``.csg`` or ``.mrc``) instead of the volume's own.
+    root
+        CryoSPARC's project folder, which paths in the tables start from; else found as the nearest parent folder of
+        the tables from which they lead to files.
+    orientation
+        How the rows of TIFF movies lie: ``cryosparc`` as stored, with everything else in that frame (movies corrected
+        by CryoSPARC); ``relion`` reversed, with particle images likewise but locations and motion in the stored
+        frame; ``imported`` reversed, with everything in that frame (micrographs made elsewhere); ``auto`` finds out
+        by comparing particles with the reference.
+    gain, dose_per_frame_e_A2, pre_exposure_e_A2
+        Replace what the exposures say.
+    eer_fractions, skip_movies_with_wrong_frame_count, mixed_frame_counts
+        As for ``open_relion``.
+
+    Raises
+    ------
+    InputError
+        Anything needed is missing, contradictory or not a number; one line for each kind of problem.
+    """
+    options = Options(Gain(Path(gain)) if isinstance(gain, str | Path) else gain, dose_per_frame_e_A2, pre_exposure_e_A2,
+                      eer_fractions, skip_movies_with_wrong_frame_count, mixed_frame_counts)  # fmt: skip
+    read = _read(exposures, particles, volumes, masks, root, orientation, options)
+    for reference in read.dataset.references:
+        try:
+            box_size, pixel_size_A = check_reference(reference)
+        except InputError as error:
+            read.problems.append(str(error))
+        else:
+            read.problems += unlike_particles(reference, box_size, pixel_size_A, read.dataset)
+    if read.problems:
+        raise InputError("\n".join(dict.fromkeys(read.problems)))
+    return read.dataset
+
+
+def survey_cryosparc(
+    exposures: Entries,
+    particles: Entries,
+    volumes: Entries = (),
+    masks: str | Path | Sequence[str | Path] | None = None,
+    root: str | Path | None = None,
+    *,
+    orientation: str = "auto",
+    gain: Gain | str | Path | None = None,
+    **options: Any,
+) -> Check:
+    """Go through CryoSPARC results without stopping at the first problem; the arguments are ``open_cryosparc``'s."""
+    gain = Gain(Path(gain)) if isinstance(gain, str | Path) else gain
+    read = _read(exposures, particles, volumes, masks, root, orientation, Options(gain, **options))
+    return check_dataset(read.dataset, read.problems, read.notes, title=f"CryoSPARC project in {read.root.absolute()}")
+
+
+@dataclass
+class _Read:
+    """A data set as far as it could be read, with what was found out on the way."""
+
+    dataset: Dataset
+    root: Path
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def _read(
+    exposures: Entries, particles: Entries, volumes: Entries, masks: Any, root: str | Path | None, orientation: str,
+    options: Options,
+) -> _Read:  # fmt: skip
+    if orientation not in (*ORIENTATIONS, "auto"):
+        raise InputError(f"orientation {orientation!r}; give auto, {', '.join(ORIENTATIONS)}")
+    problems, notes = list[str](), list[str]()
+    exposure_tables = read_exposures(_as_list(exposures), problems)
+    files = [first_file(entry) for entry in (*_as_list(exposures), *_as_list(particles), *_as_list(volumes))]
+    home = (Path(root) if root is not None else _root(files, exposure_tables)).absolute()
+    references, jobs = _references(_as_list(volumes), _as_list(masks), home, problems)
+
+    def one(name: str) -> _Read:
+        found = _Read(Dataset((), assemble([], {}, [], {}, "")[0], (), references), home, list(problems), list(notes))
+        return _assembled(found, exposure_tables, _as_list(particles), name, options, jobs)
+
+    if orientation != "auto":
+        read = one(orientation)
+    else:
+        read = one("cryosparc")
+        if read.dataset.movies and references and not read.problems:
+            read = _oriented(read, one)
+    if volumes and len(_as_list(volumes)) != len(_as_list(particles)):
+        read.problems.append(f"{len(_as_list(particles))} particle files for {len(_as_list(volumes))} volumes; "
+                             "give one for each")  # fmt: skip
+    if not _as_list(volumes):
+        read.problems.append("no volume given; give the volume of a refinement of half sets")
+    return read
+
+
+def _oriented(read: _Read, one: Any) -> _Read:
+    from refmotion_nb.data.cryosparc_orientation import best_orientation
+
+    others = {name: one(name) for name in ORIENTATIONS if name != "cryosparc"}
+    name, why = best_orientation({"cryosparc": read.dataset} | {name: o.dataset for name, o in others.items()})
+    found = read if name == "cryosparc" else others[name]
+    found.notes.append(why)
+    return found
+
+
+def _assembled(
+    found: _Read, exposures: list[tuple[Path, np.ndarray]], particles: list[Entry], name: str, options: Options,
+    jobs: list[str],
+) -> _Read:  # fmt: skip
+    """Read particles and movies in one orientation."""
+    orientation = ORIENTATIONS[name]
+    tables: list[ParticleTable] = []
+    rows: list[np.ndarray] = []
+    for entry in particles:
+        try:
+            one, its_rows = read_particles(entry, orientation.y_reversed)
+        except InputError as error:
+            found.problems.append(str(error))
+        else:
+            tables.append(one)
+            rows.append(its_rows)
+            found.problems += one.problems
+    wanted = {uid for part in tables for uid in np.unique(part.micrograph).tolist()}
+    sizes = {uid: size for its_rows in rows for uid, size in micrograph_pixel_sizes(its_rows).items()}
+    found.notes += _notes(tables, rows, jobs)
+    if not exposures or not tables:
+        return found
+    movies = read_movies(exposures, wanted, found.root, options, orientation, sizes)
+    source = " and ".join(str(path) for path, _ in exposures)
+    values, optics, skipped = assemble(tables, movies.find, movies.movies, movies.unusable, source)
+    found.dataset = Dataset(
+        movies.movies, values, optics, found.dataset.references, (*skipped, *movies.idle),
+        tuple({block: table(part.blocks, block) for block in part.blocks} for part in tables), tuple(rows),
+    )  # fmt: skip
+    found.problems += [*movies.problems, *_unfit(found.dataset, tables)]
+    found.notes += movies.notes
+    return found
+
+
+def _unfit(dataset: Dataset, tables: list[ParticleTable]) -> list[str]:
+    problems = []
+    reference, half = dataset.particles["reference"].values, dataset.particles["half"].values
+    for number, part in enumerate(tables):
+        halves = set(half[reference == number].tolist()) & {1, 2}
+        if not (reference == number).any():
+            why = dataset.skipped[0].reason if dataset.skipped else "none is left"
+            problems.append(f"{part.path}: no particle can be used ({why}); give the exposures they are from")
+        elif len(halves) == 1:
+            problems.append(f"{part.path}: all particles are of one half set (alignments3D/split {halves.pop() - 1}); "
+                            "give both")  # fmt: skip
+    return problems
+
+
+def _notes(tables: list[ParticleTable], rows: list[np.ndarray], jobs: list[str]) -> list[str]:
+    """Say what may be a mistake: particles of another job than the volume, scales that were not refined."""
+    notes = []
+    for i, (part, its_rows) in enumerate(zip(tables, rows)):
+        job, of_volume = job_of(part.path.absolute()), jobs[i] if i < len(jobs) else ""
+        if job and of_volume and job != of_volume:
+            notes.append(f"{part.path} is of job {job}, its volume of {of_volume}; poses and half sets should be those "
+                         "of the refinement that made the volume")  # fmt: skip
+        alpha = its_rows["alignments3D/alpha"] if "alignments3D/alpha" in names(its_rows) else np.ones(1)
+        if np.ptp(alpha) == 0:
+            notes.append(f"{part.path}: all particles have the same scale; refine with per-particle scales minimised")
+    return notes
+
+
+def _references(
+    volumes: list[Entry], masks: list[Any], root: Path, problems: list[str]
+) -> tuple[tuple[Reference, ...], list[str]]:
+    references, jobs = [], []
+    if masks and len(masks) != len(volumes):
+        problems.append(f"{len(masks)} masks for {len(volumes)} volumes; give one for each, or none")
+    for volume, mask in zip(volumes, masks if len(masks) == len(volumes) else [None] * len(volumes)):
+        try:
+            reference, job = read_reference(volume, mask, root)
+        except InputError as error:
+            problems.append(str(error))
+        else:
+            references.append(replace(reference, half1=reference.half1.absolute(), half2=reference.half2.absolute(),
+                                      mask=reference.mask and reference.mask.absolute()))  # fmt: skip
+            jobs.append(job)
+    return tuple(references), jobs
+
+
+def _root(files: list[Path], tables: list[tuple[Path, np.ndarray]]) -> Path:
+    sample = [
+        name for _, rows in tables for key in ("movie_blob/path", "rigid_motion/path") for name in text(rows[:2], key)
+    ]
+    return find_root(files, [name for name in sample if name and not name.startswith(">")])
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else [value] if isinstance(value, str | Path) else list(value)

@@ -1,0 +1,198 @@
+"""CryoSPARC's particle tables: poses, shifts, CTF and locations in our conventions, which are RELION's.
+
+- Pose: a rotation vector; the transpose of its textbook matrix is RELION's A (source: pyem, csparc2star).
+- Shift: pixels of ``alignments3D/psize_A``, as RELION's origin; ``ctf/shift_A`` is taken off (source: specter).
+- Odd aberrations: phase -2π λ² k³ [T·(cos φ, sin φ) + t·(cos 3φ, sin 3φ)/3], T = ``tilt_A``, t = ``trefoil_A``; even
+  ones add 2π λ³ k⁴ [s·(cos 2φ, sin 2φ) + q·(cos 4φ, sin 4φ)/4] with ``tetra_A`` = (s, q). Source: specter, after
+  CryoSPARC's own basis; the beam tilt agrees with pyem. Anisotropic magnification is stored less the identity.
+  No real file with aberrations other than zero was at hand: signs of trefoil, tetra and anisomag are unverified.
+- Location: fractions of the micrograph, cut to whole pixels as RELION cuts its coordinates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.spatial.transform import Rotation
+
+from refmotion_nb.data.cryosparc_files import Entry, first_file, read_rows
+from refmotion_nb.data.csfile import names, text
+from refmotion_nb.data.relion_particles import ParticleTable, listed
+from refmotion_nb.data.schema import InputError, Optics
+from refmotion_nb.data.star import Block
+from refmotion_nb.numerics.ctf import wavelength_A
+from refmotion_nb.numerics.projection import euler_to_matrix
+
+NEEDED = (
+    "alignments3D/pose", "alignments3D/shift", "alignments3D/psize_A", "alignments3D/split", "blob/psize_A",
+    "blob/shape", "ctf/accel_kv", "ctf/cs_mm", "ctf/amp_contrast", "ctf/df1_A", "ctf/df2_A", "ctf/df_angle_rad",
+    "location/micrograph_uid", "location/micrograph_shape", "location/center_x_frac", "location/center_y_frac",
+)  # fmt: skip
+_REMEDY = "give the particles of a refinement of half sets, with their passthrough file"
+_PER_GROUP = ("ctf/exp_group_id", "ctf/accel_kv", "ctf/cs_mm", "ctf/amp_contrast", "ctf/tilt_A", "ctf/trefoil_A",
+              "ctf/tetra_A", "ctf/anisomag", "blob/psize_A", "blob/shape")  # fmt: skip
+_WIDTH = {"ctf/tilt_A": 2, "ctf/trefoil_A": 2, "ctf/tetra_A": 4, "ctf/anisomag": 4, "blob/shape": 2}
+_WHOLE = 0.01  # px; fractions are kept in 32 bits
+
+
+def read_particles(entry: Entry, y_reversed: bool) -> tuple[ParticleTable, np.ndarray]:
+    """Read a particle table with its passthrough files: in our conventions, and as it is.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, is empty, or lacks columns; what is wrong with single particles is in ``problems``.
+    """
+    path = first_file(entry)
+    rows = read_rows(entry, NEEDED)
+    if not len(rows):
+        raise InputError(f"{path} holds no particles; give a selection that is not empty")
+    if missing := [name for name in NEEDED if name not in names(rows)]:
+        multi = "; several classes at once are not supported" * ("alignments3D_multi/pose" in names(rows))
+        raise InputError(f"{path} lacks {', '.join(missing)}{multi}; {_REMEDY}")
+    problems = _problems(rows, path)
+    groups, group = _groups(rows)
+    optics = {number + 1: _optics(one, number) for number, one in enumerate(groups)}
+    shift = rows["alignments3D/shift"].astype(float) * rows["alignments3D/psize_A"].astype(float)[:, None]
+    values = {
+        "row": np.arange(len(rows)),
+        "stack_index": _column(rows, "blob/idx", 0).astype(int) + 1,
+        "half": rows["alignments3D/split"].astype(int) + 1,
+        "coordinate": _coordinate(rows, y_reversed),
+        "euler": pose_to_euler(rows["alignments3D/pose"]),
+        "origin": shift - _column(rows, "ctf/shift_A", 0, 2),
+        "defocus_u": rows["ctf/df1_A"].astype(float),
+        "defocus_v": rows["ctf/df2_A"].astype(float),
+        "defocus_angle": np.rad2deg(rows["ctf/df_angle_rad"].astype(float)),
+        "phase_shift": np.rad2deg(_column(rows, "ctf/phase_shift_rad", 0)),
+        "ctf_b_factor": _column(rows, "ctf/bfactor", 0),
+        "ctf_scale": _positive(_column(rows, "ctf/scale", 1)),
+        "scale": _positive(_column(rows, "alignments3D/alpha", 1)),
+    }
+    micrograph = rows["location/micrograph_uid"].astype(str)
+    blocks = relion_tables(rows, values, optics, group)
+    return ParticleTable(path, blocks, optics, micrograph, values, group, problems), rows
+
+
+def micrograph_pixel_sizes(rows: np.ndarray) -> dict[str, float]:
+    """Pixel size (Å) of the micrographs by uid, where the locations tell it."""
+    if "location/micrograph_psize_A" not in names(rows):
+        return {}
+    uid, first = np.unique(rows["location/micrograph_uid"], return_index=True)
+    sizes = rows["location/micrograph_psize_A"][first].astype(float)
+    return {str(one): float(size) for one, size in zip(uid, sizes) if size > 0}
+
+
+def pose_to_euler(pose: np.ndarray) -> np.ndarray:
+    """Turn CryoSPARC's rotation vectors (particle, 3) into RELION's rot, tilt, psi (particle, 3) degrees."""
+    a = Rotation.from_rotvec(np.asarray(pose, float)).as_matrix().transpose(0, 2, 1)
+    tilt = np.arctan2(np.hypot(a[:, 2, 0], a[:, 2, 1]), a[:, 2, 2])
+    rot, psi = np.arctan2(a[:, 2, 1], a[:, 2, 0]), np.arctan2(a[:, 1, 2], -a[:, 0, 2])
+    level = np.hypot(a[:, 2, 0], a[:, 2, 1]) < 1e-9  # rot and psi turn about one axis
+    sign = np.sign(a[:, 2, 2])
+    rot, psi = np.where(level, 0, rot), np.where(level, np.arctan2(-sign * a[:, 1, 0], sign * a[:, 0, 0]), psi)
+    return np.rad2deg(np.stack([rot, tilt, psi], axis=1))
+
+
+def euler_to_pose(euler_deg: np.ndarray) -> np.ndarray:
+    """Turn RELION's rot, tilt, psi (particle, 3) degrees into CryoSPARC's rotation vectors (particle, 3)."""
+    return Rotation.from_matrix(euler_to_matrix(euler_deg).transpose(0, 2, 1)).as_rotvec()
+
+
+def aberrations(
+    tilt_A: np.ndarray, trefoil_A: np.ndarray, tetra_A: np.ndarray, voltage_kV: float
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Turn CryoSPARC's aberrations into RELION's odd and even Zernike coefficients; empty where they are zero."""
+    lam = wavelength_A(voltage_kV)
+    odd, even = np.zeros(6), np.zeros(9)
+    # ρ³ cos φ = (Z(1, 3) + 2 Z(1, 1))/3 and ρ⁴ cos 2φ = (Z(2, 4) + 3 Z(2, 2))/4, RELION's being unnormalised
+    x, y = -2 * np.pi * lam**2 * np.asarray(tilt_A, float) / 3
+    odd[[0, 1, 3, 4]] = 2 * y, 2 * x, y, x
+    odd[[5, 2]] = -2 * np.pi / 3 * lam**2 * np.asarray(trefoil_A, float)
+    c2, s2, c4, s4 = 2 * np.pi * lam**3 * np.asarray(tetra_A, float) * [0.25, 0.25, 0.25, 0.25]
+    even[[3, 1, 7, 5]] = 3 * c2, 3 * s2, c2, s2
+    even[[8, 4]] = c4, s4
+    return (tuple(odd.tolist()) if odd.any() else ()), (tuple(even.tolist()) if even.any() else ())
+
+
+def relion_tables(
+    rows: np.ndarray, values: dict[str, np.ndarray], optics: dict[int, Optics], group: np.ndarray
+) -> dict[str, Block]:
+    """Return the particles as RELION's tables ``optics`` and ``particles``, for its programs to go on with."""
+    particles = pd.DataFrame({
+        "rlnCoordinateX": values["coordinate"][:, 0], "rlnCoordinateY": values["coordinate"][:, 1],
+        "rlnMicrographName": text(rows, "location/micrograph_path"), "rlnAngleRot": values["euler"][:, 0],
+        "rlnAngleTilt": values["euler"][:, 1], "rlnAnglePsi": values["euler"][:, 2],
+        "rlnOriginXAngst": values["origin"][:, 0], "rlnOriginYAngst": values["origin"][:, 1],
+        "rlnDefocusU": values["defocus_u"], "rlnDefocusV": values["defocus_v"],
+        "rlnDefocusAngle": values["defocus_angle"], "rlnPhaseShift": values["phase_shift"],
+        "rlnCtfBfactor": values["ctf_b_factor"], "rlnCtfScalefactor": values["ctf_scale"],
+        "rlnRandomSubset": values["half"], "rlnClassNumber": _column(rows, "alignments3D/class", 0).astype(int) + 1,
+        "rlnOpticsGroup": group, "rlnImageName": ""})  # fmt: skip
+    groups = pd.DataFrame([{
+        "rlnOpticsGroupName": one.name, "rlnOpticsGroup": number, "rlnVoltage": one.voltage_kV,
+        "rlnSphericalAberration": one.spherical_aberration_mm, "rlnAmplitudeContrast": one.amplitude_contrast,
+        "rlnImagePixelSize": one.pixel_size_A, "rlnImageSize": one.box_size, "rlnImageDimensionality": 2,
+        "rlnOddZernike": _bracketed(one.odd_zernike, 6), "rlnEvenZernike": _bracketed(one.even_zernike, 9),
+        "rlnMagMat00": one.magnification[0][0], "rlnMagMat01": one.magnification[0][1],
+        "rlnMagMat10": one.magnification[1][0], "rlnMagMat11": one.magnification[1][1],
+    } for number, one in optics.items()])  # fmt: skip
+    return {"optics": groups, "particles": particles}
+
+
+def _bracketed(values: Sequence[float], length: int) -> str:
+    return f"[{','.join(f'{value:.9g}' for value in values or [0.0] * length)}]"
+
+
+def _groups(rows: np.ndarray) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
+    """Values that particles share, one set per optics group, and the number of each particle's group, from 1."""
+    parts = [_column(rows, name, 0, _WIDTH.get(name, 1)).reshape(len(rows), -1) for name in _PER_GROUP]
+    unique, inverse = np.unique(np.concatenate(parts, axis=1), axis=0, return_inverse=True)
+    cuts = np.cumsum([part.shape[1] for part in parts])[:-1]
+    return [dict(zip(_PER_GROUP, np.split(one, cuts))) for one in unique], inverse.reshape(-1) + 1
+
+
+def _optics(one: dict[str, np.ndarray], number: int) -> Optics:
+    voltage = float(one["ctf/accel_kv"][0])
+    odd, even = aberrations(one["ctf/tilt_A"], one["ctf/trefoil_A"], one["ctf/tetra_A"], voltage)
+    m = np.eye(2) + one["ctf/anisomag"].reshape(2, 2)
+    return Optics(
+        name=f"opticsGroup{number + 1}_exposureGroup{int(one['ctf/exp_group_id'][0])}", voltage_kV=voltage,
+        spherical_aberration_mm=round(float(one["ctf/cs_mm"][0]), 6),
+        amplitude_contrast=round(float(one["ctf/amp_contrast"][0]), 6), pixel_size_A=float(one["blob/psize_A"][0]),
+        box_size=int(one["blob/shape"][0]), odd_zernike=odd, even_zernike=even,
+        magnification=((float(m[0, 0]), float(m[0, 1])), (float(m[1, 0]), float(m[1, 1]))),
+    )  # fmt: skip
+
+
+def _coordinate(rows: np.ndarray, y_reversed: bool) -> np.ndarray:
+    """Whole pixels of the micrograph (particle, 2) x y."""
+    x, y = (rows[f"location/center_{axis}_frac"].astype(float) for axis in "xy")
+    height, width = rows["location/micrograph_shape"].astype(float).T
+    place = np.stack([x * width, (1 - y if y_reversed else y) * height], axis=1)
+    return np.floor(place + _WHOLE)
+
+
+def _problems(rows: np.ndarray, path: Path) -> tuple[str, ...]:
+    bad = {
+        "has no half set (alignments3D/split 0 or 1)": ~np.isin(rows["alignments3D/split"], (0, 1)),
+        "has a value that is not a number": np.any([
+            ~np.isfinite(rows[name].astype(float).reshape(len(rows), -1)).all(1) for name in NEEDED
+            if rows.dtype[name].base.kind == "f"], axis=0),
+        "has no location on a micrograph": ~(rows["location/micrograph_shape"] > 0).all(1),
+    }  # fmt: skip
+    return tuple(f"{path}: row {listed((np.flatnonzero(mask) + 1).tolist())} {what}; {_REMEDY}"
+                 for what, mask in bad.items() if mask.any())  # fmt: skip
+
+
+def _column(rows: np.ndarray, name: str, default: float, width: int = 1) -> np.ndarray:
+    if name in names(rows):
+        return rows[name].astype(float)
+    return np.full((len(rows), width) if width > 1 else len(rows), float(default))
+
+
+def _positive(values: np.ndarray) -> np.ndarray:
+    return np.where(values > 0, values, 1.0)
