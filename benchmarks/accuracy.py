@@ -91,7 +91,11 @@ def main() -> None:
     for name in session:
         true = truth[f"{name}_total"]
         rigid.append(trajectory_error_A(session.micrograph(name, settings).placement.initial_A, true, dose))
-        ours.append(trajectory_error_A(session.track(name, settings, prior).displacement_A, true, dose))
+        ours.append(
+            trajectory_error_A(
+                session.track(session.micrograph(name, settings), settings, prior).displacement_A, true, dose
+            )
+        )
     print(f"{data.particles.sizes['particle']} particles on {len(ours)} micrographs")
     print(f"as motion correction left them  {rms(rigid):.3f} Å")
     print(f"own search, default settings    {rms(ours):.3f} Å   {prior.hyperparameters}")

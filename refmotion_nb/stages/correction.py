@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,35 +74,46 @@ class MotionCorrection(Alignment):
         weights_hash = hashlib.sha256(dose["weight"].values.tobytes()).hexdigest()
         key = hash_of(self.settings(), self.track_key(prior), weights_hash, data_key)
         stacks = _stack_folder(out, image_root)
-        written, failed = [], []
         reporter.start(len(session.micrographs), "correcting particles")
-        for name in session:
-            previous = store.read(f"tracks/{name}", key)
-            if previous is None or not (out / "Particles" / f"{name}.mrcs").exists():
-                try:
-                    previous = self._micrograph(session, name, prior, dose, out, store, key)
-                except InputError as error:
-                    if name not in session.failed:
-                        raise  # not about this movie: the reference, the box or the weights
-                    failed.append((name, str(error)))
-                    reporter.advance(micrograph=name, failed=str(error))
-                    continue
-            if hits := int(previous.attrs["edge_hits"]):
-                session.warnings.append(f"{name}: {hits} positions lie beyond the window; raise window_reach_A")
-            written += _written(previous, name, stacks)
-            reporter.advance(micrograph=name, particles=previous.sizes["particle"])
+        finished = {
+            name: table
+            for name in session
+            if (out / "Particles" / f"{name}.mrcs").exists()
+            and (table := store.read(f"tracks/{name}", key)) is not None
+        }
+        reporter.advance(len(finished), from_an_earlier_run=len(finished))
+        failed = []
+        for name, m in session.walk([name for name in session if name not in finished], self):
+            if m is None:
+                failed.append((name, session.failed[name]))
+                reporter.advance(micrograph=name, failed=session.failed[name])
+                continue
+            finished[name] = self._micrograph(session, m, prior, dose, out, store, key)
+            reporter.advance(micrograph=name, particles=m.n)
         reporter.done()
+        for name, table in finished.items():
+            if hits := int(table.attrs["edge_hits"]):
+                session.warnings.append(f"{name}: {hits} positions lie beyond the window; raise window_reach_A")
+        written = [w for name in session if name in finished for w in _written(finished[name], name, stacks)]
         if not written:
             raise InputError(f"no particle was written: {failed[0][1] if failed else 'there is none'}")
-        table = self._finish(session, out, store, written, failed)
+        first = next(iter(finished.values())).attrs
+        table = self._finish(session, out, store, written, failed, first)
         write_bfactors(out / "bfactors.star", *_relion_bfactors(dose))
         return table
 
     def _micrograph(
-        self, session: Session, name: str, prior: MotionPrior, dose: xr.Dataset, out: Path, store: ResultStore, key: str
+        self,
+        session: Session,
+        m: Micrograph,
+        prior: MotionPrior,
+        dose: xr.Dataset,
+        out: Path,
+        store: ResultStore,
+        key: str,
     ) -> xr.Dataset:
-        m = session.micrograph(name, self)
-        tracks = session.track(name, self, prior)
+        name = m.movie.micrograph
+        tracks = session.track(m, self, prior)
         images = self.images(m, tracks, dose, session.threads)
         pixel = m.extent_A / images.shape[-1]
         write_stack(out / "Particles" / f"{name}.mrcs", images, pixel, float16=self.float16)
@@ -128,11 +140,15 @@ class MotionCorrection(Alignment):
         return normalise(images, radius)
 
     def _finish(
-        self, session: Session, out: Path, store: ResultStore, written: list[Written], failed: list[tuple[str, str]]
+        self,
+        session: Session,
+        out: Path,
+        store: ResultStore,
+        written: list[Written],
+        failed: list[tuple[str, str]],
+        stack: Mapping[str, Any],
     ) -> xr.Dataset:
         data = session.data
-        boxes = {name: store.read(f"tracks/{name}").attrs for name in {w.micrograph for w in written}}  # type: ignore[union-attr]
-        first = next(iter(boxes.values()))
         for number, tables in enumerate(data.tables):
             mine = sorted((w for w in written if w.reference == number), key=lambda w: w.row)
             if not mine:
@@ -140,7 +156,7 @@ class MotionCorrection(Alignment):
             suffix = f"_{number + 1}" if len(data.tables) > 1 else ""
             write_particles(
                 out / f"particles{suffix}.star", tables, [w.row for w in mine], [w.image_name for w in mine],
-                pixel_size_A=first["pixel_size_A"], box_size=first["box"],
+                pixel_size_A=stack["pixel_size_A"], box_size=stack["box"],
                 coordinate_px=np.array([w.coordinate_px for w in mine]), origin_A=np.array([w.origin_A for w in mine]),
             )  # fmt: skip
         table = particles_table(session, written, failed)

@@ -49,22 +49,19 @@ class DoseWeights(Alignment):
         chosen = self._chosen(session)
         reporter.start(len(chosen), "measuring dose weights")
         sums, used = [], []
-        for name in chosen:
-            try:
-                micrograph = session.micrograph(name, self)
-            except InputError as error:
-                if name not in session.failed:
-                    raise  # not about this movie: the reference
-                reporter.advance(micrograph=name, failed=str(error))
+        for name, micrograph in session.walk(chosen, self):
+            if micrograph is None:
+                reporter.advance(micrograph=name, failed=session.failed[name])
                 continue
             used.append(name)
-            tracks = session.track(name, self, prior)
+            last = micrograph
+            tracks = session.track(micrograph, self, prior)
             sums.append(micrograph_fcc_sums(micrograph, tracks.displacement_A, session.threads))
             reporter.advance(micrograph=name)
         reporter.done()
         if not used:
             raise InputError(f"no movie can be used; the first: {session.failed[chosen[0]]}")
-        return weights_table(np.stack(sums), micrograph, used, self.relion)
+        return weights_table(np.stack(sums), last, used, self.relion)
 
     def _chosen(self, session: Session) -> list[str]:
         search = HyperparameterSearch(target_particles=self.target_particles, seed=self.seed)

@@ -131,24 +131,14 @@ class HyperparameterSearch(Alignment):
     def _read(self, session: Session, names: list[str], reporter: Reporter) -> list[SearchMicrograph]:
         reporter.start(len(names), "reading movies")
         out = []
-        for name in names:
-            try:
-                micrograph = session.micrograph(name, self).distinct()
-            except InputError as error:
-                if name not in session.failed:
-                    raise  # not about this movie: the reference
-                reporter.advance(micrograph=name, failed=str(error))
+        for name, micrograph in session.walk(names, self):
+            if micrograph is None:
+                reporter.advance(micrograph=name, failed=session.failed[name])
                 continue
-            out.append(
-                SearchMicrograph(
-                    name,
-                    Geometry.of(micrograph),
-                    alignment_windows(micrograph, self, False, session.threads),
-                    score_windows(micrograph, self, session.threads),
-                )
-            )
-            del micrograph  # the next one needs the room
-            reporter.advance(micrograph=name)
+            one = micrograph.distinct()
+            windows = alignment_windows(one, self, False, session.threads), score_windows(one, self, session.threads)
+            out.append(SearchMicrograph(name, Geometry.of(one), *windows))
+            reporter.advance(micrograph=name, particles=micrograph.n)
         reporter.done()
         if not out:
             raise InputError(f"no movie can be used; the first: {session.failed[names[0]]}")

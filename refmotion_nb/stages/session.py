@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from time import perf_counter
 
@@ -14,6 +15,8 @@ from refmotion_nb.numerics.backend import cpu_count
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, Tracks, track
 from refmotion_nb.stages.micrograph import Micrograph, load_micrograph
 from refmotion_nb.stages.references import PreparedReference, prepare_references
+
+TRACKS_SHARE = 0.1  # of the cache, for trajectories
 
 
 class Session:
@@ -76,12 +79,39 @@ class Session:
         self._keep(key, micrograph)
         return micrograph
 
-    def track(self, name: str, settings: Alignment, prior: MotionPrior) -> Tracks:
+    def walk(self, names: list[str], settings: Alignment) -> Iterator[tuple[str, Micrograph | None]]:
+        """Yield micrographs by name while the next one is being read; None for one that cannot be used (see ``failed``).
+
+        Raises
+        ------
+        InputError
+            The references cannot be used.
+        """
+
+        def load(name: str) -> Micrograph | None:
+            try:
+                return self.micrograph(name, settings)
+            except InputError:
+                if name not in self.failed:
+                    raise
+                return None
+
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(load, names[0]) if names else None
+            for i, name in enumerate(names):
+                micrograph = ahead.result() if ahead else None
+                ahead = pool.submit(load, names[i + 1]) if i + 1 < len(names) else None
+                yield name, micrograph
+
+    def track(self, micrograph: Micrograph, settings: Alignment, prior: MotionPrior) -> Tracks:
         """Return the final trajectories of a micrograph, found now or before."""
-        key = (name, settings.track_key(prior))
-        if key not in self.tracks:
-            self.tracks[key] = track(self.micrograph(name, settings), settings, prior, self.threads)
-        return self.tracks[key]
+        key = (micrograph.movie.micrograph, settings.track_key(prior))
+        if key in self.tracks:
+            return self.tracks[key]
+        found = track(micrograph, settings, prior, self.threads)
+        if len(self.tracks) * found.displacement_A.nbytes < TRACKS_SHARE * self.cache_bytes:
+            self.tracks[key] = found
+        return found
 
     def _keep(self, key: tuple[str, ...], micrograph: Micrograph) -> None:
         """Keep a micrograph if it fits; those kept first stay, since stages walk through micrographs in one order."""

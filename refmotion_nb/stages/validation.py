@@ -75,16 +75,18 @@ class Validation(Alignment):
         curves = []
         for combination in combinations:
             halves: dict[tuple[int, int], Transform] = {}
-            for name in names:
-                m = session.micrograph(name, self)
-                tracks = session.track(name, self, prior)
+            for name, m in session.walk(names, self):
+                if m is None:
+                    continue
+                last = m
+                tracks = session.track(m, self, prior)
                 moved = tracks.displacement_A if combination.corrected else m.placement.initial_A
                 _insert(halves, m, session, moved, self._weights(m, dose, combination.empirical), rotations)
                 reporter.advance(micrograph=name)
-            curves.append(self._curves(session, halves, m))
+            curves.append(self._curves(session, halves, last))
             reporter.advance(combination=combination.name)
         reporter.done()
-        return _table(np.stack(curves, 1), m, [c.name for c in combinations])
+        return _table(np.stack(curves, 1), last, [c.name for c in combinations])
 
     def _weights(self, m: Micrograph, dose: xr.Dataset, empirical: bool) -> np.ndarray:
         frequency = m.frequency(int(np.ceil(np.sqrt(2) * m.spectra.box / 2)) + 1)
