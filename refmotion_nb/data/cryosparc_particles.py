@@ -35,7 +35,7 @@ _REMEDY = "give the particles of a refinement of half sets, with their passthrou
 _PER_GROUP = ("ctf/exp_group_id", "ctf/accel_kv", "ctf/cs_mm", "ctf/amp_contrast", "ctf/tilt_A", "ctf/trefoil_A",
               "ctf/tetra_A", "ctf/anisomag", "blob/psize_A", "blob/shape")  # fmt: skip
 _WIDTH = {"ctf/tilt_A": 2, "ctf/trefoil_A": 2, "ctf/tetra_A": 4, "ctf/anisomag": 4, "blob/shape": 2}
-_WHOLE = 0.01  # px; fractions are kept in 32 bits
+_ROUNDING = 6e-8  # of fractions kept in 32 bits
 
 
 def read_particles(entry: Entry, y_reversed: bool) -> tuple[ParticleTable, np.ndarray]:
@@ -172,8 +172,9 @@ def _coordinate(rows: np.ndarray, y_reversed: bool) -> np.ndarray:
     """Whole pixels of the micrograph (particle, 2) x y."""
     x, y = (rows[f"location/center_{axis}_frac"].astype(float) for axis in "xy")
     height, width = rows["location/micrograph_shape"].astype(float).T
-    place = np.stack([x * width, (1 - y if y_reversed else y) * height], axis=1)
-    return np.floor(place + _WHOLE)
+    size = np.stack([width, height], axis=1)
+    place = np.stack([x, 1 - y if y_reversed else y], axis=1) * size
+    return np.floor(place + _ROUNDING * size + 1e-4)  # a whole pixel stays what it was
 
 
 def _problems(rows: np.ndarray, path: Path) -> tuple[str, ...]:
