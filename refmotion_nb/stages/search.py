@@ -42,9 +42,8 @@ class SearchMicrograph:
 
     name: str
     geometry: Geometry
-    raw: AlignedWindows
+    windows: Windows
     score: ScoreWindows
-    windows: Windows | None = None  # scaled
 
 
 @dataclass
@@ -95,18 +94,20 @@ class HyperparameterSearch(Alignment):
         session = data if isinstance(data, Session) else Session(data)
         reporter = reporter or Silent()
         chosen = self.choose(session)
-        micrographs = self._read(session, chosen, reporter)
+        read = self._read(session, chosen, reporter)
         k_out = self._resolution(session)
         pool, spread2 = pooled_scale(
-            np.array([m.raw.cross for m in micrographs]), np.array([m.raw.power for m in micrographs])
+            np.array([raw.cross for _, _, raw, _ in read]), np.array([raw.power for _, _, raw, _ in read])
         )
         prior = MotionPrior(Hyperparameters(1.0, 50.0, 3000.0), 0.0, np.inf, 1.0, pool, spread2)
         if self.split_motion and not self.relion:
             prior = replace(prior, common_std_A=COMMON_STD_A[0])
         if self.dose_profile and not self.relion:
             prior = replace(prior, profile_decay_e_A2=PROFILES[0][0], profile_floor=PROFILES[0][1])
-        for m in micrographs:
-            m.windows = m.raw.scaled(prior)
+        micrographs = []
+        while read:  # unscaled windows make room for scaled ones, one by one
+            name, geometry, raw, score = read.pop(0)
+            micrographs.append(SearchMicrograph(name, geometry, raw.scaled(prior), score))
         rays = self._walk(micrographs, prior, reporter)
         best = self._refine(micrographs, rays, reporter)
         return self._table(rays, best, micrographs, k_out)
@@ -128,7 +129,9 @@ class HyperparameterSearch(Alignment):
     def _resolution(self, session: Session) -> float:
         return max(r.k_out / r.extent_A for r in session.references(self.relion))
 
-    def _read(self, session: Session, names: list[str], reporter: Reporter) -> list[SearchMicrograph]:
+    def _read(
+        self, session: Session, names: list[str], reporter: Reporter
+    ) -> list[tuple[str, Geometry, AlignedWindows, ScoreWindows]]:
         reporter.start(len(names), "reading movies")
         out = []
         for name, micrograph in session.walk(names, self):
@@ -137,7 +140,7 @@ class HyperparameterSearch(Alignment):
                 continue
             one = micrograph.distinct()
             windows = alignment_windows(one, self, False, session.threads), score_windows(one, self, session.threads)
-            out.append(SearchMicrograph(name, Geometry.of(one), *windows))
+            out.append((name, Geometry.of(one), *windows))
             reporter.advance(micrograph=name, particles=micrograph.n)
         reporter.done()
         if not out:
@@ -159,7 +162,6 @@ class HyperparameterSearch(Alignment):
         cross, found = np.zeros(len(priors)), {}
         local, total = [], []
         for m in micrographs:
-            assert m.windows is not None
             problem = trajectory_problem(m.windows, m.geometry, priors, self.relion)
             if starts:
                 start = problem.continued(starts[m.name], np.full(len(priors), STEP))
@@ -259,7 +261,7 @@ class HyperparameterSearch(Alignment):
         both = ("ray", "step")
         table = xr.Dataset(
             {
-                "strength": (both, strength, {"units": "Å²-normalised", "long_name": "total prior strength"}),
+                "strength": (both, strength, {"units": "(e/Å²)/Å²", "long_name": "total prior strength"}),
                 "cv_score": (both, scores, {"units": "1", "long_name": "cross-validation score (lower is better)"}),
                 "activity_local": (
                     both,
@@ -279,7 +281,6 @@ class HyperparameterSearch(Alignment):
                 ),
             },
         )
-        table["strength"].attrs["units"] = "(e/Å²)/Å²"
         table.attrs = {
             **prior_attrs(best.prior), "cv_score": best.cv_score, "activity_local": best.activity_local,
             "activity_total": best.activity_total, "best_ray": int(where[0]), "best_step": int(where[1]),
