@@ -118,6 +118,19 @@ def aberrations(
     return (tuple(odd.tolist()) if odd.any() else ()), (tuple(even.tolist()) if even.any() else ())
 
 
+def aberrations_A(one: Optics) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Turn an optics group's aberrations into CryoSPARC's ``tilt_A`` (2,), ``trefoil_A`` (2,) and ``tetra_A`` (4,).
+
+    Zernikes of other orders, which CryoSPARC has no columns for, are left out.
+    """
+    lam = wavelength_A(one.voltage_kV)
+    odd, even = (np.zeros(max(n, len(given))) for n, given in ((6, one.odd_zernike), (9, one.even_zernike)))
+    odd[: len(one.odd_zernike)], even[: len(one.even_zernike)] = one.odd_zernike, one.even_zernike
+    tilt = -3 * odd[[4, 3]] / (2 * np.pi * lam**2)
+    tilt += np.sin(np.array(one.beam_tilt_mrad) * 1e-3) * one.spherical_aberration_mm * 1e7
+    return tilt, -3 * odd[[5, 2]] / (2 * np.pi * lam**2), 4 * even[[7, 5, 8, 4]] / (2 * np.pi * lam**3)
+
+
 def relion_tables(
     rows: np.ndarray, values: dict[str, np.ndarray], optics: dict[int, Optics], group: np.ndarray
 ) -> dict[str, Block]:

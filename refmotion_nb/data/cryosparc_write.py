@@ -1,0 +1,260 @@
+"""Results as CryoSPARC takes them: particles with their trajectories, and the hyperparameter group of its own job.
+
+Paths in the tables start with ``>``, which CryoSPARC reads as beside the table ("Import Result Group").
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from refmotion_nb.data.cryosparc_particles import aberrations_A, euler_to_pose
+from refmotion_nb.data.csfile import columns, names, read_cs, table, write_cs, write_csg
+from refmotion_nb.data.files import atomic
+from refmotion_nb.data.schema import Dataset, InputError, Movie
+
+RESULTS = ("blob", "ctf", "alignments3D", "location", "motion")
+
+
+def write_particle_groups(out: str | Path, data: Dataset, tracks: Mapping[str, xr.Dataset]) -> list[Path]:
+    """Write ``particles.cs`` and ``.csg`` (one pair per reference) beside the stacks in ``out``.
+
+    ``tracks`` are the groups of that name in the result store, by micrograph: what was written into
+    ``Particles/<micrograph>.mrcs``, in that order. Trajectories go to ``Motion/<micrograph>_traj.npy``.
+
+    Raises
+    ------
+    InputError
+        There is nothing to write.
+    """
+    out = Path(out)
+    movies = {movie.micrograph: movie for movie in data.movies}
+    reversed_y = {number: y_reversed(data, number) for number in range(len(data.references))}
+    parts: dict[int, list[dict[str, np.ndarray]]] = {}
+    for name, its_tracks in tracks.items():
+        for number, values in _micrograph(out, movies[name], its_tracks, reversed_y):
+            parts.setdefault(number, []).append(values)
+    if not parts:
+        raise InputError(f"{out}: no particles to write")
+    written = []
+    for number, pieces in sorted(parts.items()):
+        joined = {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
+        order = np.argsort(joined["row"], kind="stable")
+        values = {key: column[order] for key, column in joined.items()}
+        suffix = f"_{number + 1}" if len(data.references) > 1 else ""
+        rows = _rows(data, number, values, movies, reversed_y[number])
+        path = out / f"particles{suffix}.cs"
+        write_cs(path, rows)
+        write_csg(path.with_suffix(".csg"), f"particles_{number}", "particle", "Motion-corrected particles",
+                  {name: (path.name, f"particle.{name}", len(rows)) for name in RESULTS}, _now())  # fmt: skip
+        written.append(path)
+    return written
+
+
+def y_reversed(data: Dataset, number: int) -> bool:
+    """Return whether the y of CryoSPARC's locations runs against the movies' rows, as the data set was opened."""
+    if not data.cs_rows or number >= len(data.cs_rows) or not data.movies:
+        return False
+    mine = np.flatnonzero(data.particles["reference"].values == number)
+    heights = {movie.micrograph: movie.height * movie.pixel_size_A for movie in data.movies}
+    particles = data.particles.isel(particle=mine)
+    height = np.array([heights[name] for name in particles["micrograph"].values])
+    given = data.cs_rows[number]["location/center_y_frac"][particles["row"].values].astype(float)
+    found = particles["coordinate"].values[:, 1] / height
+    return bool(np.abs(1 - found - given).sum() < np.abs(found - given).sum())
+
+
+def write_hyperparameter_group(
+    out: str | Path, hyperparameters: Mapping[str, float], dose: xr.Dataset | None, pixel_size_A: float
+) -> Path:
+    """Write ``hyperparams.cs`` and ``.csg``, and with dose weights ``refm_empirical_dw.npy`` and ``refm_fcc.npy``.
+
+    As far as public facts go: FCC bins run from 0 to the Nyquist limit of ``pixel_size_A``, bin b of n at b/n of it;
+    weights have twice as many bins and twice the range. Names of hyperparameter columns are ours.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    values: dict[str, Any] = {"uid": np.array([_uid("hyperparameters", out.name)], np.uint64)}
+    results = ["refmotion_hyperparameters"]
+    if dose is not None:
+        frequency = dose["frequency"].values
+        n_bins = max(2, int(np.count_nonzero(frequency <= 0.5 / pixel_size_A)))
+        step = 0.5 / pixel_size_A / n_bins
+        for name, variable, bins in (("refm_fcc", "fcc", n_bins), ("refm_empirical_dw", "weight", 2 * n_bins)):
+            at = np.arange(bins) * step
+            curves = np.nan_to_num(dose[variable].values[0])
+            array = np.stack([np.interp(at, frequency, curve) for curve in curves]).astype(np.float32)
+            _save(out / f"{name}.npy", array)
+        values |= {
+            "refmotion_doseweights/path": [">refm_empirical_dw.npy"],
+            "refmotion_doseweights/shape": np.array([array.shape], np.uint32),
+            "refmotion_doseweights/psize_A": np.array([pixel_size_A], np.float32),
+            "refmotion_doseweights/fcc_path": [">refm_fcc.npy"],
+        }
+        results.append("refmotion_doseweights")
+    values |= {f"refmotion_hyperparameters/{name}": np.array([value]) for name, value in hyperparameters.items()}
+    path = out / "hyperparams.cs"
+    write_cs(path, table(values))
+    write_csg(path.with_suffix(".csg"), "hyperparameters", "hyperparameter", "Hyperparameters and dose weights",
+              {name: (path.name, f"hyperparameter.{name}", 1) for name in results}, _now())  # fmt: skip
+    return path
+
+
+def read_dose_weights(path: str | Path, pixel_size_A: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Read CryoSPARC's ``refm_empirical_dw.npy``: weights (frame, frequency) and the frequencies (1/Å).
+
+    The pixel size is taken from ``hyperparams.cs`` beside it unless given, the frequency axis from ``refm_fcc.npy``:
+    weights have twice its bins and reach twice the Nyquist limit.
+
+    Raises
+    ------
+    InputError
+        The axis cannot be told from these files, or the weights are not positive numbers.
+    """
+    path = Path(path)
+    weights, fcc = _array(path), _array(path.with_name("refm_fcc.npy"))
+    if weights.shape != (fcc.shape[0], 2 * fcc.shape[1]):
+        raise InputError(f"{path} has shape {weights.shape}, refm_fcc.npy {fcc.shape}; weights should have as many frames "
+                         "and twice the bins, else their frequencies are not known")  # fmt: skip
+    if not (np.isfinite(weights).all() and (weights > 0).all()):
+        raise InputError(f"{path} holds weights that are not positive numbers; compute them again")
+    if pixel_size_A is None:
+        rows = read_cs(path.with_name("hyperparams.cs"))
+        if "refmotion_doseweights/psize_A" not in names(rows):
+            raise InputError(
+                f"{path.with_name('hyperparams.cs')} does not tell the pixel size of the dose weights; give it"
+            )
+        pixel_size_A = float(rows["refmotion_doseweights/psize_A"][0])
+    return weights, np.arange(weights.shape[1]) * 0.5 / pixel_size_A / fcc.shape[1]
+
+
+def _micrograph(
+    out: Path, movie: Movie, tracks: xr.Dataset, reversed_y: Mapping[int, bool]
+) -> list[tuple[int, dict[str, np.ndarray]]]:
+    """Save the trajectories of a micrograph; return what its particles need, by reference."""
+    shift = tracks["shift"].values / movie.pixel_size_A  # (particle, frame, 2) movie px
+    reference = tracks["reference"].values.astype(int)
+    against = np.array([reversed_y.get(int(number), False) for number in reference])
+    shift = shift * np.where(against[:, None, None], [1.0, -1.0], 1.0)
+    _save(out / "Motion" / f"{movie.micrograph}_traj.npy", shift.astype(np.float32))
+    found = []
+    for number in np.unique(reference):
+        mine = np.flatnonzero(reference == number)
+        found.append((int(number), {
+            "row": tracks["row"].values[mine], "index": mine.astype(np.uint32),
+            "micrograph": np.full(len(mine), movie.micrograph, dtype=object),
+            "coordinate_px": tracks["coordinate_px"].values[mine], "origin": tracks["origin"].values[mine],
+            "pixel": np.full(len(mine), tracks.attrs["pixel_size_A"]), "box": np.full(len(mine), tracks.attrs["box"]),
+        }))  # fmt: skip
+    return found
+
+
+def _rows(
+    data: Dataset, number: int, values: dict[str, np.ndarray], movies: Mapping[str, Movie], against: bool
+) -> np.ndarray:
+    given = _given(data, number, values["row"], movies)
+    names_of = [str(name) for name in values["micrograph"]]
+    mine = [movies[name] for name in names_of]
+    n = len(mine)
+    shape = np.array([[round(m.height / m.binning), round(m.width / m.binning)] for m in mine], np.uint32)
+    frac = values["coordinate_px"] / shape[:, ::-1]
+    psize = given["alignments3D/psize_A"].astype(float)
+    shift = values["origin"] + given["ctf/shift_A"].astype(float)
+    given |= {
+        "blob/path": [f">Particles/{name}.mrcs" for name in names_of],
+        "blob/idx": values["index"],
+        "blob/shape": np.repeat(values["box"][:, None], 2, axis=1).astype(np.uint32),
+        "blob/psize_A": values["pixel"].astype(np.float32),
+        "blob/sign": np.ones(n, np.float32),  # protein is bright
+        "blob/import_sig": np.zeros(n, np.uint64),
+        "alignments3D/shift": (shift / psize[:, None]).astype(np.float32),
+        "location/micrograph_shape": shape,
+        "location/micrograph_psize_A": np.array([m.pixel_size_A * m.binning for m in mine], np.float32),
+        "location/center_x_frac": frac[:, 0].astype(np.float32),
+        "location/center_y_frac": (1 - frac[:, 1] if against else frac[:, 1]).astype(np.float32),
+        "motion/type": ["local"] * n,
+        "motion/path": [f">Motion/{name}_traj.npy" for name in names_of],
+        "motion/idx": values["index"],
+        "motion/frame_start": np.array([m.first_frame for m in mine], np.uint32),
+        "motion/frame_end": np.array([m.first_frame + m.n_frames for m in mine], np.uint32),
+        "motion/zero_shift_frame": np.array([m.first_frame for m in mine], np.uint32),
+        "motion/psize_A": np.array([m.pixel_size_A for m in mine], np.float32),
+    }
+    return table(given)
+
+
+def _given(data: Dataset, number: int, row: np.ndarray, movies: Mapping[str, Movie]) -> dict[str, Any]:
+    """Columns of the input particles: CryoSPARC's own as they are, or made from what the data set holds."""
+    if number < len(data.cs_rows):
+        found: dict[str, Any] = columns(data.cs_rows[number][row])
+        return {"ctf/shift_A": np.zeros((len(row), 2), np.float32)} | found
+    particles = data.particles.isel(particle=np.flatnonzero(data.particles["reference"].values == number))
+    at = np.argsort(particles["row"].values)[np.searchsorted(np.sort(particles["row"].values), row)]
+    p = particles.isel(particle=at)
+    n, group = len(row), p["optics"].values
+    optics = [data.optics[int(g)] for g in group]
+    odd_even = {g: aberrations_A(data.optics[int(g)]) for g in np.unique(group)}
+    names_of = [str(name) for name in p["micrograph"].values]
+
+    def f4(values: Any) -> np.ndarray:
+        return np.asarray(values, np.float32)
+
+    return {
+        "uid": np.array([_uid("particle", number, name, int(r)) for name, r in zip(names_of, row)], np.uint64),
+        "ctf/type": ["imported"] * n,
+        "ctf/exp_group_id": group.astype(np.uint32) + np.uint32(1),
+        "ctf/accel_kv": f4([o.voltage_kV for o in optics]),
+        "ctf/cs_mm": f4([o.spherical_aberration_mm for o in optics]),
+        "ctf/amp_contrast": f4([o.amplitude_contrast for o in optics]),
+        "ctf/df1_A": f4(p["defocus_u"].values),
+        "ctf/df2_A": f4(p["defocus_v"].values),
+        "ctf/df_angle_rad": f4(np.deg2rad(p["defocus_angle"].values)),
+        "ctf/phase_shift_rad": f4(np.deg2rad(p["phase_shift"].values)),
+        "ctf/scale": f4(p["ctf_scale"].values),
+        "ctf/scale_const": np.ones(n, np.float32),
+        "ctf/shift_A": np.zeros((n, 2), np.float32),
+        "ctf/tilt_A": f4([odd_even[g][0] for g in group]),
+        "ctf/trefoil_A": f4([odd_even[g][1] for g in group]),
+        "ctf/tetra_A": f4([odd_even[g][2] for g in group]),
+        "ctf/anisomag": f4([np.ravel(o.magnification) - [1, 0, 0, 1] for o in optics]),
+        "ctf/bfactor": f4(p["ctf_b_factor"].values),
+        "alignments3D/split": (p["half"].values - 1).astype(np.uint32),
+        "alignments3D/shift": np.zeros((n, 2), np.float32),
+        "alignments3D/pose": f4(euler_to_pose(p["euler"].values)),
+        "alignments3D/psize_A": f4([o.pixel_size_A for o in optics]),
+        "alignments3D/alpha": f4(p["scale"].values),
+        "alignments3D/class": np.zeros(n, np.uint32),
+        "location/micrograph_uid": np.array([_uid("micrograph", name) for name in names_of], np.uint64),
+        "location/exp_group_id": group.astype(np.uint32) + np.uint32(1),
+        "location/micrograph_path": [str(movies[name].path) for name in names_of],
+    }
+
+
+def _uid(*parts: Any) -> int:
+    """Return a number that is the same whenever the same thing is written."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") | 1
+
+
+def _now() -> str:
+    return datetime.now().strftime("%Y-%m-%d %H:%M:%S.%f")
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); give the files of one CryoSPARC job") from None
+    if array.ndim != 2:
+        raise InputError(f"{path} has shape {array.shape}, not (frames, bins); give the files of one CryoSPARC job")
+    return np.asarray(array, float)
