@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from refmotion_nb.stages.job import Job
     from refmotion_nb.stages.search import HyperparameterSearch, best
     from refmotion_nb.stages.session import Session
+    from refmotion_nb.stages.validation import Validation
     from refmotion_nb.views.report import write_report
 
 __version__ = "0.1.0"
@@ -33,6 +34,7 @@ __all__ = [
     "ResultStore",
     "Session",
     "SimulationSettings",
+    "Validation",
     "best",
     "open_relion",
     "simulate",
@@ -54,6 +56,7 @@ _HOME = {
     "ResultStore": "data.store",
     "Session": "stages.session",
     "SimulationSettings": "data.synthetic_settings",
+    "Validation": "stages.validation",
     "best": "stages.search",
     "open_relion": "data.relion",
     "simulate": "data.synthetic",
