@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from refmotion_nb.data.cryosparc import open_cryosparc, survey_cryosparc
     from refmotion_nb.data.relion import open_relion, survey
     from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference
     from refmotion_nb.data.store import ResultStore
@@ -36,9 +37,11 @@ __all__ = [
     "SimulationSettings",
     "Validation",
     "best",
+    "open_cryosparc",
     "open_relion",
     "simulate",
     "survey",
+    "survey_cryosparc",
     "write_report",
 ]
 
@@ -58,9 +61,11 @@ _HOME = {
     "SimulationSettings": "data.synthetic_settings",
     "Validation": "stages.validation",
     "best": "stages.search",
+    "open_cryosparc": "data.cryosparc",
     "open_relion": "data.relion",
     "simulate": "data.synthetic",
     "survey": "data.relion",
+    "survey_cryosparc": "data.cryosparc",
     "write_report": "views.report",
 }
 

@@ -59,14 +59,27 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _input_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("input (RELION)")
-    group.add_argument(
-        "--particles", type=Path, action="append", required=True, help="particle STAR; once per reference"
+    group = parser.add_argument_group(
+        "input (RELION: --micrographs and half maps; CryoSPARC: --exposures and --volume)"
     )
-    group.add_argument("--micrographs", type=Path, required=True, help="corrected_micrographs.star")
+    group.add_argument(
+        "--particles", type=Path, action="append", required=True,
+        help="particle STAR, or .cs or .csg (TABLE.cs,PASSTHROUGH.cs where they are apart); once per reference",
+    )  # fmt: skip
+    group.add_argument("--micrographs", type=Path, help="corrected_micrographs.star")
+    group.add_argument(
+        "--exposures", type=Path, action="append", default=[], help="motion-corrected exposures, .cs or .csg"
+    )
+    group.add_argument(
+        "--volume", type=Path, action="append", default=[], help="volume, .cs or .csg; once per reference"
+    )
+    group.add_argument(
+        "--orientation", choices=("auto", "cryosparc", "relion", "imported"), default="auto",
+        help="CryoSPARC: how rows of TIFF movies lie; auto compares particles with the reference",
+    )  # fmt: skip
     group.add_argument("--half1", type=Path, action="append", default=[], help="half map 1; once per reference")
     group.add_argument("--half2", type=Path, action="append", default=[], help="half map 2")
-    group.add_argument("--mask", type=Path, action="append", default=[], help="mask")
+    group.add_argument("--mask", type=Path, action="append", default=[], help="mask; wins over that of a volume")
     group.add_argument("--fsc", type=Path, action="append", default=[], help="postprocess.star: names all three")
     group.add_argument("--root", type=Path, help="project folder that paths in STAR files are relative to")
     group.add_argument("--gain", type=Path, help="gain reference instead of the one the movies name")
@@ -166,9 +179,40 @@ def _input_settings(options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _is_cryosparc(options: argparse.Namespace) -> bool:
+    """Tell which program the input is from; InputError where options of both, or of neither, are given."""
+    if options.exposures and options.micrographs:
+        raise InputError("both --exposures (CryoSPARC) and --micrographs (RELION) are given; give one")
+    if not (options.exposures or options.micrographs):
+        raise InputError("no movies; give --micrographs (RELION) or --exposures (CryoSPARC)")
+    wrong = ("half1", "half2", "fsc") if options.exposures else ("volume",)
+    if given := [f"--{name}" for name in wrong if getattr(options, name)]:
+        program = "CryoSPARC's --exposures" if options.exposures else "RELION's --micrographs"
+        raise InputError(
+            f"{given[0]} does not go with {program}; give {'--volume' if options.exposures else '--half1'}"
+        )
+    return bool(options.exposures)
+
+
+def _cryosparc_input(options: argparse.Namespace) -> dict[str, Any]:
+    def entries(paths: list[Path]) -> list[Any]:
+        return [tuple(str(path).split(",")) if "," in str(path) else path for path in paths]
+
+    return {
+        "exposures": entries(options.exposures), "particles": entries(options.particles),
+        "volumes": entries(options.volume), "masks": options.mask or None, "orientation": options.orientation,
+        **_input_settings(options),
+    }  # fmt: skip
+
+
 def _check(options: argparse.Namespace) -> int:
     from refmotion_nb.data.relion import survey
 
+    if _is_cryosparc(options):
+        from refmotion_nb.data.cryosparc import survey_cryosparc
+
+        print(found := survey_cryosparc(**_cryosparc_input(options)))
+        return 0 if found.ok else 1
     try:
         references = _references(options)
     except InputError as error:
@@ -182,6 +226,10 @@ def _check(options: argparse.Namespace) -> int:
 def _open(options: argparse.Namespace) -> Dataset:
     from refmotion_nb.data.relion import open_relion
 
+    if _is_cryosparc(options):
+        from refmotion_nb.data.cryosparc import open_cryosparc
+
+        return open_cryosparc(**_cryosparc_input(options))
     return open_relion(options.particles, options.micrographs, _references(options), **_input_settings(options))
 
 

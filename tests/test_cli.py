@@ -52,7 +52,8 @@ def pixels(path):
 def test_all_outputs_are_there(finished):
     expected = {
         "results.zarr", "hyperparameters.json", "particles.star", "Particles", "Tracks", "bfactors.star",
-        "dose_weights.nc", "report.html", "run.log",
+        "dose_weights.nc", "report.html", "run.log", "particles.cs", "particles.csg", "Motion", "hyperparams.cs",
+        "hyperparams.csg", "refm_empirical_dw.npy", "refm_fcc.npy",
     }  # fmt: skip
     assert {path.name for path in finished.iterdir()} == expected
     assert list(stacks(finished)) == [f"{name}.mrcs" for name in MICROGRAPHS]

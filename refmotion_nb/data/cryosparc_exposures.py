@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def _gain(
     row: dict[str, Any], movie: Path, table: Path, root: Path, options: Options, orientation: Orientation
 ) -> Gain | None:
     if options.gain is not None:
-        return options.gain
+        return replace(options.gain, rows_as_stored=orientation.rows_as_stored)
     path = _optional(row, "gain_ref_blob/path", table, root)
     if path is None or int(row.get("movie_blob/is_gain_corrected", 0)):
         return None

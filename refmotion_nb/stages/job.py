@@ -17,6 +17,7 @@ import param
 import xarray as xr
 
 from refmotion_nb import __version__
+from refmotion_nb.data.cryosparc_write import write_hyperparameter_group, write_particle_groups
 from refmotion_nb.data.schema import Dataset, InputError
 from refmotion_nb.data.store import ResultStore, read_hyperparameters, read_netcdf, write_hyperparameters, write_netcdf
 from refmotion_nb.numerics.prior import Hyperparameters
@@ -131,6 +132,7 @@ class Job:
                 correction: MotionCorrection = self.stage(MotionCorrection)
                 table = correction.run(session, search, dose, self.out, reporter, self.image_root, key)
             complete = bool(table["written"].values.all()) or not session.failed
+            self._write_for_cryosparc(store, search, dose, table)
         if until == "validate":
             with self._timed("validation"):
                 validation: Validation = self.stage(Validation)
@@ -142,6 +144,18 @@ class Job:
         self.seconds.update({f"{k} (part)": v for k, v in session.seconds.items()})
         store.update_attrs(seconds=self.seconds, warnings=self.warnings)
         return complete
+
+    def _write_for_cryosparc(self, store: ResultStore, search: xr.Dataset, dose: xr.Dataset, table: xr.Dataset) -> None:
+        written = np.unique(table["micrograph"].values[table["written"].values]).tolist()
+        tracks = {name: found for name in written if (found := store.read(f"tracks/{name}")) is not None}
+        write_particle_groups(self.out, self.data, tracks)
+        h = prior_from_attrs(search.attrs).hyperparameters
+        angle = np.deg2rad(h.balance_deg)
+        values = {
+            "spatial_strength": h.strength * np.cos(angle), "correlation_distance": h.distance_A,
+            "acceleration_strength": h.strength * np.sin(angle),
+        }  # fmt: skip
+        write_hyperparameter_group(self.out, values, dose, self.data.movies[0].pixel_size_A)
 
     def _describe(self, store: ResultStore) -> None:
         store.update_attrs(
@@ -274,4 +288,6 @@ def data_key(data: Dataset) -> str:
         digest.update(json.dumps([str(path), stat.st_size, stat.st_mtime_ns]).encode())
     for movie in data.movies:
         digest.update(f"{movie.dose_per_frame_e_A2} {movie.pre_exposure_e_A2} {movie.n_frames} {movie.gain}".encode())
+        for motion in (movie.global_shift, movie.local_motion, movie.spline_motion):
+            digest.update(b"" if motion is None else np.ascontiguousarray(motion, float).tobytes())
     return digest.hexdigest()[:16]
