@@ -24,6 +24,7 @@ def save(path: Path, columns: dict, container: bool = False) -> Path:
 
 def rotation(euler_deg) -> np.ndarray:
     """RELION's A by its own three rotations: Rz(psi) Ry(tilt) Rz(rot)."""
+
     def z(a):
         return np.array([[np.cos(a), np.sin(a), 0], [-np.sin(a), np.cos(a), 0], [0, 0, 1]])
 
@@ -107,13 +108,17 @@ def convert(folder: Path, out: Path, orientation: str = "cryosparc", container: 
         "uid": uid,
         "location/micrograph_uid": np.array([uids[name] for name in table["rlnMicrographName"]], np.uint64),
         "location/exp_group_id": np.full(n, 4, "u4"),
-        "location/micrograph_path": np.array([f"J2/motioncorrected/{Path(m).name}" for m in table["rlnMicrographName"]]),
+        "location/micrograph_path": np.array(
+            [f"J2/motioncorrected/{Path(m).name}" for m in table["rlnMicrographName"]]
+        ),
         "location/micrograph_shape": np.tile(np.array([height, width], "u4"), (n, 1)),
         "location/micrograph_psize_A": np.full(n, first["rlnMicrographOriginalPixelSize"], "f4"),
         "location/center_x_frac": (table["rlnCoordinateX"] / width).to_numpy("f4"),
         # the pixel of the box centre, of mirrored rows where the images are
         "location/center_y_frac": (
-            (height - 1 - np.floor(table["rlnCoordinateY"])) / height if mirrored else 1 - table["rlnCoordinateY"] / height
+            (height - 1 - np.floor(table["rlnCoordinateY"])) / height
+            if mirrored
+            else 1 - table["rlnCoordinateY"] / height
         ).to_numpy("f4"),
     }
     save(out / "J5/J5_passthrough_particles.cs", {key: np.asarray(v)[shuffled] for key, v in passthrough.items()})

@@ -1,0 +1,301 @@
+"""CryoSPARC's files: tables of both formats, groups, real ones, and what other programs make of ours."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+from cryosparc_project import dataset_class
+from scipy.ndimage import map_coordinates
+
+from refmotion_nb.data.cryosparc_files import locate, read_reference, read_rows
+from refmotion_nb.data.cryosparc_motion import ORIENTATIONS, oriented_gain, read_rigid, read_spline
+from refmotion_nb.data.cryosparc_particles import NEEDED, aberrations, aberrations_A, euler_to_pose, pose_to_euler
+from refmotion_nb.data.csfile import merge, names, read_cs, read_csg, read_group, table, text, write_cs, write_csg
+from refmotion_nb.data.detector import load_gain
+from refmotion_nb.data.maps import write_map
+from refmotion_nb.data.schema import InputError, Optics
+from refmotion_nb.data.spline_motion import mirrored, spline_displacement
+from refmotion_nb.numerics.ctf import aberration_phases, wavelength_A
+from refmotion_nb.numerics.projection import euler_to_matrix
+
+# every column of the real files and what becomes of it
+USED = {
+    "uid", "movie_blob/path", "movie_blob/shape", "movie_blob/psize_A", "movie_blob/is_gain_corrected",
+    "gain_ref_blob/path", "gain_ref_blob/flip_x", "gain_ref_blob/flip_y", "gain_ref_blob/rotate_num",
+    "mscope_params/accel_kv", "mscope_params/total_dose_e_per_A2", "mscope_params/defect_path",
+    "micrograph_blob/psize_A", "blob/idx", "blob/shape", "blob/psize_A", "ctf/exp_group_id", "ctf/accel_kv",
+    "ctf/cs_mm", "ctf/amp_contrast", "ctf/df1_A", "ctf/df2_A", "ctf/df_angle_rad", "ctf/phase_shift_rad", "ctf/scale",
+    "ctf/shift_A", "ctf/tilt_A", "ctf/trefoil_A", "ctf/tetra_A", "ctf/anisomag", "ctf/bfactor", "alignments3D/split",
+    "alignments3D/shift", "alignments3D/pose", "alignments3D/psize_A", "alignments3D/alpha", "alignments3D/class",
+    "location/micrograph_uid", "location/micrograph_path", "location/micrograph_shape", "location/center_x_frac",
+    "location/center_y_frac", "map_half_A/path", "map_half_B/path", "mask_refine/path", "mask_fsc/path",
+    "mask_fsc_auto/path",
+}  # fmt: skip
+CARRIED = {  # written back with the particles, not needed
+    "blob/path", "blob/sign", "blob/import_sig", "ctf/type", "ctf/scale_const", "location/exp_group_id",
+    "location/min_dist_A", *(f"alignments3D/{name}" for name in (
+        "error", "error_min", "resid_pow", "slice_pow", "image_pow", "cross_cor", "alpha_min", "weight", "pose_ess",
+        "shift_ess", "class_posterior", "class_ess")),
+}  # fmt: skip
+IGNORED = {  # told by the files themselves, by particles, or by nothing that matters here
+    "movie_blob/format", "movie_blob/has_defect_file", "movie_blob/import_sig", "gain_ref_blob/idx",
+    "gain_ref_blob/shape", "mscope_params/cs_mm", "mscope_params/phase_plate", "mscope_params/neg_stain",
+    "mscope_params/exp_group_id", *(f"micrograph_blob/{name}" for name in (
+        "path", "idx", "shape", "format", "is_background_subtracted", "vmin", "vmax", "import_sig")),
+    "map/path", "map_sharp/path", "precision/path", *(f"{name}/{what}" for what in ("shape", "psize_A") for name in (
+        "map", "map_sharp", "map_half_A", "map_half_B", "mask_refine", "mask_fsc", "mask_fsc_auto", "precision")),
+}  # fmt: skip
+
+
+@pytest.fixture
+def t20s(test_data):
+    return test_data / "cryosparc_t20s"
+
+
+def rows_of(n=5):
+    rng = np.random.default_rng(1)
+    return table({
+        "uid": rng.integers(1, 2**63, n).astype(np.uint64), "blob/path": [f"J1/a{'b' * i}.mrc" for i in range(n)],
+        "blob/shape": rng.integers(1, 99, (n, 2)).astype(np.uint32), "ctf/type": [""] * n,
+        "alignments3D/pose": rng.normal(size=(n, 3)).astype(np.float32), "ctf/df1_A": rng.normal(size=n)})  # fmt: skip
+
+
+# tables
+
+
+def test_every_column_of_the_real_files_is_accounted_for(t20s):
+    assert not (USED & CARRIED | USED & IGNORED | CARRIED & IGNORED)
+    seen = set()
+    for path in sorted(t20s.glob("*.cs")):
+        rows = read_cs(path)
+        assert len(rows) == {"T20S_imported_movies.cs": 20, "cryosparc_P9_J209_000_particles.cs": 11764}.get(
+            path.name, 1 if "volume" in path.name else 10)  # fmt: skip
+        seen |= set(names(rows))
+    assert seen == USED | CARRIED | IGNORED
+
+
+def test_the_real_containers_are_the_same_table(t20s):
+    plain, container = read_cs(t20s / "T20S_particles.cs"), read_cs(t20s / "T20S_particles_csdat.cs")
+    assert names(plain) == names(container) and all((plain[name] == container[name]).all() for name in names(plain))
+    both = read_rows(t20s / "T20S_particles.cs", NEEDED)  # finds the passthrough file beside it
+    assert len(both) == 10 and text(both, "location/micrograph_path")[0].startswith("J14/motioncorrected/0129518682573")
+
+
+def test_real_groups(t20s):
+    group = read_csg(t20s / "P9_J209_volume.csg")
+    assert (group.name, group.kind, len(group.results)) == ("volume", "volume", 8)
+    assert group.results["map_half_A"] == (t20s / "cryosparc_P9_J209_005_volume_map_half_A.cs", "volume.blob", 1)
+    for volume in ("P9_J209_volume.csg", "cryosparc_P9_J209_005_volume_map.cs"):
+        reference, job = read_reference(t20s / volume, None, t20s)
+        assert job == "J209" and reference.half2 == t20s / "J209/cryosparc_P9_J209_005_volume_map_half_B.mrc"
+        assert reference.mask == t20s / "J209/cryosparc_P9_J209_005_volume_mask_refine.mrc"
+    with pytest.raises(InputError, match=r"particles.csg names .*which does not exist; copy all files of the group"):
+        read_group(t20s / "P9_J209_particles.csg")
+
+
+@pytest.mark.parametrize("container", [False, True])
+def test_what_we_write_the_official_reader_reads_and_the_reverse(tmp_path, container):
+    rows = rows_of()
+    write_cs(tmp_path / "a.cs", rows, container)
+    assert (read_cs(tmp_path / "a.cs") == rows).all()
+    official = dataset_class().load(tmp_path / "a.cs")
+    assert official.fields() == list(names(rows))
+    assert official["blob/path"].tolist() == text(rows, "blob/path")
+    assert (official["alignments3D/pose"] == rows["alignments3D/pose"]).all()
+    official.save(tmp_path / "b.cs", format=2 if container else 1)
+    assert (read_cs(tmp_path / "b.cs") == rows).all()
+
+
+def test_an_empty_table(tmp_path):
+    for container in (False, True):
+        write_cs(tmp_path / "a.cs", rows_of()[:0], container)
+        found = read_cs(tmp_path / "a.cs")
+        assert len(found) == 0 and names(found) == names(rows_of())
+
+
+def test_merging_by_uid(tmp_path):
+    rows = rows_of()
+    other = table({"uid": rows["uid"][::-1], "location/center_x_frac": np.arange(5.0), "ctf/type": ["x"] * 5})
+    merged = merge(rows, [("P.cs", other)], "R.cs")
+    assert merged["location/center_x_frac"].tolist() == [4, 3, 2, 1, 0] and text(merged, "ctf/type") == [""] * 5
+    with pytest.raises(InputError, match=r"P.cs lacks 2 of the 5 items of R.cs \(by uid\); give the passthrough"):
+        merge(rows, [("P.cs", other[:3])], "R.cs")
+    with pytest.raises(InputError, match=r"R.cs: uid \d+ is listed 2 times; remove duplicates"):
+        merge(np.concatenate([rows, rows[:1]]), [], "R.cs")
+
+
+def test_groups_written_and_read(tmp_path):
+    write_cs(tmp_path / "p.cs", rows_of())
+    write_csg(tmp_path / "p.csg", "particles", "particle", "All", {"blob": ("p.cs", "particle.blob", 5)}, "now")
+    assert read_csg(tmp_path / "p.csg").results == {"blob": (tmp_path / "p.cs", "particle.blob", 5)}
+    assert (read_group(tmp_path / "p.csg") == rows_of()).all()
+
+
+def broken(tmp_path, kind):
+    path = tmp_path / "x.cs"
+    write_cs(path, rows_of(), container=kind == "cut container")
+    if kind.startswith("cut"):
+        path.write_bytes(path.read_bytes()[:400])
+    elif kind == "text":
+        path.write_text("data_particles")
+    elif kind == "array":
+        with open(path, "wb") as file:
+            np.save(file, np.zeros(3))
+    elif kind == "missing":
+        path.unlink()
+    elif kind == "pickled":
+        with open(path, "wb") as file:
+            np.save(file, np.array([{}], object), allow_pickle=True)
+    elif kind == "heap":
+        head = json.dumps({"length": 1, "dtype": [["uid", "<u8"], ["a", "|O"]], "compressed_fields": []}).encode()
+        blocks = b"".join(struct.pack("<IQ", 8, value) for value in (1, 99))
+        path.write_bytes(b"\x95CSDAT" + struct.pack("<I", len(head)) + head + blocks + b"\0")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("cut plain", "is damaged"), ("cut container", "is damaged"), ("text", "is not a CryoSPARC table"),
+     ("array", "has no column uid"), ("missing", "does not exist; check the path"), ("pickled", "is damaged"),
+     ("heap", "is damaged")],
+)  # fmt: skip
+def test_bad_tables(tmp_path, kind, message):
+    with pytest.raises(InputError, match=message) as error:
+        read_cs(broken(tmp_path, kind))
+    assert "\n" not in str(error.value)
+
+
+def test_bad_groups(tmp_path):
+    for content in ("a: [", "group: {}", "results: 3", ""):
+        (tmp_path / "x.csg").write_text(content)
+        with pytest.raises(InputError, match=r"x\.csg is not a CryoSPARC result group \(\.csg\); export"):
+            read_csg(tmp_path / "x.csg")
+
+
+# paths
+
+
+def test_paths(tmp_path):
+    root, beside = tmp_path / "P1", tmp_path / "exports"
+    for path in (root / "J1/123456789012345678_a.tif", root / "J1/b.tif", beside / "c.mrc"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert locate(">c.mrc", root, beside) == beside / "c.mrc"
+    assert locate("J1/b.tif", root, beside) == root / "J1/b.tif"
+    assert locate("J1/999456789012345678_b.tif", root, beside) == root / "J1/b.tif"
+    assert locate("J1/a.tif", root, beside) == root / "J1/123456789012345678_a.tif"
+    assert locate("J1/d.tif", root, beside) == root / "J1/d.tif"
+
+
+def test_a_mask_given_wins(tmp_path):
+    for name in ("a", "b", "own", "given"):
+        write_map(tmp_path / f"{name}.mrc", np.ones((4, 4, 4)), 1.0)
+    uid = np.array([1], np.uint64)
+    own = {"uid": uid, "map_half_A/path": [">a.mrc"], "map_half_B/path": [">b.mrc"], "mask_refine/path": [">own.mrc"]}
+    write_cs(tmp_path / "v.cs", table(own))
+    write_cs(tmp_path / "m.cs", table({"uid": uid, "mask/path": ["given.mrc"]}))
+    assert read_reference(tmp_path / "v.cs", None, tmp_path)[0].mask == tmp_path / "own.mrc"
+    for mask in ("m.cs", "given.mrc"):
+        assert read_reference(tmp_path / "v.cs", mask, tmp_path)[0].mask == tmp_path / "given.mrc"
+    write_cs(tmp_path / "w.cs", table({"uid": uid + np.uint64(1), "map/path": ["a.mrc"]}))
+    with pytest.raises(InputError, match=r"w.cs has no map_half_A and no map_half_B; give the volume of a refinement"):
+        read_reference(tmp_path / "w.cs", None, tmp_path)
+
+
+# conventions
+
+
+def test_poses_are_relions_matrices():
+    rng = np.random.default_rng(2)
+    euler = np.stack([rng.uniform(-180, 180, 60), np.r_[rng.uniform(0, 180, 56), 0, 180, 0, 180],
+                      rng.uniform(-180, 180, 60)], axis=1)  # fmt: skip
+    found = pose_to_euler(euler_to_pose(euler))
+    np.testing.assert_allclose(euler_to_matrix(found), euler_to_matrix(euler), atol=1e-9)
+    quarter = np.array([[0, 0, np.pi / 2]])  # exp(-[v]x): x of the image is y of the map
+    np.testing.assert_allclose(euler_to_matrix(pose_to_euler(quarter))[0] @ [0, 1, 0], [1, 0, 0], atol=1e-12)
+
+
+def test_aberrations_as_written_out():
+    tilt, trefoil, tetra, kV = np.array([800, -300.0]), np.array([500, 250.0]), np.array([1e3, -2e3, 3e3, 500]), 300.0
+    x, y = np.random.default_rng(3).uniform(-0.3, 0.3, (2, 50))
+    k, phi, lam = np.hypot(x, y), np.arctan2(y, x), wavelength_A(kV)
+
+    def wave(n):
+        return np.stack([np.cos(n * phi), np.sin(n * phi)])
+
+    odd, even = aberrations(tilt, trefoil, tetra, kV)
+    found = aberration_phases(x, y, odd=odd, even=even)
+    np.testing.assert_allclose(
+        found[0], -2 * np.pi * lam**2 * k**3 * (tilt @ wave(1) + trefoil @ wave(3) / 3), atol=1e-12
+    )
+    np.testing.assert_allclose(
+        found[1], 2 * np.pi * lam**3 * k**4 * (tetra[:2] @ wave(2) + tetra[2:] @ wave(4) / 4), atol=1e-12
+    )
+    # the beam tilt is RELION's for pyem's conversion
+    mrad = tuple(np.arcsin(tilt / 2.7e7) * 1e3)
+    only, _ = aberrations(tilt, np.zeros(2), np.zeros(4), kV)
+    relions = aberration_phases(x, y, beam_tilt_mrad=mrad, spherical_aberration_mm=2.7, voltage_kV=kV)[0]
+    np.testing.assert_allclose(aberration_phases(x, y, odd=only)[0], relions, atol=1e-9)
+    assert aberrations(np.zeros(2), np.zeros(2), np.zeros(4), kV) == ((), ())
+    back = aberrations_A(Optics("", kV, 2.7, 0.1, 1, 8, odd_zernike=odd, even_zernike=even))
+    for found_A, given_A in zip(back, (tilt, trefoil, tetra)):
+        np.testing.assert_allclose(found_A, given_A, rtol=1e-9)
+
+
+@pytest.mark.parametrize("knots", [(4, 5, 6), (1, 2, 3), (7, 1, 1)])
+def test_splines_are_structuras(knots):
+    """The notebook's recipe: odd reflection by one knot, coefficients sampled without a prefilter."""
+    rng = np.random.default_rng(0)
+    c, n_frames, height, width = rng.normal(size=(2, *knots)), 20, 100, 150
+    xy = rng.uniform(0, 1, (30, 2)) * [width - 1, height - 1]
+    xy[:2] = [[0, 0], [width - 1, height - 1]]
+    found = spline_displacement(c, xy, n_frames, (height, width))
+    frame, at = np.meshgrid(np.arange(n_frames), np.arange(len(xy)))
+    for axis in (0, 1):
+        padded = np.pad(c[axis], 1, "reflect", reflect_type="odd")
+        place = [frame * (knots[0] - 1) / (n_frames - 1), xy[at, 1] * (knots[1] - 1) / (height - 1),
+                 xy[at, 0] * (knots[2] - 1) / (width - 1)]  # fmt: skip
+        theirs = map_coordinates(padded, np.stack(place) + 1, order=3, prefilter=False, mode="constant")
+        np.testing.assert_allclose(found[..., axis], theirs, atol=1e-12)
+    turned = spline_displacement(mirrored(c), xy * [1, -1] + [0, height - 1], n_frames, (height, width))
+    np.testing.assert_allclose(turned * [1, -1], found, atol=1e-12)
+
+
+@pytest.mark.parametrize("rotate", range(4))
+@pytest.mark.parametrize(("flip_x", "flip_y"), [(0, 0), (1, 0), (0, 1), (1, 1)])
+@pytest.mark.parametrize("suffix", [".mrc", ".tif"])
+@pytest.mark.parametrize("name", list(ORIENTATIONS))
+def test_gain_is_flipped_then_turned_as_arrays_are(tmp_path, name, suffix, flip_x, flip_y, rotate):
+    import mrcfile
+    import tifffile
+
+    gain = np.random.default_rng(4).uniform(0.5, 2, (6, 8)).astype(np.float32)
+    path = tmp_path / f"gain{suffix}"
+    if suffix == ".mrc":
+        mrcfile.write(path, gain)
+    else:
+        tifffile.imwrite(path, gain)
+    expected = gain[:, ::-1] if flip_x else gain
+    expected = np.rot90(expected[::-1] if flip_y else expected, rotate)
+    orientation = ORIENTATIONS[name]
+    settings = oriented_gain(path, bool(flip_x), bool(flip_y), rotate, tmp_path / "movie.tif", orientation)
+    found = load_gain(settings, expected.shape, eer=False)
+    np.testing.assert_array_equal(found, expected if orientation.rows_as_stored else expected[::-1])
+
+
+def test_trajectory_files(tmp_path):
+    motion = np.random.default_rng(5).normal(size=(10, 2))
+    np.save(tmp_path / "a.npy", motion[None])
+    np.save(tmp_path / "b.npy", motion[2:8])
+    np.testing.assert_array_equal(read_rigid(tmp_path / "a.npy", 2, 8, 10), motion[2:8])
+    np.testing.assert_array_equal(read_rigid(tmp_path / "b.npy", 2, 8, 10), motion[2:8])
+    with pytest.raises(InputError, match="has 6 frames, but frames 1 to 9 of 10 were corrected; run motion correction"):
+        read_rigid(tmp_path / "b.npy", 0, 9, 10)
+    with pytest.raises(InputError, match=r"has shape \(6, 2\), not \(2, KZ, KY, KX\)"):
+        read_spline(tmp_path / "b.npy")
+    np.save(tmp_path / "c.npy", np.full((1, 4, 2), np.nan))
+    with pytest.raises(InputError, match="holds values that are not numbers"):
+        read_rigid(tmp_path / "c.npy", 0, 4, 4)
+    with pytest.raises(InputError, match="does not exist; give root"):
+        read_spline(tmp_path / "d.npy")
