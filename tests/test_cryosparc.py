@@ -1,0 +1,399 @@
+"""CryoSPARC projects, made from RELION's by a writer of its own: the same particles, the same trajectories."""
+
+import shutil
+
+import mrcfile
+import numpy as np
+import pytest
+from cryosparc_project import KNOTS, convert, dataset_class
+from job import GIVEN, left_behind, said
+from scipy.interpolate import BSpline
+
+import refmotion_nb as rm
+from refmotion_nb.cli import main
+from refmotion_nb.data.cryosparc_write import read_dose_weights, write_particle_groups
+from refmotion_nb.data.csfile import columns, read_cs, read_csg, table, write_cs
+from refmotion_nb.data.relion_motion import initial_displacement, rigid_displacement
+from refmotion_nb.data.star import read_star
+from refmotion_nb.numerics.projection import euler_to_matrix
+from refmotion_nb.stages.alignment import Alignment, MotionPrior
+
+SAME_A = 1e-3
+MIRRORED_A = 0.05  # a mirrored box holds another outermost row
+PRIOR = MotionPrior(rm.Hyperparameters.from_strengths(1.5, 3000, 2), 0.5)
+
+
+@pytest.fixture(scope="module")
+def projects(tiny, tmp_path_factory):
+    made = {}
+    for name in ("cryosparc", "relion"):
+        folder = tmp_path_factory.mktemp(name)
+        made[name] = convert(tiny.folder, folder, name, container=name == "relion")
+    return made
+
+
+@pytest.fixture(scope="module")
+def from_relion(tiny):
+    return relion(tiny.folder)
+
+
+def relion(folder):
+    reference = rm.Reference(*(folder / f"Ref/{name}.mrc" for name in ("half1", "half2", "mask")))
+    return rm.open_relion(
+        folder / "Extract/particles.star", folder / "MotionCorr/corrected_micrographs.star", reference, folder
+    )
+
+
+@pytest.fixture
+def project(projects, tmp_path):
+    """Copy a project to spoil."""
+    given = projects["cryosparc"]
+    root = shutil.copytree(given["root"], tmp_path / "P1", symlinks=True)
+    return {name: root / path.relative_to(given["root"]) for name, path in given.items()}
+
+
+def trajectories(data, names=None):
+    """Trajectories (particle, frame, 2) Å by micrograph, in the order of the input rows."""
+    session, found = rm.Session(data, threads=2, cache_bytes=1e9), {}
+    settings = Alignment(repair_hot_pixels=False)
+    for name in names or list(session):
+        tracks = session.track(session.micrograph(name, settings), settings, PRIOR).displacement_A
+        found[name] = tracks[np.argsort(session.micrographs[name][1]["row"].values)]
+    return found
+
+
+def edited(path, **changes):
+    """Change columns of a table (``__`` for /); None drops one."""
+    values = columns(read_cs(path))
+    for name, value in changes.items():
+        key = name.replace("__", "/")
+        if value is None:
+            del values[key]
+        else:
+            values[key] = value(values[key]) if callable(value) else value
+    write_cs(path, table(values))
+
+
+# the same data by both entrances
+
+
+def test_everything_is_read(projects, from_relion):
+    data = rm.open_cryosparc(**projects["relion"])
+    ours, theirs = (d.particles.sortby("row") for d in (data, from_relion))
+    for name in ("row", "micrograph", "half", "reference"):
+        assert (ours[name].values == theirs[name].values).all(), name
+    for name in ("origin", "defocus_u", "defocus_v", "defocus_angle", "ctf_scale", "scale", "phase_shift"):
+        np.testing.assert_allclose(ours[name].values, theirs[name].values, rtol=2e-6, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(*(euler_to_matrix(d["euler"].values) for d in (ours, theirs)), atol=1e-6)
+    for movie, other in zip(data.movies, from_relion.movies):
+        for name in ("n_frames", "height", "width", "voltage_kV", "first_frame", "micrograph", "binning"):
+            assert getattr(movie, name) == getattr(other, name), name
+        assert np.isclose(movie.dose_per_frame_e_A2, other.dose_per_frame_e_A2)
+        np.testing.assert_allclose(rigid_displacement(movie), rigid_displacement(other), atol=1e-6)
+        assert movie.background.name == f"{movie.micrograph}_background.mrc"
+    (optics,), (relions,) = data.optics, from_relion.optics
+    assert (optics.voltage_kV, optics.box_size) == (relions.voltage_kV, relions.box_size)
+    assert optics.magnification == ((1, 0), (0, 1)) and not optics.odd_zernike and not optics.even_zernike
+
+
+@pytest.mark.parametrize(("name", "tolerance_A"), [("relion", SAME_A), ("cryosparc", MIRRORED_A)])
+def test_the_same_trajectories(projects, from_relion, name, tolerance_A):
+    ours, theirs = trajectories(rm.open_cryosparc(**projects[name])), trajectories(from_relion)
+    sign = [1, 1 if name == "relion" else -1]
+    assert list(ours) == list(theirs)
+    for micrograph, tracks in theirs.items():
+        assert np.abs(ours[micrograph] * sign - tracks).max() < tolerance_A
+        assert np.abs(tracks).max() > 5
+
+
+def test_the_same_trajectories_on_the_shared_data(test_data, tmp_path):
+    folder = test_data / "apoferritin"
+    data = rm.open_cryosparc(**convert(folder, tmp_path, "relion"))
+    names = ["mic0000", "mic0003"]
+    ours, theirs = trajectories(data, names), trajectories(relion(folder), names)
+    for name in names:
+        assert np.abs(ours[name] - theirs[name]).max() < SAME_A and len(ours[name]) > 30
+
+
+def test_the_same_particles(projects, from_relion, tmp_path):
+    """Stacks of both entrances, written with the same priors and weights."""
+    data = {"relion": from_relion, "cryosparc": rm.open_cryosparc(**projects["relion"])}
+    settings = {"repair_hot_pixels": False, "spatial_strength": 1.5, "correlation_distance": 3000.0,
+                "acceleration_strength": 2.0}  # fmt: skip
+    for name, one in data.items():
+        assert rm.Job(one, tmp_path / name, dict(settings), threads=2).run()
+    for micrograph in ("mic0000", "mic0001"):
+        ours, theirs = (mrcfile.read(tmp_path / name / f"Particles/{micrograph}.mrcs") for name in data)
+        order = [[int(v.split("@")[0]) - 1 for v in read_star(tmp_path / name / "particles.star")["particles"]
+                  ["rlnImageName"] if micrograph in v] for name in data]  # fmt: skip
+        np.testing.assert_allclose(ours[order[0]], theirs[order[1]], rtol=1e-3, atol=2e-3 * ours.std())
+
+
+# which way up
+
+
+@pytest.mark.parametrize("name", ["cryosparc", "relion"])
+def test_the_orientation_is_found_and_named(projects, name):
+    found = rm.survey_cryosparc(**projects[name])
+    assert found.ok and any(note.startswith(f"orientation {name}: particles resemble") for note in found.notes)
+    assert all(movie.rows_as_stored == (name == "cryosparc") for movie in found.dataset.movies)
+    told = rm.open_cryosparc(**projects[name], orientation=name)
+    assert told.particles.identical(found.dataset.particles)
+
+
+def test_an_orientation_that_is_not_confirmed_is_said(project):
+    edited(project["root"] / PASS, location__center_x_frac=lambda v: 1 - v)
+    found = rm.survey_cryosparc(**project)
+    assert any(note.startswith("orientation cryosparc is taken, but not confirmed") for note in found.notes)
+
+
+# smooth local motion, against the motion it was made from
+
+
+def local_motion(xy, frame, n_frames, size):
+    """Some smooth motion (particle, frame, 2) px of RELION's frame: it bends over the field and slows down."""
+    x, y = (xy / size - 0.5).T[:, :, None]
+    t = 1 - np.exp(-3 * frame / n_frames)
+    return np.stack([(2 + 3 * x - 2 * y**2) * t, (-1 + 2 * x * y + 4 * y) * t], axis=-1)
+
+
+def fitted(n_frames, height, width):
+    """Coefficients (2, KZ, KY, KX) on Structura's knots, by least squares on a grid, axis by axis."""
+    frame, y, x = np.arange(n_frames), np.linspace(0, height - 1, 40), np.linspace(0, width - 1, 40)
+    grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    values = local_motion(grid, frame, n_frames, np.array([width, height])).reshape(40, 40, n_frames, 2)
+    out = np.empty((2, *KNOTS))
+    for axis in range(2):
+        v = values[..., axis].transpose(2, 0, 1)
+        for place, samples, k in ((frame, n_frames, KNOTS[0]), (y, height, KNOTS[1]), (x, width, KNOTS[2])):
+            v = np.moveaxis(np.tensordot(solver(place, samples, k), v, (1, 0)), 0, -1)
+        out[axis] = v
+    return out
+
+
+def solver(place, samples, k):
+    """The matrix from values at ``place`` to K coefficients; two more follow from odd reflection."""
+    basis = np.stack([cubic(place * (k - 1) / (samples - 1) - knot) for knot in range(-1, k + 1)], axis=1)
+    extend = np.zeros((k + 2, k))
+    extend[1:-1] = np.eye(k)
+    extend[0, :2], extend[-1, -2:] = [2, -1], [-1, 2]
+    return np.linalg.pinv(basis @ extend)
+
+
+def cubic(u):
+    """Evaluate the cubic B-spline about 0."""
+    return np.nan_to_num(BSpline.basis_element(np.arange(-2, 3.0), extrapolate=False)(u))
+
+
+@pytest.mark.parametrize("name", ["cryosparc", "relion"])
+def test_splines_give_the_motion_they_were_made_from(tiny, tmp_path, name):
+    s = tiny.settings
+    height, width = s.shape
+    coefficients = fitted(s.n_frames, height, width)
+    data = rm.open_cryosparc(
+        **convert(tiny.folder, tmp_path, name, spline={"mic0000": coefficients, "mic0001": -coefficients}),
+        orientation=name,
+    )
+    for sign, (movie, particles) in zip((1, -1), data.micrographs()):
+        xy = particles["coordinate"].values / movie.pixel_size_A
+        local = (
+            initial_displacement(movie, particles["coordinate"].values) - rigid_displacement(movie)
+        ) / s.pixel_size_A
+        if name == "cryosparc":  # seen in rows as stored
+            xy, local = xy * [1, -1] + [0, height - 1], local * [1, -1]
+        truth = sign * local_motion(xy, np.arange(s.n_frames), s.n_frames, np.array([width, height]))
+        assert np.abs(truth).max() > 2
+        np.testing.assert_allclose(local, truth, atol=0.1)  # as far as so few knots can follow
+        assert np.sqrt(np.mean((local - truth) ** 2)) < 0.03
+
+
+def test_a_spline_of_zeros_is_none(projects):
+    data = rm.open_cryosparc(**projects["relion"], orientation="relion")
+    assert all(movie.spline_motion is not None and not movie.spline_motion.any() for movie in data.movies)
+    for movie, particles in data.micrographs():
+        found = initial_displacement(movie, particles["coordinate"].values)
+        np.testing.assert_array_equal(found, np.broadcast_to(rigid_displacement(movie), found.shape))
+
+
+# what is written
+
+
+@pytest.fixture(scope="module")
+def finished(projects, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    assert main(["run", *command(projects["cryosparc"]), "--out", str(out), "--threads", "2", *GIVEN]) == 0
+    return out
+
+
+def command(project):
+    return ["--exposures", str(project["exposures"]), "--particles", str(project["particles"]), "--volume",
+            str(project["volumes"]), "--root", str(project["root"])]  # fmt: skip
+
+
+def test_the_official_reader_loads_what_is_written(finished, projects):
+    given, found = read_cs(projects["cryosparc"]["particles"]), dataset_class().load(finished / "particles.cs")
+    assert len(found) == len(given) == 24
+    assert {"blob", "ctf", "alignments3D", "location", "motion"} <= set(found.prefixes())
+    at = {int(uid): i for i, uid in enumerate(given["uid"])}
+    order = [at[int(uid)] for uid in found["uid"]]
+    for name in ("alignments3D/split", "alignments3D/pose", "alignments3D/error", "ctf/df1_A", "ctf/df_angle_rad"):
+        assert (found[name] == given[name][order]).all(), name
+    group = read_csg(finished / "particles.csg")
+    assert group.kind == "particle" and set(group.results) == {"blob", "ctf", "alignments3D", "location", "motion"}
+    assert all(path == finished / "particles.cs" and n == 24 for path, _, n in group.results.values())
+
+
+def test_images_and_trajectories_are_where_the_table_says(finished, projects):
+    found = dataset_class().load(finished / "particles.cs")
+    for row in found.rows():
+        assert row["blob/path"].startswith(">Particles/") and row["motion/path"].startswith(">Motion/")
+        stack = finished / row["blob/path"][1:]
+        with mrcfile.open(stack) as file:
+            assert row["blob/idx"] < len(file.data) and tuple(row["blob/shape"]) == file.data.shape[1:]
+            assert np.isclose(file.voxel_size.x, row["blob/psize_A"])
+        motion = np.load(finished / row["motion/path"][1:])
+        assert motion.dtype == np.float32 and motion.shape == (12, row["motion/frame_end"], 2)
+    location = np.stack([found["location/center_x_frac"], found["location/center_y_frac"]], 1)
+    assert ((location > 0) & (location < 1)).all()
+    assert len({(row["blob/path"], int(row["blob/idx"])) for row in found.rows()}) == 24
+
+
+def test_recentred_particles_stay_where_they_are(finished, projects):
+    """Location less shift is where the particle sits; recentring moves both."""
+    data = rm.open_cryosparc(**projects["cryosparc"], orientation="cryosparc")
+    given = data.particles.sortby("row")
+    found = read_cs(finished / "particles.cs")
+    size = found["location/micrograph_shape"][:, ::-1] * found["location/micrograph_psize_A"][:, None]
+    frac = np.stack([found["location/center_x_frac"], found["location/center_y_frac"]], 1)
+    shift = found["alignments3D/shift"] * found["alignments3D/psize_A"][:, None]
+    np.testing.assert_allclose(frac * size - shift, given["coordinate"].values - given["origin"].values, atol=1e-3)
+    assert np.abs(shift).max() <= 0.5 * data.movies[0].pixel_size_A + 1e-6
+
+
+def test_results_are_input_again(finished, project):
+    """The written group, read with the same exposures and volume, names the same particles."""
+    again = rm.open_cryosparc(**(project | {"particles": finished / "particles.csg"}), orientation="cryosparc")
+    first = rm.open_cryosparc(**project, orientation="cryosparc")
+    for name in ("half", "micrograph"):
+        assert (again.particles[name].values == first.particles[name].values).all()
+    place = [d.particles["coordinate"].values - d.particles["origin"].values for d in (again, first)]
+    np.testing.assert_allclose(*place, atol=1e-3)
+
+
+def test_relion_input_is_written_for_cryosparc_too(from_relion, tiny, tmp_path):
+    job = rm.Job(from_relion, tmp_path, {"spatial_strength": 1.5, "correlation_distance": 3000.0,
+                                         "acceleration_strength": 2.0}, threads=2)  # fmt: skip
+    assert job.run()
+    found = dataset_class().load(tmp_path / "particles.cs")
+    given = from_relion.particles.sortby("row")
+    assert (found["alignments3D/split"] + 1 == given["half"].values).all()
+    np.testing.assert_allclose(found["ctf/df1_A"], given["defocus_u"].values, rtol=1e-6)
+    assert len(np.unique(found["uid"])) == 24 and len(np.unique(found["location/micrograph_uid"])) == 2
+
+
+def test_the_hyperparameter_group(finished, tmp_path):
+    (row,) = dataset_class().load(finished / "hyperparams.cs").rows()
+    assert row["refmotion_hyperparameters/correlation_distance"] == 3000
+    assert list(dataset_class().load(finished / "hyperparams.cs").fields())[3] == "refmotion_doseweights/psize_A"
+    fcc, weights = np.load(finished / "refm_fcc.npy"), np.load(finished / "refm_empirical_dw.npy")
+    assert weights.shape == (8, 2 * fcc.shape[1]) and fcc.shape[0] == 8
+    found, frequency = read_dose_weights(finished / "refm_empirical_dw.npy")
+    assert (found == weights).all() and frequency[fcc.shape[1]] == pytest.approx(0.5 / 1.6)
+    shutil.copytree(finished, tmp_path / "copy")
+    np.save(tmp_path / "copy/refm_fcc.npy", fcc[:, :-1])
+    with pytest.raises(rm.InputError, match="twice the bins, else their frequencies are not known"):
+        read_dose_weights(tmp_path / "copy/refm_empirical_dw.npy")
+
+
+def test_nothing_to_write(from_relion, tmp_path):
+    with pytest.raises(rm.InputError, match="no particles to write"):
+        write_particle_groups(tmp_path, from_relion, {})
+
+
+# the command line
+
+
+def test_check(projects, capsys):
+    assert main(["check", *command(projects["relion"])]) == 0
+    out = capsys.readouterr().out
+    assert "CryoSPARC project in" in out and "Ready to process." in out and "all particles have the same scale" in out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: [*c, "--micrographs", "m.star"], "both --exposures (CryoSPARC) and --micrographs (RELION)"),
+        (lambda c: [*c, "--half1", "a.mrc"], "--half1 does not go with CryoSPARC's --exposures; give --volume"),
+        (lambda c: c[2:4], "no movies; give --micrographs (RELION) or --exposures (CryoSPARC)"),
+        (lambda c: c[:4], "no volume given; give the volume of a refinement"),
+    ],
+)
+def test_options_that_do_not_go_together(projects, tmp_path, capsys, change, message):
+    assert main(["run", *change(command(projects["cryosparc"])), "--out", str(tmp_path / "out")]) == 1
+    lines = said(capsys)
+    assert len(lines) == 1 and message in lines[0]
+    assert not left_behind(tmp_path / "out")
+
+
+# bad input
+
+
+def bad(path, **changes):
+    return lambda project: edited(project["root"] / path, **changes)
+
+
+def gone(path):
+    return lambda project: (project["root"] / path).unlink()
+
+
+def swapped(pattern, array):
+    return lambda project: np.save(next((project["root"] / "J2/motioncorrected").glob(pattern)), array)
+
+
+EXPOSURES, PARTICLES, PASS = "J2/exposures.cs", "J5/particles.cs", "J5/J5_passthrough_particles.cs"
+BAD = {
+    "no motion": (bad(EXPOSURES, rigid_motion__path=None), r"exposures.cs lacks rigid_motion/path; give the exposures"),
+    "no dose": (bad(EXPOSURES, mscope_params__total_dose_e_per_A2=lambda v: v * 0), r"has no total dose in .*; give dose"),
+    "other pixels": (bad(EXPOSURES, rigid_motion__psize_A=lambda v: v * 2), r"rigid_motion is in pixels of 3.2 Å, the movie"),
+    "no rigid file": (gone("J2/motioncorrected/mic0000_rigid_traj.npy"), r"mic0000_rigid_traj.npy does not exist; give root"),
+    "short motion": (swapped("mic0001_rigid*", np.zeros((1, 3, 2))), r"has 3 frames, but frames 1 to 8 of 8 were corrected"),
+    "flat spline": (swapped("mic0001_spline*", np.zeros((2, 3, 3))), r"has shape \(2, 3, 3\), not \(2, KZ, KY, KX\)"),
+    "frames": (bad(EXPOSURES, rigid_motion__frame_end=lambda v: v + 4), r"frames 1 to 12 were corrected, but it has 8"),
+    "no movie": (lambda p: [m.unlink() for m in (p["root"] / "J1/imported").glob("*.tif")], r"2 of 2 movies not found in"),
+    "no gain": (gone("J1/imported/gain.mrc"), r"gain reference J1/imported/gain.mrc not found in"),
+    "no pose": (bad(PARTICLES, alignments3D__pose=None), r"particles.cs lacks alignments3D/pose; give the particles of"),
+    "no location": (gone(PASS), r"lacks location/micrograph_uid, .*with their passthrough file"),
+    "split": (bad(PARTICLES, alignments3D__split=lambda v: v + 1), r"row 2, .* has no half set"),
+    "one half": (bad(PARTICLES, alignments3D__split=lambda v: v * 0), r"all particles are of one half set"),
+    "nan": (bad(PARTICLES, alignments3D__shift=lambda v: v * np.nan), r"row 1, 2, 3 and 21 more has a value that is not a"),
+    "other exposures": (bad(PASS, location__micrograph_uid=lambda v: v + np.uint64(1)), r"no particle can be used"),
+    "no half map": (gone("J5/J5_volume_map_half_A.mrc"), r"half map 1 not found"),
+    "damaged": (lambda p: (p["root"] / PARTICLES).write_bytes(b"\x93NUMPYxx"), r"particles.cs is damaged or not a"),
+    "duplicates": (bad(PARTICLES, uid=lambda v: np.full_like(v, 7)), r"uid 7 is listed 24 times; remove duplicates"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(BAD))
+def test_bad_input_is_one_clear_line(project, kind):
+    spoil, message = BAD[kind]
+    spoil(project)
+    with pytest.raises(rm.InputError, match=message) as error:
+        rm.open_cryosparc(**project)
+    assert len(str(error.value).splitlines()) <= 2, error.value
+
+
+def test_particles_of_another_job_are_told(project):
+    moved = shutil.move(project["root"] / "J5/J5_volume.cs", project["root"] / "J9_volume.cs")
+    edited(moved, map_half_A__path=["J9/a.mrc"], map_half_B__path=["J9/b.mrc"])
+    notes = rm.survey_cryosparc(**(project | {"volumes": moved})).notes
+    assert any("is of job J5, its volume of J9; poses and half sets should be those" in note for note in notes)
+
+
+def test_two_references_belong_to_two_particle_files(project):
+    data = rm.open_cryosparc(
+        project["exposures"], [project["particles"]] * 2, [project["volumes"]] * 2, root=project["root"],
+        orientation="cryosparc",
+    )  # fmt: skip
+    assert len(data.references) == 2 and (np.bincount(data.particles["reference"].values) == 24).all()
+    with pytest.raises(rm.InputError, match="2 particle files for 1 volumes; give one for each"):
+        rm.open_cryosparc(project["exposures"], [project["particles"]] * 2, project["volumes"], root=project["root"])
