@@ -90,7 +90,7 @@ def test_everything_is_read(projects, from_relion):
             assert getattr(movie, name) == getattr(other, name), name
         assert np.isclose(movie.dose_per_frame_e_A2, other.dose_per_frame_e_A2)
         np.testing.assert_allclose(rigid_displacement(movie), rigid_displacement(other), atol=1e-6)
-        assert movie.background.name == f"{movie.micrograph}_background.mrc"
+        assert movie.background.path.name == f"{movie.micrograph}_background.mrc"
     (optics,), (relions,) = data.optics, from_relion.optics
     assert (optics.voltage_kV, optics.box_size) == (relions.voltage_kV, relions.box_size)
     assert optics.magnification == ((1, 0), (0, 1)) and not optics.odd_zernike and not optics.even_zernike
@@ -145,6 +145,17 @@ def test_an_orientation_that_is_not_confirmed_is_said(project):
     edited(project["root"] / PASS, location__center_x_frac=lambda v: 1 - v)
     found = rm.survey_cryosparc(**project)
     assert any(note.startswith("orientation cryosparc is taken, but not confirmed") for note in found.notes)
+
+
+def test_the_background_is_subtracted(project, projects):
+    """One that varies changes the patches, one that is level does not."""
+    for file in (project["root"] / "J2/motioncorrected").glob("*_background.mrc"):
+        mrcfile.write(file, np.linspace(0.5, 1.5, 256, dtype=np.float32).reshape(16, 16), overwrite=True)
+    settings, power = Alignment(repair_hot_pixels=False), []
+    for one in (projects["cryosparc"], project):
+        session = rm.Session(rm.open_cryosparc(**one, orientation="cryosparc"), threads=2)
+        power.append(session.micrograph("mic0000", settings).noise_power)
+    assert power[1][1] > 1.2 * power[0][1] and np.allclose(power[0][20:], power[1][20:], rtol=0.02)
 
 
 # smooth local motion, against the motion it was made from
@@ -357,6 +368,7 @@ BAD = {
     "other pixels": (bad(EXPOSURES, rigid_motion__psize_A=lambda v: v * 2), r"rigid_motion is in pixels of 3.2 Å, the movie"),
     "no rigid file": (gone("J2/motioncorrected/mic0000_rigid_traj.npy"), r"mic0000_rigid_traj.npy does not exist; give root"),
     "short motion": (swapped("mic0001_rigid*", np.zeros((1, 3, 2))), r"has 3 frames, but frames 1 to 8 of 8 were corrected"),
+    "no background": (gone("J2/motioncorrected/mic0001_background.mrc"), r"mic0001_background.mrc, the background of a mo"),
     "flat spline": (swapped("mic0001_spline*", np.zeros((2, 3, 3))), r"has shape \(2, 3, 3\), not \(2, KZ, KY, KX\)"),
     "frames": (bad(EXPOSURES, rigid_motion__frame_end=lambda v: v + 4), r"frames 1 to 12 were corrected, but it has 8"),
     "no movie": (lambda p: [m.unlink() for m in (p["root"] / "J1/imported").glob("*.tif")], r"2 of 2 movies not found in"),

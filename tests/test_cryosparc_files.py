@@ -12,11 +12,12 @@ from refmotion_nb.data.cryosparc_files import locate, read_reference, read_rows
 from refmotion_nb.data.cryosparc_motion import ORIENTATIONS, oriented_gain, read_rigid, read_spline
 from refmotion_nb.data.cryosparc_particles import NEEDED, aberrations, aberrations_A, euler_to_pose, pose_to_euler
 from refmotion_nb.data.csfile import merge, names, read_cs, read_csg, read_group, table, text, write_cs, write_csg
-from refmotion_nb.data.detector import load_gain
+from refmotion_nb.data.detector import load_background, load_gain
 from refmotion_nb.data.maps import write_map
-from refmotion_nb.data.schema import InputError, Optics
+from refmotion_nb.data.schema import Background, InputError, Optics
 from refmotion_nb.data.spline_motion import mirrored, spline_displacement
 from refmotion_nb.numerics.ctf import aberration_phases, wavelength_A
+from refmotion_nb.numerics.patches import PatchSpectra, background_patches
 from refmotion_nb.numerics.projection import euler_to_matrix
 
 # every column of the real files and what becomes of it
@@ -299,3 +300,46 @@ def test_trajectory_files(tmp_path):
         read_rigid(tmp_path / "c.npy", 0, 4, 4)
     with pytest.raises(InputError, match="does not exist; give root"):
         read_spline(tmp_path / "d.npy")
+
+
+# background
+
+
+def test_a_background_is_subtracted_from_patches():
+    rng = np.random.default_rng(6)
+    height, width, box = 96, 128, 32
+    y, x = np.mgrid[:height, :width]
+    bright = 1 + 0.3 * (x / width - 0.5) - 0.2 * (y / height - 0.5)  # linear, so that a coarse grid holds all of it
+    coarse = bright.reshape(12, 8, 16, 8).mean((1, 3)).astype(np.float32)
+    noise = rng.normal(0, 0.1, (height, width))
+    noise -= noise[::7, ::7].mean()
+    level = 5 / bright[::7, ::7].mean()
+    corners = np.array([[10, 20], [80, 50], [40, 33]])
+    gain = np.ones((height, width), np.float32)
+    with_it, without = (PatchSpectra.empty(3, 1, box) for _ in range(2))
+    with_it.add_frame(0, (noise + level * bright).astype(np.float32), gain, corners, coarse / bright[::7, ::7].mean())
+    without.add_frame(0, noise.astype(np.float32), gain, corners)
+    for p in range(3):
+        found, expected = with_it.spectrum(p, 0), without.spectrum(p, 0)
+        assert np.abs(found - expected).max() < 2e-3 * np.abs(expected).max()
+    cut = background_patches(coarse, (height, width), corners, box)
+    np.testing.assert_allclose(cut[2], bright[33 : 33 + box, 40 : 40 + box], atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".mrc", ".npy"])
+def test_background_files(tmp_path, suffix):
+    import mrcfile
+
+    image = np.random.default_rng(7).uniform(1, 2, (6, 8)).astype(np.float32)
+    path = tmp_path / f"b{suffix}"
+    for factor in (1.0, 40.0):  # sum or mean of frames: only the shape counts
+        np.save(path, image * factor) if suffix == ".npy" else mrcfile.write(
+            path, image * np.float32(factor), overwrite=True
+        )
+        np.testing.assert_allclose(load_background(Background(path)), image / image.mean(), rtol=1e-6)
+        np.testing.assert_allclose(load_background(Background(path, True)), image[::-1] / image.mean(), rtol=1e-6)
+    np.save(tmp_path / "zero.npy", image * 0)
+    with pytest.raises(InputError, match="the mean of the background is 0, not positive"):
+        load_background(Background(tmp_path / "zero.npy"))
+    with pytest.raises(InputError, match=r"none\.npy is not a readable background"):
+        load_background(Background(tmp_path / "none.npy"))

@@ -15,7 +15,7 @@ from refmotion_nb.data.cryosparc_motion import Orientation, in_frame, oriented_g
 from refmotion_nb.data.csfile import names, text
 from refmotion_nb.data.relion_micrographs import MovieSet, Options, short_names, usable_movies
 from refmotion_nb.data.relion_motion import regroup_eer
-from refmotion_nb.data.schema import Gain, InputError, Movie
+from refmotion_nb.data.schema import Background, Gain, InputError, Movie
 
 WANTED = ("movie_blob/path", "movie_blob/shape", "movie_blob/psize_A", "rigid_motion/path", "rigid_motion/psize_A")
 ALSO = ("mscope_params/accel_kv", "mscope_params/total_dose_e_per_A2", "gain_ref_blob/path", "spline_motion/path",
@@ -96,6 +96,8 @@ def _movie(
     background, defects = (
         _optional(row, name, table, root) for name in ("background_blob/path", "mscope_params/defect_path")
     )
+    if background is not None and not background.is_file():
+        raise InputError(f"{background}, the background of a movie, was not found; give root, or correct motion again")
     movie = Movie(
         micrograph=short, path=path.absolute(), n_frames=last - first, height=height, width=width, pixel_size_A=pixel,
         dose_per_frame_e_A2=_dose(row, path, table, n_in_movie, options),
@@ -104,7 +106,8 @@ def _movie(
         binning=micrograph / pixel, first_frame=first, gain=_gain(row, path, table, root, options, orientation),
         defects=defects if defects is not None and defects.suffix.lower() in (".mrc", ".tif", ".tiff") else None,
         eer_upsampling=upsampling, eer_grouping=grouping, global_shift=-rigid, spline_motion=spline,
-        rows_as_stored=orientation.rows_as_stored, background=background,
+        rows_as_stored=orientation.rows_as_stored,
+        background=None if background is None else Background(background, orientation.y_reversed),
     )  # fmt: skip
     if options.eer_fractions and path.suffix.lower() == ".eer":
         return regroup_eer(movie, max(1, round(movie.n_frames * grouping / options.eer_fractions)))

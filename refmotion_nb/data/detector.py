@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 
 from refmotion_nb.data.eer import is_eer
 from refmotion_nb.data.movies import read_image
-from refmotion_nb.data.schema import Gain, InputError, Movie
+from refmotion_nb.data.schema import Background, Gain, InputError, Movie
 
 _FEWEST = 7  # good neighbours within reach; a pixel with fewer borrows from the nearest good pixels further away
 _SOURCES = 24  # neighbours remembered per bad pixel
@@ -174,6 +174,25 @@ def load_gain(gain: Gain, shape: tuple[int, int], eer: bool) -> np.ndarray:
         mean = np.float32(fitted.mean(dtype=np.float64))  # as RELION: defects count
         np.divide(mean, fitted, out=fitted, where=fitted != 0)
     return fitted
+
+
+def load_background(background: Background) -> np.ndarray:
+    """Read how bright the field is, (ky, kx) float32 on a coarse grid, in the rows of the movie, with mean 1.
+
+    Raises InputError where it cannot be read or is not a positive level on average.
+    """
+    path = Path(background.path)
+    try:
+        image = np.load(path, allow_pickle=False) if path.suffix == ".npy" else read_image(path, flip_tiff=False)
+        image = np.asarray(image, np.float32).reshape(image.shape[-2:])
+    except InputError:
+        raise
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is not a readable background ({error}); run motion correction again") from None
+    level = float(image.mean(dtype=np.float64))
+    if not (np.isfinite(level) and level > 0):
+        raise InputError(f"{path}: the mean of the background is {level:g}, not positive; run motion correction again")
+    return (image[::-1] if background.rows_reversed else image) / np.float32(level)
 
 
 def _resample(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray | None:

@@ -55,6 +55,14 @@ class Gain:
 
 
 @dataclass(frozen=True)
+class Background:
+    """An image of how bright the field is, coarsely sampled; its scale does not matter."""
+
+    path: Path
+    rows_reversed: bool = False  # against the rows of the movie as read
+
+
+@dataclass(frozen=True)
 class Movie:
     """One movie with what motion correction found out about it."""
 
@@ -78,7 +86,7 @@ class Movie:
     local_motion: np.ndarray | None = None  # (36,) RELION's third-order polynomial, 18 for x then 18 for y
     spline_motion: np.ndarray | None = None  # (2, KZ, KY, KX) px: B-spline of the local displacement, x, y
     rows_as_stored: bool = False  # TIFF rows are not flipped; all positions and poses are CryoSPARC's
-    background: Path | None = None  # smooth background of the micrograph, (height, width) coarsely sampled
+    background: Background | None = None  # subtracted from every frame
 
     @property
     def dose_edges(self) -> np.ndarray:

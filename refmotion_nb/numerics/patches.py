@@ -65,12 +65,22 @@ class PatchSpectra:
         """Number of frames."""
         return self.stored.shape[1]
 
-    def add_frame(self, f: int, frame: np.ndarray, gain: np.ndarray, corners: np.ndarray, chunk: int = 16) -> None:
-        """Cut, transform and store the patches of frame ``f`` at ``corners`` (particle, 2); safe from several threads."""
+    def add_frame(
+        self, f: int, frame: np.ndarray, gain: np.ndarray, corners: np.ndarray, background: np.ndarray | None = None,
+        chunk: int = 16,
+    ) -> None:  # fmt: skip
+        """Cut, transform and store the patches of frame ``f`` at ``corners`` (particle, 2); safe from several threads.
+
+        A ``background`` on a coarse grid (ky, kx), in units of the mean count, is subtracted.
+        """
+        if background is not None:
+            background = background * mean_count(frame, gain)
         for start in range(0, self.n_particles, chunk):
             part = slice(start, min(start + chunk, self.n_particles))
             patches = np.empty((part.stop - part.start, self.box, self.box), np.float32)
             cut_patches_kernel(frame, gain, corners[part], patches)
+            if background is not None:  # contrast is inverted
+                patches += background_patches(background, frame.shape, corners[part], self.box)
             spectrum = fft.rfft2(patches, norm="forward", workers=1)
             packed = np.empty((*spectrum.shape, 2), np.int16)
             scale = np.empty(len(patches), np.float32)
@@ -82,6 +92,24 @@ class PatchSpectra:
         """Return one transform (box, box // 2 + 1) complex64."""
         pair = self.stored[p, f].astype(np.float32) * self.scale[p, f]
         return pair[..., 0] + 1j * pair[..., 1]
+
+
+def mean_count(frame: np.ndarray, gain: np.ndarray, step: int = 7) -> np.float32:
+    """Return the mean count of a frame (height, width) times gain, from some of its pixels."""
+    return np.float32((frame[::step, ::step].astype(np.float32) * gain[::step, ::step]).mean(dtype=np.float64))
+
+
+def background_patches(coarse: np.ndarray, shape: tuple[int, ...], corners: np.ndarray, box: int) -> np.ndarray:
+    """Return the patches (particle, box, box) at ``corners`` x y of an image (ky, kx) spread linearly over ``shape``."""
+    y = _linear(corners[:, 1, None] + np.arange(box), shape[0], coarse.shape[0])
+    x = _linear(corners[:, 0, None] + np.arange(box), shape[1], coarse.shape[1])
+    return y @ coarse.astype(np.float32) @ x.transpose(0, 2, 1)
+
+
+def _linear(pixel: np.ndarray, size: int, n: int) -> np.ndarray:
+    """Weights (particle, pixel, n) of ``n`` equal cells along an axis of ``size`` pixels; constant beyond the last centres."""
+    u = np.clip((pixel + 0.5) * n / size - 0.5, 0, n - 1)
+    return np.clip(1 - np.abs(u[..., None] - np.arange(n)), 0, None).astype(np.float32)
 
 
 def particle_power(spectra: PatchSpectra, threads: int = 1, half_plane: bool = False) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import xarray as xr
 
-from refmotion_nb.data.detector import load_detector, load_gain
+from refmotion_nb.data.detector import load_background, load_detector, load_gain
 from refmotion_nb.data.eer import is_eer
 from refmotion_nb.data.movies import open_movie
 from refmotion_nb.data.relion_motion import initial_displacement, rigid_displacement
@@ -49,8 +49,8 @@ def place(movie: Movie, particles: xr.Dataset, reference: PreparedReference, rec
 def read_spectra(movie: Movie, placement: Placement, follow: bool, repair: bool, threads: int) -> PatchSpectra:
     """Read a movie frame by frame and return the transforms of its patches.
 
-    ``follow`` cuts each frame's patches where motion correction saw the particle, else all at one place; ``repair``
-    replaces hot and defect pixels.
+    ``follow`` cuts each frame's patches where motion correction saw the particle, less the background of the movie, else
+    all at one place as they are; ``repair`` replaces hot and defect pixels.
 
     Raises
     ------
@@ -65,15 +65,15 @@ def read_spectra(movie: Movie, placement: Placement, follow: bool, repair: bool,
     gain = detector.gain if detector else _gain(movie)  # that of a detector is repaired as well
     if gain is None:
         gain = np.ones((movie.height, movie.width), np.float32)
+    background = load_background(movie.background) if movie.background and follow else None
     with open_movie(movie) as reader:
 
         def one_frame(f: int) -> None:
             frame = reader.frame(f)
             if detector:
                 frame = detector.repair(frame, f)
-            spectra.add_frame(
-                f, frame, gain, patch_corners(placement.centre_px, placement.box, spectra.offset_px[:, f])
-            )
+            corners = patch_corners(placement.centre_px, placement.box, spectra.offset_px[:, f])
+            spectra.add_frame(f, frame, gain, corners, background)
 
         if threads <= 1:
             for f in range(movie.n_frames):
