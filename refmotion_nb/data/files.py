@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from refmotion_nb.data.schema import InputError
@@ -26,6 +27,14 @@ def atomic(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, older_than_s: float = 3600.0) -> None:
+    """Remove what killed runs left of ``atomic`` in a folder; younger ones may belong to a run that is still going."""
+    for path in folder.glob(".*.????????.*"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > older_than_s:
+                path.unlink()
 
 
 def read_text(path: str | Path) -> str:

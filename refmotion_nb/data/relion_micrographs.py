@@ -184,7 +184,7 @@ def _wrong_frame_count(
         return wrong
     named = [f"{read[i].micrograph} ({read[i].n_frames})" for i in wrong if i in needed]
     problems.append(f"{len(named)} of {sum(counts.values())} movies do not have {usual} frames: {listed(named)}; "
-                    "use skip_movies_with_wrong_frame_count or mixed_frame_counts")  # fmt: skip
+                    "use skip_movies_with_wrong_frame_count")  # fmt: skip
     return {}
 
 

@@ -275,8 +275,9 @@ def read_hyperparameters(path: str | Path) -> dict[str, Any]:
     InputError
         The file is not JSON, or a hyperparameter is missing or not a positive number.
     """
+    text = read_text(path)
     try:
-        values = json.loads(read_text(path))
+        values = json.loads(text)
         found = {
             name: float("nan" if values[name] is None else values[name]) for name in _HYPERPARAMETERS if name in values
         }

@@ -34,11 +34,16 @@ def slice_kernel(ft, padding, k_max, to_map, shift, k, out):
     limit = zc
     x_limit = ft.shape[2] - 1
     limit2 = (padding * k_max) ** 2 * (1 + 1e-9)
+    ramp_x = np.empty(k + 1, np.complex64)
     for p in range(out.shape[0]):
         m = to_map[p]
+        for j in range(k + 1):
+            phase = -2 * math.pi * shift[p, 0] * j
+            ramp_x[j] = complex(math.cos(phase), math.sin(phase))
         for i in range(2 * k + 1):
             ky = float(i - k)
-            phase_y = -2 * math.pi * shift[p, 1] * ky
+            phase = -2 * math.pi * shift[p, 1] * ky
+            ramp_y = np.complex64(complex(math.cos(phase), math.sin(phase)))
             for j in range(k + 1):
                 kx = float(j)
                 x = padding * (m[0, 0] * kx + m[0, 1] * ky)
@@ -70,8 +75,7 @@ def slice_kernel(ft, padding, k_max, to_map, shift, k, out):
                 value = c0 + fz * (c1 - c0)
                 if conjugate:
                     value = np.conj(value)
-                phase = phase_y - 2 * math.pi * shift[p, 0] * kx
-                out[p, i, j] = value * complex(math.cos(phase), math.sin(phase))
+                out[p, i, j] = value * (ramp_x[j] * ramp_y)
 
 
 @_jit
@@ -84,34 +88,31 @@ def cut_patches_kernel(frame, gain, corners, out):
         for i in range(box):
             yy = min(max(y0 + i, 0), height - 1)
             if x0 >= 0 and x0 + box <= width:
+                counts = frame[yy, x0 : x0 + box]
+                factor = gain[yy, x0 : x0 + box]
+                row = out[p, i]
                 for j in range(box):
-                    out[p, i, j] = -np.float32(frame[yy, x0 + j]) * gain[yy, x0 + j]
+                    row[j] = -np.float32(counts[j]) * factor[j]
             else:
                 for j in range(box):
                     xx = min(max(x0 + j, 0), width - 1)
                     out[p, i, j] = -np.float32(frame[yy, xx]) * gain[yy, xx]
 
 
-@_jit
-def quantise_kernel(spectrum, out, scale):
-    """Store half planes (patch, ky, kx) complex as 16-bit integers (patch, ky, kx, 2), the origin dropped."""
-    for n in range(spectrum.shape[0]):
-        spectrum[n, 0, 0] = 0
+@njit(nogil=True, cache=True, fastmath=True)
+def quantise_kernel(values, out, scale):
+    """Store values (patch, n) float32 as 16-bit integers (patch, n) with one scale per patch."""
+    for p in range(values.shape[0]):
+        row = values[p]
         top = np.float32(0)
-        for i in range(spectrum.shape[1]):
-            for j in range(spectrum.shape[2]):
-                v = spectrum[n, i, j]
-                top = max(top, max(abs(v.real), abs(v.imag)))
+        for i in range(row.size):
+            top = max(top, abs(row[i]))
         step = top / np.float32(32767) if top > 0 else np.float32(1)
-        scale[n] = step
+        scale[p] = step
         inverse = np.float32(1) / step
-        for i in range(spectrum.shape[1]):
-            for j in range(spectrum.shape[2]):
-                v = spectrum[n, i, j]
-                a = v.real * inverse
-                b = v.imag * inverse
-                out[n, i, j, 0] = np.int16(a + math.copysign(np.float32(0.5), a))
-                out[n, i, j, 1] = np.int16(b + math.copysign(np.float32(0.5), b))
+        stored = out[p]
+        for i in range(row.size):
+            stored[i] = np.int16(np.rint(row[i] * inverse))
 
 
 @_jit
@@ -162,67 +163,79 @@ def cross_kernel(stored, scale, predicted, weight, out):
 def fcc_kernel(stored, scale, predicted, shift_px, whitening, shell, out):
     """FCC sums of every frame: Re(X conj V), |X|², |V|² per shell, X whitened and moved back by the trajectory.
 
-    stored (particle, frame, box, box/2+1, 2), predicted (particle, 2K+1, K+1), shift_px (particle, frame, 2),
-    whitening (r) per floor shell, shell (box, box/2+1) -> out (3, frame, shell); pixels outside the band have V = 0.
+    stored (particle, frame, box, box/2+1, 2), predicted (particle, 2K+1, K+1), shift_px (particle, frame, 2), whitening
+    (r) per floor shell, shell (box, box/2+1) -> out (3, frame, shell); only the band of the predicted views counts.
     """
     n_shells = out.shape[2]
     box, half = shell.shape
     big = (predicted.shape[1] - 1) // 2
+    columns = min(big + 1, half)
     n_white = whitening.shape[0]
-    ramp_x = np.empty(half, np.complex64)
+    ramp_x = np.empty(columns, np.complex64)
+    white = np.full((box, columns), -1, np.float32)  # -1: does not count
+    first = -min(big, box // 2)
+    last = min(big, (box - 1) // 2)
+    for ky in range(first, last + 1):
+        for j in range(columns):
+            r = int(math.sqrt(ky * ky + j * j))
+            if r < n_white and shell[ky % box, j] < n_shells:
+                white[ky % box, j] = whitening[r]
     for p in range(stored.shape[0]):
         for f in range(stored.shape[1]):
             ax = 2 * math.pi * shift_px[p, f, 0] / box
             ay = 2 * math.pi * shift_px[p, f, 1] / box
-            for j in range(half):
-                ramp_x[j] = complex(math.cos(ax * j), math.sin(ax * j))
-            for i in range(box):
-                ky = i if i < box - box // 2 else i - box
-                if abs(ky) > n_shells:
-                    continue
-                ramp_y = complex(math.cos(ay * ky), math.sin(ay * ky))
-                cy = np.complex64(ramp_y)
-                for j in range(half):
+            for j in range(columns):
+                ramp_x[j] = complex(math.cos(ax * j), math.sin(ax * j)) * scale[p, f]
+            s2 = scale[p, f] * scale[p, f]
+            for ky in range(first, last + 1):
+                i = ky % box
+                cy = np.complex64(complex(math.cos(ay * ky), math.sin(ay * ky)))
+                for j in range(columns):
+                    g = white[i, j]
+                    if g < 0:
+                        continue
                     r = shell[i, j]
-                    if r >= n_shells:
-                        continue
-                    white = int(math.sqrt(ky * ky + j * j))
-                    if white >= n_white:
-                        continue
-                    g = whitening[white] * scale[p, f]
-                    x = complex(np.float32(stored[p, f, i, j, 0]) * g, np.float32(stored[p, f, i, j, 1]) * g)
-                    out[1, f, r] += x.real * x.real + x.imag * x.imag
-                    if abs(ky) <= big and j <= big:
-                        v = predicted[p, ky + big, j]
-                        y = np.complex64(x) * (ramp_x[j] * cy)
-                        out[0, f, r] += y.real * v.real + y.imag * v.imag
-                        out[2, f, r] += v.real * v.real + v.imag * v.imag
+                    a = np.float32(stored[p, f, i, j, 0]) * g
+                    b = np.float32(stored[p, f, i, j, 1]) * g
+                    v = predicted[p, ky + big, j]
+                    t = ramp_x[j] * cy
+                    out[0, f, r] += (a * t.real - b * t.imag) * v.real + (a * t.imag + b * t.real) * v.imag
+                    out[1, f, r] += (a * a + b * b) * s2
+                    out[2, f, r] += v.real * v.real + v.imag * v.imag
 
 
 @_jit
-def recombine_kernel(stored, scale, shift_px, weight, shell, out):
+def recombine_kernel(stored, scale, shift_px, weight, out):
     """Weighted sum of a particle's frames, each moved back by its trajectory.
 
-    stored (particle, frame, box, box/2+1, 2), weight (frame, shell), shell (box_out, box_out/2+1) -> out (particle,
-    box_out, box_out/2+1) complex64.
+    stored (particle, frame, box, box/2+1, 2), weight (frame, box_out, box_out/2+1) float32 -> out (particle, box_out,
+    box_out/2+1, 2) float32, real and imaginary part.
     """
     box = stored.shape[2]
-    box_out, half = shell.shape
-    ramp_x = np.empty(half, np.complex64)
+    box_out, half = weight.shape[1:]
+    cos_x = np.empty(half, np.float32)
+    sin_x = np.empty(half, np.float32)
     for p in range(out.shape[0]):
         for f in range(stored.shape[1]):
             ax = 2 * math.pi * shift_px[p, f, 0] / box
             ay = 2 * math.pi * shift_px[p, f, 1] / box
-            s = scale[p, f]
             for j in range(half):
-                ramp_x[j] = complex(math.cos(ax * j), math.sin(ax * j)) * s
+                cos_x[j] = math.cos(ax * j) * scale[p, f]
+                sin_x[j] = math.sin(ax * j) * scale[p, f]
             for i in range(box_out):
                 ky = i if i < box_out - box_out // 2 else i - box_out
-                row = ky % box
-                cy = np.complex64(complex(math.cos(ay * ky), math.sin(ay * ky)))
+                cos_y = np.float32(math.cos(ay * ky))
+                sin_y = np.float32(math.sin(ay * ky))
+                source = stored[p, f, ky % box]
+                share = weight[f, i]
+                target = out[p, i]
                 for j in range(half):
-                    x = complex(np.float32(stored[p, f, row, j, 0]), np.float32(stored[p, f, row, j, 1]))
-                    out[p, i, j] += np.complex64(x) * (ramp_x[j] * cy) * weight[f, shell[i, j]]
+                    c = (cos_x[j] * cos_y - sin_x[j] * sin_y) * share[j]
+                    s = (sin_x[j] * cos_y + cos_x[j] * sin_y) * share[j]
+                    a = np.float32(source[j, 0])
+                    b = np.float32(source[j, 1])
+                    target[j, 0] += a * c - b * s
+                    target[j, 1] += a * s + b * c
 
 
 @_jit

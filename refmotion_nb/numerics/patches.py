@@ -82,9 +82,12 @@ class PatchSpectra:
             if background is not None:  # contrast is inverted
                 patches += background_patches(background, frame.shape, corners[part], self.box)
             spectrum = fft.rfft2(patches, norm="forward", workers=1)
+            spectrum[:, 0, 0] = 0
             packed = np.empty((*spectrum.shape, 2), np.int16)
             scale = np.empty(len(patches), np.float32)
-            quantise_kernel(spectrum, packed, scale)
+            quantise_kernel(
+                spectrum.view(np.float32).reshape(len(patches), -1), packed.reshape(len(patches), -1), scale
+            )
             self.stored[part, f] = packed
             self.scale[part, f] = scale
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import fft
 
+from refmotion_nb.numerics.backend import over_chunks
 from refmotion_nb.numerics.kernels_cpu import slice_kernel
 
 
@@ -27,43 +28,46 @@ class FourierVolume:
 def prepare_volume(
     half_map: np.ndarray, mask: np.ndarray | None, k_max: int, padding: int = 2, threads: int = 1
 ) -> FourierVolume:
-    """Transform a (z, y, x) map for slicing up to shell ``k_max``; axes are transformed one by one, only where non-zero."""
+    """Transform a (z, y, x) map for slicing up to shell ``k_max``.
+
+    Axes are transformed one by one, each only where the padded map is not zero and the result is kept, slab by slab.
+    """
     n = half_map.shape[0]
     size = padding * n
     k_max = min(k_max, n // 2)
     limit = padding * k_max + 1  # trilinear sampling reaches one padded shell further
-    r = np.arange(n) - n // 2
-    # sinc² of the distance from the centre, as the kernel is trilinear in the padded transform (RELION's gridding correction)
-    radius = np.sqrt((r**2)[:, None, None] + (r**2)[None, :, None] + (r**2)[None, None, :]).astype(np.float32)
-    data = half_map.astype(np.float32) / np.sinc(radius / size) ** 2
-    if mask is not None:
-        data *= mask
     keep = np.arange(-limit, limit + 1)
-    volume = _rfft_about_centre(data, size, min(limit, size // 2), threads)
-    for axis in (1, 0):
-        volume = _fft_about_centre(volume, axis, size, keep, threads)
-    volume *= np.float32(1.0 / n**2)
-    return FourierVolume(np.ascontiguousarray(volume), padding, n, k_max)
+    n_x = min(limit, size // 2) + 1
+    r2 = (np.arange(n) - n // 2) ** 2
+    r2_yx = r2[:, None] + r2[None]
+    # sinc² of the distance from the centre, as the kernel is trilinear in the padded transform (RELION's correction)
+    gridding = (1 / np.sinc(np.sqrt(np.arange(3 * int(r2.max()) + 1)) / size) ** 2 / n**2).astype(np.float32)
+    shift, shift_x = _to_centre(n, size, keep), _to_centre(n, size, np.arange(n_x))
+    planes = np.empty((n, len(keep), n_x), np.complex64)
+    volume = np.empty((len(keep), len(keep), n_x), np.complex64)
+
+    def along_x_and_y(part: slice) -> None:
+        data = half_map[part] * gridding[r2_yx + r2[part, None, None]]
+        if mask is not None:
+            data *= mask[part]
+        rows = fft.rfft(data, size, axis=2, workers=1)[..., :n_x] * shift_x
+        planes[part] = fft.fft(rows, size, axis=1, workers=1)[:, keep % size] * shift[:, None]
+
+    def along_z(part: slice) -> None:
+        columns = fft.fft(planes[:, part], size, axis=0, workers=1)[keep % size]
+        columns *= shift[:, None, None]
+        q2 = (keep**2)[:, None, None] + (keep[part] ** 2)[:, None] + np.arange(n_x) ** 2
+        columns[q2 > (padding * k_max) ** 2] = 0  # as in RELION, the last shell meets zeros beyond it
+        volume[:, part] = columns
+
+    over_chunks(n, along_x_and_y, threads, chunk=4)
+    over_chunks(len(keep), along_z, threads, chunk=4)
+    return FourierVolume(volume, padding, n, k_max)
 
 
-def _phase(n: int, size: int, k: np.ndarray) -> np.ndarray:
-    """Return the phase that moves the origin of a length-``n`` axis to its centre n // 2."""
+def _to_centre(n: int, size: int, k: np.ndarray) -> np.ndarray:
+    """Return the phases that move the origin of a length-``n`` axis to its centre n // 2."""
     return np.exp(2j * np.pi * k * (n // 2) / size).astype(np.complex64)
-
-
-def _rfft_about_centre(data: np.ndarray, size: int, limit: int, threads: int) -> np.ndarray:
-    n = data.shape[-1]
-    ft = fft.rfft(data, size, axis=-1, workers=threads)[..., : limit + 1]
-    return ft * _phase(n, size, np.arange(limit + 1))
-
-
-def _fft_about_centre(data: np.ndarray, axis: int, size: int, keep: np.ndarray, threads: int) -> np.ndarray:
-    n = data.shape[axis]
-    ft = np.take(fft.fft(data, size, axis=axis, workers=threads), keep % size, axis=axis)
-    shape = [1, 1, 1]
-    shape[axis] = -1
-    ft *= _phase(n, size, keep).reshape(shape)
-    return ft
 
 
 def euler_to_matrix(euler_deg: np.ndarray) -> np.ndarray:

@@ -26,12 +26,12 @@ def recombine(
     shell = np.minimum(shell_round(ky, kx), weight.shape[1] - 1)
     shift = displacement_px - spectra.offset_px
     out = np.empty((spectra.n_particles, box_out, box_out), np.float32)
-    weight = np.ascontiguousarray(weight, np.float32)
+    share = np.ascontiguousarray(weight[:, shell], np.float32)
 
     def work(part: slice) -> None:
-        total = np.zeros((part.stop - part.start, box_out, box_out // 2 + 1), np.complex64)
-        recombine_kernel(spectra.stored[part], spectra.scale[part], shift[part], weight, shell, total)
-        out[part] = fft.irfft2(total, (box_out, box_out), norm="forward", workers=1)
+        total = np.zeros((part.stop - part.start, box_out, box_out // 2 + 1, 2), np.float32)
+        recombine_kernel(spectra.stored[part], spectra.scale[part], shift[part], share, total)
+        out[part] = fft.irfft2(total.view(np.complex64)[..., 0], (box_out, box_out), norm="forward", workers=1)
 
     over_chunks(spectra.n_particles, work, threads, chunk=8)
     return out

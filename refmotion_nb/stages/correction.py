@@ -12,6 +12,7 @@ import numpy as np
 import param
 import xarray as xr
 
+from refmotion_nb.data.files import sweep
 from refmotion_nb.data.maps import write_stack
 from refmotion_nb.data.relion_results import write_bfactors, write_particles, write_tracks
 from refmotion_nb.data.schema import AXES, Dataset, InputError
@@ -74,6 +75,7 @@ class MotionCorrection(Alignment):
         weights_hash = hashlib.sha256(dose["weight"].values.tobytes()).hexdigest()
         key = hash_of(self.settings(), self.track_key(prior), weights_hash, data_key)
         stacks = _stack_folder(out, image_root)
+        sweep(out / "Particles")
         reporter.start(len(session.micrographs), "correcting particles")
         finished = {
             name: table
@@ -123,13 +125,17 @@ class MotionCorrection(Alignment):
         store.write(f"tracks/{name}", table, key)
         return table
 
+    def output_box(self, box: int) -> int:
+        """Return the box of the output particles, px, of patches of ``box`` movie px; InputError if it does not fit."""
+        if self.fourier_crop_to > box or self.fourier_crop_to % 2:
+            raise InputError(
+                f"fourier_crop_to {self.fourier_crop_to}: the box in movie pixels is {box}; give an even number up to that"
+            )
+        return self.fourier_crop_to or box
+
     def images(self, m: Micrograph, tracks: Tracks, dose: xr.Dataset, threads: int) -> np.ndarray:
         """Return the corrected particles (particle, box, box) of a micrograph, background 0 ± 1."""
-        box_out = self.fourier_crop_to or m.spectra.box
-        if box_out > m.spectra.box or box_out % 2:
-            raise InputError(
-                f"fourier_crop_to {box_out}: the box in movie pixels is {m.spectra.box}; give an even number up to that"
-            )
+        box_out = self.output_box(m.spectra.box)
         frequency = m.frequency(int(np.ceil(np.sqrt(2) * m.spectra.box / 2)) + 1)
         try:
             weight = weights_on(dose, m.spectra.n_frames, frequency)

@@ -46,7 +46,7 @@ class DoseWeights(Alignment):
         session = data if isinstance(data, Session) else Session(data)
         reporter = reporter or Silent()
         prior = prior_from_attrs(search.attrs)
-        chosen = self._chosen(session)
+        chosen = session.draw(list(session), self.target_particles, self.seed)
         reporter.start(len(chosen), "measuring dose weights")
         sums, used = [], []
         for name, micrograph in session.walk(chosen, self):
@@ -62,10 +62,6 @@ class DoseWeights(Alignment):
         if not used:
             raise InputError(f"no movie can be used; the first: {session.failed[chosen[0]]}")
         return weights_table(np.stack(sums), last, used, self.relion)
-
-    def _chosen(self, session: Session) -> list[str]:
-        search = HyperparameterSearch(target_particles=self.target_particles, seed=self.seed)
-        return search.choose(session)
 
 
 def weights_table(sums: np.ndarray, m: Micrograph, names: list[str], relion: bool = False) -> xr.Dataset:

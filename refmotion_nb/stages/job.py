@@ -18,8 +18,10 @@ import xarray as xr
 
 from refmotion_nb import __version__
 from refmotion_nb.data.cryosparc_write import write_hyperparameter_group, write_particle_groups
+from refmotion_nb.data.maps import check_reference
 from refmotion_nb.data.schema import Dataset, InputError
 from refmotion_nb.data.store import ResultStore, read_hyperparameters, read_netcdf, write_hyperparameters, write_netcdf
+from refmotion_nb.numerics.patches import movie_box
 from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.stages.alignment import Alignment, MotionPrior
 from refmotion_nb.stages.base import Reporter, Silent, Stage, hash_of
@@ -116,8 +118,7 @@ class Job:
             Input that cannot be used; nothing half-written is left.
         """
         reporter = reporter or Silent()
-        for kind in (HyperparameterSearch, DoseWeights, MotionCorrection, Validation, Overrides):
-            self.stage(kind)  # settings out of bounds are told before hours of work
+        self._check_settings(until)
         writable(self.out)
         store = ResultStore(self.out / "results.zarr")
         session = Session(self.data, self.threads, self.cache_bytes)
@@ -156,6 +157,17 @@ class Job:
             "acceleration_strength": h.strength * np.sin(angle),
         }  # fmt: skip
         write_hyperparameter_group(self.out, values, dose, self.data.movies[0].pixel_size_A)
+
+    def _check_settings(self, until: str) -> None:
+        """Refuse settings that cannot work before hours of work, not after."""
+        for kind in (HyperparameterSearch, DoseWeights, Overrides):
+            self.stage(kind)
+        box, pixel_A = check_reference(self.data.references[0])
+        correction: MotionCorrection = self.stage(MotionCorrection)
+        correction.output_box(movie_box(box, pixel_A, self.data.movies[0].pixel_size_A))
+        validation: Validation = self.stage(Validation)
+        if until == "validate":
+            validation.rotations()
 
     def _describe(self, store: ResultStore) -> None:
         store.update_attrs(

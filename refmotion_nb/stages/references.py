@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,11 +59,8 @@ def _prepare(loaded: LoadedReference, all_shells: bool, threads: int) -> Prepare
     fsc = np.nan_to_num(np.asarray(fsc, float))
     nyquist = loaded.box_size // 2
     k_max = nyquist if all_shells else min(nyquist, int(1.25 * first_shell_below(fsc, 0.143)) + 4)
-    with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(prepare_volume, half, loaded.mask, k_max, 2, max(1, threads // 2))
-                for half in (loaded.half1, loaded.half2)]  # fmt: skip
-        volumes = jobs[0].result(), jobs[1].result()
-    return PreparedReference(volumes, fsc, loaded.box_size, loaded.pixel_size_A, _mask_radius(loaded))
+    first, second = (prepare_volume(half, loaded.mask, k_max, 2, threads) for half in (loaded.half1, loaded.half2))
+    return PreparedReference((first, second), fsc, loaded.box_size, loaded.pixel_size_A, _mask_radius(loaded))
 
 
 def _mask_radius(loaded: LoadedReference) -> float:

@@ -114,17 +114,10 @@ class HyperparameterSearch(Alignment):
 
     def choose(self, session: Session) -> list[str]:
         """Return the names of random micrographs with at least ``target_particles`` in all, in the order they are read."""
-        names = [n for n in session if session.micrographs[n][1].sizes["particle"] > 1]
+        names = [name for name in session if session.particle_count(name) > 1]
         if not names:
             raise InputError("no micrograph has two particles or more; the search needs neighbours to compare")
-        order = np.random.default_rng(self.seed).permutation(len(names))
-        chosen, count = [], 0
-        for i in order:
-            if count >= self.target_particles:
-                break
-            chosen.append(names[i])
-            count += session.micrographs[names[i]][1].sizes["particle"]
-        return sorted(chosen)
+        return session.draw(names, self.target_particles, self.seed)
 
     def _resolution(self, session: Session) -> float:
         return max(r.k_out / r.extent_A for r in session.references(self.relion))

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from time import perf_counter
 
+import numpy as np
 import xarray as xr
 
 from refmotion_nb.data.schema import Dataset, InputError, Movie
@@ -40,6 +41,20 @@ class Session:
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names of the micrographs that have particles."""
         return iter(self.micrographs)
+
+    def particle_count(self, name: str) -> int:
+        """Return how many particles a micrograph has."""
+        return int(self.micrographs[name][1].sizes["particle"])
+
+    def draw(self, names: list[str], target_particles: int, seed: int) -> list[str]:
+        """Return the names of random micrographs with at least ``target_particles`` in all, in the order they are read."""
+        chosen, count = set(), 0
+        for i in np.random.default_rng(seed).permutation(len(names)):
+            if count >= target_particles:
+                break
+            chosen.add(names[i])
+            count += self.particle_count(names[i])
+        return [name for name in self if name in chosen]
 
     def references(self, relion: bool) -> list[PreparedReference]:
         """Return the references ready for slicing; RELION's energy needs them to the Nyquist limit."""

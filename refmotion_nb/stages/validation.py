@@ -65,10 +65,7 @@ class Validation(Alignment):
         """
         session = data if isinstance(data, Session) else Session(data)
         reporter = reporter or Silent()
-        try:
-            rotations = operators(self.symmetry)
-        except ValueError as error:
-            raise InputError(str(error)) from None
+        rotations = self.rotations()
         prior = prior_from_attrs(search.attrs)
         names = [name for name in session if name not in session.failed]
         reporter.start(len(combinations) * (len(names) + 1), "validating")
@@ -87,6 +84,13 @@ class Validation(Alignment):
             reporter.advance(combination=combination.name)
         reporter.done()
         return _table(np.stack(curves, 1), last, [c.name for c in combinations])
+
+    def rotations(self) -> np.ndarray:
+        """Return the operators (operator, 3, 3) of the symmetry; InputError if there is no such point group."""
+        try:
+            return operators(self.symmetry)
+        except ValueError as error:
+            raise InputError(str(error)) from None
 
     def _weights(self, m: Micrograph, dose: xr.Dataset, empirical: bool) -> np.ndarray:
         frequency = m.frequency(int(np.ceil(np.sqrt(2) * m.spectra.box / 2)) + 1)
