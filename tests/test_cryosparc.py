@@ -129,6 +129,19 @@ def test_the_same_particles(projects, from_relion, tmp_path):
         np.testing.assert_allclose(ours[order[0]], theirs[order[1]], rtol=1e-3, atol=2e-3 * ours.std())
 
 
+def test_the_real_files_open_as_far_as_they_go(test_data):
+    """Real particles are read whole; real movies that were only imported are refused for want of motion."""
+    folder = test_data / "cryosparc_t20s"
+    found = rm.survey_cryosparc(
+        folder / "T20S_imported_movies.cs", folder / "cryosparc_P9_J209_000_particles.cs", folder / "P9_J209_volume.csg",
+        root=folder,
+    )  # fmt: skip
+    assert len(found.problems) == 3, found.problems
+    told = "\n".join(found.problems)
+    assert "T20S_imported_movies.cs lacks rigid_motion/path, rigid_motion/psize_A; give the exposures of" in told
+    assert "particles.cs lacks location/micrograph_uid, " in told and "half map 1 not found" in told
+
+
 # which way up
 
 
@@ -267,6 +280,19 @@ def test_images_and_trajectories_are_where_the_table_says(finished, projects):
     location = np.stack([found["location/center_x_frac"], found["location/center_y_frac"]], 1)
     assert ((location > 0) & (location < 1)).all()
     assert len({(row["blob/path"], int(row["blob/idx"])) for row in found.rows()}) == 24
+
+
+@pytest.mark.parametrize("name", ["cryosparc", "relion"])
+def test_motion_runs_along_cryosparcs_axes(projects, tmp_path, name):
+    """Written trajectories are those found, in movie pixels, with the sign that the rigid motion came with."""
+    job = rm.Job(rm.open_cryosparc(**projects[name]), tmp_path, {"spatial_strength": 1e4, "correlation_distance": 3000.0,
+                 "acceleration_strength": 1e4, "split_motion": False}, threads=2)  # fmt: skip
+    assert job.run()
+    found = np.load(tmp_path / "Motion/mic0000_traj.npy").mean(0)
+    rigid = np.load(projects[name]["root"] / "J2/motioncorrected/mic0000_rigid_traj.npy")[0]
+    for axis in range(2):
+        slope = np.polyfit(rigid[:, axis] - rigid[0, axis], found[:, axis] - found[0, axis], 1)[0]
+        assert 0.7 < slope < 1.3
 
 
 def test_recentred_particles_stay_where_they_are(finished, projects):

@@ -6,11 +6,19 @@ import struct
 import numpy as np
 import pytest
 from cryosparc_project import dataset_class
+from scipy.linalg import expm
 from scipy.ndimage import map_coordinates
 
 from refmotion_nb.data.cryosparc_files import locate, read_reference, read_rows
 from refmotion_nb.data.cryosparc_motion import ORIENTATIONS, oriented_gain, read_rigid, read_spline
-from refmotion_nb.data.cryosparc_particles import NEEDED, aberrations, aberrations_A, euler_to_pose, pose_to_euler
+from refmotion_nb.data.cryosparc_particles import (
+    NEEDED,
+    aberrations,
+    aberrations_A,
+    euler_to_pose,
+    pose_to_euler,
+    read_particles,
+)
 from refmotion_nb.data.csfile import merge, names, read_cs, read_csg, read_group, table, text, write_cs, write_csg
 from refmotion_nb.data.detector import load_background, load_gain
 from refmotion_nb.data.maps import write_map
@@ -106,6 +114,25 @@ def test_what_we_write_the_official_reader_reads_and_the_reverse(tmp_path, conta
     assert (official["alignments3D/pose"] == rows["alignments3D/pose"]).all()
     official.save(tmp_path / "b.cs", format=2 if container else 1)
     assert (read_cs(tmp_path / "b.cs") == rows).all()
+
+
+def test_real_poses_make_sense(t20s):
+    """Rotation vectors of up to a whole turn are RELION's matrices exp(-[v]x); the half sets are of one size."""
+    rows = read_cs(t20s / "cryosparc_P9_J209_000_particles.cs")
+    pose = rows["alignments3D/pose"][::100].astype(float)
+    assert np.linalg.norm(pose, axis=1).max() > np.pi
+    x, y, z = pose.T
+    zero = np.zeros_like(x)
+    cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=1).reshape(-1, 3, 3)
+    np.testing.assert_allclose(euler_to_matrix(pose_to_euler(pose)), expm(-cross), atol=1e-9)
+    assert abs(rows["alignments3D/split"].mean() - 0.5) < 0.02
+
+
+def test_real_particles_with_their_passthrough(t20s):
+    with pytest.raises(
+        InputError, match=r"T20S_particles.cs lacks alignments3D/pose, .*split; give the particles of a"
+    ):
+        read_particles(t20s / "T20S_particles.cs", False)  # extracted, not refined
 
 
 def test_an_empty_table(tmp_path):
