@@ -17,7 +17,7 @@ from refmotion_nb.data.cryosparc_particles import (
     aberrations_A,
     euler_to_pose,
     pose_to_euler,
-    read_particles,
+    read_particle_rows,
 )
 from refmotion_nb.data.csfile import merge, names, read_cs, read_csg, read_group, table, text, write_cs, write_csg
 from refmotion_nb.data.detector import load_background, load_gain
@@ -132,7 +132,7 @@ def test_real_particles_with_their_passthrough(t20s):
     with pytest.raises(
         InputError, match=r"T20S_particles.cs lacks alignments3D/pose, .*split; give the particles of a"
     ):
-        read_particles(t20s / "T20S_particles.cs", False)  # extracted, not refined
+        read_particle_rows(t20s / "T20S_particles.cs")  # extracted, not refined
 
 
 def test_an_empty_table(tmp_path):

@@ -13,16 +13,19 @@ from refmotion_nb.data.check import Check, check_dataset, unlike_particles
 from refmotion_nb.data.cryosparc_exposures import read_exposures, read_movies
 from refmotion_nb.data.cryosparc_files import Entry, first_file, job_of, read_reference
 from refmotion_nb.data.cryosparc_motion import ORIENTATIONS
-from refmotion_nb.data.cryosparc_particles import micrograph_pixel_sizes, read_particles
+from refmotion_nb.data.cryosparc_orientation import best_orientation
+from refmotion_nb.data.cryosparc_particles import micrograph_pixel_sizes, particle_table, read_particle_rows
 from refmotion_nb.data.csfile import names, text
 from refmotion_nb.data.maps import check_reference
-from refmotion_nb.data.relion_micrographs import Options
+from refmotion_nb.data.relion_micrographs import MovieSet, Options
 from refmotion_nb.data.relion_particles import ParticleTable, assemble
 from refmotion_nb.data.relion_results import find_root
 from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference
 from refmotion_nb.data.star import table
 
 Entries = str | Path | Sequence[Entry]
+Tables = Sequence[tuple[Path, np.ndarray]]
+_SAMPLE = 5  # micrographs to find the orientation by
 
 
 def open_cryosparc(
@@ -125,66 +128,69 @@ def _read(
     home = (Path(root) if root is not None else _root(files, exposure_tables)).absolute()
     references, jobs = _references(_as_list(volumes), _as_list(masks), home, problems)
 
-    def one(name: str) -> _Read:
-        found = _Read(Dataset((), assemble([], {}, [], {}, "")[0], (), references), home, list(problems), list(notes))
-        return _assembled(found, exposure_tables, _as_list(particles), name, options, jobs)
-
-    if orientation != "auto":
-        read = one(orientation)
-    else:
-        read = one("cryosparc")
-        if read.dataset.movies and references and not read.problems:
-            read = _oriented(read, one)
-    if volumes and len(_as_list(volumes)) != len(_as_list(particles)):
-        read.problems.append(f"{len(_as_list(particles))} particle files for {len(_as_list(volumes))} volumes; "
-                             "give one for each")  # fmt: skip
-    if not _as_list(volumes):
-        read.problems.append("no volume given; give the volume of a refinement of half sets")
-    return read
+    particle_rows = _particle_rows(_as_list(particles), problems)
+    if orientation == "auto":
+        orientation = "cryosparc"
+        if exposure_tables and particle_rows and references and not problems:
+            orientation, why = _oriented(exposure_tables, particle_rows, references, home, options)
+            notes.append(why)
+    dataset, found = _assembled(exposure_tables, particle_rows, references, home, orientation, options)
+    problems += found.problems
+    notes += [*_notes(particle_rows, jobs), *found.notes]
+    if (n := len(_as_list(volumes))) != len(_as_list(particles)) and n:
+        problems.append(f"{len(_as_list(particles))} particle files for {n} volumes; give one for each")
+    elif not n:
+        problems.append("no volume given; give the volume of a refinement of half sets")
+    return _Read(dataset, home, problems, notes)
 
 
-def _oriented(read: _Read, one: Any) -> _Read:
-    from refmotion_nb.data.cryosparc_orientation import best_orientation
-
-    others = {name: one(name) for name in ORIENTATIONS if name != "cryosparc"}
-    name, why = best_orientation({"cryosparc": read.dataset} | {name: o.dataset for name, o in others.items()})
-    found = read if name == "cryosparc" else others[name]
-    found.notes.append(why)
+def _particle_rows(entries: list[Entry], problems: list[str]) -> list[tuple[Path, np.ndarray]]:
+    found = []
+    for entry in entries:
+        try:
+            found.append((first_file(entry), read_particle_rows(entry)))
+        except InputError as error:
+            problems.append(str(error))
     return found
 
 
 def _assembled(
-    found: _Read, exposures: list[tuple[Path, np.ndarray]], particles: list[Entry], name: str, options: Options,
-    jobs: list[str],
-) -> _Read:  # fmt: skip
-    """Read particles and movies in one orientation."""
+    exposures: Tables, particles: Tables, references: tuple[Reference, ...], root: Path, name: str, options: Options
+) -> tuple[Dataset, MovieSet]:
+    """Put particles on movies in one orientation; problems and notes are in the second."""
     orientation = ORIENTATIONS[name]
-    tables: list[ParticleTable] = []
-    rows: list[np.ndarray] = []
-    for entry in particles:
-        try:
-            one, its_rows = read_particles(entry, orientation.y_reversed)
-        except InputError as error:
-            found.problems.append(str(error))
-        else:
-            tables.append(one)
-            rows.append(its_rows)
-            found.problems += one.problems
+    tables = [particle_table(path, rows, orientation.y_reversed) for path, rows in particles]
     wanted = {uid for part in tables for uid in np.unique(part.micrograph).tolist()}
-    sizes = {uid: size for its_rows in rows for uid, size in micrograph_pixel_sizes(its_rows).items()}
-    found.notes += _notes(tables, rows, jobs)
-    if not exposures or not tables:
-        return found
-    movies = read_movies(exposures, wanted, found.root, options, orientation, sizes)
+    sizes = {uid: size for _, rows in particles for uid, size in micrograph_pixel_sizes(rows).items()}
+    movies = read_movies(exposures, wanted, root, options, orientation, sizes) if exposures and tables else MovieSet()
     source = " and ".join(str(path) for path, _ in exposures)
     values, optics, skipped = assemble(tables, movies.find, movies.movies, movies.unusable, source)
-    found.dataset = Dataset(
-        movies.movies, values, optics, found.dataset.references, (*skipped, *movies.idle),
-        tuple({block: table(part.blocks, block) for block in part.blocks} for part in tables), tuple(rows),
+    dataset = Dataset(
+        movies.movies, values, optics, references, (*skipped, *movies.idle),
+        tuple({block: table(part.blocks, block) for block in part.blocks} for part in tables),
+        tuple(rows for _, rows in particles),
     )  # fmt: skip
-    found.problems += [*movies.problems, *_unfit(found.dataset, tables)]
-    found.notes += movies.notes
-    return found
+    unfit = _unfit(dataset, tables) if exposures else []
+    problems = [*(problem for part in tables for problem in part.problems), *movies.problems, *unfit]
+    return dataset, replace(movies, problems=tuple(problems))
+
+
+def _oriented(
+    exposures: Tables, particles: Tables, references: tuple[Reference, ...], root: Path, options: Options
+) -> tuple[str, str]:
+    """Find the orientation by a few micrographs with many particles."""
+    path, rows = particles[0]
+    uid, count = np.unique(rows["location/micrograph_uid"], return_counts=True)
+    listed = np.isin(uid, np.concatenate([table["uid"] for _, table in exposures]))
+    if not listed.any():
+        return "cryosparc", "orientation cryosparc is taken: no particles are on these exposures to compare"
+    some = uid[listed][np.argsort(-count[listed], kind="stable")][:_SAMPLE]
+    few_exposures = [(one, table[np.isin(table["uid"], some)]) for one, table in exposures]
+    few_particles = [(path, rows[np.isin(rows["location/micrograph_uid"], some)])]
+    relaxed = replace(options, skip_movies_with_wrong_frame_count=True)
+    return best_orientation({
+        name: _assembled([one for one in few_exposures if len(one[1])], few_particles, references[:1], root, name, relaxed)[0]
+        for name in ORIENTATIONS})  # fmt: skip
 
 
 def _unfit(dataset: Dataset, tables: list[ParticleTable]) -> list[str]:
@@ -201,17 +207,17 @@ def _unfit(dataset: Dataset, tables: list[ParticleTable]) -> list[str]:
     return problems
 
 
-def _notes(tables: list[ParticleTable], rows: list[np.ndarray], jobs: list[str]) -> list[str]:
+def _notes(particles: Tables, jobs: list[str]) -> list[str]:
     """Say what may be a mistake: particles of another job than the volume, scales that were not refined."""
     notes = []
-    for i, (part, its_rows) in enumerate(zip(tables, rows)):
-        job, of_volume = job_of(part.path.absolute()), jobs[i] if i < len(jobs) else ""
+    for i, (path, rows) in enumerate(particles):
+        job, of_volume = job_of(path.absolute()), jobs[i] if i < len(jobs) else ""
         if job and of_volume and job != of_volume:
-            notes.append(f"{part.path} is of job {job}, its volume of {of_volume}; poses and half sets should be those "
+            notes.append(f"{path} is of job {job}, its volume of {of_volume}; poses and half sets should be those "
                          "of the refinement that made the volume")  # fmt: skip
-        alpha = its_rows["alignments3D/alpha"] if "alignments3D/alpha" in names(its_rows) else np.ones(1)
+        alpha = rows["alignments3D/alpha"] if "alignments3D/alpha" in names(rows) else np.ones(1)
         if np.ptp(alpha) == 0:
-            notes.append(f"{part.path}: all particles have the same scale; refine with per-particle scales minimised")
+            notes.append(f"{path}: all particles have the same scale; refine with per-particle scales minimised")
     return notes
 
 

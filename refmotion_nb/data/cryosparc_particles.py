@@ -38,13 +38,13 @@ _WIDTH = {"ctf/tilt_A": 2, "ctf/trefoil_A": 2, "ctf/tetra_A": 4, "ctf/anisomag":
 _ROUNDING = 6e-8  # of fractions kept in 32 bits
 
 
-def read_particles(entry: Entry, y_reversed: bool) -> tuple[ParticleTable, np.ndarray]:
-    """Read a particle table with its passthrough files: in our conventions, and as it is.
+def read_particle_rows(entry: Entry) -> np.ndarray:
+    """Read a particle table with its passthrough files.
 
     Raises
     ------
     InputError
-        The file cannot be read, is empty, or lacks columns; what is wrong with single particles is in ``problems``.
+        The file cannot be read, is empty, or lacks columns.
     """
     path = first_file(entry)
     rows = read_rows(entry, NEEDED)
@@ -53,6 +53,11 @@ def read_particles(entry: Entry, y_reversed: bool) -> tuple[ParticleTable, np.nd
     if missing := [name for name in NEEDED if name not in names(rows)]:
         multi = "; several classes at once are not supported" * ("alignments3D_multi/pose" in names(rows))
         raise InputError(f"{path} lacks {', '.join(missing)}{multi}; {_REMEDY}")
+    return rows
+
+
+def particle_table(path: Path, rows: np.ndarray, y_reversed: bool) -> ParticleTable:
+    """Turn particles into our conventions; what is wrong with single ones is in ``problems``, one line each."""
     problems = _problems(rows, path)
     groups, group = _groups(rows)
     optics = {number + 1: _optics(one, number) for number, one in enumerate(groups)}
@@ -74,7 +79,7 @@ def read_particles(entry: Entry, y_reversed: bool) -> tuple[ParticleTable, np.nd
     }
     micrograph = rows["location/micrograph_uid"].astype(str)
     blocks = relion_tables(rows, values, optics, group)
-    return ParticleTable(path, blocks, optics, micrograph, values, group, problems), rows
+    return ParticleTable(path, blocks, optics, micrograph, values, group, problems)
 
 
 def micrograph_pixel_sizes(rows: np.ndarray) -> dict[str, float]:
