@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors are one line, the exit code is 0 only if everything asked for was written."""
+    from refmotion_nb.numerics.backend import one_blas_thread
+
     options = _parser().parse_args(arguments)
     try:
-        return options.command(options)
+        with one_blas_thread():
+            return options.command(options)
     except InputError as error:
         for line in str(error).splitlines():
             print(f"refmotion: {line}", file=sys.stderr)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from refmotion_nb.numerics.backend import one_blas_thread
 from refmotion_nb.numerics.correlation import WindowGrid, windows_from_cross
 from refmotion_nb.numerics.fourier import band_indices, raised_cosine
 
@@ -111,9 +112,10 @@ def own_noise_windows(
     ctf2 = ctf[:, big - k : big + k + 1, : k + 1] ** 2 * (radius <= k).astype(np.float32)
     out = np.empty((n, n_frames, grid.size, grid.size), np.float32)
     turn = -2j * np.pi / box
-    for f in range(n_frames):
-        ramp_x = np.exp(turn * kx[None] * offset_px[:, f, 0, None, None]).astype(np.complex64)
-        ramp_y = np.exp(turn * ky[None] * offset_px[:, f, 1, None, None]).astype(np.complex64)
-        cross = ctf2 * weight[f][shell].astype(np.float32) * ramp_x * ramp_y
-        out[:, f] = windows_from_cross(cross, grid, box)
+    with one_blas_thread():
+        for f in range(n_frames):
+            ramp_x = np.exp(turn * kx[None] * offset_px[:, f, 0, None, None]).astype(np.complex64)
+            ramp_y = np.exp(turn * ky[None] * offset_px[:, f, 1, None, None]).astype(np.complex64)
+            cross = ctf2 * weight[f][shell].astype(np.float32) * ramp_x * ramp_y
+            out[:, f] = windows_from_cross(cross, grid, box)
     return out
