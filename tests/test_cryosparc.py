@@ -17,6 +17,7 @@ from refmotion_nb.data.relion_motion import initial_displacement, rigid_displace
 from refmotion_nb.data.star import read_star
 from refmotion_nb.numerics.projection import euler_to_matrix
 from refmotion_nb.stages.alignment import Alignment, MotionPrior
+from refmotion_nb.stages.job import data_key
 
 SAME_A = 1e-3
 MIRRORED_A = 0.05  # a mirrored box holds another outermost row
@@ -340,6 +341,16 @@ def test_the_hyperparameter_group(finished, tmp_path):
     np.save(tmp_path / "copy/refm_fcc.npy", fcc[:, :-1])
     with pytest.raises(rm.InputError, match="twice the bins, else their frequencies are not known"):
         read_dose_weights(tmp_path / "copy/refm_empirical_dw.npy")
+
+
+def test_results_of_other_motion_are_not_taken_up(project):
+    def key():
+        return data_key(rm.open_cryosparc(**project, orientation="cryosparc"))
+
+    first = key()
+    assert key() == first
+    np.save(project["root"] / "J2/motioncorrected/mic0001_spline_traj.npy", np.full((2, *KNOTS), 0.5))
+    assert key() != first
 
 
 def test_nothing_to_write(from_relion, tmp_path):

@@ -293,6 +293,7 @@ def data_key(data: Dataset) -> str:
             name.encode() + (values.tobytes() if values.dtype.kind != "O" else "\n".join(map(str, values)).encode())
         )
     files = [movie.path for movie in data.movies]
+    files += [movie.background.path for movie in data.movies if movie.background is not None]
     for reference in data.references:
         files += [p for p in (reference.half1, reference.half2, reference.mask, reference.postprocess) if p is not None]
     for path in files:
@@ -300,6 +301,7 @@ def data_key(data: Dataset) -> str:
         digest.update(json.dumps([str(path), stat.st_size, stat.st_mtime_ns]).encode())
     for movie in data.movies:
         digest.update(f"{movie.dose_per_frame_e_A2} {movie.pre_exposure_e_A2} {movie.n_frames} {movie.gain}".encode())
+        digest.update(b"rows as stored" * movie.rows_as_stored)
         for motion in (movie.global_shift, movie.local_motion, movie.spline_motion):
             digest.update(b"" if motion is None else np.ascontiguousarray(motion, float).tobytes())
     return digest.hexdigest()[:16]
