@@ -415,6 +415,7 @@ BAD = {
     "split": (bad(PARTICLES, alignments3D__split=lambda v: v + 1), r"row 2, .* has no half set"),
     "one half": (bad(PARTICLES, alignments3D__split=lambda v: v * 0), r"all particles are of one half set"),
     "nan": (bad(PARTICLES, alignments3D__shift=lambda v: v * np.nan), r"row 1, 2, 3 and 21 more has a value that is not a"),
+    "turned": (bad(PASS, location__micrograph_shape=lambda v: v * [[1, 2]]), r"located on a micrograph of 1024 × 512, of an"),
     "other exposures": (bad(PASS, location__micrograph_uid=lambda v: v + np.uint64(1)), r"no particle can be used"),
     "no half map": (gone("J5/J5_volume_map_half_A.mrc"), r"half map 1 not found"),
     "damaged": (lambda p: (p["root"] / PARTICLES).write_bytes(b"\x93NUMPYxx"), r"particles.cs is damaged or not a"),
@@ -429,6 +430,16 @@ def test_bad_input_is_one_clear_line(project, kind):
     with pytest.raises(rm.InputError, match=message) as error:
         rm.open_cryosparc(**project)
     assert len(str(error.value).splitlines()) <= 2, error.value
+
+
+def test_locations_on_binned_micrographs(project):
+    """Fractions count; nothing else tells how far micrographs are binned, as in older tables."""
+    whole = rm.open_cryosparc(**project, orientation="cryosparc")
+    edited(project["root"] / PASS, location__micrograph_shape=lambda v: v // 2, location__micrograph_psize_A=None)
+    half = rm.open_cryosparc(**project, orientation="cryosparc")
+    assert all(movie.binning == 2 for movie in half.movies)
+    moved = whole.particles["coordinate"].values - half.particles["coordinate"].values
+    assert 0 <= moved.min() and moved.max() < 1.01 * whole.movies[0].pixel_size_A  # cut to whole binned pixels
 
 
 def test_particles_of_another_job_are_told(project):

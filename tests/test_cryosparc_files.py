@@ -33,7 +33,7 @@ USED = {
     "uid", "movie_blob/path", "movie_blob/shape", "movie_blob/psize_A", "movie_blob/is_gain_corrected",
     "gain_ref_blob/path", "gain_ref_blob/flip_x", "gain_ref_blob/flip_y", "gain_ref_blob/rotate_num",
     "mscope_params/accel_kv", "mscope_params/total_dose_e_per_A2", "mscope_params/defect_path",
-    "micrograph_blob/psize_A", "blob/idx", "blob/shape", "blob/psize_A", "ctf/exp_group_id", "ctf/accel_kv",
+    "blob/idx", "blob/shape", "blob/psize_A", "ctf/exp_group_id", "ctf/accel_kv",
     "ctf/cs_mm", "ctf/amp_contrast", "ctf/df1_A", "ctf/df2_A", "ctf/df_angle_rad", "ctf/phase_shift_rad", "ctf/scale",
     "ctf/shift_A", "ctf/tilt_A", "ctf/trefoil_A", "ctf/tetra_A", "ctf/anisomag", "ctf/bfactor", "alignments3D/split",
     "alignments3D/shift", "alignments3D/pose", "alignments3D/psize_A", "alignments3D/alpha", "alignments3D/class",
@@ -51,7 +51,7 @@ IGNORED = {  # told by the files themselves, by particles, or by nothing that ma
     "movie_blob/format", "movie_blob/has_defect_file", "movie_blob/import_sig", "gain_ref_blob/idx",
     "gain_ref_blob/shape", "mscope_params/cs_mm", "mscope_params/phase_plate", "mscope_params/neg_stain",
     "mscope_params/exp_group_id", *(f"micrograph_blob/{name}" for name in (
-        "path", "idx", "shape", "format", "is_background_subtracted", "vmin", "vmax", "import_sig")),
+        "path", "idx", "shape", "psize_A", "format", "is_background_subtracted", "vmin", "vmax", "import_sig")),
     "map/path", "map_sharp/path", "precision/path", *(f"{name}/{what}" for what in ("shape", "psize_A") for name in (
         "map", "map_sharp", "map_half_A", "map_half_B", "mask_refine", "mask_fsc", "mask_fsc_auto", "precision")),
 }  # fmt: skip

@@ -14,7 +14,7 @@ from refmotion_nb.data.cryosparc_exposures import read_exposures, read_movies
 from refmotion_nb.data.cryosparc_files import Entry, first_file, job_of, read_reference
 from refmotion_nb.data.cryosparc_motion import ORIENTATIONS
 from refmotion_nb.data.cryosparc_orientation import best_orientation
-from refmotion_nb.data.cryosparc_particles import micrograph_pixel_sizes, particle_table, read_particle_rows
+from refmotion_nb.data.cryosparc_particles import micrograph_shapes, particle_table, read_particle_rows
 from refmotion_nb.data.csfile import names, text
 from refmotion_nb.data.maps import check_reference
 from refmotion_nb.data.relion_micrographs import MovieSet, Options
@@ -161,8 +161,8 @@ def _assembled(
     orientation = ORIENTATIONS[name]
     tables = [particle_table(path, rows, orientation.y_reversed) for path, rows in particles]
     wanted = {uid for part in tables for uid in np.unique(part.micrograph).tolist()}
-    sizes = {uid: size for _, rows in particles for uid, size in micrograph_pixel_sizes(rows).items()}
-    movies = read_movies(exposures, wanted, root, options, orientation, sizes) if exposures and tables else MovieSet()
+    shapes = {uid: shape for _, rows in particles for uid, shape in micrograph_shapes(rows).items()}
+    movies = read_movies(exposures, wanted, root, options, orientation, shapes) if exposures and tables else MovieSet()
     source = " and ".join(str(path) for path, _ in exposures)
     values, optics, skipped = assemble(tables, movies.find, movies.movies, movies.unusable, source)
     dataset = Dataset(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from refmotion_nb.data.schema import Background, Gain, InputError, Movie
 
 WANTED = ("movie_blob/path", "movie_blob/shape", "movie_blob/psize_A", "rigid_motion/path", "rigid_motion/psize_A")
 ALSO = ("mscope_params/accel_kv", "mscope_params/total_dose_e_per_A2", "gain_ref_blob/path", "spline_motion/path",
-        "background_blob/path", "micrograph_blob/psize_A")  # fmt: skip
+        "background_blob/path")  # fmt: skip
 _REMEDY = "give the exposures of Patch Motion Correction, with their passthrough file"
 _SAME = 1e-2  # relative; pixel sizes that differ by more belong to other movies
 
@@ -49,11 +49,11 @@ def read_movies(
     root: Path,
     options: Options,
     orientation: Orientation,
-    micrograph_psize_A: dict[str, float],
+    micrograph_shape: Mapping[str, tuple[int, int]],
 ) -> MovieSet:
     """Turn exposures into movies and check them; ``wanted`` are the uids of micrographs that particles name.
 
-    ``micrograph_psize_A`` is the pixel size of their micrographs by uid, where the particles or their locations tell.
+    ``micrograph_shape`` is height and width (px) of these micrographs, by uid: they show what the movies show.
     """
     rows = [(path, row) for path, table in tables for row in _each(table)]
     uids = [str(row["uid"]) for _, row in rows]
@@ -63,7 +63,7 @@ def read_movies(
     failed: dict[int, tuple[Path, str]] = {}
     for i, (path, row) in enumerate(rows):
         try:
-            read[i] = _movie(row, shorts[i], path, root, options, orientation, micrograph_psize_A.get(uids[i]))
+            read[i] = _movie(row, shorts[i], path, root, options, orientation, micrograph_shape.get(uids[i]))
         except InputError as error:
             failed[i] = Path(row["movie_blob/path"]), str(error)
     listed_as = {uid: i for i, uid in enumerate(uids) if uid in set(wanted)}
@@ -79,7 +79,7 @@ def _each(table: np.ndarray) -> list[dict[str, Any]]:
 
 def _movie(
     row: dict[str, Any], short: str, table: Path, root: Path, options: Options, orientation: Orientation,
-    micrograph_psize_A: float | None,
+    micrograph_shape: tuple[int, int] | None,
 ) -> Movie:  # fmt: skip
     path = locate(row["movie_blob/path"], root, table.parent)
     n_in_movie, height, width = (int(v) for v in row["movie_blob/shape"])
@@ -92,7 +92,7 @@ def _movie(
                          "run motion correction again")  # fmt: skip
     rigid, spline = in_frame(*_motion(row, table, root, first, last, n_in_movie, pixel), orientation)
     upsampling, grouping = _eer(path, n_in_movie, height)
-    micrograph = micrograph_psize_A or _known(row, "micrograph_blob/psize_A") or pixel
+    binning = _binning(path, (height, width), micrograph_shape)
     background, defects = (
         _optional(row, name, table, root) for name in ("background_blob/path", "mscope_params/defect_path")
     )
@@ -103,7 +103,7 @@ def _movie(
         dose_per_frame_e_A2=_dose(row, path, table, n_in_movie, options),
         pre_exposure_e_A2=options.pre_exposure_e_A2 or 0.0,
         voltage_kV=_known(row, "mscope_params/accel_kv") or _known(row, "ctf/accel_kv") or 300.0,
-        binning=micrograph / pixel, first_frame=first, gain=_gain(row, path, table, root, options, orientation),
+        binning=binning, first_frame=first, gain=_gain(row, path, table, root, options, orientation),
         defects=defects if defects is not None and defects.suffix.lower() in (".mrc", ".tif", ".tiff") else None,
         eer_upsampling=upsampling, eer_grouping=grouping, global_shift=-rigid, spline_motion=spline,
         rows_as_stored=orientation.rows_as_stored,
@@ -112,6 +112,17 @@ def _movie(
     if options.eer_fractions and path.suffix.lower() == ".eer":
         return regroup_eer(movie, max(1, round(movie.n_frames * grouping / options.eer_fractions)))
     return movie
+
+
+def _binning(path: Path, movie: tuple[int, int], micrograph: tuple[int, int] | None) -> float:
+    """Micrograph pixel over movie pixel."""
+    if micrograph is None or min(micrograph) < 1:
+        return 1.0
+    by_height, by_width = (m / n for m, n in zip(movie, micrograph))
+    if not math.isclose(by_height, by_width, rel_tol=_SAME):
+        raise InputError(f"{path} has frames of {movie[1]} × {movie[0]} px, its particles were located on a micrograph of "
+                         f"{micrograph[1]} × {micrograph[0]}, of another shape; give the exposures they are from")  # fmt: skip
+    return by_height
 
 
 def _motion(

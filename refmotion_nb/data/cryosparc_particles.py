@@ -82,13 +82,11 @@ def particle_table(path: Path, rows: np.ndarray, y_reversed: bool) -> ParticleTa
     return ParticleTable(path, blocks, optics, micrograph, values, group, problems)
 
 
-def micrograph_pixel_sizes(rows: np.ndarray) -> dict[str, float]:
-    """Pixel size (Å) of the micrographs by uid, where the locations tell it."""
-    if "location/micrograph_psize_A" not in names(rows):
-        return {}
+def micrograph_shapes(rows: np.ndarray) -> dict[str, tuple[int, int]]:
+    """Height and width (px) of the micrographs that the particles were located on, by uid."""
     uid, first = np.unique(rows["location/micrograph_uid"], return_index=True)
-    sizes = rows["location/micrograph_psize_A"][first].astype(float)
-    return {str(one): float(size) for one, size in zip(uid, sizes) if size > 0}
+    shapes = rows["location/micrograph_shape"][first].astype(int)
+    return {str(one): (int(height), int(width)) for one, (height, width) in zip(uid, shapes)}
 
 
 def pose_to_euler(pose: np.ndarray) -> np.ndarray:
