@@ -237,6 +237,7 @@ def _open(options: argparse.Namespace) -> Dataset:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from refmotion_nb.numerics.backend import cpu_count
     from refmotion_nb.stages.job import Job, writable
 
     _device(options.device)
@@ -251,6 +252,7 @@ def _run(options: argparse.Namespace) -> int:
             cache_bytes=_cache_bytes(options.cache_size_GB), threads=options.threads, say=console.say,
         )  # fmt: skip
         job.seconds["opening"] = time.perf_counter() - start
+        console.say(f"running on the CPU, {options.threads or cpu_count()} threads")
         return _finish(job, options.until, console)
 
 
@@ -270,7 +272,17 @@ def _finish(job: Any, until: str, console: Console) -> int:
 
 
 def _summary(job: Any) -> str:
+    from refmotion_nb.stages.search import prior_from_attrs
+
     rows = [f"  {what:28s}{seconds:8.1f} s" for what, seconds in job.seconds.items()]
+    if job.search is not None:
+        h = prior_from_attrs(job.search.attrs).hyperparameters
+        rows.append(
+            f"  {'hyperparameters':28s}strength {h.strength:.4g}, balance {h.balance_deg:.3g}°, distance {h.distance_A:.5g} Å"
+        )
+    if job.particles is not None:
+        written = job.particles["written"].values
+        rows.append(f"  {'particles written':28s}{int(written.sum())} of {len(written)}")
     return "\n".join(["", *rows, f"  results in {job.out}, report in {job.out / 'report.html'}"])
 
 

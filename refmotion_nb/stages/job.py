@@ -93,6 +93,8 @@ class Job:
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     combinations: tuple[Combination, ...] = COMBINATIONS  # to validate
+    search: xr.Dataset | None = None  # results, once they are there
+    particles: xr.Dataset | None = None
     validation: xr.Dataset | None = None
 
     def stage(self, kind: type[Stage]) -> Any:
@@ -124,14 +126,14 @@ class Job:
         session = Session(self.data, self.threads, self.cache_bytes)
         key = data_key(self.data)
         self._describe(store)
-        search = self._search(session, store, key, reporter)
+        self.search = search = self._search(session, store, key, reporter)
         if until != "hyperparameters":
             dose = self._dose(session, store, search, key, reporter)
         complete = not session.failed
         if until in ("correct", "validate"):
             with self._timed("correction"):
                 correction: MotionCorrection = self.stage(MotionCorrection)
-                table = correction.run(session, search, dose, self.out, reporter, self.image_root, key)
+                self.particles = table = correction.run(session, search, dose, self.out, reporter, self.image_root, key)
             complete = bool(table["written"].values.all()) or not session.failed
             self._write_for_cryosparc(store, search, dose, table)
         if until == "validate":
