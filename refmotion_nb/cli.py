@@ -23,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors are one line, the exit code is 0 only if everything asked for was written."""
     from refmotion_nb.numerics.backend import one_blas_thread
 
-    options = _parser().parse_args(arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser(arguments[0] if arguments else "").parse_args(arguments)
     try:
         with one_blas_thread():
             return options.command(options)
@@ -40,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(command: str) -> argparse.ArgumentParser:
+    """Return the parser; only the options of ``command`` are filled in, since they come with what they belong to."""
     parser = argparse.ArgumentParser(prog="refmotion", description="Reference-based motion correction for cryo-EM.")
     parser.add_argument("--version", action="version", version=f"refmotion {__version__}")
     commands = parser.add_subparsers(required=True, metavar="demo | simulate | check | run")
@@ -49,14 +51,16 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--device", default="auto", help="auto, cpu or cuda")
     demo.set_defaults(command=_demo)
     simulate = commands.add_parser("simulate", help="movies, STAR files, half maps and truth, laid out as RELION does")
-    _simulation_options(simulate)
+    if command == "simulate":
+        _simulation_options(simulate)
     simulate.set_defaults(command=_simulate)
     check = commands.add_parser("check", help="validate and summarise the input, change nothing")
     _input_options(check)
     check.set_defaults(command=_check)
     run = commands.add_parser("run", help="estimate motion and dose weights, write corrected particles")
     _input_options(run)
-    _run_options(run)
+    if command == "run":
+        _run_options(run)
     run.set_defaults(command=_run)
     return parser
 

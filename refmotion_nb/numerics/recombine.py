@@ -37,11 +37,17 @@ def recombine(
     return out
 
 
-def normalise(images: np.ndarray, radius_px: float) -> np.ndarray:
+def normalise(images: np.ndarray, radius_px: float, threads: int = 1) -> np.ndarray:
     """Return images with mean 0 and standard deviation 1 outside a circle: what refinement programs expect."""
     box = images.shape[-1]
     r = np.arange(box) - box // 2
     ring = r[:, None] ** 2 + r[None] ** 2 > radius_px**2
-    background = images[:, ring].astype(np.float64)
-    mean, std = background.mean(1), background.std(1)
-    return ((images - mean[:, None, None]) / np.where(std > 0, std, 1)[:, None, None]).astype(np.float32)
+    out = np.empty(images.shape, np.float32)
+
+    def work(part: slice) -> None:
+        background = images[part, ring].astype(np.float64)
+        mean, std = background.mean(1), background.std(1)
+        out[part] = (images[part] - mean[:, None, None]) / np.where(std > 0, std, 1)[:, None, None]
+
+    over_chunks(len(images), work, threads, chunk=8)
+    return out

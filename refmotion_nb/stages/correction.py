@@ -143,7 +143,7 @@ class MotionCorrection(Alignment):
             raise InputError(f"{m.movie.path}: {error}; measure weights on movies with as many frames") from None
         images = recombine(m.spectra, tracks.displacement_A / m.movie.pixel_size_A, weight, box_out, threads)
         radius = min(max(m.mask_radius_px / m.spectra.box, 0.25), 0.45) * box_out
-        return normalise(images, radius)
+        return normalise(images, radius, threads)
 
     def _finish(
         self,
