@@ -31,6 +31,7 @@ from refmotion_nb.stages.search import COMMON_STD_A, PROFILES, HyperparameterSea
 from refmotion_nb.stages.session import Session
 from refmotion_nb.stages.validation import COMBINATIONS, Combination, Validation
 
+FEWEST_FRAMES = 3  # two velocities, one acceleration
 UNTIL = ("hyperparameters", "dose-weights", "correct", "validate")
 
 
@@ -164,6 +165,12 @@ class Job:
         """Refuse settings that cannot work before hours of work, not after."""
         for kind in (HyperparameterSearch, DoseWeights, Overrides):
             self.stage(kind)
+        short = [movie for movie in self.data.movies if movie.n_frames < FEWEST_FRAMES]
+        if short:
+            raise InputError(
+                f"{short[0].path} has {short[0].n_frames} frames ({len(short)} movies have fewer than {FEWEST_FRAMES}); "
+                "motion cannot be followed, leave these movies out"
+            )
         box, pixel_A = check_reference(self.data.references[0])
         correction: MotionCorrection = self.stage(MotionCorrection)
         correction.output_box(movie_box(box, pixel_A, self.data.movies[0].pixel_size_A))
