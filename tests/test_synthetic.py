@@ -1,7 +1,6 @@
 import gzip
 import struct
 from dataclasses import replace
-from pathlib import Path
 
 import imagecodecs
 import mrcfile
@@ -21,7 +20,6 @@ from refmotion_nb.data.synthetic import SimulationSettings, simulate, trajectory
 from refmotion_nb.data.synthetic_eer import encode_frame, split_into_events, write_eer
 from refmotion_nb.numerics.reconstruct import backproject, fsc, fsc_masked_corrected, reconstruct
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 # coarse pixels and strong exposure: seconds to make, and the particles stand out of the noise
 SMALL = SimulationSettings(
     n_micrographs=2, size_px=288, height_px=256, n_frames=6, pixel_size_A=2.4, dose_per_frame_e_A2=8.0, box_px=72,
@@ -198,10 +196,8 @@ def test_motion_star_without_a_local_model_is_refused(small):
         motions.read_recorded_motion(small.folder / "MotionCorr/Movies/mic0000.star")
 
 
-def test_motion_stars_of_real_movies():
-    folder = SHARED / "relion_tutorial_10204" / "MotionCorr" / "job002" / "Movies"
-    if not folder.is_dir():
-        pytest.skip("no real motion STAR files beside the checkout")
+def test_motion_stars_of_real_movies(test_data):
+    folder = test_data / "relion_tutorial_10204" / "MotionCorr" / "job002" / "Movies"
     settings = SimulationSettings.tutorial_motion(folder, n_micrographs=3)
     plans = [planning.plan_micrograph(settings, 68.0, i) for i in range(3)]
     for plan in plans:
@@ -332,10 +328,8 @@ def test_masked_noise_is_corrected_to_nothing():
     assert np.abs(curves.corrected[8:]).mean() < 0.2
 
 
-def test_corrected_fsc_agrees_with_relion():
-    folder = SHARED / "apoferritin" / "Ref"
-    if not folder.is_dir():
-        pytest.skip("no RELION maps beside the checkout")
+def test_corrected_fsc_agrees_with_relion(test_data):
+    folder = test_data / "apoferritin" / "Ref"
     half1, half2, mask = (mrcfile.read(folder / f"{name}.mrc") for name in ("half1", "half2", "mask"))
     curves = fsc_masked_corrected(half1, half2, mask)
     table = read_star(folder / "postprocess.star")["fsc"]
