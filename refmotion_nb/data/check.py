@@ -6,7 +6,8 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -42,6 +43,16 @@ class Check:
                 lines += ["", f"{heading} ({len(entries)})"]
                 lines += [line for entry in entries for line in _wrapped(entry, "  - ")]
         return "\n".join([*lines, "", "Ready to process." if self.ok else "Not ready: solve the problems above."])
+
+
+@dataclass
+class Findings:
+    """A project as far as it could be read, with what was found out on the way."""
+
+    dataset: Dataset
+    root: Path
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def check_dataset(

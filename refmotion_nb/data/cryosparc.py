@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from refmotion_nb.data.check import Check, check_dataset, unlike_particles
+from refmotion_nb.data.check import Check, Findings, check_dataset, unlike_particles
 from refmotion_nb.data.cryosparc_exposures import read_exposures, read_movies
 from refmotion_nb.data.cryosparc_files import Entry, first_file, job_of, read_reference
 from refmotion_nb.data.cryosparc_motion import ORIENTATIONS
@@ -106,20 +106,10 @@ def survey_cryosparc(
     return check_dataset(read.dataset, read.problems, read.notes, title=f"CryoSPARC project in {read.root.absolute()}")
 
 
-@dataclass
-class _Read:
-    """A data set as far as it could be read, with what was found out on the way."""
-
-    dataset: Dataset
-    root: Path
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
 def _read(
     exposures: Entries, particles: Entries, volumes: Entries, masks: Any, root: str | Path | None, orientation: str,
     options: Options,
-) -> _Read:  # fmt: skip
+) -> Findings:  # fmt: skip
     if orientation not in (*ORIENTATIONS, "auto"):
         raise InputError(f"orientation {orientation!r}; give auto, {', '.join(ORIENTATIONS)}")
     problems, notes = list[str](), list[str]()
@@ -141,7 +131,7 @@ def _read(
         problems.append(f"{len(_as_list(particles))} particle files for {n} volumes; give one for each")
     elif not n:
         problems.append("no volume given; give the volume of a refinement of half sets")
-    return _Read(dataset, home, problems, notes)
+    return Findings(dataset, home, problems, notes)
 
 
 def _particle_rows(entries: list[Entry], problems: list[str]) -> list[tuple[Path, np.ndarray]]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from refmotion_nb.data.check import Check, check_dataset, unlike_particles
+from refmotion_nb.data.check import Check, Findings, check_dataset, unlike_particles
 from refmotion_nb.data.maps import check_reference
 from refmotion_nb.data.relion_micrographs import MovieSet, Options, read_micrographs, read_movies
 from refmotion_nb.data.relion_particles import ParticleTable, assemble, listed, read_particles
@@ -95,19 +95,9 @@ def survey(
     return check_dataset(read.dataset, read.problems, read.notes, title=f"RELION project in {read.root.absolute()}")
 
 
-@dataclass
-class _Read:
-    """A data set as far as it could be read, with what was found out on the way."""
-
-    dataset: Dataset
-    root: Path
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
 def _read(
     particle_paths: list[Any], micrographs: str | Path, references: list[Any], root: str | Path | None, options: Options
-) -> _Read:
+) -> Findings:
     problems, notes = list[str](), list[str]()
     tables = _read_tables([_given(path, root) for path in particle_paths], problems)
     micrographs, rows = _given(micrographs, root), pd.DataFrame()
@@ -132,7 +122,7 @@ def _read(
     notes += found.notes
     if mtf := sorted({str(name) for one in dataset.tables for name in one["optics"].get("rlnMtfFileName", [])}):
         notes.append(f"the MTF of the detector is not used ({listed(mtf)})")
-    return _Read(dataset, home, problems, notes)
+    return Findings(dataset, home, problems, notes)
 
 
 def _read_tables(paths: Sequence[Path], problems: list[str]) -> list[ParticleTable]:

@@ -38,16 +38,6 @@ def hermitian_weight(kx: np.ndarray, box: int) -> np.ndarray:
     return np.where((kx == 0) | (2 * kx == box), 1.0, 2.0)
 
 
-def radial_mean(values: np.ndarray, shell: np.ndarray, weight: np.ndarray, n_shells: int) -> np.ndarray:
-    """Return the weighted mean of ``values`` in every shell; shells without pixels are 0."""
-    flat = shell.ravel()
-    keep = flat < n_shells
-    w = np.broadcast_to(weight, shell.shape).ravel()[keep]
-    total = np.bincount(flat[keep], w * values.ravel()[keep], n_shells)
-    count = np.bincount(flat[keep], w, n_shells)
-    return total / np.maximum(count, 1e-300)
-
-
 def crop_half_plane(half: Any, box_out: int) -> Any:
     """Return the half plane (..., box_out, box_out // 2 + 1) cut out of a larger one.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from refmotion_nb.numerics.backend import xp_of
+from refmotion_nb.numerics.backend import to_host, xp_of
 
 # the energy (row,) and gradient (row, n) of the given rows
 Objective = Callable[[Any, Any], tuple[Any, Any]]
@@ -49,7 +49,7 @@ def minimise(
         done = -0.5 * slope < tolerance
         if bool(done.any()):
             result[rows] = x
-            keep = np.flatnonzero(~_host(done))
+            keep = np.flatnonzero(~to_host(done))
             if keep.size == 0:
                 return result, iterations
             x, energy, gradient, rows = x[keep], energy[keep], gradient[keep], rows[keep]
@@ -68,17 +68,13 @@ def minimise(
         x, energy, gradient = new_x, new_energy, new_gradient
         if not bool(moved.all()):
             result[rows] = x
-            keep = np.flatnonzero(_host(moved))
+            keep = np.flatnonzero(to_host(moved))
             if keep.size == 0:
                 return result, iterations
             x, energy, gradient, rows = x[keep], energy[keep], gradient[keep], rows[keep]
             pairs = [(s[keep], y[keep], rho[keep]) for s, y, rho in pairs]
     result[rows] = x
     return result, iterations
-
-
-def _host(mask: Any) -> np.ndarray:
-    return mask.get() if xp_of(mask) is not np else mask
 
 
 def _direction(xp: Any, gradient: Any, pairs: list[tuple[Any, Any, Any]], precondition: Any) -> Any:
@@ -109,7 +105,7 @@ def _backtrack(
     new_x = x + direction
     new_energy, new_gradient = objective(new_x, rows)
     for _ in range(12):
-        short = _host(new_energy > energy + 1e-4 * step * slope)
+        short = to_host(new_energy > energy + 1e-4 * step * slope)
         if not short.any():
             break
         again = np.flatnonzero(short)
@@ -119,6 +115,6 @@ def _backtrack(
         new_x[again], new_energy[again], new_gradient[again] = trial, trial_energy, trial_gradient
     moved = new_energy < energy
     if not bool(moved.all()):
-        stuck = np.flatnonzero(~_host(moved))
+        stuck = np.flatnonzero(~to_host(moved))
         new_x[stuck], new_energy[stuck] = x[stuck], energy[stuck]
     return new_x, new_energy, new_gradient, moved
