@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 import refmotion_nb as rm
-from refmotion_nb.data.relion_results import open_postprocess, read_tracks
-from refmotion_nb.data.synthetic import trajectory_error_A
+from refmotion_nb.data.relion.results import open_postprocess, read_tracks
+from refmotion_nb.data.synthetic.simulate import trajectory_error_A
 from refmotion_nb.stages.alignment import Geometry, MotionPrior, alignment_windows, solve
 from refmotion_nb.stages.search import prior_from_attrs
 

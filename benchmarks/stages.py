@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 import refmotion_nb as rm
-from refmotion_nb.data.detector import load_detector
-from refmotion_nb.data.movies import open_movie
-from refmotion_nb.data.relion_results import open_postprocess
+from refmotion_nb.data.movies.detector import load_detector
+from refmotion_nb.data.movies.reader import open_movie
+from refmotion_nb.data.relion.results import open_postprocess
 from refmotion_nb.numerics.backend import one_blas_thread, over_chunks
 from refmotion_nb.numerics.patches import PatchSpectra, particle_power, patch_corners
 from refmotion_nb.numerics.recombine import recombine

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from refmotion_nb.data.cryosparc import open_cryosparc, survey_cryosparc
-    from refmotion_nb.data.relion import open_relion, survey
+    from refmotion_nb.data.cryosparc.project import open_cryosparc, survey_cryosparc
+    from refmotion_nb.data.relion.project import open_relion, survey
     from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference
     from refmotion_nb.data.store import ResultStore
-    from refmotion_nb.data.synthetic import simulate
-    from refmotion_nb.data.synthetic_settings import SimulationSettings
+    from refmotion_nb.data.synthetic.settings import SimulationSettings
+    from refmotion_nb.data.synthetic.simulate import simulate
     from refmotion_nb.numerics.prior import Hyperparameters
     from refmotion_nb.stages.correction import MotionCorrection
     from refmotion_nb.stages.dose_weights import DoseWeights
@@ -58,14 +58,14 @@ _HOME = {
     "Reference": "data.schema",
     "ResultStore": "data.store",
     "Session": "stages.session",
-    "SimulationSettings": "data.synthetic_settings",
+    "SimulationSettings": "data.synthetic.settings",
     "Validation": "stages.validation",
     "best": "stages.search",
-    "open_cryosparc": "data.cryosparc",
-    "open_relion": "data.relion",
-    "simulate": "data.synthetic",
-    "survey": "data.relion",
-    "survey_cryosparc": "data.cryosparc",
+    "open_cryosparc": "data.cryosparc.project",
+    "open_relion": "data.relion.project",
+    "simulate": "data.synthetic.simulate",
+    "survey": "data.relion.project",
+    "survey_cryosparc": "data.cryosparc.project",
     "write_report": "views.report",
 }
 

@@ -153,7 +153,7 @@ def _add_parameter(group: argparse._ArgumentGroup, name: str, parameter: param.P
 
 
 def _references(options: argparse.Namespace) -> list[Reference]:
-    from refmotion_nb.data.relion_results import open_postprocess
+    from refmotion_nb.data.relion.results import open_postprocess
     from refmotion_nb.data.schema import Reference
 
     if options.fsc and not options.half1:
@@ -213,10 +213,10 @@ def _cryosparc_input(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from refmotion_nb.data.relion import survey
+    from refmotion_nb.data.relion.project import survey
 
     if _is_cryosparc(options):
-        from refmotion_nb.data.cryosparc import survey_cryosparc
+        from refmotion_nb.data.cryosparc.project import survey_cryosparc
 
         print(found := survey_cryosparc(**_cryosparc_input(options)))
         return 0 if found.ok else 1
@@ -231,10 +231,10 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _open(options: argparse.Namespace) -> Dataset:
-    from refmotion_nb.data.relion import open_relion
+    from refmotion_nb.data.relion.project import open_relion
 
     if _is_cryosparc(options):
-        from refmotion_nb.data.cryosparc import open_cryosparc
+        from refmotion_nb.data.cryosparc.project import open_cryosparc
 
         return open_cryosparc(**_cryosparc_input(options))
     return open_relion(options.particles, options.micrographs, _references(options), **_input_settings(options))
@@ -352,7 +352,7 @@ class Console:
 def _simulation_options(parser: argparse.ArgumentParser) -> None:
     from dataclasses import fields
 
-    from refmotion_nb.data.synthetic_settings import SimulationSettings
+    from refmotion_nb.data.synthetic.settings import SimulationSettings
 
     parser.add_argument("--out", type=Path, required=True)
     for field in fields(SimulationSettings):
@@ -366,8 +366,8 @@ def _simulation_options(parser: argparse.ArgumentParser) -> None:
 def _simulate(options: argparse.Namespace) -> int:
     from dataclasses import fields
 
-    from refmotion_nb.data.synthetic import simulate
-    from refmotion_nb.data.synthetic_settings import SimulationSettings
+    from refmotion_nb.data.synthetic.settings import SimulationSettings
+    from refmotion_nb.data.synthetic.simulate import simulate
     from refmotion_nb.stages.job import writable
 
     given = {

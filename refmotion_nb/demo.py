@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from refmotion_nb.data.relion import open_relion
-from refmotion_nb.data.relion_motion import initial_displacement
-from refmotion_nb.data.relion_results import read_tracks
+from refmotion_nb.data.relion.motion import initial_displacement
+from refmotion_nb.data.relion.project import open_relion
+from refmotion_nb.data.relion.results import read_tracks
 from refmotion_nb.data.schema import Dataset, Reference
-from refmotion_nb.data.synthetic import Simulation, SimulationSettings, simulate, trajectory_error_A
+from refmotion_nb.data.synthetic.simulate import Simulation, SimulationSettings, simulate, trajectory_error_A
 from refmotion_nb.stages.base import Reporter
 from refmotion_nb.stages.job import Job
 from refmotion_nb.stages.validation import COMBINATIONS

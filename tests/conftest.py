@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from refmotion_nb.data.synthetic import Simulation, SimulationSettings, simulate
+from refmotion_nb.data.synthetic.simulate import Simulation, SimulationSettings, simulate
 
 # so small that a whole job takes two seconds, yet the particles can be seen and their motion followed
 TINY = SimulationSettings(

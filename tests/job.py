@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from refmotion_nb.cli import main
-from refmotion_nb.data.relion_results import read_tracks
+from refmotion_nb.data.relion.results import read_tracks
 from refmotion_nb.data.store import ResultStore
-from refmotion_nb.data.synthetic import trajectory_error_A
+from refmotion_nb.data.synthetic.simulate import trajectory_error_A
 
 MICROGRAPHS = ("mic0000", "mic0001")
 

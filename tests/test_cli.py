@@ -15,7 +15,7 @@ import xarray as xr
 from job import GIVEN, MICROGRAPHS, copied, error_A, inputs, run, said, store, tracks
 
 from refmotion_nb.cli import main
-from refmotion_nb.data.relion_results import read_bfactors
+from refmotion_nb.data.relion.results import read_bfactors
 from refmotion_nb.data.star import read_star
 from refmotion_nb.data.store import read_hyperparameters, read_netcdf
 from refmotion_nb.stages import correction

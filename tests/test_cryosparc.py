@@ -11,9 +11,9 @@ from scipy.interpolate import BSpline
 
 import refmotion_nb as rm
 from refmotion_nb.cli import main
-from refmotion_nb.data.cryosparc_write import read_dose_weights, write_particle_groups
-from refmotion_nb.data.csfile import columns, read_cs, read_csg, table, write_cs
-from refmotion_nb.data.relion_motion import initial_displacement, rigid_displacement
+from refmotion_nb.data.cryosparc.csfile import columns, read_cs, read_csg, table, write_cs
+from refmotion_nb.data.cryosparc.write import read_dose_weights, write_particle_groups
+from refmotion_nb.data.relion.motion import initial_displacement, rigid_displacement
 from refmotion_nb.data.star import read_star
 from refmotion_nb.numerics.projection import euler_to_matrix
 from refmotion_nb.stages.alignment import Alignment, MotionPrior

@@ -9,9 +9,20 @@ from cryosparc_project import dataset_class
 from scipy.linalg import expm
 from scipy.ndimage import map_coordinates
 
-from refmotion_nb.data.cryosparc_files import locate, read_reference, read_rows
-from refmotion_nb.data.cryosparc_motion import ORIENTATIONS, oriented_gain, read_rigid, read_spline
-from refmotion_nb.data.cryosparc_particles import (
+from refmotion_nb.data.cryosparc.csfile import (
+    merge,
+    names,
+    read_cs,
+    read_csg,
+    read_group,
+    table,
+    text,
+    write_cs,
+    write_csg,
+)
+from refmotion_nb.data.cryosparc.files import locate, read_reference, read_rows
+from refmotion_nb.data.cryosparc.motion import ORIENTATIONS, oriented_gain, read_rigid, read_spline
+from refmotion_nb.data.cryosparc.particles import (
     NEEDED,
     aberrations,
     aberrations_A,
@@ -19,9 +30,8 @@ from refmotion_nb.data.cryosparc_particles import (
     pose_to_euler,
     read_particle_rows,
 )
-from refmotion_nb.data.csfile import merge, names, read_cs, read_csg, read_group, table, text, write_cs, write_csg
-from refmotion_nb.data.detector import load_background, load_gain
 from refmotion_nb.data.maps import write_map
+from refmotion_nb.data.movies.detector import load_background, load_gain
 from refmotion_nb.data.schema import Background, InputError, Optics
 from refmotion_nb.data.spline_motion import mirrored, spline_displacement
 from refmotion_nb.numerics.ctf import aberration_phases, wavelength_A

@@ -16,9 +16,9 @@ import starfile
 import tifffile
 import zstandard
 
-from refmotion_nb.data import lzw, rawbytes, tiff
-from refmotion_nb.data.detector import load_detector, make_detector
-from refmotion_nb.data.movies import check_movie, movie_shape, open_movie, read_image
+from refmotion_nb.data.movies import lzw, rawbytes, tiff
+from refmotion_nb.data.movies.detector import load_detector, make_detector
+from refmotion_nb.data.movies.reader import check_movie, movie_shape, open_movie, read_image
 from refmotion_nb.data.schema import Gain, InputError, Movie
 
 N, H, W = 3, 45, 62

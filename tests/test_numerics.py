@@ -363,7 +363,11 @@ def test_fcc_sums_are_sums_over_the_half_plane(rng):
         values = np.where(white > 0, values, 0)
         return np.stack([np.bincount(shell.ravel(), v.ravel())[:n_shells] for v in values.sum(0)])
 
-    expected = [summed((X * turn * V.conj()).real), summed(abs(X) ** 2 * band), summed(np.broadcast_to(abs(V) ** 2, X.shape))]
+    expected = [
+        summed((X * turn * V.conj()).real),
+        summed(abs(X) ** 2 * band),
+        summed(np.broadcast_to(abs(V) ** 2, X.shape)),
+    ]
     found = fcc_sums(spectra, predicted, displacement, whitening, n_shells, threads=2)
     for a, b in zip(found, expected):
         assert np.abs(a - b).max() < 2e-3 * np.abs(b).max()

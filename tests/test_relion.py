@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from relion_project import MICROGRAPHS, PARTICLES, edit, make_project, motion_blocks, optics, reference
 
-from refmotion_nb.data.relion import open_relion, survey
-from refmotion_nb.data.relion_micrographs import match_micrographs, short_names, strip_job
+from refmotion_nb.data.relion.micrographs import match_micrographs, short_names, strip_job
+from refmotion_nb.data.relion.project import open_relion, survey
 from refmotion_nb.data.schema import InputError, Reference
 from refmotion_nb.data.star import read_star, write_star
 

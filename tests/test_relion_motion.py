@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from relion_project import motion_blocks
 
-from refmotion_nb.data.relion_motion import (
+from refmotion_nb.data.relion.motion import (
     fit_local_motion,
     initial_displacement,
     local_motion,

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import refmotion_nb as rm
-from refmotion_nb.data.relion_results import open_postprocess, read_bfactors, read_fsc, read_priors, read_tracks
-from refmotion_nb.data.synthetic import trajectory_error_A
+from refmotion_nb.data.relion.results import open_postprocess, read_bfactors, read_fsc, read_priors, read_tracks
+from refmotion_nb.data.synthetic.simulate import trajectory_error_A
 from refmotion_nb.numerics.dose import fcc, fit_relion
 from refmotion_nb.numerics.energy import first_shell_below
 from refmotion_nb.stages.alignment import Alignment, MotionPrior

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from relion_project import PARTICLES, make_project
 
-from refmotion_nb.data import relion_results as results
+from refmotion_nb.data.relion import results as results
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.data.star import read_star, write_star
 

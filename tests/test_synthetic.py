@@ -9,15 +9,15 @@ import pandas as pd
 import pytest
 import tifffile
 
-from refmotion_nb.data import synthetic_images as images
-from refmotion_nb.data import synthetic_model as models
-from refmotion_nb.data import synthetic_motion as motions
-from refmotion_nb.data import synthetic_plan as planning
-from refmotion_nb.data import synthetic_tables as tables
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.data.star import read_star, write_star
-from refmotion_nb.data.synthetic import SimulationSettings, simulate, trajectory_error_A
-from refmotion_nb.data.synthetic_eer import encode_frame, split_into_events, write_eer
+from refmotion_nb.data.synthetic import images as images
+from refmotion_nb.data.synthetic import model as models
+from refmotion_nb.data.synthetic import motion as motions
+from refmotion_nb.data.synthetic import plan as planning
+from refmotion_nb.data.synthetic import tables as tables
+from refmotion_nb.data.synthetic.eer import encode_frame, split_into_events, write_eer
+from refmotion_nb.data.synthetic.simulate import SimulationSettings, simulate, trajectory_error_A
 from refmotion_nb.numerics.reconstruct import backproject, fsc, fsc_masked_corrected, reconstruct
 
 # coarse pixels and strong exposure: seconds to make, and the particles stand out of the noise

@@ -12,7 +12,7 @@ import mrcfile
 import numpy as np
 
 from refmotion_nb.data.files import atomic
-from refmotion_nb.data.relion_results import read_fsc
+from refmotion_nb.data.relion.results import read_fsc
 from refmotion_nb.data.schema import InputError, Reference
 
 _FLOAT16_MAX = float(np.finfo(np.float16).max)

@@ -14,7 +14,7 @@ import xarray as xr
 
 from refmotion_nb.data.files import sweep
 from refmotion_nb.data.maps import write_stack
-from refmotion_nb.data.relion_results import write_bfactors, write_particles, write_tracks
+from refmotion_nb.data.relion.results import write_bfactors, write_particles, write_tracks
 from refmotion_nb.data.schema import AXES, Dataset, InputError
 from refmotion_nb.data.store import ResultStore
 from refmotion_nb.numerics.recombine import normalise, recombine

@@ -17,7 +17,7 @@ import param
 import xarray as xr
 
 from refmotion_nb import __version__
-from refmotion_nb.data.cryosparc_write import write_hyperparameter_group, write_particle_groups
+from refmotion_nb.data.cryosparc.write import write_hyperparameter_group, write_particle_groups
 from refmotion_nb.data.maps import check_reference
 from refmotion_nb.data.schema import Dataset, InputError
 from refmotion_nb.data.store import ResultStore, read_hyperparameters, read_netcdf, write_hyperparameters, write_netcdf

@@ -9,10 +9,10 @@ from functools import cached_property
 import numpy as np
 import xarray as xr
 
-from refmotion_nb.data.detector import load_background, load_detector, load_gain
-from refmotion_nb.data.eer import is_eer
-from refmotion_nb.data.movies import open_movie
-from refmotion_nb.data.relion_motion import initial_displacement, rigid_displacement
+from refmotion_nb.data.movies.detector import load_background, load_detector, load_gain
+from refmotion_nb.data.movies.eer import is_eer
+from refmotion_nb.data.movies.reader import open_movie
+from refmotion_nb.data.relion.motion import initial_displacement, rigid_displacement
 from refmotion_nb.data.schema import InputError, Movie, Optics
 from refmotion_nb.numerics.backend import over_chunks
 from refmotion_nb.numerics.ctf import aberration_phases, ctf, frequencies

@@ -9,7 +9,7 @@ import mrcfile
 import numpy as np
 import tifffile
 
-from refmotion_nb.data.synthetic_eer import split_into_events, write_eer
+from refmotion_nb.data.synthetic.eer import split_into_events, write_eer
 
 LABEL = "simulated by refmotion_nb"
 

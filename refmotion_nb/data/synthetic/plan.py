@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refmotion_nb.data import synthetic_motion as motions
 from refmotion_nb.data.schema import InputError
-from refmotion_nb.data.synthetic_settings import SimulationSettings
+from refmotion_nb.data.synthetic import motion as motions
+from refmotion_nb.data.synthetic.settings import SimulationSettings
 
 GAIN, PLACES, MOTION, RIGID, POSES, OPTICS, ICE, COUNTS, EVENTS, LIGHT = range(10)  # what a random draw is for
 STEPS_PER_FRAME = 12

@@ -12,12 +12,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from refmotion_nb.data import synthetic_files as files
-from refmotion_nb.data import synthetic_images as images
-from refmotion_nb.data import synthetic_model as models
-from refmotion_nb.data import synthetic_plan as planning
-from refmotion_nb.data import synthetic_tables as tables
-from refmotion_nb.data.synthetic_settings import SimulationSettings
+from refmotion_nb.data.synthetic import files as files
+from refmotion_nb.data.synthetic import images as images
+from refmotion_nb.data.synthetic import model as models
+from refmotion_nb.data.synthetic import plan as planning
+from refmotion_nb.data.synthetic import tables as tables
+from refmotion_nb.data.synthetic.settings import SimulationSettings
 from refmotion_nb.numerics.reconstruct import backproject, fsc_masked_corrected, reconstruct
 
 __all__ = ["Simulation", "SimulationSettings", "simulate"]

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import imagecodecs
 import numpy as np
 
-from refmotion_nb.data import lzw
-from refmotion_nb.data.rawbytes import Bytes
+from refmotion_nb.data.movies import lzw
+from refmotion_nb.data.movies.rawbytes import Bytes
 from refmotion_nb.data.schema import InputError
 
 WIDTH, HEIGHT, BITS, COMPRESSION, FILL_ORDER, OFFSETS, SAMPLES, ROWS_PER_STRIP, COUNTS = (

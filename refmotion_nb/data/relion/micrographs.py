@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from refmotion_nb.data.relion_motion import read_motion, regroup_eer
-from refmotion_nb.data.relion_particles import listed, needs_optics
+from refmotion_nb.data.relion.motion import read_motion, regroup_eer
+from refmotion_nb.data.relion.particles import listed, needs_optics
 from refmotion_nb.data.schema import Gain, InputError, Movie, Skipped
 from refmotion_nb.data.star import read_star, table
 
@@ -190,7 +190,7 @@ def _wrong_frame_count(
 
 def _too_short(movies: Mapping[int, Movie], options: Options, problems: list[str], root: Path) -> dict[int, str]:
     """Open movies: those with too few frames are left out if they may be; all else that is wrong is a problem."""
-    from refmotion_nb.data.movies import check_movie, movie_shape
+    from refmotion_nb.data.movies.reader import check_movie, movie_shape
 
     short: dict[int, str] = {}
     failed: dict[int, tuple[Path, str]] = {}

@@ -15,8 +15,8 @@ from pathlib import Path
 import numba
 import numpy as np
 
-from refmotion_nb.data import tiff
-from refmotion_nb.data.rawbytes import Bytes
+from refmotion_nb.data.movies import tiff
+from refmotion_nb.data.movies.rawbytes import Bytes
 from refmotion_nb.data.schema import InputError
 
 _METADATA, _SKIP_BITS, _X_BITS, _Y_BITS = 65001, 65007, 65008, 65009

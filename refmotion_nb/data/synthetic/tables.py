@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from refmotion_nb.data.star import write_star
-from refmotion_nb.data.synthetic_plan import MicrographPlan, euler_angles_deg
-from refmotion_nb.data.synthetic_settings import SimulationSettings
+from refmotion_nb.data.synthetic.plan import MicrographPlan, euler_angles_deg
+from refmotion_nb.data.synthetic.settings import SimulationSettings
 from refmotion_nb.numerics.reconstruct import MaskedFSC
 
 EARLY_DOSE_E_A2 = 4.0  # RELION's border between early and late motion

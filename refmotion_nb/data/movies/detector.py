@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial import cKDTree
 
-from refmotion_nb.data.eer import is_eer
-from refmotion_nb.data.movies import read_image
+from refmotion_nb.data.movies.eer import is_eer
+from refmotion_nb.data.movies.reader import read_image
 from refmotion_nb.data.schema import Background, Gain, InputError, Movie
 
 _FEWEST = 7  # good neighbours within reach; a pixel with fewer borrows from the nearest good pixels further away

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from refmotion_nb.data.cryosparc_particles import aberrations_A, euler_to_pose
-from refmotion_nb.data.csfile import columns, names, read_cs, table, write_cs, write_csg
+from refmotion_nb.data.cryosparc.csfile import columns, names, read_cs, table, write_cs, write_csg
+from refmotion_nb.data.cryosparc.particles import aberrations_A, euler_to_pose
 from refmotion_nb.data.files import atomic
 from refmotion_nb.data.schema import Dataset, InputError, Movie
 

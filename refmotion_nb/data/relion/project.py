@@ -12,9 +12,9 @@ import pandas as pd
 
 from refmotion_nb.data.check import Check, Findings, check_dataset, unlike_particles
 from refmotion_nb.data.maps import check_reference
-from refmotion_nb.data.relion_micrographs import MovieSet, Options, read_micrographs, read_movies
-from refmotion_nb.data.relion_particles import ParticleTable, assemble, listed, read_particles
-from refmotion_nb.data.relion_results import find_root
+from refmotion_nb.data.relion.micrographs import MovieSet, Options, read_micrographs, read_movies
+from refmotion_nb.data.relion.particles import ParticleTable, assemble, listed, read_particles
+from refmotion_nb.data.relion.results import find_root
 from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference
 from refmotion_nb.data.star import table
 

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 
 from refmotion_nb.data.check import Check, Findings, check_dataset, unlike_particles
-from refmotion_nb.data.cryosparc_exposures import read_exposures, read_movies
-from refmotion_nb.data.cryosparc_files import Entry, first_file, job_of, read_reference
-from refmotion_nb.data.cryosparc_motion import ORIENTATIONS
-from refmotion_nb.data.cryosparc_orientation import best_orientation
-from refmotion_nb.data.cryosparc_particles import micrograph_shapes, particle_table, read_particle_rows
-from refmotion_nb.data.csfile import names, text
+from refmotion_nb.data.cryosparc.csfile import names, text
+from refmotion_nb.data.cryosparc.exposures import read_exposures, read_movies
+from refmotion_nb.data.cryosparc.files import Entry, first_file, job_of, read_reference
+from refmotion_nb.data.cryosparc.motion import ORIENTATIONS
+from refmotion_nb.data.cryosparc.orientation import best_orientation
+from refmotion_nb.data.cryosparc.particles import micrograph_shapes, particle_table, read_particle_rows
 from refmotion_nb.data.maps import check_reference
-from refmotion_nb.data.relion_micrographs import MovieSet, Options
-from refmotion_nb.data.relion_particles import ParticleTable, assemble
-from refmotion_nb.data.relion_results import find_root
+from refmotion_nb.data.relion.micrographs import MovieSet, Options
+from refmotion_nb.data.relion.particles import ParticleTable, assemble
+from refmotion_nb.data.relion.results import find_root
 from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference
 from refmotion_nb.data.star import table
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from refmotion_nb.data.csfile import columns, merge, names, read_cs, read_csg, read_group, text
+from refmotion_nb.data.cryosparc.csfile import columns, merge, names, read_cs, read_csg, read_group, text
 from refmotion_nb.data.schema import InputError, Reference
 
 _UID = re.compile(r"^\d{15,21}_")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from refmotion_nb.data.schema import InputError
-from refmotion_nb.data.synthetic_images import Microscope
+from refmotion_nb.data.synthetic.images import Microscope
 
 FORMATS = ("tif", "mrc", "eer")
 MOTIONS = ("smooth", "rough", "recorded", "none")

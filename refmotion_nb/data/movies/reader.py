@@ -11,9 +11,9 @@ from typing import Self
 
 import numpy as np
 
-from refmotion_nb.data import rawbytes, tiff
-from refmotion_nb.data.eer import EerFile, dtype_for, eer_info, eer_shape, is_eer
-from refmotion_nb.data.rawbytes import Bytes
+from refmotion_nb.data.movies import rawbytes, tiff
+from refmotion_nb.data.movies.eer import EerFile, dtype_for, eer_info, eer_shape, is_eer
+from refmotion_nb.data.movies.rawbytes import Bytes
 from refmotion_nb.data.schema import InputError, Movie
 
 _MRC_HEADER = 1024  # bytes

@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 from scipy.spatial.transform import Rotation
 
-from refmotion_nb.data.cryosparc_files import Entry, first_file, read_rows
-from refmotion_nb.data.csfile import names, text
-from refmotion_nb.data.relion_particles import ParticleTable, listed
+from refmotion_nb.data.cryosparc.csfile import names, text
+from refmotion_nb.data.cryosparc.files import Entry, first_file, read_rows
+from refmotion_nb.data.relion.particles import ParticleTable, listed
 from refmotion_nb.data.schema import InputError, Optics
 from refmotion_nb.data.star import Block
 from refmotion_nb.numerics.ctf import wavelength_A

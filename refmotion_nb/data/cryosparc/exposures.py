@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from refmotion_nb.data.cryosparc_files import Entry, first_file, locate, read_rows, without_uid
-from refmotion_nb.data.cryosparc_motion import Orientation, in_frame, oriented_gain, read_rigid, read_spline
-from refmotion_nb.data.csfile import names, text
-from refmotion_nb.data.relion_micrographs import MovieSet, Options, short_names, usable_movies
-from refmotion_nb.data.relion_motion import regroup_eer
+from refmotion_nb.data.cryosparc.csfile import names, text
+from refmotion_nb.data.cryosparc.files import Entry, first_file, locate, read_rows, without_uid
+from refmotion_nb.data.cryosparc.motion import Orientation, in_frame, oriented_gain, read_rigid, read_spline
+from refmotion_nb.data.relion.micrographs import MovieSet, Options, short_names, usable_movies
+from refmotion_nb.data.relion.motion import regroup_eer
 from refmotion_nb.data.schema import Background, Gain, InputError, Movie
 
 WANTED = ("movie_blob/path", "movie_blob/shape", "movie_blob/psize_A", "rigid_motion/path", "rigid_motion/psize_A")
@@ -163,7 +163,7 @@ def _gain(
 
 def _eer(path: Path, n_frames: int, height: int) -> tuple[int, int]:
     """Upsampling and raw frames per fraction of an EER movie, from its size; 1 and 1 for others."""
-    from refmotion_nb.data.eer import eer_info, eer_shape, is_eer
+    from refmotion_nb.data.movies.eer import eer_info, eer_shape, is_eer
 
     if path.suffix.lower() != ".eer" or not path.is_file() or not is_eer(path):
         return 1, 1

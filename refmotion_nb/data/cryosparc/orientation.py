@@ -10,11 +10,11 @@ from collections.abc import Mapping
 import numpy as np
 import xarray as xr
 
-from refmotion_nb.data.detector import load_gain
-from refmotion_nb.data.eer import is_eer
 from refmotion_nb.data.maps import load_reference
-from refmotion_nb.data.movies import open_movie
-from refmotion_nb.data.relion_motion import initial_displacement
+from refmotion_nb.data.movies.detector import load_gain
+from refmotion_nb.data.movies.eer import is_eer
+from refmotion_nb.data.movies.reader import open_movie
+from refmotion_nb.data.relion.motion import initial_displacement
 from refmotion_nb.data.schema import Dataset, InputError, Movie
 from refmotion_nb.numerics.ctf import ctf, frequencies
 from refmotion_nb.numerics.fourier import band_indices, band_of, shell_round

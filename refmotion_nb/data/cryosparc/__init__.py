@@ -1,0 +1,1 @@
+"""CryoSPARC projects: exposures, particles and volumes in, result groups out."""

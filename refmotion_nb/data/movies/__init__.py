@@ -1,0 +1,1 @@
+"""Movies frame by frame, as the camera counted, and the camera itself."""

@@ -1,0 +1,1 @@
+"""RELION projects: particles, motion-corrected micrographs, references and results."""
