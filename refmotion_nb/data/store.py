@@ -85,6 +85,13 @@ class ResultStore:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
+    def remove(self, group: str) -> None:
+        """Remove ``group``, if it is there: at once, as seen by others."""
+        temporary = self._temporary()
+        with suppress(FileNotFoundError):
+            os.rename(self._folder(group), temporary)
+            shutil.rmtree(temporary, ignore_errors=True)
+
     def read(self, group: str, key: str = "", lazy: bool = False) -> xr.Dataset | None:
         """Read ``group``; None if it is not there, or was computed from something other than ``key``.
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import xarray as xr
 
-from refmotion_nb.data.schema import Dataset, InputError
+from refmotion_nb.data.schema import Dataset
 from refmotion_nb.numerics.dose import DoseModel, bootstrap_weights, fcc, fcc_sums, fit_model, fit_relion, weights
 from refmotion_nb.numerics.energy import grant_grigorieff
 from refmotion_nb.stages.alignment import Alignment
@@ -46,22 +46,14 @@ class DoseWeights(Alignment):
         session = data if isinstance(data, Session) else Session(data)
         reporter = reporter or Silent()
         prior = prior_from_attrs(search.attrs)
-        chosen = session.draw(list(session), self.target_particles, self.seed)
-        reporter.start(len(chosen), "measuring dose weights")
+        names, what = list(session), "measuring dose weights"
         sums, used = [], []
-        for name, micrograph in session.walk(chosen, self):
-            if micrograph is None:
-                reporter.advance(micrograph=name, failed=session.failed[name])
-                continue
-            used.append(name)
-            last = micrograph
-            tracks = session.track(micrograph, self, prior)
-            sums.append(micrograph_fcc_sums(micrograph, tracks.displacement_A, session.threads))
-            reporter.advance(micrograph=name)
-        reporter.done()
-        if not used:
-            raise InputError(f"no movie can be used; the first: {session.failed[chosen[0]]}")
-        return weights_table(np.stack(sums), last, used, self.relion)
+        for last in session.sample(names, self.target_particles, self.seed, self, reporter, what):
+            used.append(last.movie.micrograph)
+            tracks = session.track(last, self, prior)
+            sums.append(micrograph_fcc_sums(last, tracks.displacement_A, session.threads))
+        table = weights_table(np.stack(sums), last, used, self.relion)
+        return table.assign_attrs(micrographs_key=session.keys.of(used))
 
 
 def weights_table(sums: np.ndarray, m: Micrograph, names: list[str], relion: bool = False) -> xr.Dataset:
