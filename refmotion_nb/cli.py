@@ -269,6 +269,9 @@ def _finish(job: Any, until: str, console: Console) -> int:
     job.seconds["report"] = time.perf_counter() - start
     for warning in job.warnings:
         console.say(f"warning: {warning}")
+    names = job.search.attrs.get("micrographs", [])
+    if names:
+        console.say(f"searched on {', '.join(names)}", log_only=True)
     console.say(_summary(job))
     if not complete:
         console.say("refmotion: not everything was written; the reasons stand above and in the report")
@@ -284,6 +287,10 @@ def _summary(job: Any) -> str:
         rows.append(
             f"  {'hyperparameters':28s}strength {h.strength:.4g}, balance {h.balance_deg:.3g}°, distance {h.distance_A:.5g} Å"
         )
+        if names := job.search.attrs.get("micrographs", []):
+            more = f" and {len(names) - 3} more, listed in run.log" if len(names) > 3 else ""
+            few = f"{job.search.attrs['n_particles']} particles of {', '.join(names[:3])}{more}"
+            rows.append(f"  {'searched on':28s}{few}")
     if job.particles is not None:
         written = job.particles["written"].values
         rows.append(f"  {'particles written':28s}{int(written.sum())} of {len(written)}")

@@ -244,8 +244,9 @@ class Job:
             stored = _still_valid(store.read("dose_weights", mine), session)
             if stored is None:
                 with self._timed("dose weights"):
-                    stored = stage.run(session, search, reporter)
-                store.write("dose_weights", stored, mine)
+                    store.write("dose_weights", stage.run(session, search, reporter), mine)
+                stored = store.read("dose_weights")  # as a rerun finds it, order and types included
+                assert stored is not None
             else:
                 self.say("dose weights: taken from the earlier run in this folder")
             dose = stored
