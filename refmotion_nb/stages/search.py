@@ -130,6 +130,8 @@ class HyperparameterSearch(Alignment):
             if raw.own_noise:
                 raw.own_noise["ctf"] = session.keep(raw.own_noise["ctf"])
             out.append((m.movie.micrograph, Geometry.of(one), raw, score))
+        if not out:
+            raise session.nothing_usable(names)
         kept = session.spool
         reporter.advance(0, kept_in_memory_MB=kept.held_bytes / 1e6, kept_on_disk_MB=kept.spilled_bytes / 1e6)
         return out
