@@ -77,6 +77,9 @@ class Spool:
                 self._file.close()
             self._file = self._map = None
 
+    def __del__(self) -> None:
+        self.close()
+
     def _forget(self, n_bytes: int) -> None:
         with self._lock:
             self.spilled_bytes -= n_bytes
