@@ -22,6 +22,7 @@ from refmotion_nb.data.files import sole, sweep
 from refmotion_nb.data.maps import check_reference
 from refmotion_nb.data.schema import Dataset, InputError
 from refmotion_nb.data.store import ResultStore, write_hyperparameters, write_netcdf
+from refmotion_nb.numerics.backend import one_blas_thread
 from refmotion_nb.numerics.patches import movie_box
 from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.stages.alignment import MotionPrior
@@ -127,7 +128,7 @@ class Job:
         reporter = reporter or Silent()
         self._check_settings(until)
         writable(self.out)
-        with sole(self.out) as alone:
+        with sole(self.out) as alone, one_blas_thread():  # the same bits, whoever calls
             _sweep(self.out, alone)
             return self._run(until, reporter)
 
