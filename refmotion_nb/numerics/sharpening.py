@@ -43,7 +43,7 @@ def guinier_b_factor(volume: np.ndarray, fsc: np.ndarray, pixel_size_A: float, t
 def sharpened(
     volume: np.ndarray, fsc: np.ndarray, b_factor_A2: float, pixel_size_A: float, threads: int = 1
 ) -> np.ndarray:
-    """Return a map weighted by its FSC (shell,), its fall-off by ``b_factor_A2`` undone, up to where the FSC falls below 0.143."""
+    """Return a map weighted by its FSC (shell,), its fall-off by ``b_factor_A2`` undone, up to an FSC of 0.143."""
     n = len(volume)
     shells = np.arange(len(fsc))
     below = np.flatnonzero(np.asarray(fsc) < 0.143)

@@ -145,7 +145,7 @@ class Job:
         if until == "validate":
             with self._timed("validation"):
                 validation: Validation = self.stage(Validation)
-                self.validation = validation.run(session, search, dose, reporter, self.combinations)
+                self.validation = validation.run(session, search, dose, reporter, self.combinations, self.out)
             store.write("validation", self.validation)
         for name, reason in session.failed.items():
             self.warnings.append(f"{name}: {reason}")
@@ -180,7 +180,8 @@ class Job:
         self._check_boxes()
         validation: Validation = self.stage(Validation)
         if until == "validate":
-            validation.rotations()
+            validation.rotations(len(self.data.references))
+            validation.combinations_to_write()
 
     def _check_boxes(self) -> None:
         """Refuse output boxes that do not fit, and optics groups on movies of different pixel sizes."""
