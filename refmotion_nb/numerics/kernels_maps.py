@@ -207,28 +207,43 @@ def ratio_kernel(sums, density, floors, low, high, out):
 
 @_jit
 def divide_kernel(sums, which, density, floors, low, high, out):
-    """Divide map ``which`` by the density, planes low … high, into a transform (big, big, big/2+1) in FFT order."""
+    """Divide rows y = low … high of map ``which`` by the density: out (big, high - low, big/2+1), zero before, z in FFT order."""
     big, radius = out.shape[0], len(floors) - 1
-    for iz in range(low, high):
+    for iz in range(1, 2 * radius + 2):
         z = iz - radius - 1
         if 2 * abs(z) >= big:
             continue
-        for y in range(-radius, radius + 1):
+        for y in range(low, high):
             for x in range(radius + 1):
                 r2 = z * z + y * y + x * x
-                if r2 > radius * radius or 2 * abs(y) >= big:
-                    continue
-                there = sums[iz, y + radius + 1, x]
-                d = max(density[iz, y + radius + 1, x], np.float32(floors[round(math.sqrt(r2))]))
+                if r2 > radius * radius:
+                    break
+                row = y + radius + 1
+                there = sums[iz, row, x]
+                d = max(density[iz, row, x], np.float32(floors[round(math.sqrt(r2))]))
                 if d > 0:
-                    out[z % big, y % big, x] = complex(there[2 * which] / d, there[2 * which + 1] / d)
+                    out[z % big, y - low, x] = complex(there[2 * which] / d, there[2 * which + 1] / d)
 
 
 @_jit
-def shell_sums_kernel(ft1, ft2, n):
-    """Return Re(F1 F2*), |F1|² and |F2|² summed per shell (3, n//2 + 1) over the full transforms of two n³ maps."""
-    sums = np.zeros((3, n // 2 + 1))
-    for z in range(n):
+def randomise_phases_kernel(ft, turns, first_shell, low, high):
+    """Turn phases from ``first_shell`` on of an n³ map's transform by ``turns`` (z, y, x), planes low … high, in place."""
+    n = ft.shape[0]
+    for z in range(low, high):
+        kz = z if z <= n // 2 else z - n
+        for y in range(n):
+            ky = y if y <= n // 2 else y - n
+            for x in range(ft.shape[2]):
+                if round(math.sqrt(kz * kz + ky * ky + x * x)) >= first_shell:
+                    angle = np.float32(2 * math.pi) * turns[z, y, x]
+                    ft[z, y, x] *= np.complex64(complex(math.cos(angle), math.sin(angle)))
+
+
+@_jit
+def shell_sums_kernel(ft1, ft2, low, high, sums):
+    """Sum Re(F1 F2*), |F1|², |F2|² of two n³ maps per shell of planes low … high of the full transforms: (plane, 3, n//2 + 1)."""
+    n = ft1.shape[0]
+    for z in range(low, high):
         kz = z if z <= n // 2 else z - n
         for y in range(n):
             ky = y if y <= n // 2 else y - n
@@ -237,7 +252,6 @@ def shell_sums_kernel(ft1, ft2, n):
                 if shell <= n // 2:
                     share = 1.0 if x == 0 or 2 * x == n else 2.0  # the half plane stands for both signs of kx
                     a, b = ft1[z, y, x], ft2[z, y, x]
-                    sums[0, shell] += share * (a.real * b.real + a.imag * b.imag)
-                    sums[1, shell] += share * (a.real * a.real + a.imag * a.imag)
-                    sums[2, shell] += share * (b.real * b.real + b.imag * b.imag)
-    return sums
+                    sums[z, 0, shell] += share * (a.real * b.real + a.imag * b.imag)
+                    sums[z, 1, shell] += share * (a.real * a.real + a.imag * a.imag)
+                    sums[z, 2, shell] += share * (b.real * b.real + b.imag * b.imag)

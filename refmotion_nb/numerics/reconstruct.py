@@ -17,6 +17,7 @@ from refmotion_nb.numerics.kernels_maps import (
     complete_friedel_plane,
     divide_kernel,
     insert_kernel,
+    randomise_phases_kernel,
     ratio_kernel,
     shell_sums_kernel,
     shell_totals_kernel,
@@ -184,24 +185,33 @@ def reconstruct(transform: Transform, which: int = 0, density: Density | None = 
     ``which`` of its maps; ``density`` if it is known. Beyond the sphere that fits the box the map is 0.
     """
     density = density or sampling_density(transform, threads)
-    n, sums = transform.size, transform.sums
+    n, radius = transform.size, transform.radius
     big = PADDING * n
-    values = np.zeros((big, big, n + 1), np.complex64)
-    over_chunks(
-        len(sums),
-        lambda p: divide_kernel(sums, which, density.values, density.floors, p.start, p.stop, values),
-        threads, chunk=16,
-    )  # fmt: skip
     keep = (np.arange(n) - n // 2) % big  # centre of the padded map, with the origin moved to n // 2
-    for axis in (0, 1):  # crop after each axis: less than half the work of one padded 3D transform
-        values = np.take(scipy.fft.ifft(values, axis=axis, overwrite_x=True, workers=threads), keep, axis=axis)
-    volume = np.take(scipy.fft.irfft(values, n=big, axis=2, overwrite_x=True, workers=threads), keep, axis=2)
+    rows = min(radius, (big - 1) // 2)  # of kx, on either side of 0
+    # axis by axis, each cropped before the next, slab by slab: what is zero is not transformed, what is not kept not stored
+    planes = np.zeros((n, big, n + 1), np.complex64)
+    volume = np.empty((n, n, n), np.float32)
     # trilinear insertion convolves the transform with a triangle, that is multiplies the map by sinc²
     r = np.arange(n, dtype=np.float32) - n // 2
-    correction = np.sinc(r / big) ** 2
-    volume /= correction[:, None, None] * correction[:, None] * correction
-    volume[r[:, None, None] ** 2 + r[:, None] ** 2 + r**2 > (n / 2) ** 2] = 0
-    return volume.astype(np.float32, copy=False)
+    gridding = np.sinc(r / big).astype(np.float32) ** 2
+
+    def along_z(part: slice) -> None:
+        low, high = part.start - rows, part.stop - rows
+        values = np.zeros((big, high - low, n + 1), np.complex64)
+        divide_kernel(transform.sums, which, density.values, density.floors, low, high, values)
+        planes[:, np.arange(low, high) % big] = scipy.fft.ifft(values, axis=0, overwrite_x=True, workers=1)[keep]
+
+    def along_y_and_x(part: slice) -> None:
+        columns = scipy.fft.ifft(planes[part], axis=1, workers=1)[:, keep]
+        slab = scipy.fft.irfft(columns, n=big, axis=2, workers=1)[..., keep]
+        slab /= gridding[part, None, None] * gridding[:, None] * gridding
+        slab[r[part, None, None] ** 2 + r[:, None] ** 2 + r**2 > (n / 2) ** 2] = 0
+        volume[part] = slab
+
+    over_chunks(2 * rows + 1, along_z, threads, chunk=8)
+    over_chunks(n, along_y_and_x, threads, chunk=4)
+    return volume
 
 
 def _average_of_neighbours(values: np.ndarray, threads: int) -> None:
@@ -214,7 +224,7 @@ def _average_of_neighbours(values: np.ndarray, threads: int) -> None:
 def fsc(map1: np.ndarray, map2: np.ndarray, threads: int = 1) -> np.ndarray:
     """Fourier shell correlation (size//2 + 1,) of two cubic maps; shell s is at s / (size · pixel size) 1/Å."""
     first, second = (scipy.fft.rfftn(one, workers=threads) for one in (map1, map2))
-    return _fsc_of_transforms(first, second, len(map1))
+    return _fsc_of_transforms(first, second, threads)
 
 
 @dataclass(frozen=True)
@@ -238,24 +248,29 @@ def fsc_masked_corrected(
     """
     n = len(half1)
     transforms = [scipy.fft.rfftn(half, workers=threads) for half in (half1, half2)]
-    unmasked = _fsc_of_transforms(transforms[0], transforms[1], n)
+    unmasked = _fsc_of_transforms(transforms[0], transforms[1], threads)
     below = np.flatnonzero(unmasked[1:] < 0.8)
     start = int(below[0]) + 1 if below.size else n // 2
     masked = fsc(half1 * mask, half2 * mask, threads)
-    shell = half_transform_shells(n)
-    scrambled = []
+    random = []
     for transform, rng in zip(transforms, np.random.default_rng(seed).spawn(2)):
-        phases = np.exp(2j * np.pi * rng.random(transform.shape, np.float32)).astype(transform.dtype)
-        scrambled.append(np.where(shell >= start, np.abs(transform) * phases, transform))
-    shape = (n, n, n)
-    random1, random2 = (scipy.fft.irfftn(t, shape, workers=threads).astype(np.float32) * mask for t in scrambled)
-    randomised = fsc(random1, random2, threads)
+        _randomise_phases(transform, start, rng, threads)
+        random.append(
+            scipy.fft.irfftn(transform, (n, n, n), overwrite_x=True, workers=threads).astype(np.float32) * mask
+        )
+    randomised = fsc(random[0], random[1], threads)
     corrected = masked.copy()
     beyond = np.arange(len(masked)) >= start + 2
     # a randomised FSC of one would divide by zero, and then it also exceeds the masked one
     share = (masked - randomised) / np.maximum(1 - randomised, 1e-6)
     corrected[beyond] = np.where(randomised > masked, 0.0, share)[beyond]
     return MaskedFSC(corrected, unmasked, masked, randomised, start)
+
+
+def _randomise_phases(ft: np.ndarray, first_shell: int, rng: np.random.Generator, threads: int) -> None:
+    """Turn the phases of a transform from a shell on by random angles, in place."""
+    turns = rng.random(ft.shape, np.float32)
+    over_chunks(len(ft), lambda p: randomise_phases_kernel(ft, turns, first_shell, p.start, p.stop), threads, chunk=8)
 
 
 def half_transform_shells(n: int) -> np.ndarray:
@@ -265,7 +280,10 @@ def half_transform_shells(n: int) -> np.ndarray:
     return np.rint(np.sqrt(k[:, None, None] ** 2 + k[:, None] ** 2 + x**2)).astype(np.int32)
 
 
-def _fsc_of_transforms(ft1: np.ndarray, ft2: np.ndarray, n: int) -> np.ndarray:
-    cross, power1, power2 = shell_sums_kernel(ft1, ft2, n)
+def _fsc_of_transforms(ft1: np.ndarray, ft2: np.ndarray, threads: int) -> np.ndarray:
+    n = len(ft1)
+    sums = np.zeros((n, 3, n // 2 + 1))
+    over_chunks(n, lambda p: shell_sums_kernel(ft1, ft2, p.start, p.stop, sums), threads, chunk=8)
+    cross, power1, power2 = sums.sum(0)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.nan_to_num(cross / np.sqrt(power1 * power2))

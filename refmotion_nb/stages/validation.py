@@ -197,7 +197,7 @@ class Validation(Alignment):
             displacement = {False: m.placement.initial_A}
             if any(c.corrected for c in group):
                 displacement[True] = session.track(m, self, prior).displacement_A
-            weight = {empirical: self._weights(m, dose, empirical) for empirical in {c.empirical for c in group}}
+            weight = {empirical: self.weights(m, dose, empirical) for empirical in {c.empirical for c in group}}
             chosen = [(displacement[c.corrected] / m.movie.pixel_size_A, weight[c.empirical]) for c in group]
             for start in range(0, m.n, CHUNK):
                 part = slice(start, min(start + CHUNK, m.n))
@@ -213,7 +213,8 @@ class Validation(Alignment):
             reporter.advance(micrograph=name)
         return projectors
 
-    def _weights(self, m: Micrograph, dose: xr.Dataset, empirical: bool) -> np.ndarray:
+    def weights(self, m: Micrograph, dose: xr.Dataset, empirical: bool) -> np.ndarray:
+        """Return the dose weights (frame, shell) of a micrograph, normalised over frames: measured, or the standard curve's."""
         frequency = m.frequency(int(np.ceil(np.sqrt(2) * m.spectra.box / 2)) + 1)
         if empirical:
             return weights_on(dose, m.movie.dose_edges, frequency, m.group)
@@ -231,6 +232,16 @@ def _groups(
     return [combinations[i : i + together] for i in range(0, len(combinations), together)]
 
 
+def particle_images(
+    m: Micrograph, part: slice, displacement_px: np.ndarray, weight: np.ndarray, threads: int
+) -> np.ndarray:
+    """Return images (particle, box, box) of some particles along displacements (all particles, frame, 2), background 0 ± 1."""
+    spectra = PatchSpectra(m.spectra.stored[part], m.spectra.scale[part], m.spectra.offset_px[part])
+    box = spectra.box
+    radius = min(max(m.mask_radius_px, 0.25 * box), 0.45 * box)
+    return normalise(recombine(spectra, displacement_px[part], weight, box, threads), radius, threads)
+
+
 def slices_of(
     m: Micrograph, part: slice, chosen: list[tuple[np.ndarray, np.ndarray]], session: Session, grid: Grid
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -241,8 +252,6 @@ def slices_of(
     CTF² (particle, box, box//2+1); the axes of the slices (particle, 2, 3).
     """
     box, threads = m.spectra.box, session.threads
-    spectra = PatchSpectra(m.spectra.stored[part], m.spectra.scale[part], m.spectra.offset_px[part])
-    radius = min(max(m.mask_radius_px, 0.25 * box), 0.45 * box)
     ky, kx = half_plane_indices(box)
     centre = box // 2 - m.placement.origin_A[part] / m.movie.pixel_size_A
     # noise of one pixel is 1 in all images: per Fourier component it is, too, once transforms are divided by their box
@@ -264,8 +273,8 @@ def slices_of(
         axes[mine] = slice_axes(matrices[mine], scale, transfer.magnification).transpose(0, 2, 1)
     images = np.empty((len(ramp), len(chosen), *ramp.shape[1:]), np.complex64)
     for i, (displacement_px, weight) in enumerate(chosen):
-        summed = normalise(recombine(spectra, displacement_px[part], weight, box, threads), radius, threads)
-        np.multiply(fft.rfft2(summed, workers=threads), ramp, out=images[:, i])
+        seen = particle_images(m, part, displacement_px, weight, threads)
+        np.multiply(fft.rfft2(seen, workers=threads), ramp, out=images[:, i])
     return images, power, axes
 
 
