@@ -31,6 +31,8 @@ from refmotion_nb.stages.job import Job
 from refmotion_nb.stages.search import prior_from_attrs
 from refmotion_nb.stages.validation import COMBINATIONS, Combination, particle_images
 
+CACHE_BYTES = 8e9
+
 
 class Clock:
     """Wall and processor seconds of a block, children included."""
@@ -81,8 +83,9 @@ def relion(particles: Path, out: Path, mask: Path, symmetry: str, highest_A: flo
         if any(process.wait() for process in running):
             raise SystemExit(f"relion_reconstruct failed; see {out / 'log'}")
         # its last step, a PDF, needs ghostscript and may fail; the table is written before
-        subprocess.run(["relion_postprocess", "--i", str(halves[0]), "--i2", str(halves[1]), "--mask", str(mask), "--o",
-                        str(out / "post"), "--auto_bfac", "--autob_highres", f"{highest_A:.6f}"], stdout=log, stderr=log)  # fmt: skip
+        subprocess.run(["relion_postprocess", "--i", str(halves[0]), "--i2", str(halves[1]), "--mask", str(mask),
+                        "--o", str(out / "post"), "--auto_bfac", "--autob_highres", f"{highest_A:.6f}"],
+                       stdout=log, stderr=log)  # fmt: skip
     return out / "post.star", clock
 
 
@@ -118,7 +121,8 @@ def main() -> None:
     data = rm.open_relion(
         root / "Extract/particles.star", root / "MotionCorr/corrected_micrographs.star", reference, root
     )
-    job = Job(data, work / "job", {"symmetry": options.symmetry}, cache_bytes=8e9, threads=options.threads)
+    settings = {"symmetry": options.symmetry, "threads": options.threads, "cache_size_GB": f"{CACHE_BYTES / 1e9:g}"}
+    job = Job(data, work / "job", settings)
     stage = rm.Validation(symmetry=options.symmetry)
     named = [c for c in COMBINATIONS if c.file_name in options.combinations.split(",")]
     with one_blas_thread():
@@ -128,7 +132,7 @@ def main() -> None:
         assert found is not None and search is not None and dose is not None
         ours = {}
         for combinations in (COMBINATIONS, COMBINATIONS[-1:]):
-            session = rm.Session(data, options.threads, 8e9)
+            session = rm.Session(data, options.threads, CACHE_BYTES)
             with Clock() as ours[len(combinations)]:
                 stage.run(session, search, dose, combinations=combinations)
             print(f"ours, {len(combinations)} combination(s): {ours[len(combinations)]}", flush=True)

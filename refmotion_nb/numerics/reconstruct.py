@@ -273,11 +273,11 @@ def _randomise_phases(ft: np.ndarray, first_shell: int, rng: np.random.Generator
     over_chunks(len(ft), lambda p: randomise_phases_kernel(ft, turns, first_shell, p.start, p.stop), threads, chunk=8)
 
 
-def half_transform_shells(n: int) -> np.ndarray:
-    """Return the shell of each coefficient of an n³ half transform, rounded as RELION does."""
+def half_transform_radii(n: int) -> np.ndarray:
+    """Return the distance from the origin of each coefficient of an n³ half transform; its shell is that, rounded."""
     k = np.fft.fftfreq(n, 1 / n).astype(np.float32)
     x = np.arange(n // 2 + 1, dtype=np.float32)
-    return np.rint(np.sqrt(k[:, None, None] ** 2 + k[:, None] ** 2 + x**2)).astype(np.int32)
+    return np.sqrt(k[:, None, None] ** 2 + k[:, None] ** 2 + x**2)
 
 
 def _fsc_of_transforms(ft1: np.ndarray, ft2: np.ndarray, threads: int) -> np.ndarray:

@@ -29,6 +29,7 @@ from refmotion_nb.stages.base import Reporter, Silent, Stage, hash_of
 from refmotion_nb.stages.correction import MotionCorrection, check_reach
 from refmotion_nb.stages.dose_weights import DoseWeights
 from refmotion_nb.stages.execute import Execution
+from refmotion_nb.stages.halves import check_split
 from refmotion_nb.stages.reuse import default_prior, read_prior, read_weights, with_reference_scale
 from refmotion_nb.stages.search import HyperparameterSearch, prior_attrs, prior_from_attrs
 from refmotion_nb.stages.session import Session
@@ -142,6 +143,7 @@ class Job:
                 self.particles = table = correction.run(session, search, dose, self.out, reporter, self.image_root, key)
             complete = bool(table["written"].values.all()) or not session.failed
             self._write_for_cryosparc(store, search, dose, table)
+            check_split(self.out, self.data, table)
         if until == "validate":
             with self._timed("validation"):
                 validation: Validation = self.stage(Validation)
