@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import shutil
 import subprocess
 import tempfile
@@ -27,9 +28,10 @@ from refmotion_nb.data.maps import write_stack
 from refmotion_nb.data.relion.results import open_postprocess
 from refmotion_nb.data.store import ResultStore
 from refmotion_nb.numerics.backend import one_blas_thread
+from refmotion_nb.stages.half_maps import particle_images
 from refmotion_nb.stages.job import Job
 from refmotion_nb.stages.search import prior_from_attrs
-from refmotion_nb.stages.validation import COMBINATIONS, Combination, particle_images
+from refmotion_nb.stages.validation import COMBINATIONS, Combination
 
 CACHE_BYTES = 8e9
 
@@ -135,7 +137,10 @@ def main() -> None:
             session = rm.Session(data, options.threads, CACHE_BYTES)
             with Clock() as ours[len(combinations)]:
                 stage.run(session, search, dose, combinations=combinations)
-            print(f"ours, {len(combinations)} combination(s): {ours[len(combinations)]}", flush=True)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+            print(
+                f"ours, {len(combinations)} combination(s): {ours[len(combinations)]}, peak {peak:.2f} GB", flush=True
+            )
         theirs = []
         for c in named:
             particles = write_combination(session, stage, c, search, dose, job.out)

@@ -22,11 +22,12 @@ from refmotion_nb.numerics.projection import euler_to_matrix
 from refmotion_nb.numerics.reconstruct import PADDING, BackProjector, fsc, fsc_masked_corrected, reconstruct
 from refmotion_nb.numerics.sharpening import fsc_weight, guinier_b_factor, sharpened
 from refmotion_nb.numerics.symmetry import grid_cosets, operators
+from refmotion_nb.stages.half_maps import Grid, slices_of
 from refmotion_nb.stages.halves import check_split
 from refmotion_nb.stages.reuse import default_prior
 from refmotion_nb.stages.search import prior_attrs
 from refmotion_nb.stages.transfer import Transfer
-from refmotion_nb.stages.validation import COMBINATIONS, Grid, slices_of
+from refmotion_nb.stages.validation import COMBINATIONS
 
 GROUPS = ["C1", "C4", "C5", "D2", "D7", "T", "O", "I1", "I2", "I3", "I4"]
 
@@ -303,6 +304,23 @@ def test_the_weight_of_a_shell():
     np.testing.assert_allclose(
         fsc_weight(np.array([1.0, 0.5, 1 / 3, -0.1, 0.4])), [1, np.sqrt(2 / 3), np.sqrt(0.5), 0, 0]
     )
+
+
+def test_rigid_particles_give_relions_curve(test_data, search):
+    """RELION's: particles out of its own motion correction, relion_reconstruct --ctf --sym O, relion_postprocess."""
+    root = test_data / "apoferritin"
+    reference, _ = open_postprocess(root / "Ref/postprocess.star", root)
+    data = rm.open_relion(
+        root / "Extract/particles.star", root / "MotionCorr/corrected_micrographs.star", reference, root
+    )
+    found = rm.Validation(symmetry="O").run(
+        rm.Session(data, 2, 1e9), search, xr.Dataset(), combinations=COMBINATIONS[:1]
+    )
+    theirs = relions(reference.postprocess, "rlnFourierShellCorrelationMaskedMaps")
+    crossing = np.flatnonzero(theirs < 0.143)[0]
+    ours = found["fsc_masked"].values[0, 0]
+    np.testing.assert_allclose(ours[1 : crossing + 1], theirs[1 : crossing + 1], atol=0.02)
+    assert float(found["resolution_0143"][0, 0]) == pytest.approx(192 / crossing, abs=0.1)
 
 
 # the stage

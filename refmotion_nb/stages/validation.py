@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import param
 import xarray as xr
-from scipy import fft
 
-from refmotion_nb.data.maps import load_reference, write_map
-from refmotion_nb.data.schema import Dataset, InputError, Reference
+from refmotion_nb.data.maps import write_map
+from refmotion_nb.data.schema import Dataset, InputError
 from refmotion_nb.numerics.energy import first_shell_below, grant_grigorieff
-from refmotion_nb.numerics.fourier import half_plane_indices
-from refmotion_nb.numerics.patches import PatchSpectra, movie_box
-from refmotion_nb.numerics.projection import euler_to_matrix, slice_axes
-from refmotion_nb.numerics.recombine import normalise, recombine
-from refmotion_nb.numerics.reconstruct import (
-    BackProjector,
-    MaskedFSC,
-    Transform,
-    fsc_masked_corrected,
-    reconstruct,
-    sampling_density,
-)
+from refmotion_nb.numerics.reconstruct import BackProjector, MaskedFSC, Transform, fsc_masked_corrected
 from refmotion_nb.numerics.sharpening import guinier_b_factor, sharpened
 from refmotion_nb.numerics.symmetry import operators
 from refmotion_nb.stages.alignment import Alignment
 from refmotion_nb.stages.base import Reporter, Silent
 from refmotion_nb.stages.dose_weights import weights_on
+from refmotion_nb.stages.half_maps import Grid, half_maps, slices_of
 from refmotion_nb.stages.micrograph import Micrograph
 from refmotion_nb.stages.search import prior_from_attrs
 from refmotion_nb.stages.session import Session
-from refmotion_nb.stages.transfer import Transfer
 
 TRANSFORMS_SHARE = 0.5  # of the cache, for the transforms that are filled side by side
 CHUNK = 32  # particles whose images are in memory at once
@@ -69,28 +56,18 @@ COMBINATIONS = (
 
 
 @dataclass(frozen=True)
-class Grid:
-    """The box of all maps: particles from movies of other pixel sizes are of one extent and go onto the finest."""
+class Compared:
+    """How well two half maps agree, and how their mean falls off."""
 
-    size: int  # px
-    pixel_size_A: float
+    curve: MaskedFSC
+    b_factor_A2: float  # NaN where too few shells agree to fit it
 
     @classmethod
-    def of(cls, session: Session, settings: Alignment) -> Grid:
-        """Return the grid of a dataset."""
-        finest = min(movie.pixel_size_A for movie, _ in session.micrographs.values())
-        return cls(movie_box(session.extent_A(settings), finest), finest)
-
-    @property
-    def extent_A(self) -> float:
-        """Physical width."""
-        return self.size * self.pixel_size_A
-
-    def mask(self, reference: Reference) -> np.ndarray:
-        """Return the mask of a reference on this grid (z, y, x); InputError if its files cannot be used."""
-        loaded = load_reference(reference)
-        n = movie_box(loaded.box_size * loaded.pixel_size_A, self.pixel_size_A)
-        return _centred(_resampled(loaded.mask, n), self.size)
+    def of(cls, maps: tuple[np.ndarray, np.ndarray], mask: np.ndarray, grid: Grid, threads: int) -> Compared:
+        """Compare two half maps (z, y, x)."""
+        curve = fsc_masked_corrected(*maps, mask, threads=threads)
+        b_factor = guinier_b_factor(0.5 * (maps[0] + maps[1]), curve.corrected, grid.pixel_size_A, threads)
+        return cls(curve, b_factor)
 
 
 class Validation(Alignment):
@@ -134,30 +111,23 @@ class Validation(Alignment):
         names = [name for name in session if name not in session.failed]
         groups = _groups(combinations, grid, len(rotations), TRANSFORMS_SHARE * session.cache_bytes)
         reporter.start(len(groups) * len(names) + len(combinations), "validating")
-        curves: list[list[MaskedFSC]] = [[] for _ in rotations]
-        b_factors: list[list[float]] = [[] for _ in rotations]
+        found: list[list[Compared]] = [[] for _ in rotations]
         for group in groups:
             projectors = self._back_project(session, names, search, dose, group, grid, rotations, reporter)
             for number, reference in enumerate(session.data.references):
                 halves = [_finished(projectors, number, half) for half in (1, 2)]
                 mask = grid.mask(reference)
-                for combination, maps in zip(group, _half_maps(halves, session.threads)):
-                    curve = fsc_masked_corrected(*maps, mask, threads=session.threads)
-                    mean = 0.5 * (maps[0] + maps[1])
-                    b_factor = guinier_b_factor(mean, curve.corrected, grid.pixel_size_A, session.threads)
-                    curves[number].append(curve)
-                    b_factors[number].append(b_factor)
+                for combination, maps in zip(group, half_maps(halves, session.threads)):
+                    compared = Compared.of(maps, mask, grid, session.threads)
+                    found[number].append(compared)
                     if out and combination.file_name in kept:
                         ending = f"_{number + 1}" if len(rotations) > 1 else ""
-                        path = out / "Maps" / (combination.file_name + ending)
-                        final = sharpened(
-                            mean, curve.corrected, np.nan_to_num(b_factor), grid.pixel_size_A, session.threads
-                        )
-                        _write_maps(path, maps, final, grid.pixel_size_A)
+                        path = out / "Maps" / f"{combination.file_name}{ending}.mrc"
+                        _write_maps(path, maps, compared, grid, session.threads)
             for combination in group:
                 reporter.advance(combination=combination.name)
         reporter.done()
-        return _table(curves, b_factors, grid, combinations)
+        return _table(found, grid, combinations)
 
     def rotations(self, n_references: int) -> list[np.ndarray]:
         """Return the operators (operator, 3, 3) of each reference's symmetry; InputError if there is no such point group."""
@@ -232,52 +202,6 @@ def _groups(
     return [combinations[i : i + together] for i in range(0, len(combinations), together)]
 
 
-def particle_images(
-    m: Micrograph, part: slice, displacement_px: np.ndarray, weight: np.ndarray, threads: int
-) -> np.ndarray:
-    """Return images (particle, box, box) of some particles along displacements (all particles, frame, 2), background 0 ± 1."""
-    spectra = PatchSpectra(m.spectra.stored[part], m.spectra.scale[part], m.spectra.offset_px[part])
-    box = spectra.box
-    radius = min(max(m.mask_radius_px, 0.25 * box), 0.45 * box)
-    return normalise(recombine(spectra, displacement_px[part], weight, box, threads), radius, threads)
-
-
-def slices_of(
-    m: Micrograph, part: slice, chosen: list[tuple[np.ndarray, np.ndarray]], session: Session, grid: Grid
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return what some particles of a micrograph add to maps on a grid.
-
-    That is, their images for each of the displacements (particle, frame, 2) px and weights (frame, shell) of ``chosen``:
-    transforms times the CTF (particle, choice, box, box//2+1), aberrations undone and the object at the first pixel; the
-    CTF² (particle, box, box//2+1); the axes of the slices (particle, 2, 3).
-    """
-    box, threads = m.spectra.box, session.threads
-    ky, kx = half_plane_indices(box)
-    centre = box // 2 - m.placement.origin_A[part] / m.movie.pixel_size_A
-    # noise of one pixel is 1 in all images: per Fourier component it is, too, once transforms are divided by their box
-    ramp = np.exp(2j * np.pi / box * kx[None] * centre[:, 0, None, None]).astype(np.complex64) * np.float32(
-        grid.size / box
-    )
-    ramp = ramp * np.exp(2j * np.pi / box * ky[None] * centre[:, 1, None, None]).astype(np.complex64)
-    power = np.empty(ramp.shape, np.float32)
-    axes = np.empty((len(ramp), 2, 3))
-    matrices = euler_to_matrix(m.particles["euler"].values[part])
-    group = m.particles["optics"].values[part]
-    for g in np.unique(group):
-        mine = np.flatnonzero(group == g)
-        transfer = Transfer.of(session.data.optics[g], ky, kx, m.extent_A)
-        value = transfer.ctf(m.particles, part.start + mine)
-        power[mine] = value**2
-        ramp[mine] *= value if transfer.tilt is None else value * transfer.tilt.conj()
-        scale = grid.extent_A / m.extent_A
-        axes[mine] = slice_axes(matrices[mine], scale, transfer.magnification).transpose(0, 2, 1)
-    images = np.empty((len(ramp), len(chosen), *ramp.shape[1:]), np.complex64)
-    for i, (displacement_px, weight) in enumerate(chosen):
-        seen = particle_images(m, part, displacement_px, weight, threads)
-        np.multiply(fft.rfft2(seen, workers=threads), ramp, out=images[:, i])
-    return images, power, axes
-
-
 def _finished(projectors: dict[tuple[int, int], BackProjector], number: int, half: int) -> Transform:
     if (number, half) not in projectors:
         raise InputError(
@@ -287,56 +211,30 @@ def _finished(projectors: dict[tuple[int, int], BackProjector], number: int, hal
     return projectors.pop((number, half)).transform()
 
 
-def _half_maps(halves: list[Transform], threads: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield both half maps of each combination, made from the transforms of half sets."""
-    density = [sampling_density(half, threads) for half in halves]
-    for i in range(halves[0].n_maps):
-        first, second = (reconstruct(half, i, d, threads) for half, d in zip(halves, density))
-        yield first, second
-
-
-def _resampled(mask: np.ndarray, box: int) -> np.ndarray:
-    """Return the mask sampled on another box of the same extent, by Fourier cropping or padding."""
-    n = len(mask)
-    if n == box:
-        return mask
-    ft = np.fft.fftshift(np.fft.fftn(mask))
-    out = np.zeros((box,) * 3, complex)
-    m = min(n, box)
-    a, b = n // 2 - m // 2, box // 2 - m // 2
-    out[b : b + m, b : b + m, b : b + m] = ft[a : a + m, a : a + m, a : a + m]
-    return np.clip(np.fft.ifftn(np.fft.ifftshift(out)).real * (box / n) ** 3, 0, 1).astype(np.float32)
-
-
-def _centred(mask: np.ndarray, box: int) -> np.ndarray:
-    """Return the mask in another box of the same pixel, cut or filled up with zeros about the centre."""
-    n, m = len(mask), min(len(mask), box)
-    if n == box:
-        return mask
-    out = np.zeros((box,) * 3, mask.dtype)
-    a, b = n // 2 - m // 2, box // 2 - m // 2
-    out[b : b + m, b : b + m, b : b + m] = mask[a : a + m, a : a + m, a : a + m]
-    return out
-
-
-def _write_maps(path: Path, halves: tuple[np.ndarray, np.ndarray], final: np.ndarray, pixel_size_A: float) -> None:
+def _write_maps(
+    path: Path, halves: tuple[np.ndarray, np.ndarray], compared: Compared, grid: Grid, threads: int
+) -> None:
+    """Write half maps as they are, and their mean weighted by the FSC and sharpened."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for number, half in enumerate(halves, 1):
-        write_map(path.with_name(f"{path.name}_half{number}.mrc"), half, pixel_size_A)
-    write_map(path.with_name(f"{path.name}.mrc"), final, pixel_size_A)
+        write_map(path.with_name(f"{path.stem}_half{number}.mrc"), half, grid.pixel_size_A)
+    mean, b_factor = 0.5 * (halves[0] + halves[1]), np.nan_to_num(compared.b_factor_A2)
+    write_map(path, sharpened(mean, compared.curve.corrected, b_factor, grid.pixel_size_A, threads), grid.pixel_size_A)
 
 
-def _table(
-    curves: list[list[MaskedFSC]], b_factors: list[list[float]], grid: Grid, combinations: tuple[Combination, ...]
-) -> xr.Dataset:
+def _table(found: list[list[Compared]], grid: Grid, combinations: tuple[Combination, ...]) -> xr.Dataset:
     frequency = np.arange(grid.size // 2 + 1) / grid.extent_A
     dims = ("reference", "combination", "frequency")
 
     def curve(name: str, about: str) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:
-        return dims, np.array([[getattr(c, name) for c in row] for row in curves]), {"units": "1", "long_name": about}
+        return (
+            dims,
+            np.array([[getattr(c.curve, name) for c in row] for row in found]),
+            {"units": "1", "long_name": about},
+        )
 
     def resolution(level: float) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:
-        reached = [[1 / frequency[max(first_shell_below(c.corrected, level), 1)] for c in row] for row in curves]
+        reached = [[1 / frequency[max(first_shell_below(c.curve.corrected, level), 1)] for c in row] for row in found]
         return dims[:2], np.array(reached), {"units": "Å", "long_name": f"resolution at FSC = {level:g}"}
 
     return xr.Dataset(
@@ -347,12 +245,16 @@ def _table(
             "fsc_corrected": curve("corrected", "corrected FSC"),
             "resolution_0143": resolution(0.143),
             "resolution_05": resolution(0.5),
-            "b_factor": (dims[:2], np.array(b_factors), {"units": "Å²", "long_name": "Guinier B-factor of the map"}),
+            "b_factor": (
+                dims[:2],
+                np.array([[c.b_factor_A2 for c in row] for row in found]),
+                {"units": "Å²", "long_name": "Guinier B-factor of the map"},
+            ),
         },
         coords={
             "combination": [c.name for c in combinations],
             "meaning": ("combination", [c.meaning for c in combinations], {"long_name": "what the maps are made of"}),
-            "reference": np.arange(len(curves)),
+            "reference": np.arange(len(found)),
             "frequency": ("frequency", frequency, {"units": "1/Å", "long_name": "spatial frequency"}),
         },
     )
