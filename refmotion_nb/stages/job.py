@@ -29,6 +29,7 @@ from refmotion_nb.stages.base import Reporter, Silent, Stage, hash_of
 from refmotion_nb.stages.correction import MotionCorrection, check_reach
 from refmotion_nb.stages.dose_weights import DoseWeights
 from refmotion_nb.stages.execute import Execution
+from refmotion_nb.stages.halves import check_split
 from refmotion_nb.stages.reuse import as_search, default_prior, read_prior, read_weights
 from refmotion_nb.stages.search import HyperparameterSearch, prior_attrs, prior_from_attrs, still_moving
 from refmotion_nb.stages.session import Session
@@ -147,10 +148,11 @@ class Job:
                 self.particles = table = correction.run(session, search, dose, self.out, reporter, self.image_root)
             complete = not _lost(table, session.failed)
             self._write_for_cryosparc(store, search, dose, table)
+            check_split(self.out, self.data, table)
         if until == "validate":
             with self._timed("validation"):
                 validation: Validation = self.stage(Validation)
-                self.validation = validation.run(session, search, dose, reporter, self.combinations)
+                self.validation = validation.run(session, search, dose, reporter, self.combinations, self.out)
             store.write("validation", self.validation)
             complete = complete and not session.failed
         self.warnings += [f"{name}: {session.failed[name]}" for name in session if name in session.failed]
@@ -185,7 +187,8 @@ class Job:
         self._check_boxes()
         validation: Validation = self.stage(Validation)
         if until == "validate":
-            validation.rotations()
+            validation.rotations(len(self.data.references))
+            validation.combinations_to_write()
 
     def _check_boxes(self) -> None:
         """Refuse output boxes that do not fit, and optics groups on movies of different pixel sizes."""
