@@ -1,0 +1,254 @@
+"""Dose-weighted micrographs: whole movies summed with their motion undone, weighted as measured or by the standard curve."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import param
+import xarray as xr
+
+from refmotion_nb.data.files import sweep
+from refmotion_nb.data.maps import write_stack
+from refmotion_nb.data.micrographs import MovieTable, WrittenMicrograph, write_cryosparc, write_relion
+from refmotion_nb.data.movies.detector import load_background, load_detector, load_gain
+from refmotion_nb.data.movies.eer import is_eer
+from refmotion_nb.data.movies.reader import open_movie
+from refmotion_nb.data.relion.motion import initial_displacement, rigid_displacement
+from refmotion_nb.data.schema import AXES, InputError, Movie
+from refmotion_nb.data.store import ResultStore
+from refmotion_nb.numerics.backend import cpu_count
+from refmotion_nb.numerics.dewarp import Camera, binned_shape, grid_nodes, radius_axis, spread, sum_frames
+from refmotion_nb.numerics.energy import grant_grigorieff
+from refmotion_nb.stages.base import Reporter, Silent, Stage, hash_of
+from refmotion_nb.stages.dose_weights import weights_on
+
+FOLDER = "Micrographs"
+STILL_PX = 0.01  # local motion below it is none
+_SHOWN = 5  # positions along each side that the table shows motion at
+
+
+class MicrographCorrection(Stage):
+    """Write motion-corrected, dose-weighted micrographs; movie by movie, each finished before it counts."""
+
+    binning = param.Number(
+        default=None, allow_None=True, bounds=(1, None),
+        doc="Micrograph pixel over movie pixel, by Fourier cropping; not given: that of the input's micrographs.",
+    )  # fmt: skip
+    local_motion = param.Boolean(
+        default=True, doc="Undo local motion, where the input has it; off: motion of the whole frame only."
+    )
+    save_nodw = param.Boolean(default=False, doc="Also write the sum that is not dose-weighted, as NAME_noDW.mrc.")
+    float16 = param.Boolean(default=False, doc="Write images in 16-bit floating point (MRC mode 12).")
+    repair_hot_pixels = param.Boolean(
+        default=True, doc="Replace hot and defect pixels that the metadata lists by a good neighbour's count."
+    )
+
+    def run(
+        self,
+        data: MovieTable,
+        dose: xr.Dataset | None,
+        out: str | Path,
+        reporter: Reporter | None = None,
+        image_root: Path | None = None,
+        threads: int = 0,
+    ) -> xr.Dataset:
+        """Correct all movies into ``out`` and return the table of what was written and what was not, with reasons.
+
+        ``dose`` is a table of dose weights, of these or other movies; without one, weights are those of Grant &
+        Grigorieff (2015). Beside the images in ``Micrographs/``, ``corrected_micrographs.star`` or ``exposures.cs`` lists
+        them; names in the former are written relative to ``image_root`` where ``out`` lies in it. Micrographs finished
+        by an earlier run with the same settings and input are kept.
+
+        Raises
+        ------
+        InputError
+            Nothing could be written.
+        """
+        reporter = reporter or Silent()
+        out, threads = Path(out), threads or cpu_count()
+        store = ResultStore(out / "results.zarr")
+        sweep(out / FOLDER)
+        reporter.start(len(data.movies), "correcting micrographs")
+        written, failed = [], {skip.micrograph: skip.reason for skip in data.skipped}
+        for movie, row, group in zip(data.movies, data.rows, data.groups):
+            try:
+                weights = partial(frame_weights, dose, movie, group)
+                table = self._finished(store, out, movie, weights) or self._movie(store, out, movie, weights, threads)
+            except InputError as error:
+                failed[movie.micrograph] = str(error)
+                reporter.advance(micrograph=movie.micrograph, failed=str(error))
+                continue
+            written.append(_written(movie, row, table))
+            reporter.advance(micrograph=movie.micrograph)
+        reporter.done()
+        if not written:
+            raise InputError(f"no micrograph was written; the first: {next(iter(failed.values()))}")
+        if data.relion is not None:
+            write_relion(out, data, written, image_root)
+        else:
+            write_cryosparc(out, data, written)
+        found = _table(written, failed)
+        store.write("corrected_micrographs", found)
+        return found
+
+    def images(self, movie: Movie, weights: Callable[[np.ndarray], np.ndarray], threads: int = 1) -> list[np.ndarray]:
+        """Return the micrograph of a movie, (height, width) float32, and the one that is not dose-weighted if asked for.
+
+        ``weights`` gives what each frame weighs (frame, frequency) at frequencies (1/Å). As in RELION, frames are added
+        as Σ w X / √(Σ w²), which leaves white noise white; the other is their plain sum.
+
+        Raises
+        ------
+        InputError
+            The movie or its gain cannot be used.
+        """
+        shape = (movie.height, movie.width)
+        detector = load_detector(movie) if self.repair_hot_pixels else None
+        gain = detector.gain if detector else _gain(movie)
+        background = spread(load_background(movie.background), shape) if movie.background else None
+        weight = weights(radius_axis(shape) / movie.pixel_size_A)
+        tables = [weight / np.sqrt((weight**2).sum(0))]
+        if self.save_nodw:
+            tables.append(np.ones_like(weight))
+        with open_movie(movie) as reader:
+
+            def load(f: int) -> np.ndarray:
+                frame = reader.frame(f)
+                return detector.repair(frame, f) if detector else frame
+
+            return sum_frames(
+                load, Camera(gain, background), rigid_displacement(movie) / movie.pixel_size_A, self._local_px(movie), tables,
+                binned_shape(shape, self._binning(movie)), threads,
+            )  # fmt: skip
+
+    def _binning(self, movie: Movie) -> float:
+        return float(movie.binning if self.binning is None else self.binning)
+
+    def _local_px(self, movie: Movie) -> np.ndarray | None:
+        """Local motion (frame, gy, gx, 2) px on the grid, None where there is none."""
+        if not self.local_motion or (movie.local_motion is None and movie.spline_motion is None):
+            return None
+        y, x = grid_nodes((movie.height, movie.width))
+        local = _displacement_A(movie, y, x) / movie.pixel_size_A - rigid_displacement(movie) / movie.pixel_size_A
+        return None if np.abs(local).max() < STILL_PX else np.moveaxis(local, 2, 0)
+
+    def _key(self, movie: Movie, weights: Callable[[np.ndarray], np.ndarray]) -> str:
+        at = np.linspace(0, np.sqrt(0.5), 100) / movie.pixel_size_A
+        return hash_of(self.settings(), hashlib.sha256(weights(at).tobytes()).hexdigest(), _facts(movie))
+
+    def _finished(self, store: ResultStore, out: Path, movie: Movie, weights: Callable) -> xr.Dataset | None:
+        """Return the table of a micrograph that an earlier run wrote as it would be now."""
+        table = store.read(f"micrographs/{movie.micrograph}", self._key(movie, weights))
+        if table is None or not all((out / name).exists() for name in _names(table)):
+            return None
+        return table
+
+    def _movie(self, store: ResultStore, out: Path, movie: Movie, weights: Callable, threads: int) -> xr.Dataset:
+        group = f"micrographs/{movie.micrograph}"
+        names = [f"{FOLDER}/{movie.micrograph}.mrc", f"{FOLDER}/{movie.micrograph}_noDW.mrc"]
+        images = self.images(movie, weights, threads)
+        if store.has(group):
+            store.write(group, xr.Dataset())  # of other settings: void before the image it describes is replaced
+        pixel = movie.pixel_size_A * self._binning(movie)
+        for name, image in zip(names, images):
+            write_stack(out / name, image[None], pixel, float16=self.float16)
+        table = _micrograph_table(movie, images[0], names[: len(images)], pixel, self.local_motion)
+        store.write(group, table, self._key(movie, weights))
+        return table
+
+
+def frame_weights(dose: xr.Dataset | None, movie: Movie, group: str, frequency_per_A: np.ndarray) -> np.ndarray:
+    """Return what each frame of a movie weighs (frame, frequency): by a table of dose weights, or the standard curve.
+
+    The standard curve is taken at the dose after each frame, as RELION and Grant & Grigorieff do.
+
+    Raises
+    ------
+    InputError
+        The table does not fit the movie.
+    """
+    if dose is None:
+        return grant_grigorieff(frequency_per_A, movie.dose_edges[1:], movie.voltage_kV)
+    try:
+        return weights_on(dose, movie.n_frames, frequency_per_A)
+    except ValueError as error:
+        raise InputError(f"{movie.path}: {error}; measure weights on movies with as many frames") from None
+
+
+def _gain(movie: Movie) -> np.ndarray | None:
+    return load_gain(movie.gain, (movie.height, movie.width), is_eer(movie.path)) if movie.gain else None
+
+
+def _displacement_A(movie: Movie, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Displacement by motion correction at rows and columns (px): (y, x, frame, 2) Å."""
+    yx = np.stack(np.meshgrid(y, x, indexing="ij"), -1).reshape(-1, 2)
+    found = initial_displacement(movie, yx[:, ::-1] * movie.pixel_size_A)
+    return found.reshape(len(y), len(x), movie.n_frames, 2)
+
+
+def _facts(movie: Movie) -> list[Any]:
+    """What a micrograph depends on of its movie: files by path, size and time, numbers, motion."""
+    facts: list[Any] = []
+    for one in fields(movie):
+        value = getattr(movie, one.name)
+        if isinstance(value, np.ndarray):
+            value = hashlib.sha256(np.ascontiguousarray(value, float).tobytes()).hexdigest()
+        facts.append([one.name, str(value)])
+    extras = (movie.gain and movie.gain.path, movie.defects, movie.background and movie.background.path)
+    for path in (movie.path, *(path for path in extras if path)):
+        if Path(path).is_file():  # else opening it says what is wrong
+            stat = Path(path).stat()
+            facts.append([str(path), stat.st_size, stat.st_mtime_ns])
+    return facts
+
+
+def _micrograph_table(movie: Movie, image: np.ndarray, names: list[str], pixel_A: float, local: bool) -> xr.Dataset:
+    """Return the ``micrographs`` group of a movie: how it moved over the field, and what was written."""
+    y, x = ((np.arange(_SHOWN) + 0.5) / _SHOWN * size for size in (movie.height, movie.width))
+    moved = _displacement_A(movie, y, x)
+    if not local:
+        moved[:] = rigid_displacement(movie)
+    low, high = np.percentile(image[::8, ::8], [1, 99])
+    return xr.Dataset(
+        {
+            "displacement": (("y", "x", "frame", "axis"), moved, {"units": "Å", "long_name": "displacement that was undone"}),
+            "dose": ("frame", movie.dose_edges[1:], {"units": "e/Å²", "long_name": "dose after the frame"}),
+        },
+        coords={"axis": list(AXES), "y": ("y", y * movie.pixel_size_A, {"units": "Å"}),
+                "x": ("x", x * movie.pixel_size_A, {"units": "Å"})},
+        attrs={"names": names, "shape": list(image.shape), "pixel_size_A": pixel_A, "low": float(low), "high": float(high),
+               "mean": float(image.mean(dtype=float)), "std": float(image.std(dtype=float))},
+    )  # fmt: skip
+
+
+def _names(table: xr.Dataset) -> list[str]:
+    names = table.attrs.get("names", [])
+    return [str(name) for name in ([names] if isinstance(names, str) else names)]
+
+
+def _written(movie: Movie, row: int, table: xr.Dataset) -> WrittenMicrograph:
+    name, *nodw = _names(table)
+    attrs = table.attrs
+    height, width = (int(n) for n in attrs["shape"])
+    return WrittenMicrograph(
+        movie, row, name, nodw[0] if nodw else "", (height, width), float(attrs["pixel_size_A"]), float(attrs["low"]),
+        float(attrs["high"]),
+    )  # fmt: skip
+
+
+def _table(written: list[WrittenMicrograph], failed: dict[str, str]) -> xr.Dataset:
+    """Return the ``corrected_micrographs`` group: what was written and where, and why the others were not."""
+    entries = [
+        {"micrograph": one.movie.micrograph, "written": True, "image_name": one.name, "pixel_size_A": one.pixel_size_A,
+         "reason": ""} for one in written
+    ] + [
+        {"micrograph": name, "written": False, "image_name": "", "pixel_size_A": np.nan, "reason": reason}
+        for name, reason in failed.items()
+    ]  # fmt: skip
+    return xr.Dataset({name: ("row", np.array([entry[name] for entry in entries])) for name in entries[0]})
