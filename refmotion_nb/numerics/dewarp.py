@@ -54,6 +54,8 @@ def radius_axis(shape: tuple[int, int]) -> np.ndarray:
 
 def binned_shape(shape: tuple[int, int], binning: float) -> tuple[int, int]:
     """Return height and width after Fourier cropping: as RELION's, even."""
+    if binning == 1:
+        return shape
     height, width = (int(size / binning) // 2 * 2 for size in shape)
     return height, width
 
@@ -108,6 +110,8 @@ class Adder:
         y = fft.fftfreq(shape[0], 1 / shape[0]) / self.shape[0]
         x = np.arange(shape[1] // 2 + 1) / self.shape[1]
         dx, dy = self.part_px[f]
+        if shape[0] % 2 == 0:
+            y[shape[0] // 2] *= -1  # at the Nyquist limit either sign will do; this is RELION's
         return np.exp(2j * np.pi * dy * y), np.exp(2j * np.pi * dx * x)
 
     def prepared(self, f: int, spectrum: np.ndarray, workers: int) -> list[np.ndarray]:
@@ -149,7 +153,7 @@ class _Rigid(Adder):
         for total, table in zip(self.sums, self.tables):
 
             def work(part: slice, total: np.ndarray = total, weight: np.ndarray = table[f]) -> None:
-                weigh_kernel(images[0], weight, self.step, ramp_y, ramp_x, part.start, part.stop, total, True)
+                weigh_kernel(images[0], self.shape[1], weight, self.step, ramp_y, ramp_x, part.start, part.stop, total, True)
 
             self.rows(len(total), work)
 
@@ -175,7 +179,7 @@ class _Local(Adder):
         for number, table in enumerate(self.tables):
             last = number == len(self.tables) - 1
             out = spectrum if last else np.empty_like(spectrum)
-            weigh_kernel(spectrum, table[f], self.step, ramp_y, ramp_x, 0, len(out), out, False)
+            weigh_kernel(spectrum, self.shape[1], table[f], self.step, ramp_y, ramp_x, 0, len(out), out, False)
             images.append(fft.irfft2(out, s=self.shape, workers=workers, overwrite_x=True))
         return images
 
@@ -197,7 +201,7 @@ class _Local(Adder):
         for total in self.sums:
             cropped = _half_plane(self.shape_out)
             whole = fft.rfft2(total, workers=self.threads)
-            weigh_kernel(whole, flat, self.step, nothing_y, nothing_x, 0, len(cropped), cropped, False)
+            weigh_kernel(whole, self.shape[1], flat, self.step, nothing_y, nothing_x, 0, len(cropped), cropped, False)
             out.append(self.image(cropped))
         return out
 

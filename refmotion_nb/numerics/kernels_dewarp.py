@@ -48,16 +48,14 @@ def shifted_frame_kernel(frame, gain, background, level, shift_y, shift_x, first
 
 
 @_jit
-def weigh_kernel(spectrum, weight, step, ramp_y, ramp_x, first, last, out, add):
+def weigh_kernel(spectrum, width, weight, step, ramp_y, ramp_x, first, last, out, add):
     """Rows first to last of a cropped transform times radial weight and the phase ramps of a shift.
 
-    spectrum (height, width / 2 + 1) complex64, weight (radius,) float32 at multiples of ``step`` cycles/px, ramp_y (rows
-    of out), ramp_x (columns of out) complex64; out (height_out, width_out / 2 + 1), of even height_out, is added to or
-    set.
+    spectrum (height, width // 2 + 1) complex64, weight (radius,) float32 at multiples of ``step`` cycles/px, ramp_y (rows
+    of out), ramp_x (columns of out) complex64; out (height_out, width_out // 2 + 1) is added to or set.
     """
     height = spectrum.shape[0]
     n_rows, n_columns = out.shape
-    width = 2 * (spectrum.shape[1] - 1)
     top = weight.shape[0] - 2
     for i in range(first, last):
         ky = i if 2 * i < n_rows else i - n_rows
