@@ -66,8 +66,11 @@ def _parser(command: str) -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
     micrographs = commands.add_parser("micrographs", help="write dose-weighted micrographs from movies, motion undone")
     if command == "micrographs":
-        _micrographs_options(micrographs)
-    micrographs.set_defaults(command=_micrographs)
+        from refmotion_nb.cli_micrographs import add_options, write_micrographs
+
+        _input_options(micrographs)
+        add_options(micrographs, _add_parameter)
+        micrographs.set_defaults(command=write_micrographs)
     return parser
 
 
@@ -133,22 +136,6 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("parameters")
     for name, parameter in _parameters().items():
         _add_parameter(group, name, parameter)
-
-
-def _micrographs_options(parser: argparse.ArgumentParser) -> None:
-    from refmotion_nb.stages.micrographs import MicrographCorrection
-
-    _input_options(parser)
-    for action in parser._actions:
-        if action.dest == "particles":
-            action.required = False
-    parser.add_argument("--out", type=Path, required=True, help="output folder; the same folder again resumes")
-    parser.add_argument("--dose-weights", type=Path, help="dose_weights.nc of a run; else the standard curve")
-    parser.add_argument("--threads", type=int, default=0, help="processors to use; 0: all")
-    group = parser.add_argument_group("parameters")
-    for name in MicrographCorrection.param:
-        if name != "name":
-            _add_parameter(group, name, MicrographCorrection.param[name])
 
 
 def _parameters() -> dict[str, param.Parameter]:
@@ -288,53 +275,6 @@ def _run(options: argparse.Namespace) -> int:
         job.seconds["opening"] = time.perf_counter() - start
         console.say(f"running on the CPU, {job.stage(Execution).n_threads} threads")
         return _finish(job, options.until, console)
-
-
-def _micrographs(options: argparse.Namespace) -> int:
-    from refmotion_nb.data.store import read_netcdf
-    from refmotion_nb.numerics.backend import cpu_count
-    from refmotion_nb.stages.job import writable
-    from refmotion_nb.stages.micrographs import MicrographCorrection
-
-    settings = {name: getattr(options, name) for name in MicrographCorrection.param if name != "name"}
-    try:
-        stage = MicrographCorrection(**{name: value for name, value in settings.items() if value is not None})
-    except ValueError as error:
-        raise InputError(" ".join(str(error).split())) from None
-    data = _open_movies(options)
-    dose = None if options.dose_weights is None else read_netcdf(options.dose_weights)
-    writable(options.out)
-    with Console(options.out / "run.log") as console:
-        console.say(" ".join(["refmotion", *sys.argv[1:]]), log_only=True)
-        console.say(f"running on the CPU, {options.threads or cpu_count()} threads")
-        if unused := [f"--{name}" for name in ("particles", "half1", "half2", "mask", "fsc", "volume") if getattr(options, name)]:
-            console.say(f"not needed for micrographs: {', '.join(unused)}; all movies of the table are processed")
-        start = time.perf_counter()
-        table = stage.run(data, dose, options.out, console, options.root or Path.cwd(), options.threads)
-        for name, reason in zip(table["micrograph"].values, table["reason"].values):
-            if reason:
-                console.say(f"warning: {name}: {reason}")
-        n, total = int(table["written"].sum()), table.sizes["row"]
-        weights = options.dose_weights or "the standard curve (Grant & Grigorieff 2015)"
-        console.say(f"\n  {'micrographs':28s}{time.perf_counter() - start:8.1f} s\n  {'dose weights':28s}{weights}\n"
-                    f"  {'micrographs written':28s}{n} of {total}\n  results in {options.out}")  # fmt: skip
-        if n < total:
-            console.say("refmotion: not everything was written; the reasons stand above")
-    return 0 if n == total else 1
-
-
-def _open_movies(options: argparse.Namespace) -> Any:
-    from refmotion_nb.data.relion.project import open_movies
-
-    settings = _input_settings(options)
-    del settings["skip_movies_with_wrong_frame_count"]  # each movie has weights of its own
-    if _is_cryosparc(options):
-        from refmotion_nb.data.cryosparc.project import open_exposures
-
-        orientation = "imported" if options.orientation == "imported" else "cryosparc"
-        entries = [tuple(str(path).split(",")) if "," in str(path) else path for path in options.exposures]
-        return open_exposures(entries, orientation=orientation, **settings)
-    return open_movies(options.micrographs, **settings)
 
 
 def _finish(job: Any, until: str, console: Console) -> int:

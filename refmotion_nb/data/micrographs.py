@@ -93,7 +93,9 @@ def beside_absolute(rows: np.ndarray, folder: Path) -> np.ndarray:
     values: dict[str, Any] = columns(rows)
     for name in names(rows):
         if name.endswith("path") and rows.dtype[name].kind == "S":
-            values[name] = [str((folder / one[1:]).absolute()) if one.startswith(">") else one for one in text(rows, name)]
+            values[name] = [
+                str((folder / one[1:]).absolute()) if one.startswith(">") else one for one in text(rows, name)
+            ]
     return cs_table(values)
 
 
@@ -135,31 +137,15 @@ def _with_pixel_sizes(
 
 
 def _write_motion(path: Path, root: Path, source: str, one: WrittenMicrograph) -> None:
-    """Copy a motion STAR file with the binning of the new micrograph, and dose and fractions as they were used."""
+    """Copy a motion STAR file with the binning of the new micrograph, and dose and gain as they were used."""
     movie, blocks = one.movie, dict(read_star(root / source))
     general: dict[str, Any] = {str(key): value for key, value in table(blocks, "general").iloc[0].items()}
+    grouping = int(general.get("rlnEERGrouping", movie.eer_grouping))  # its frames stay those of motion correction
     general |= {
         "rlnMicrographBinning": one.pixel_size_A / movie.pixel_size_A,
-        "rlnMicrographDoseRate": movie.dose_per_frame_e_A2,
+        "rlnMicrographDoseRate": movie.dose_per_frame_e_A2 * grouping / movie.eer_grouping,
         "rlnMicrographPreExposure": movie.pre_exposure_e_A2,
     }
     if movie.gain is not None and movie.gain.path != root / str(general.get("rlnMicrographGainName", "")):
         general["rlnMicrographGainName"] = str(movie.gain.path)
-    if int(general.get("rlnEERGrouping", movie.eer_grouping)) != movie.eer_grouping:
-        general |= {"rlnEERGrouping": movie.eer_grouping, "rlnImageSizeZ": movie.first_frame + movie.n_frames}
-        blocks |= _regrouped(movie)
-        blocks.pop("local_shift", None)
-    write_star(path, {**blocks, "general": general})
-
-
-def _regrouped(movie: Movie) -> dict[str, pd.DataFrame]:
-    shift = np.zeros((movie.n_frames, 2)) if movie.global_shift is None else movie.global_shift
-    found = {"global_shift": pd.DataFrame({
-        "rlnMicrographFrameNumber": np.arange(1, movie.n_frames + 1) + movie.first_frame,
-        "rlnMicrographShiftX": shift[:, 0], "rlnMicrographShiftY": shift[:, 1],
-    })}  # fmt: skip
-    if movie.local_motion is not None:
-        found["local_motion_model"] = pd.DataFrame({
-            "rlnMotionModelCoeffsIdx": np.arange(36), "rlnMotionModelCoeff": movie.local_motion,
-        })  # fmt: skip
-    return found
+    write_star(path, {"general": general, **{name: block for name, block in blocks.items() if name != "general"}})

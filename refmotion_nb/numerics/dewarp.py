@@ -153,7 +153,9 @@ class _Rigid(Adder):
         for total, table in zip(self.sums, self.tables):
 
             def work(part: slice, total: np.ndarray = total, weight: np.ndarray = table[f]) -> None:
-                weigh_kernel(images[0], self.shape[1], weight, self.step, ramp_y, ramp_x, part.start, part.stop, total, True)
+                weigh_kernel(
+                    images[0], self.shape[1], weight, self.step, ramp_y, ramp_x, part.start, part.stop, total, True
+                )
 
             self.rows(len(total), work)
 
@@ -174,7 +176,10 @@ class _Local(Adder):
 
     def prepared(self, f: int, spectrum: np.ndarray, workers: int) -> list[np.ndarray]:
         ramp_y, ramp_x = self.ramps(f, (self.shape[0], self.shape[1]))
-        ramp_y, ramp_x = (ramp_y / self.response_y).astype(np.complex64), (ramp_x / self.response_x).astype(np.complex64)
+        ramp_y, ramp_x = (
+            (ramp_y / self.response_y).astype(np.complex64),
+            (ramp_x / self.response_x).astype(np.complex64),
+        )
         images = []
         for number, table in enumerate(self.tables):
             last = number == len(self.tables) - 1

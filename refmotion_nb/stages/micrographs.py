@@ -171,14 +171,18 @@ def frame_weights(dose: xr.Dataset | None, movie: Movie, group: str, frequency_p
     Raises
     ------
     InputError
-        The table does not fit the movie.
+        The table does not reach over the movie's dose.
     """
     if dose is None:
         return grant_grigorieff(frequency_per_A, movie.dose_edges[1:], movie.voltage_kV)
-    try:
-        return weights_on(dose, movie.n_frames, frequency_per_A)
-    except ValueError as error:
-        raise InputError(f"{movie.path}: {error}; measure weights on movies with as many frames") from None
+    return weights_on(dose, movie.dose_edges, frequency_per_A, _called(dose, group))
+
+
+def _called(dose: xr.Dataset, group: str) -> str:
+    """Return what a table calls a group: CryoSPARC's exposure groups are parts of its names."""
+    names = set(map(str, dose["optics_group"].values)) if "optics_group" in dose.coords else set()
+    alike = [name for name in names if name.endswith(f"_{group}")]
+    return alike[0] if group not in names and len(alike) == 1 else group
 
 
 def _gain(movie: Movie) -> np.ndarray | None:
@@ -193,7 +197,7 @@ def _displacement_A(movie: Movie, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def _facts(movie: Movie) -> list[Any]:
-    """What a micrograph depends on of its movie: files by path, size and time, numbers, motion."""
+    """Return what a micrograph depends on of its movie: files by path, size and time, numbers, motion."""
     facts: list[Any] = []
     for one in fields(movie):
         value = getattr(movie, one.name)

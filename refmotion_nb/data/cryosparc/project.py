@@ -278,7 +278,7 @@ def open_exposures(
     listed = _short_names(joined)
     usable = [i for i, name in enumerate(listed) if name not in reasons]
     group = "mscope_params/exp_group_id"
-    groups = tuple(str(int(joined[group][i])) if group in common else "" for i in usable)
+    groups = tuple(f"exposureGroup{int(joined[group][i])}" if group in common else "" for i in usable)
     return MovieTable(
         found.movies, tuple(usable), groups, home, cryosparc=joined,
         skipped=tuple(Skipped(i, name, reasons[name]) for i, name in enumerate(listed) if name in reasons),

@@ -200,7 +200,9 @@ def open_movies(
     usable = [i for i, name in enumerate(names) if name not in reasons]
     optics = table(read_star(path, ("optics",)), "optics")
     called = dict(zip(optics["rlnOpticsGroup"], optics["rlnOpticsGroupName"].astype(str)))
-    number = rows["rlnOpticsGroup"] if "rlnOpticsGroup" in rows.columns else optics["rlnOpticsGroup"].iloc[[0] * len(rows)]
+    number = (
+        rows["rlnOpticsGroup"] if "rlnOpticsGroup" in rows.columns else optics["rlnOpticsGroup"].iloc[[0] * len(rows)]
+    )
     return MovieTable(
         found.movies, tuple(usable), tuple(called.get(number.iloc[i], "") for i in usable), home,
         relion={"optics": optics, "micrographs": rows.drop(columns="rlnVoltage", errors="ignore")},
