@@ -97,13 +97,25 @@ def _run_end(start, slope, x, last, whole):
     return int(min(max(end, x + 1), last))
 
 
+@njit(nogil=True, cache=True, inline="always")
+def _reflected(i, n):
+    """Cell [i, i + 1) of n samples, and 1; one beyond them reflected at the first or last sample, and -1."""
+    side = _ONE
+    if i < 0:
+        i, side = -1 - i, -_ONE
+    elif i > n - 2:
+        i, side = 2 * n - 3 - i, -_ONE
+    return min(max(i, 0), n - 2), side
+
+
 @_jit
 def warp_add_kernel(coefficients, grid, step, first, last, work, out):
     """Add an image, given by its quintic B-spline coefficients, sampled where each pixel of the output was.
 
     out[y, x] += image(y + dy, x + dx) for rows first to last; coefficients, out (height, width) float32, grid (gy, gx, 2)
     float32 displacement x y (px) every ``step`` px, linear between; work (3, width + step) float32 is scratch. Along
-    columns first, then along the row: exact for displacements that change little over the six taps. Mirrored at the edges.
+    columns first, then along the row: exact for displacements that change little over the six taps. Coefficients go on
+    periodically, as their transform did; positions beyond the edges are reflected.
     """
     height, width = out.shape
     n_nodes = grid.shape[1]
@@ -124,12 +136,13 @@ def warp_add_kernel(coefficients, grid, step, first, last, work, out):
             while x < stop:
                 whole = math.floor(begin + slope * np.float32(x))
                 run = _run_end(begin, slope, x, stop, whole)
-                row = y + int(whole)
+                row, side = _reflected(y + int(whole), height)
+                # the position within [row, row + 1), counted from the other side where it was reflected
+                rest = begin - np.float32(whole)
                 _blend_rows(
-                    coefficients[_mirrored(row - 2, height)], coefficients[_mirrored(row - 1, height)],
-                    coefficients[_mirrored(row, height)], coefficients[_mirrored(row + 1, height)],
-                    coefficients[_mirrored(row + 2, height)], coefficients[_mirrored(row + 3, height)],
-                    begin - np.float32(whole), slope, x, run, column,
+                    coefficients[(row - 2) % height], coefficients[(row - 1) % height], coefficients[row],
+                    coefficients[row + 1], coefficients[(row + 2) % height], coefficients[(row + 3) % height],
+                    rest if side > 0 else _ONE - rest, side * slope, x, run, column,
                 )  # fmt: skip
                 x = run
         for g in range(n_nodes - 1):
@@ -174,9 +187,9 @@ def _blend_run(column, shift, begin, slope, first, last, width, out):
             here[i] += _blend(begin_here + slope * np.float32(i), c0[i], c1[i], c2[i], c3[i], c4[i], c5[i])
     for edge_first, edge_last in ((first, inner_first), (inner_last, last)):
         for x in range(edge_first, edge_last):
-            at = x + shift
+            at, side = _reflected(x + shift, width)
+            t = begin + slope * np.float32(x)
             out[x] += _blend(
-                begin + slope * np.float32(x), column[_mirrored(at - 2, width)], column[_mirrored(at - 1, width)],
-                column[_mirrored(at, width)], column[_mirrored(at + 1, width)], column[_mirrored(at + 2, width)],
-                column[_mirrored(at + 3, width)],
+                t if side > 0 else _ONE - t, column[(at - 2) % width], column[(at - 1) % width], column[at], column[at + 1],
+                column[(at + 2) % width], column[(at + 3) % width],
             )  # fmt: skip
