@@ -263,6 +263,8 @@ def test_movies_of_different_frame_counts_on_their_own_dose_axes(tiny, project, 
     assert dose["group"].values.tolist()[0] == "all" and dose.sizes == {"group": 3, "frame": 8, "frequency": 57}
     assert np.isnan(dose["weight"].values[2, 6:]).all() and np.allclose(dose["weight"].sum("frame"), 1)
     assert list(dose["particles"].values) == [24, 12, 12]
+    few = rm.DoseWeights(target_particles=5)
+    assert set(few.choose(rm.Session(both, 2))) == {"mic0000", "mic0001"}  # each of its own frame count
     found, truth = tracks(project / "out"), tiny.truth()
     assert found["mic0000"].shape == (12, 8, 2) and found["mic0001"].shape == (12, 6, 2)
     short = {"mic0001_total": truth["mic0001_total"][:, :6], "dose_mid": truth["dose_mid"][:6]}

@@ -115,7 +115,7 @@ class DoseWeights(Alignment):
         session = data if isinstance(data, Session) else Session(data)
         reporter = reporter or Silent()
         prior = prior_from_attrs(search.attrs)
-        chosen = session.draw(list(session), self.target_particles, self.seed)
+        chosen = self.choose(session)
         reporter.start(len(chosen), "measuring dose weights")
         groups: dict[Exposure, Measured] = {}
         extent = 0.0
@@ -132,6 +132,18 @@ class DoseWeights(Alignment):
         if not groups:
             raise InputError(f"no movie can be used; the first: {session.failed[chosen[0]]}")
         return weights_table(list(groups.values()), self.relion)
+
+    def choose(self, session: Session) -> list[str]:
+        """Return the names of random micrographs to measure on; no group of movies exposed alike is left out."""
+        groups: dict[tuple[int, ...], list[str]] = {}
+        for name, (movie, particles) in session.micrographs.items():
+            optics = int(np.bincount(particles["optics"].values).argmax())
+            groups.setdefault((optics, *np.round(movie.dose_edges, 4)), []).append(name)
+        chosen = set(session.draw(list(session), self.target_particles, self.seed))
+        for names in groups.values():
+            if chosen.isdisjoint(names):
+                chosen |= set(session.draw(names, min(self.target_particles, BORROWED_PARTICLES), self.seed))
+        return [name for name in session if name in chosen]
 
 
 def weights_table(groups: list[Measured], relion: bool = False) -> xr.Dataset:
