@@ -1,7 +1,7 @@
 """Micrographs against RELION's, against the truth, and against the clock.
 
     python benchmarks/micrographs.py agreement DATASET WORK     RELION's own images of the same movies and shifts
-    python benchmarks/micrographs.py quality DATASET [--dose-weights FILE]    what local motion and weights are worth
+    python benchmarks/micrographs.py quality DATASET [--dose-weights FILE] [--tracks RUN]     what motion and weights are worth
     python benchmarks/micrographs.py speed DATASET [--threads 2]              seconds and floor for the first movie
 
 DATASET is a folder laid out as by `refmotion simulate` (with movies.star); `agreement` needs relion_run_motioncorr.
@@ -29,6 +29,7 @@ from refmotion_nb.data.star import read_star, table
 from refmotion_nb.data.store import read_netcdf
 from refmotion_nb.numerics.backend import one_blas_thread
 from refmotion_nb.stages.micrographs import frame_weights
+from refmotion_nb.stages.particle_motion import ParticleMotion
 
 BANDS_A = ((30, 15), (15, 10), (10, 7), (7, 5), (5, 4))
 EDGE = 64  # px left out of comparisons: RELION lets the other side of the field in, we do not
@@ -62,22 +63,25 @@ def agreement(dataset: Path, work: Path) -> None:
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.6f}".format))
 
 
-def quality(dataset: Path, weights: Path | None, threads: int) -> None:
-    """Correlate particles of our micrographs with their reference: rigid and local motion, standard and empirical weights."""
+def quality(dataset: Path, weights: Path | None, tracks: Path | None, threads: int) -> None:
+    """Correlate particles of our micrographs with their reference, by motion and by weights."""
     reference, _ = open_postprocess(dataset / "Ref/postprocess.star", dataset)
     micrographs = dataset / "MotionCorr/corrected_micrographs.star"
     data = rm.open_relion(dataset / "Extract/particles.star", micrographs, reference, dataset)
     session, movies = rm.Session(data, threads), rm.open_movies(micrographs, dataset)
     curves = {"standard": None} | ({"empirical": read_netcdf(weights)} if weights else {})
-    print(f"{'':22s}" + "".join(f"{f'{a}–{b} Å':>10s}" for a, b in BANDS_A))
+    found = ParticleMotion.of_run(tracks) if tracks else None
+    motions = {"rigid": (False, None), "local": (True, None)} | ({"of particles": (True, found)} if tracks else {})
+    print(f"{'':26s}" + "".join(f"{f'{a}–{b} Å':>10s}" for a, b in BANDS_A))
     for curve, dose in curves.items():
-        for motion, local in (("rigid", False), ("local", True)):
+        for motion, (local, particles) in motions.items():
             sums = np.zeros((3, len(BANDS_A)))
             stage = rm.MicrographCorrection(local_motion=local)
             for movie, group in zip(movies.movies, movies.groups):
-                image = stage.images(movie, partial(frame_weights, dose, movie, group), threads)[0]
+                curve_of = partial(frame_weights, dose, movie, group)
+                image = stage.images(movie, curve_of, threads, stage.motion(movie, curve_of, particles))[0]
                 sums += likeness(image, session.micrograph(movie.micrograph, rm.MotionCorrection()))
-            print(f"{motion + ', ' + curve:22s}" + "".join(f"{v:10.4f}" for v in sums[0] / np.sqrt(sums[1] * sums[2])))
+            print(f"{motion + ', ' + curve:26s}" + "".join(f"{v:10.4f}" for v in sums[0] / np.sqrt(sums[1] * sums[2])))
 
 
 def likeness(image: np.ndarray, m) -> np.ndarray:
@@ -130,12 +134,13 @@ def main() -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("work", type=Path, nargs="?", default=Path("micrographs-benchmark"))
     parser.add_argument("--dose-weights", type=Path)
+    parser.add_argument("--tracks", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     if options.what == "agreement":
         agreement(options.dataset, options.work)
     elif options.what == "quality":
-        quality(options.dataset, options.dose_weights, options.threads)
+        quality(options.dataset, options.dose_weights, options.tracks, options.threads)
     else:
         speed(options.dataset, options.threads)
 

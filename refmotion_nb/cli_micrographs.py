@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.stages.micrographs import MicrographCorrection
+from refmotion_nb.stages.particle_motion import ParticleMotion
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -35,6 +36,9 @@ def add_options(parser: argparse.ArgumentParser, add_parameter: Callable[..., No
         "--dose-weights-last-frequency-per-A", type=float,
         help="frequency (1/Å) of the last bin of refm_empirical_dw.npy, where the files beside it do not tell",
     )  # fmt: skip
+    parser.add_argument(
+        "--tracks", type=Path, help="output folder of a run: micrographs move as their particles did, where it has some"
+    )
     parser.add_argument("--threads", type=int, default=0, help="processors to use; 0: all")
     group = parser.add_argument_group("parameters")
     for name in _parameters():
@@ -54,6 +58,7 @@ def write_micrographs(options: argparse.Namespace) -> int:
         raise InputError(" ".join(str(error).split())) from None
     data = _open_movies(options)
     dose = _dose_weights(options, data)
+    moved = ParticleMotion.of_run(options.tracks) if options.tracks else None
     writable(options.out)
     with Console(options.out / "run.log") as console:
         console.say(shlex.join(["refmotion", *options.arguments]), log_only=True)
@@ -61,7 +66,7 @@ def write_micrographs(options: argparse.Namespace) -> int:
         if unused := [f"--{name}" for name in NOT_NEEDED if getattr(options, name)]:
             console.say(f"not needed for micrographs: {', '.join(unused)}; all movies of the table are processed")
         start = time.perf_counter()
-        table = stage.run(data, dose, options.out, console, options.root or Path.cwd(), options.threads)
+        table = stage.run(data, dose, options.out, console, options.root or Path.cwd(), options.threads, moved)
         for name, reason in zip(table["micrograph"].values, table["reason"].values):
             if reason:
                 console.say(f"warning: {name}: {reason}")

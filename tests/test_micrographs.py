@@ -12,7 +12,8 @@ import starfile
 import xarray as xr
 from conftest import TINY
 from cryosparc_project import convert, dataset_class
-from job import said
+from job import GIVEN, said
+from job import run as polish
 from scipy.ndimage import map_coordinates, spline_filter
 
 import refmotion_nb as rm
@@ -22,10 +23,12 @@ from refmotion_nb.data.movies.detector import load_detector
 from refmotion_nb.data.movies.reader import open_movie
 from refmotion_nb.data.relion.motion import initial_displacement
 from refmotion_nb.data.store import write_netcdf
-from refmotion_nb.data.synthetic.simulate import simulate
+from refmotion_nb.data.synthetic.simulate import simulate, trajectory_error_A
 from refmotion_nb.numerics.dewarp import GRID_PX, Camera, binned_shape, grid_nodes, radius_axis, spread, sum_frames
 from refmotion_nb.numerics.kernels_dewarp import warp_add_kernel
+from refmotion_nb.numerics.motion_field import motion_field
 from refmotion_nb.stages.micrographs import frame_weights
+from refmotion_nb.stages.particle_motion import ParticleMotion, displacement
 
 INSIDE = slice(24, -24)
 
@@ -512,3 +515,75 @@ def test_the_standard_curve_is_that_of_relions_micrographs(test_data):
     want = oracle(frames, -movie.global_shift, weight, 1.0)
     inside = slice(64, -64)
     assert np.std((found - want)[inside, inside]) < 0.01 * want.std()
+
+
+# motion of particles
+
+
+@pytest.fixture(scope="module")
+def polished(tiny, tmp_path_factory) -> Path:
+    """Return the output folder of a run on movies that were aligned as a whole."""
+    out = tmp_path_factory.mktemp("polished") / "out"
+    assert polish(tiny.folder, out, *GIVEN) == 0
+    return out
+
+
+def test_the_field_between_particles_is_where_a_gaussian_process_expects_it():
+    """Draws of the prior: the error at other places is what kriging predicts of itself."""
+    rng = np.random.default_rng(0)
+    places = rng.uniform(0, 4000, (60, 2))
+    covariance = np.exp(-np.linalg.norm(places[:, None] - places[None], axis=-1) / 3000.0)
+    root = np.linalg.cholesky(covariance)
+    drawn = (root @ rng.standard_normal((60, 2000))).reshape(60, 1000, 2)
+    found = motion_field(places[:50], drawn[:50], places[50:], 3000.0)
+    own, across = covariance[:50, :50], covariance[50:, :50]
+    expected = 1 - np.einsum("qp,pq->q", across, np.linalg.solve(own, across.T))
+    error = ((found - drawn[50:]) ** 2).mean((1, 2))
+    np.testing.assert_allclose(error, expected, rtol=0.15)
+    assert error.mean() < 0.5  # of the variance
+    np.testing.assert_allclose(motion_field(places[:50], drawn[:50], places[:50], 3000.0), drawn[:50], atol=0.1)
+    assert np.abs(motion_field(places, drawn, np.array([[1e6, 0.0]]), 3000.0)).max() < 1e-6
+
+
+def test_the_motion_of_particles_is_that_of_the_field_around_them(tiny, polished):
+    """Each particle left out in turn; truth is known."""
+    truth, found = tiny.truth(), ParticleMotion.of_run(polished)
+    data = rm.open_movies(tiny.micrographs, tiny.folder)
+    for movie, group in zip(data.movies, data.groups):
+        tracks = found.of(movie)
+        early = frame_weights(None, movie, group, np.array([0.1]))[:, 0]
+        at = tracks["coordinate"].values
+        nearest = np.linalg.norm(truth[f"{movie.micrograph}_pos"] * 1.6 - at[:, None], axis=-1).argmin(1)
+        true = truth[f"{movie.micrograph}_total"][nearest]
+        others = [np.delete(np.arange(len(at)), i) for i in range(len(at))]
+        field = np.stack([
+            displacement(movie, tracks.isel(particle=rest), found.distance_A, at[i : i + 1], early)[0]
+            for i, rest in enumerate(others)
+        ])  # fmt: skip
+        before = trajectory_error_A(initial_displacement(movie, at), true, truth["dose_mid"])
+        assert trajectory_error_A(field, true, truth["dose_mid"]) < 0.8 * before
+        # particles stay at their coordinates
+        moved = field - initial_displacement(movie, at)
+        assert np.abs(np.einsum("f,pfa->pa", early / early.sum(), moved)).max() < 1e-6
+
+
+def test_micrographs_that_move_as_their_particles_are_sharper(tiny, polished, tmp_path):
+    assert run(tiny.folder, tmp_path / "out", "--tracks", str(polished)) == 0
+    for number in range(2):
+        with_tracks = read(tmp_path / f"out/Micrographs/mic{number:04d}.mrc")
+        assert likeness(with_tracks, tiny.folder, number) > 1.01 * likeness(
+            images(tiny.folder, movie=number)[0], tiny.folder, number
+        )
+    group = rm.ResultStore(tmp_path / "out/results.zarr").read("micrographs/mic0000")
+    assert group.attrs["motion_of_particles"] and group["displacement"].shape == (5, 5, TINY.n_frames, 2)
+
+
+def test_tracks_that_do_not_belong_to_the_movies_are_refused(tiny, polished, tmp_path, capsys):
+    assert run(tiny.folder, tmp_path / "out", "--tracks", str(tmp_path)) == 1
+    assert "holds no trajectories" in said(capsys)[-1]
+    found = ParticleMotion.of_run(polished)
+    movie = rm.open_movies(tiny.micrographs, tiny.folder).movies[0]
+    assert found.of(replace(movie, micrograph="another")) is None  # nothing known: motion correction's is used
+    mirrored = replace(movie, global_shift=movie.global_shift * [1, -1])
+    with pytest.raises(rm.InputError, match="another motion of the whole frame"):
+        found.of(mirrored)

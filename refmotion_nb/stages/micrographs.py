@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,14 @@ from refmotion_nb.numerics.dewarp import Camera, binned_shape, grid_nodes, radiu
 from refmotion_nb.numerics.energy import grant_grigorieff
 from refmotion_nb.stages.base import Reporter, Silent, Stage, hash_of
 from refmotion_nb.stages.dose_weights import weights_on
+from refmotion_nb.stages.particle_motion import ParticleMotion, displacement
 
 FOLDER = "Micrographs"
+TYPICAL_A = 10.0  # resolution that decides where particles were found
 STILL_PX = 0.01  # local motion below it is none
 _SHOWN = 5  # positions along each side that the table shows motion at
+
+Weights = Callable[[np.ndarray], np.ndarray]  # frequencies 1/Å -> (frame, frequency)
 
 
 class MicrographCorrection(Stage):
@@ -57,13 +61,15 @@ class MicrographCorrection(Stage):
         reporter: Reporter | None = None,
         image_root: Path | None = None,
         threads: int = 0,
+        particle_motion: ParticleMotion | None = None,
     ) -> xr.Dataset:
         """Correct all movies into ``out`` and return the table of what was written and what was not, with reasons.
 
         ``dose`` is a table of dose weights, of these or other movies; without one, weights are those of Grant &
         Grigorieff (2015). Beside the images in ``Micrographs/``, ``corrected_micrographs.star`` or ``exposures.cs`` lists
-        them; names in the former are written relative to ``image_root`` where ``out`` lies in it. Micrographs finished
-        by an earlier run with the same settings and input are kept.
+        them; names in the former are written relative to ``image_root`` where ``out`` lies in it. With ``particle_motion``
+        micrographs move as their particles did. Micrographs finished by an earlier run with the same settings and input
+        are kept.
 
         Raises
         ------
@@ -79,7 +85,10 @@ class MicrographCorrection(Stage):
         for movie, row, group in zip(data.movies, data.rows, data.groups):
             try:
                 weights = partial(frame_weights, dose, movie, group)
-                table = self._finished(store, out, movie, weights) or self._movie(store, out, movie, weights, threads)
+                motion = self.motion(movie, weights, particle_motion)
+                table = self._finished(store, out, movie, weights, motion)
+                if table is None:
+                    table = self._movie(store, out, movie, weights, motion, threads)
             except InputError as error:
                 failed[movie.micrograph] = str(error)
                 reporter.advance(micrograph=movie.micrograph, failed=str(error))
@@ -97,10 +106,29 @@ class MicrographCorrection(Stage):
         store.write("corrected_micrographs", found)
         return found
 
-    def images(self, movie: Movie, weights: Callable[[np.ndarray], np.ndarray], threads: int = 1) -> list[np.ndarray]:
+    def motion(self, movie: Movie, weights: Weights, particle_motion: ParticleMotion | None = None) -> Motion:
+        """Return how the field moves: as motion correction found it, or as a run's particles on it do.
+
+        Raises
+        ------
+        InputError
+            The trajectories do not belong to the movie.
+        """
+        tracks = particle_motion.of(movie) if particle_motion else None
+        if tracks is not None and particle_motion is not None:
+            early = weights(np.array([1 / TYPICAL_A]))[:, 0]
+            along = partial(displacement, movie, tracks, particle_motion.distance_A, frame_weight=early)
+        else:
+            along = partial(initial_displacement, movie)
+        return Motion(movie, along, tracks is not None, self.local_motion)
+
+    def images(
+        self, movie: Movie, weights: Weights, threads: int = 1, motion: Motion | None = None
+    ) -> list[np.ndarray]:
         """Return the micrograph of a movie, (height, width) float32, and the one that is not dose-weighted if asked for.
 
-        ``weights`` gives what each frame weighs (frame, frequency) at frequencies (1/Å). As in RELION, frames are added
+        ``weights`` gives what each frame weighs (frame, frequency) at frequencies (1/Å); ``motion`` is that of motion
+        correction unless given. As in RELION, frames are added
         as Σ w X / √(Σ w²), which leaves white noise white; the other is their plain sum.
 
         Raises
@@ -116,6 +144,7 @@ class MicrographCorrection(Stage):
         tables = [weight / np.sqrt((weight**2).sum(0))]
         if self.save_nodw:
             tables.append(np.ones_like(weight))
+        rigid_px, local_px = (motion or self.motion(movie, weights)).on_grid()
         with open_movie(movie) as reader:
 
             def load(f: int) -> np.ndarray:
@@ -123,44 +152,78 @@ class MicrographCorrection(Stage):
                 return detector.repair(frame, f) if detector else frame
 
             return sum_frames(
-                load, Camera(gain, background), rigid_displacement(movie) / movie.pixel_size_A, self._local_px(movie), tables,
-                binned_shape(shape, self._binning(movie)), threads,
+                load, Camera(gain, background), rigid_px, local_px, tables, binned_shape(shape, self._binning(movie)), threads,
             )  # fmt: skip
 
     def _binning(self, movie: Movie) -> float:
         return float(movie.binning if self.binning is None else self.binning)
 
-    def _local_px(self, movie: Movie) -> np.ndarray | None:
-        """Local motion (frame, gy, gx, 2) px on the grid, None where there is none."""
-        if not self.local_motion or (movie.local_motion is None and movie.spline_motion is None):
-            return None
-        y, x = grid_nodes((movie.height, movie.width))
-        local = _displacement_A(movie, y, x) / movie.pixel_size_A - rigid_displacement(movie) / movie.pixel_size_A
-        return None if np.abs(local).max() < STILL_PX else np.moveaxis(local, 2, 0)
-
-    def _key(self, movie: Movie, weights: Callable[[np.ndarray], np.ndarray]) -> str:
+    def _key(self, movie: Movie, weights: Weights, motion: Motion) -> str:
         at = np.linspace(0, np.sqrt(0.5), 100) / movie.pixel_size_A
-        return hash_of(self.settings(), hashlib.sha256(weights(at).tobytes()).hexdigest(), _facts(movie))
+        what = weights(at).tobytes() + motion.sample().tobytes()
+        return hash_of(self.settings(), hashlib.sha256(what).hexdigest(), _facts(movie))
 
-    def _finished(self, store: ResultStore, out: Path, movie: Movie, weights: Callable) -> xr.Dataset | None:
+    def _finished(
+        self, store: ResultStore, out: Path, movie: Movie, weights: Weights, motion: Motion
+    ) -> xr.Dataset | None:
         """Return the table of a micrograph that an earlier run wrote as it would be now."""
-        table = store.read(f"micrographs/{movie.micrograph}", self._key(movie, weights))
+        table = store.read(f"micrographs/{movie.micrograph}", self._key(movie, weights, motion))
         if table is None or not all((out / name).exists() for name in _names(table)):
             return None
         return table
 
-    def _movie(self, store: ResultStore, out: Path, movie: Movie, weights: Callable, threads: int) -> xr.Dataset:
+    def _movie(
+        self, store: ResultStore, out: Path, movie: Movie, weights: Weights, motion: Motion, threads: int
+    ) -> xr.Dataset:
         group = f"micrographs/{movie.micrograph}"
         names = [f"{FOLDER}/{movie.micrograph}.mrc", f"{FOLDER}/{movie.micrograph}_noDW.mrc"]
-        images = self.images(movie, weights, threads)
+        images = self.images(movie, weights, threads, motion)
         if store.has(group):
             store.write(group, xr.Dataset())  # of other settings: void before the image it describes is replaced
         pixel = movie.pixel_size_A * self._binning(movie)
         for name, image in zip(names, images):
             write_stack(out / name, image[None], pixel, float16=self.float16)
-        table = _micrograph_table(movie, images[0], names[: len(images)], pixel, self.local_motion)
-        store.write(group, table, self._key(movie, weights))
+        table = _micrograph_table(movie, motion, images[0], names[: len(images)], pixel)
+        store.write(group, table, self._key(movie, weights, motion))
         return table
+
+
+@dataclass(frozen=True)
+class Motion:
+    """How the field of a movie moves."""
+
+    movie: Movie
+    along: Callable[[np.ndarray], np.ndarray]  # positions (position, 2) Å -> (position, frame, 2) Å
+    of_particles: bool
+    local: bool  # whether local motion counts
+
+    def at(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """Return the displacement at rows and columns (px): (y, x, frame, 2) Å."""
+        yx = np.stack(np.meshgrid(y, x, indexing="ij"), -1).reshape(-1, 2)
+        moved = self.along(yx[:, ::-1] * self.movie.pixel_size_A)
+        if not self.local:
+            moved[:] = moved.mean(0) if self.of_particles else rigid_displacement(self.movie)
+        return moved.reshape(len(y), len(x), self.movie.n_frames, 2)
+
+    def sample(self) -> np.ndarray:
+        """Return the displacement at ``places``, (y, x, frame, 2) Å."""
+        return self.at(*self.places)
+
+    @property
+    def places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns (px) that the field is shown at."""
+        y, x = ((np.arange(_SHOWN) + 0.5) / _SHOWN * size for size in (self.movie.height, self.movie.width))
+        return y, x
+
+    def on_grid(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the motion of the whole frame (frame, 2) and local motion (frame, gy, gx, 2) px, None if there is none."""
+        still = self.movie.local_motion is None and self.movie.spline_motion is None and not self.of_particles
+        if still or (not self.local and not self.of_particles):
+            return rigid_displacement(self.movie) / self.movie.pixel_size_A, None
+        moved = self.at(*grid_nodes((self.movie.height, self.movie.width))) / self.movie.pixel_size_A
+        rigid = moved.mean((0, 1)) if self.of_particles else rigid_displacement(self.movie) / self.movie.pixel_size_A
+        local = moved - rigid
+        return rigid, None if np.abs(local).max() < STILL_PX else np.moveaxis(local, 2, 0)
 
 
 def frame_weights(dose: xr.Dataset | None, movie: Movie, group: str, frequency_per_A: np.ndarray) -> np.ndarray:
@@ -189,13 +252,6 @@ def _gain(movie: Movie) -> np.ndarray | None:
     return load_gain(movie.gain, (movie.height, movie.width), is_eer(movie.path)) if movie.gain else None
 
 
-def _displacement_A(movie: Movie, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Displacement by motion correction at rows and columns (px): (y, x, frame, 2) Å."""
-    yx = np.stack(np.meshgrid(y, x, indexing="ij"), -1).reshape(-1, 2)
-    found = initial_displacement(movie, yx[:, ::-1] * movie.pixel_size_A)
-    return found.reshape(len(y), len(x), movie.n_frames, 2)
-
-
 def _facts(movie: Movie) -> list[Any]:
     """Return what a micrograph depends on of its movie: files by path, size and time, numbers, motion."""
     facts: list[Any] = []
@@ -212,21 +268,20 @@ def _facts(movie: Movie) -> list[Any]:
     return facts
 
 
-def _micrograph_table(movie: Movie, image: np.ndarray, names: list[str], pixel_A: float, local: bool) -> xr.Dataset:
+def _micrograph_table(movie: Movie, motion: Motion, image: np.ndarray, names: list[str], pixel_A: float) -> xr.Dataset:
     """Return the ``micrographs`` group of a movie: how it moved over the field, and what was written."""
-    y, x = ((np.arange(_SHOWN) + 0.5) / _SHOWN * size for size in (movie.height, movie.width))
-    moved = _displacement_A(movie, y, x)
-    if not local:
-        moved[:] = rigid_displacement(movie)
+    y, x = motion.places
     low, high = np.percentile(image[::8, ::8], [1, 99])
     return xr.Dataset(
         {
-            "displacement": (("y", "x", "frame", "axis"), moved, {"units": "Å", "long_name": "displacement that was undone"}),
+            "displacement": (("y", "x", "frame", "axis"), motion.sample(),
+                             {"units": "Å", "long_name": "displacement that was undone"}),
             "dose": ("frame", movie.dose_edges[1:], {"units": "e/Å²", "long_name": "dose after the frame"}),
         },
         coords={"axis": list(AXES), "y": ("y", y * movie.pixel_size_A, {"units": "Å"}),
                 "x": ("x", x * movie.pixel_size_A, {"units": "Å"})},
-        attrs={"names": names, "shape": list(image.shape), "pixel_size_A": pixel_A, "low": float(low), "high": float(high),
+        attrs={"motion_of_particles": motion.of_particles, "names": names,
+               "shape": list(image.shape), "pixel_size_A": pixel_A, "low": float(low), "high": float(high),
                "mean": float(image.mean(dtype=float)), "std": float(image.std(dtype=float))},
     )  # fmt: skip
 
