@@ -2,7 +2,7 @@
 
 Frame f of the corrected image at x is the frame at x + d_f(x). Of d_f, what the whole frame moved is undone by whole
 pixels, mirrored at the edges, and a phase ramp; local motion by sampling quintic B-splines, whose coefficients come with
-the same transform, since dividing by the spline's response is exact in Fourier space (docs/adr/0012).
+the same transform, since dividing by the spline's response is exact in Fourier space.
 """
 
 from __future__ import annotations
