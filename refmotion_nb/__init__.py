@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from refmotion_nb.data.cryosparc.project import open_cryosparc, survey_cryosparc
-    from refmotion_nb.data.relion.project import open_relion, survey
+    from refmotion_nb.data.cryosparc.project import open_cryosparc, open_exposures, survey_cryosparc
+    from refmotion_nb.data.relion.project import open_movies, open_relion, survey
     from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference
     from refmotion_nb.data.store import ResultStore
     from refmotion_nb.data.synthetic.settings import SimulationSettings
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from refmotion_nb.stages.correction import MotionCorrection
     from refmotion_nb.stages.dose_weights import DoseWeights
     from refmotion_nb.stages.job import Job
+    from refmotion_nb.stages.micrographs import MicrographCorrection
     from refmotion_nb.stages.search import HyperparameterSearch, best
     from refmotion_nb.stages.session import Session
     from refmotion_nb.stages.validation import Validation
@@ -30,6 +31,7 @@ __all__ = [
     "Hyperparameters",
     "InputError",
     "Job",
+    "MicrographCorrection",
     "MotionCorrection",
     "Reference",
     "ResultStore",
@@ -38,6 +40,8 @@ __all__ = [
     "Validation",
     "best",
     "open_cryosparc",
+    "open_exposures",
+    "open_movies",
     "open_relion",
     "simulate",
     "survey",
@@ -54,6 +58,7 @@ _HOME = {
     "Hyperparameters": "numerics.prior",
     "InputError": "data.schema",
     "Job": "stages.job",
+    "MicrographCorrection": "stages.micrographs",
     "MotionCorrection": "stages.correction",
     "Reference": "data.schema",
     "ResultStore": "data.store",
@@ -62,6 +67,8 @@ _HOME = {
     "Validation": "stages.validation",
     "best": "stages.search",
     "open_cryosparc": "data.cryosparc.project",
+    "open_exposures": "data.cryosparc.project",
+    "open_movies": "data.relion.project",
     "open_relion": "data.relion.project",
     "simulate": "data.synthetic.simulate",
     "survey": "data.relion.project",

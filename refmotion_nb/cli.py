@@ -47,7 +47,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     """Return the parser; only the options of ``command`` are filled in, since they come with what they belong to."""
     parser = argparse.ArgumentParser(prog="refmotion", description="Reference-based motion correction for cryo-EM.")
     parser.add_argument("--version", action="version", version=f"refmotion {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="demo | simulate | check | run")
+    commands = parser.add_subparsers(required=True, metavar="demo | simulate | check | run | micrographs")
     demo = commands.add_parser("demo", help="simulate a small dataset, run the whole job, write the report")
     demo.add_argument("--out", type=Path, default=Path("refmotion-demo"))
     demo.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -64,6 +64,13 @@ def _parser(command: str) -> argparse.ArgumentParser:
     if command == "run":
         _run_options(run)
     run.set_defaults(command=_run)
+    micrographs = commands.add_parser("micrographs", help="write dose-weighted micrographs from movies, motion undone")
+    if command == "micrographs":
+        from refmotion_nb.cli_micrographs import add_options, write_micrographs
+
+        _input_options(micrographs)
+        add_options(micrographs, _add_parameter)
+        micrographs.set_defaults(command=write_micrographs)
     return parser
 
 
