@@ -110,7 +110,7 @@ class InputAudit(Alignment):
         reporter = reporter or Silent()
         names = self.choose(session)
         reporter.start(len(names), "checking the input")
-        products: dict[int, list[ShellProducts]] = {}
+        products: dict[int, list[tuple[ShellProducts, np.ndarray]]] = {}
         extent_A, used = np.inf, []
         for name, m in session.walk(names, self):
             if m is not None:
