@@ -39,7 +39,7 @@ def resemblance_scores(datasets: Mapping[str, Dataset]) -> dict[tuple[str, str],
     extent = reference.box_size * reference.pixel_size_A
     k_max = min(reference.box_size // 2 - 1, int(extent / HIGH_A))
     volume = prepare_volume(0.5 * (reference.half1 + reference.half2), reference.mask, k_max)
-    scores = {}
+    scores: dict[tuple[str, str], float] = {}
     for name, dataset in datasets.items():
         movies = sorted(dataset.micrographs(), key=lambda pair: -pair[1].sizes["particle"])
         found: list[np.ndarray] = []

@@ -19,71 +19,73 @@ from dataclasses import dataclass
 import numba as nb
 import numpy as np
 
+from refmotion_nb.numerics.backend import over_chunks
 from refmotion_nb.numerics.fourier import band_indices, hermitian_weight, shell_round
 
 PRODUCTS = (
-    "power", "own", "opposite", "mirrored", "exchanged", "own_power", "opposite_power", "both", "stranger", "mean_stranger",
-)  # fmt: skip
+    "power",  # |Y|²
+    "own",  # Re Y V1*
+    "opposite",  # Re Y V2*
+    "mirrored",  # the same with Y mirrored in y
+    "exchanged",  # the same with x and y of Y exchanged
+    "own_power",  # |V1|²
+    "opposite_power",  # |V2|²
+    "both",  # Re V1 V2*
+    "stranger",  # Re Y D*, with D = V1 - V2 of the next particle
+    "mean_stranger",  # Re (V1 + V2) / 2 D*, likewise
+)
+_TIMES_Y = (2, 1, 1, 1, 1, 0, 0, 0, 1, 0)  # powers of Y in each
 
 
 @dataclass(frozen=True)
 class ShellProducts:
-    """Products of particles Y and views V1, V2, summed over each shell of the full plane: (particle, shell) float64."""
+    """Products of particles Y and views V1, V2, summed over each shell of the full plane."""
 
-    power: np.ndarray  # |Y|²
-    own: np.ndarray  # Re Y V1*
-    opposite: np.ndarray  # Re Y V2*
-    mirrored: np.ndarray  # the same with Y mirrored in y
-    exchanged: np.ndarray  # the same with x and y of Y exchanged
-    own_power: np.ndarray  # |V1|²
-    opposite_power: np.ndarray  # |V2|²
-    both: np.ndarray  # Re V1 V2*
-    stranger: np.ndarray  # Re Y D*, with D = V1 - V2 of the next particle
-    mean_stranger: np.ndarray  # Re (V1 + V2) / 2 D*, likewise
+    sums: np.ndarray  # (particle, product, shell) float64
     count: np.ndarray  # (shell,) coefficients
 
-    def of(self, rows: np.ndarray) -> ShellProducts:
-        """Return the products of some particles."""
-        return ShellProducts(*(getattr(self, name)[rows] for name in PRODUCTS), self.count)
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Return one product (particle, shell)."""
+        return self.sums[:, PRODUCTS.index(name)]
 
     @classmethod
     def together(cls, parts: list[ShellProducts]) -> ShellProducts:
         """Return the products of several micrographs, up to the last shell that all have."""
         shells = min(len(part.count) for part in parts)
-        joined = (np.concatenate([getattr(part, name)[:, :shells] for part in parts]) for name in PRODUCTS)
-        return cls(*joined, parts[0].count[:shells])
+        return cls(np.concatenate([part.sums[..., :shells] for part in parts]), parts[0].count[:shells])
 
-    def scaled(self, noise_std: float) -> ShellProducts:
-        """Return the products of particles divided by ``noise_std``."""
-        per = {"power": noise_std**-2} | dict.fromkeys(
-            ("own", "opposite", "mirrored", "exchanged", "stranger"), 1 / noise_std
-        )
-        return ShellProducts(*(getattr(self, name) * per.get(name, 1.0) for name in PRODUCTS), self.count)
+    def divided(self, by: float) -> ShellProducts:
+        """Return the products of particles divided by a number."""
+        return ShellProducts(self.sums / by ** np.array(_TIMES_Y)[:, None], self.count)
 
     @property
     def weight(self) -> np.ndarray:
         """One over the mean power of the particles in every shell (shell,)."""
-        mean = self.power.mean(0) / np.maximum(self.count, 1)
+        mean = self["power"].mean(0) / np.maximum(self.count, 1)
         return np.divide(1.0, mean, out=np.zeros_like(mean), where=mean > 0)
 
 
-def shell_products(observed: np.ndarray, own: np.ndarray, opposite: np.ndarray) -> ShellProducts:
+def shell_products(observed: np.ndarray, own: np.ndarray, opposite: np.ndarray, threads: int = 1) -> ShellProducts:
     """Return the products of particles and views (particle, 2k + 1, k + 1), the object of all at the same place."""
     k = observed.shape[2] - 1
     ky, kx = band_indices(k)
     shell = shell_round(ky, kx)
     share = np.broadcast_to(hermitian_weight(kx, 4 * k + 4), shell.shape).copy()
     sums = np.zeros((len(observed), len(PRODUCTS), k + 1))
-    _multiply(observed, own, opposite, shell, share, sums)
+
+    def work(part: slice) -> None:
+        _multiply(observed, own, opposite, shell, share, part.start, part.stop, sums)
+
+    over_chunks(len(observed), work, threads)
     inside = shell <= k
-    return ShellProducts(*np.moveaxis(sums, 1, 0), np.bincount(shell[inside], share[inside], k + 1))
+    return ShellProducts(sums, np.bincount(shell[inside], share[inside], k + 1))
 
 
 @nb.njit(nogil=True, cache=True)
-def _multiply(observed, own, opposite, shell, share, sums):  # pragma: no cover - compiled
+def _multiply(observed, own, opposite, shell, share, start, stop, sums):  # pragma: no cover - compiled
     n, rows, columns = observed.shape
     k = columns - 1
-    for p in range(n):
+    for p in range(start, stop):
         q = (p + 1) % n
         for i in range(rows):
             for j in range(columns):
@@ -116,8 +118,8 @@ def resemblance(products: ShellProducts, what: str, first: int, last: int) -> np
     """
     band = np.zeros(len(products.count))
     band[first : last + 1] = products.weight[first : last + 1]
-    power = (products.power @ band) * (products.opposite_power @ band)
-    cross = getattr(products, what) @ band
+    power = (products["power"] @ band) * (products["opposite_power"] @ band)
+    cross = products[what] @ band
     return np.divide(cross, np.sqrt(power), out=np.zeros_like(cross), where=power > 0)
 
 
@@ -130,7 +132,7 @@ def standard_errors(values: np.ndarray) -> float:
 def grey_scale(products: ShellProducts, first: int, last: int) -> float:
     """Return the grey scale of particles against their reference, free of own noise: Σ Y V2* / Σ V1 V2*."""
     weight = products.weight[first : last + 1]
-    cross, power = ((getattr(products, name)[:, first : last + 1] @ weight).sum() for name in ("opposite", "both"))
+    cross, power = ((products[name][:, first : last + 1] @ weight).sum() for name in ("opposite", "both"))
     return float(cross / power) if power > 0 else 0.0
 
 
@@ -174,9 +176,9 @@ def own_noise(products: ShellProducts, scale: float, first: int) -> OwnNoise:
     """
     p, weight = products, products.weight.copy()
     weight[:first] = 0
-    excess = (p.own - p.opposite - 0.5 * scale * (p.own_power - p.opposite_power)) @ weight
-    difference = np.maximum((p.own_power + p.opposite_power - 2 * p.both) @ weight, 1e-30)
-    strange = (p.stranger - scale * p.mean_stranger) @ weight
+    excess = (p["own"] - p["opposite"] - 0.5 * scale * (p["own_power"] - p["opposite_power"])) @ weight
+    difference = np.maximum((p["own_power"] + p["opposite_power"] - 2 * p["both"]) @ weight, 1e-30)
+    strange = (p["stranger"] - scale * p["mean_stranger"]) @ weight
     return OwnNoise(excess, 0.5 * scale * difference, difference * max(1.0, np.sum(strange**2) / difference.sum()))
 
 
@@ -200,5 +202,5 @@ def wrong_share(noise: OwnNoise, amplitude: float) -> tuple[float, float]:
 def map_correlation(products: ShellProducts, first: int, last: int) -> float:
     """Return the correlation of the two half maps' views in shells ``first`` to ``last``."""
     part = slice(first, last + 1)
-    cross, one, two = (getattr(products, name)[:, part].sum() for name in ("both", "own_power", "opposite_power"))
+    cross, one, two = (products[name][:, part].sum() for name in ("both", "own_power", "opposite_power"))
     return float(cross / np.sqrt(one * two)) if one > 0 and two > 0 else 0.0

@@ -6,15 +6,15 @@ their reference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import param
 import xarray as xr
 
-from refmotion_nb.data.resemblance import AHEAD, HIGH_A, LOW_A, SURE, VIEWS, resemblance_scores
-from refmotion_nb.data.schema import Dataset, InputError, Movie, Reference
+from refmotion_nb.data.resemblance import AHEAD, HIGH_A, LOW_A, SURE, VIEWS
+from refmotion_nb.data.schema import Dataset, InputError, Reference
 from refmotion_nb.numerics.energy import grant_grigorieff
 from refmotion_nb.numerics.half_sets import (
     OwnNoise,
@@ -31,52 +31,18 @@ from refmotion_nb.numerics.recombine import recombined_band
 from refmotion_nb.stages.alignment import Alignment
 from refmotion_nb.stages.base import Reporter, Silent
 from refmotion_nb.stages.micrograph import Micrograph
+from refmotion_nb.stages.misfit import cause_of_misfit, misfit
 from refmotion_nb.stages.search import HyperparameterSearch
 from refmotion_nb.stages.session import Session
 
-ENOUGH = 300  # particles
+ENOUGH = 500  # particles
 NOISE_FROM_A = 20.0  # own noise is looked for from here on; many programs join half maps below 40 Å
 LAST_SHELLS = 0.9  # of the highest shell: where half maps should have nothing in common
-ALIKE, SURELY_ALIKE = 0.25, 0.5  # correlations there that tell if the own noise does so too, or by themselves
+ALIKE, VERY_ALIKE, THE_SAME = 0.25, 0.5, 0.9999  # correlations there: with the own noise, or by themselves
 FEW = 30  # particles that may fail to resemble their reference by chance
 FINDABLE = 0.5  # own noise of this size, against the expectation, is there; less may be blurred by refined poses
 SOME, MANY, EVEN, MOST = 0.05, 0.1, 0.3, 0.9  # shares with the wrong half set: named, an error, by chance, all
 CLEAR = 0.7  # own noise of labelled particles in independent maps, at poses about as good as those of the maps
-
-# placement of boxes and view of the image -> what is wrong, remedy
-CAUSES = {
-    ("given", "mirrored"): (
-        "the y axis of the poses runs against the rows of the movies: images mirrored in y",
-        "convert poses, origins and the hand of the maps together with the coordinates, or none of them",
-    ),
-    ("given", "exchanged"): (
-        "poses are for images with x and y exchanged: with these exchanged",
-        "convert coordinates and poses together, or neither",
-    ),
-    ("y mirrored", "opposite"): (
-        "the y axis of the coordinates runs against the rows of the movies: at mirrored y particles",
-        "replace y by the height of the micrograph minus y",
-    ),
-    ("movie mirrored", "mirrored"): (
-        "the rows of the movies run against coordinates, poses and motion: with the movies mirrored in y particles",
-        "give the movies (and their gain) that these tables were made from",
-    ),
-    ("x and y exchanged", "opposite"): (
-        "x and y of the coordinates are exchanged: with these exchanged particles", "exchange the two columns",
-    ),
-    ("movie exchanged", "exchanged"): (
-        "x and y of the movies are exchanged against the tables: with these exchanged particles",
-        "give the movies (and their gain) that these tables were made from",
-    ),
-    ("doubled", "opposite"): (
-        "coordinates count pixels twice as large as said: doubled, particles",
-        "give coordinates in pixels of the corrected micrographs",
-    ),
-    ("halved", "opposite"): (
-        "coordinates count pixels half as large as said: halved, particles",
-        "give coordinates in pixels of the corrected micrographs",
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -169,7 +135,7 @@ class InputAudit(Alignment):
         which, half = m.particles["reference"].values, m.particles["half"].values
         for number in np.unique(which):
             mine = np.flatnonzero(which == number)
-            part = shell_products(observed[mine], m.own[mine], m.opposite[mine]).scaled(std)
+            part = shell_products(observed[mine], m.own[mine], m.opposite[mine], threads).divided(std)
             yield int(number), (part, half[mine])
 
 
@@ -248,7 +214,7 @@ def _about_resemblance(figures: dict[str, float], data: Dataset, names: list[str
     given = figures["resemblance"]
     for view in VIEWS[1:]:
         if figures[f"lead_{view}"] >= SURE and figures[f"resemblance_{view}"] >= SURE:
-            return [_misfit(("given", view), figures[f"resemblance_{view}"], given)]
+            return [Finding("error", misfit(("given", view), figures[f"resemblance_{view}"], given))]
     if given >= SURE or not np.isfinite(given):
         return []
     if given <= -SURE:
@@ -258,8 +224,8 @@ def _about_resemblance(figures: dict[str, float], data: Dataset, names: list[str
                 "standard errors; multiply the half maps by -1, or check that the movies are not inverted",
             )
         ]  # fmt: skip
-    if found := _cause(data, names, number):
-        return [found]
+    if found := cause_of_misfit(data, names, number):
+        return [Finding("error", found)]
     if figures["particles"] < FEW:
         return [Finding("note", f"{figures['particles']:.0f} particles are too few to tell whether they resemble the "
                         f"reference ({given:.1f} standard errors)")]  # fmt: skip
@@ -267,68 +233,15 @@ def _about_resemblance(figures: dict[str, float], data: Dataset, names: list[str
                     "coordinates, poses, pixel sizes and half maps belong to these movies")]  # fmt: skip
 
 
-def _misfit(cause: tuple[str, str], score: float, given: float) -> Finding:
-    what, remedy = CAUSES[cause]
-    return Finding(
-        "error", f"{what} resemble their reference by {score:.1f} standard errors, as given by {given:.1f}; {remedy}"
-    )
-
-
-def _cause(data: Dataset, names: list[str], number: int) -> Finding | None:
-    """Read some movies again, with boxes placed by other conventions, to find out why nothing is seen in them."""
-    rows = np.isin(data.particles["micrograph"].values, names) & (data.particles["reference"].values == number)
-    particles = data.particles.isel(particle=np.flatnonzero(rows))
-    movies = tuple(movie for movie in data.movies if movie.micrograph in set(names))
-    some = replace(
-        data, movies=movies, references=(data.references[number],),
-        particles=particles.assign(reference=particles["reference"] * 0),
-    )  # fmt: skip
-    scores = resemblance_scores({name: place(some) for name, place in _PLACEMENTS.items()})
-    ranked = sorted(CAUSES, key=lambda cause: -scores[cause])
-    given, best = scores["given", "opposite"], scores[ranked[0]]
-    return _misfit(ranked[0], best, given) if best >= SURE and best - given >= AHEAD else None
-
-
-def _placed(data: Dataset, move: Callable[[np.ndarray, np.ndarray], np.ndarray], shift: np.ndarray) -> Dataset:
-    """Return the data set with coordinates moved, given them and the size of the movie (particle, 2) Å.
-
-    Motion of the whole frame is multiplied by the matrix ``shift``; local motion stays where that is the identity.
-    """
-    size = {m.micrograph: (m.width * m.pixel_size_A, m.height * m.pixel_size_A) for m in data.movies}
-    particles = data.particles
-    sizes = np.array([size[name] for name in particles["micrograph"].values])
-    moved = particles["coordinate"].copy(data=move(particles["coordinate"].values, sizes))
-
-    def turned(movie: Movie) -> Movie:
-        if movie.global_shift is None or np.array_equal(shift, np.eye(2)):
-            return movie
-        return replace(movie, global_shift=movie.global_shift @ shift.T, local_motion=None, spline_motion=None)
-
-    return replace(data, movies=tuple(map(turned, data.movies)), particles=particles.assign(coordinate=moved))
-
-
-def _y_mirrored(coordinate: np.ndarray, size: np.ndarray) -> np.ndarray:
-    return np.stack([coordinate[:, 0], size[:, 1] - coordinate[:, 1]], 1)
-
-
-_AS_IS, _FLIP, _SWAP = np.eye(2), np.diag([1.0, -1.0]), np.array([[0.0, 1.0], [1.0, 0.0]])
-_PLACEMENTS: dict[str, Callable[[Dataset], Dataset]] = {
-    "given": lambda data: data,
-    "y mirrored": lambda data: _placed(data, _y_mirrored, _AS_IS),
-    "movie mirrored": lambda data: _placed(data, _y_mirrored, _FLIP),
-    "x and y exchanged": lambda data: _placed(data, lambda c, _: c[:, ::-1], _AS_IS),
-    "movie exchanged": lambda data: _placed(data, lambda c, _: c[:, ::-1], _SWAP),
-    "doubled": lambda data: _placed(data, lambda c, _: 2 * c, _AS_IS),
-    "halved": lambda data: _placed(data, lambda c, _: 0.5 * c, _AS_IS),
-}
-
-
 def _about_half_sets(figures: dict[str, float], reference: Reference) -> list[Finding]:
     """Judge in which half maps the particles are."""
     alike, at_A = figures["map_correlation"], figures["map_correlation_at_A"]
+    if alike > THE_SAME:
+        return [Finding("error", f"leaky split: half maps {reference.half1} and {reference.half2} are the same but for "
+                        "rounding; give one of each half set")]  # fmt: skip
     if not figures["power"] >= SURE:
-        few = f"{figures['particles']:.0f} particles are too few to tell whether half sets are those of the half maps"
-        if alike > SURELY_ALIKE:
+        few = f"{figures['particles']:.0f} particles do not tell whether their half sets are those of the half maps"
+        if alike > VERY_ALIKE:
             return [Finding("warning", f"{few}, which still correlate by {alike:.2f} at {at_A:.1f} Å: make sure that they "
                             "are not both made from all particles")]  # fmt: skip
         return [Finding("note", few)]
@@ -371,8 +284,7 @@ def _fate(figures: dict[str, float]) -> str:
     highest = figures["own_noise"] + SURE * figures["own_noise_error"]
     if highest < -FINDABLE / 2:
         return "swapped"
-    would_be_seen = SURE * square_error < FINDABLE**2
-    return "absent" if highest < (FINDABLE if would_be_seen else FINDABLE / 2) else ""
+    return "absent" if highest < FINDABLE / 2 else ""
 
 
 def _table(rows: list[dict[str, float]], found: list[Finding], names: list[str]) -> xr.Dataset:
