@@ -8,6 +8,7 @@ from pathlib import Path
 import param
 
 from refmotion_nb.stages.alignment import Alignment
+from refmotion_nb.stages.audit import InputAudit
 from refmotion_nb.stages.correction import MotionCorrection
 from refmotion_nb.stages.dose_weights import DoseWeights
 from refmotion_nb.stages.execute import Execution
@@ -17,7 +18,7 @@ from refmotion_nb.stages.search import HyperparameterSearch
 from refmotion_nb.stages.validation import Validation
 
 HERE = Path(__file__).parent
-STAGES = (Alignment, HyperparameterSearch, DoseWeights, MotionCorrection, Validation, Overrides, Execution)
+STAGES = (Alignment, HyperparameterSearch, DoseWeights, MotionCorrection, Validation, InputAudit, Overrides, Execution)
 MICROGRAPHS = "\nOf `refmotion micrographs`, with `float16` and `repair_hot_pixels` as above.\n"
 IN_README = (
     "thoroughness", "target_particles", "all_fourier_components", "fourier_crop_to", "float16", "recenter", "symmetry",

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from refmotion_nb.data.synthetic.settings import SimulationSettings
     from refmotion_nb.data.synthetic.simulate import simulate
     from refmotion_nb.numerics.prior import Hyperparameters
+    from refmotion_nb.stages.audit import InputAudit
     from refmotion_nb.stages.correction import MotionCorrection
     from refmotion_nb.stages.dose_weights import DoseWeights
     from refmotion_nb.stages.job import Job
@@ -29,6 +30,7 @@ __all__ = [
     "Gain",
     "HyperparameterSearch",
     "Hyperparameters",
+    "InputAudit",
     "InputError",
     "Job",
     "MicrographCorrection",
@@ -56,6 +58,7 @@ _HOME = {
     "Gain": "data.schema",
     "HyperparameterSearch": "stages.search",
     "Hyperparameters": "numerics.prior",
+    "InputAudit": "stages.audit",
     "InputError": "data.schema",
     "Job": "stages.job",
     "MicrographCorrection": "stages.micrographs",

@@ -140,6 +140,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
 
 def _parameters() -> dict[str, param.Parameter]:
     """Return the parameters of all stages by name."""
+    from refmotion_nb.stages.audit import InputAudit
     from refmotion_nb.stages.correction import MotionCorrection
     from refmotion_nb.stages.dose_weights import DoseWeights
     from refmotion_nb.stages.execute import Execution
@@ -148,7 +149,7 @@ def _parameters() -> dict[str, param.Parameter]:
     from refmotion_nb.stages.validation import Validation
 
     found = {}
-    for stage in (HyperparameterSearch, DoseWeights, MotionCorrection, Validation, Overrides, Execution):
+    for stage in (HyperparameterSearch, DoseWeights, MotionCorrection, Validation, InputAudit, Overrides, Execution):
         for name in stage.param:
             if name != "name":
                 found.setdefault(name, stage.param[name])

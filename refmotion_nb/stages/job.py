@@ -25,6 +25,7 @@ from refmotion_nb.data.store import ResultStore, write_hyperparameters, write_ne
 from refmotion_nb.numerics.patches import movie_box
 from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.stages.alignment import MotionPrior
+from refmotion_nb.stages.audit import InputAudit, findings, summary
 from refmotion_nb.stages.base import Reporter, Silent, Stage, hash_of
 from refmotion_nb.stages.correction import MotionCorrection, check_reach
 from refmotion_nb.stages.dose_weights import DoseWeights
@@ -138,6 +139,7 @@ class Job:
         session = Session(self.data, execution.threads, execution.cache_bytes, self.out)
         session.warnings += self.data.notes
         self._describe(store)
+        self._audit(session, store, reporter)
         self.search = search = self._search(session, store, reporter)
         if until != "hyperparameters":
             dose = self._dose(session, store, search, reporter)
@@ -224,6 +226,19 @@ class Job:
         start = time.perf_counter()
         yield
         self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
+
+    def _audit(self, session: Session, store: ResultStore, reporter: Reporter) -> None:
+        """Stop where particles, reference and half sets do not belong together."""
+        stage: InputAudit = self.stage(InputAudit)
+        key = stage.key(session.keys.all)
+        audit = store.read("audit", key)
+        if audit is None:
+            with self._timed("checking the input"):
+                audit = stage.run(session, reporter)
+        for line in [*summary(audit), *(one.text for one in findings(audit) if one.severity == "note")]:
+            self.say(line)
+        session.warnings += stage.judge(audit)
+        store.write("audit", audit, key)
 
     def _search(self, session: Session, store: ResultStore, reporter: Reporter) -> xr.Dataset:
         stage: HyperparameterSearch = self.stage(HyperparameterSearch)
