@@ -378,7 +378,8 @@ def _simulate(options: argparse.Namespace) -> int:
         result = simulate(SimulationSettings(**given), options.out, console)
     print(
         f"{result.n_particles} particles on {result.settings.n_micrographs} movies in {result.folder}; rigid alignment is "
-        f"off by {result.rigid_error_A:.2f} Å, the reference reaches {result.fsc_resolution_A:.2f} Å"
+        f"off by {result.rigid_error_A:.2f} Å, the reference reaches "
+        + " and ".join(f"{resolution:.2f} Å" for resolution in result.fsc_resolutions_A)
     )
     return 0
 
