@@ -174,6 +174,8 @@ def _references(options: argparse.Namespace) -> list[Reference]:
         raise InputError("no half maps; give --half1, --half2 and --mask, or --fsc postprocess.star")
     if options.mask and len(options.mask) != len(options.half1):
         raise InputError(f"{len(options.mask)} --mask for {len(options.half1)} references; give one for each, or none")
+    if options.fsc and len(options.fsc) != len(options.half1):
+        raise InputError(f"{len(options.fsc)} --fsc for {len(options.half1)} references; give one for each, or none")
     masks = options.mask or [None] * len(options.half1)
     curves = options.fsc or [None] * len(options.half1)
     return [Reference(*files) for files in zip(options.half1, options.half2, masks, curves)]
