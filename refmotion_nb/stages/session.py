@@ -14,6 +14,7 @@ import xarray as xr
 from refmotion_nb.data.schema import Dataset, InputError, Movie
 from refmotion_nb.numerics.backend import cpu_count
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, Tracks, track
+from refmotion_nb.stages.grey_scale import on_one_scale
 from refmotion_nb.stages.micrograph import Micrograph, load_micrograph
 from refmotion_nb.stages.references import PreparedReference, prepare_references
 
@@ -57,12 +58,31 @@ class Session:
         return [name for name in self if name in chosen]
 
     def references(self, relion: bool) -> list[PreparedReference]:
-        """Return the references ready for slicing; RELION's energy needs them to the Nyquist limit."""
+        """Return the references ready for slicing; RELION's energy needs them to the Nyquist limit.
+
+        Several are brought to one grey scale; RELION's energy takes them as they are.
+        """
         if relion not in self._references:
             start = perf_counter()
-            self._references[relion] = prepare_references(self.data, relion, self.threads)
+            found = prepare_references(self.data, relion, self.threads)
+            if len(found) > 1 and not relion:
+                found, warnings = on_one_scale(found, self.micrographs, self._as_yet, self.threads)
+                self.warnings += warnings
+            self._references[relion] = found
             self.seconds["preparing references"] = perf_counter() - start
         return self._references[relion]
+
+    def _as_yet(self, name: str, references: list[PreparedReference]) -> Micrograph | None:
+        """Return a micrograph with references whose grey scale is not known yet; None if it cannot be used."""
+        movie, particles = self.micrographs[name]
+        extent = max(r.extent_A for r in references)
+        try:
+            return load_micrograph(
+                movie, particles, self.data.optics, references, extent_A=extent, relion=False, recenter=True,
+                repair=True, threads=self.threads,
+            )  # fmt: skip
+        except InputError:
+            return None
 
     def extent_A(self, settings: Alignment) -> float:
         """Return the physical width of the boxes that particles are cut out in.
