@@ -84,14 +84,14 @@ def write_rigid(job: Job, out: Path, threads: int) -> None:
         write_star(out / path.name, read_star(path))  # image names are relative: the same numbers in the other stacks
 
 
-def relion_fsc(folder: Path, species: int, mask: Path, threads: int) -> tuple[np.ndarray, np.ndarray]:
+def relion_fsc(folder: Path, species: int, mask: Path) -> tuple[np.ndarray, np.ndarray]:
     """Corrected FSC of one reference's particles and its frequencies (1/Å), by RELION's programs."""
     stem = f"relion_{species + 1}"
     for half in (1, 2):
         target = folder / f"{stem}_half{half}_class001_unfil.mrc"
         if not target.exists():
             command = ["relion_reconstruct", "--i", f"particles_{species + 1}.star", "--o", target.name, "--subset",
-                       str(half), "--ctf", "--sym", SYMMETRY, "--pad", "2", "--j", str(threads)]  # fmt: skip
+                       str(half), "--ctf", "--sym", SYMMETRY, "--pad", "2", "--maxres", "3"]  # fmt: skip
             subprocess.run(command, cwd=folder, check=True, capture_output=True)
     subprocess.run(
         ["relion_postprocess", "--i", f"{stem}_half1_class001_unfil.mrc", "--mask", str(mask), "--angpix",
@@ -135,7 +135,7 @@ def main() -> None:
         )
         for species in (0, 1):
             mask = simulation.references[species].mask
-            before, after = (mean_fsc(*relion_fsc(out / where, species, mask, threads)) for where in ("rigid", "joint"))
+            before, after = (mean_fsc(*relion_fsc(out / where, species, mask)) for where in ("rigid", "joint"))
             print(f"species {species + 1:<4d}{before:9.3f}{after:11.3f}{after - before:+8.3f}", flush=True)
 
 
