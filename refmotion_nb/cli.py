@@ -182,6 +182,8 @@ def _references(options: argparse.Namespace) -> list[Reference]:
         raise InputError("no half maps; give --half1, --half2 and --mask, or --fsc postprocess.star")
     if options.mask and len(options.mask) != len(options.half1):
         raise InputError(f"{len(options.mask)} --mask for {len(options.half1)} references; give one for each, or none")
+    if options.fsc and len(options.fsc) != len(options.half1):
+        raise InputError(f"{len(options.fsc)} --fsc for {len(options.half1)} references; give one for each, or none")
     masks = options.mask or [None] * len(options.half1)
     curves = options.fsc or [None] * len(options.half1)
     return [Reference(*files) for files in zip(options.half1, options.half2, masks, curves)]
@@ -390,7 +392,8 @@ def _simulate(options: argparse.Namespace) -> int:
         result = simulate(SimulationSettings(**given), options.out, console)
     print(
         f"{result.n_particles} particles on {result.settings.n_micrographs} movies in {result.folder}; rigid alignment is "
-        f"off by {result.rigid_error_A:.2f} Å, the reference reaches {result.fsc_resolution_A:.2f} Å"
+        f"off by {result.rigid_error_A:.2f} Å, the reference reaches "
+        + " and ".join(f"{resolution:.2f} Å" for resolution in result.fsc_resolutions_A)
     )
     return 0
 

@@ -101,7 +101,7 @@ class Micrograph:
     spectra: PatchSpectra
     noise_power: np.ndarray  # (floor shell,) mean |X|², signal included
     ctf: np.ndarray  # (particle, 2K + 1, K + 1) float32
-    own: np.ndarray  # (particle, 2K + 1, K + 1) complex64, predicted from the particle's own half map
+    own: np.ndarray  # (particle, 2K + 1, K + 1) complex64, from the own half map; 0 beyond the reference's own band
     opposite: np.ndarray  # from the other
     fsc: np.ndarray  # (particle, shell) of each particle's reference, on the shells of the patch
     k_out: int  # first shell of the patch with an FSC below 0.143 (of the best reference)
@@ -184,7 +184,7 @@ def load_micrograph(
     spectra = read_spectra(movie, placement, not relion, repair, threads)
     noise = _relion_noise(spectra, threads) if relion else _noise(spectra, movie, threads)
     extent = spectra.box * movie.pixel_size_A
-    k = min(int(r.volumes[0].k_max * extent / r.extent_A) for r in references)
+    k = max(int(r.volumes[0].k_max * extent / r.extent_A) for r in references)
     transfer, own, opposite = _predict(
         movie, particles, placement, optics, references, min(k, spectra.box // 2), threads
     )

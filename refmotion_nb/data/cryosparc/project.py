@@ -191,7 +191,8 @@ def _unfit(dataset: Dataset, tables: list[ParticleTable]) -> list[str]:
     for number, part in enumerate(tables):
         halves = set(half[reference == number].tolist()) & {1, 2}
         if not (reference == number).any():
-            why = dataset.skipped[0].reason if dataset.skipped else "none is left"
+            reasons = [skip.reason for skip in dataset.skipped if skip.row >= 0 and skip.reference == number]
+            why = reasons[0] if reasons else "none is left"
             problems.append(f"{part.path}: no particle can be used ({why}); give the exposures they are from")
         elif len(halves) == 1:
             problems.append(f"{part.path}: all particles are of one half set (alignments3D/split {halves.pop() - 1}); "

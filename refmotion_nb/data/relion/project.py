@@ -142,8 +142,8 @@ def _unfit(dataset: Dataset, tables: Sequence[ParticleTable]) -> list[str]:
     """Name the reference whose particles all fall out, or whose half sets are not two."""
     problems = []
     reference, half = dataset.particles["reference"].values, dataset.particles["half"].values
-    reasons = Counter(skip.reason for skip in dataset.skipped if skip.row >= 0)
     for number, part in enumerate(tables):
+        reasons = Counter(skip.reason for skip in dataset.skipped if skip.row >= 0 and skip.reference == number)
         halves = set(half[reference == number].tolist()) & {1, 2}
         if not (reference == number).any():
             why = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
