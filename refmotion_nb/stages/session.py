@@ -149,11 +149,15 @@ class Session:
             self.tracks[key] = found
         return found
 
+    @property
+    def kept_bytes(self) -> int:
+        """Memory that the kept micrographs take."""
+        return sum(_size(m) for m in list(self._kept.values()))
+
     def _keep(self, key: tuple[str, ...], micrograph: Micrograph) -> None:
         """Keep a micrograph if it fits; those kept first stay, since stages walk through micrographs in one order."""
         with self._lock:
-            used = sum(_size(m) for m in self._kept.values())
-            if used + _size(micrograph) <= self.cache_bytes:
+            if self.kept_bytes + _size(micrograph) <= self.cache_bytes:
                 self._kept[key] = micrograph
 
 

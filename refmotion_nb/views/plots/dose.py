@@ -17,7 +17,7 @@ RESOLUTIONS = 4  # shown as panels
 
 
 def fcc(dose: Runs, group: str | None = None) -> hv.Layout:
-    """Fourier cylinder correlation (frequency, dose) as an image; the colours span the fitted frequencies."""
+    """Draw the Fourier cylinder correlation (frequency, dose) as an image; the colours span the fitted frequencies."""
     runs = _runs(dose, group, "fcc")
     inside = np.concatenate([run["fcc"].values[:, _fitted(run)].ravel() for run in runs.values()])
     limits = min(0.0, look.percentile(inside, 0.5)), max(look.percentile(inside, 99.5), 1e-6)
@@ -25,12 +25,12 @@ def fcc(dose: Runs, group: str | None = None) -> hv.Layout:
 
 
 def fcc_curves(dose: Runs, group: str | None = None) -> hv.Layout:
-    """Fourier cylinder correlation of some frames against frequency: points as measured, lines as modelled."""
+    """Draw the Fourier cylinder correlation of some frames against frequency: points as measured, lines as modelled."""
     return look.panels([_fcc_curves(name, run) for name, run in _runs(dose, group, "fcc").items()], 2)
 
 
 def weights(dose: Runs, group: str | None = None) -> hv.Layout:
-    """Weight of a frame against dose at a few resolutions: each run with its confidence band, and the standard curve."""
+    """Draw the weight of a frame against dose at a few resolutions: each run with its confidence band, and the standard curve."""
     runs = _runs(dose, group, "weight")
     first = next(iter(runs.values()))
     inside = _fitted(first)
@@ -40,7 +40,7 @@ def weights(dose: Runs, group: str | None = None) -> hv.Layout:
 
 
 def b_factors(dose: Runs, group: str | None = None) -> hv.Layout:
-    """B-factor and scale of each frame, relative to the best frame."""
+    """Draw B-factor and scale of each frame, relative to the best frame."""
     runs = _runs(dose, group, "b_factor", "frame_scale")
     return look.panels([_per_frame(runs, name) for name in ("b_factor", "frame_scale")], 2)
 
@@ -80,8 +80,8 @@ def _image(name: str, run: xr.Dataset, limits: tuple[float, float]) -> hv.Image:
     )  # fmt: skip
     return look.styled(
         image, "Image", cmap="viridis", clim=limits, colorbar=True, tools=["hover"], **look.OVER_FREQUENCY,
-        clabel="FCC", clipping_colors={"NaN": "#e9edf1"}, fontsize=look.FONTS,
-        title=look.heading(name, "Fourier cylinder correlation"), **look.PANEL, xlim=(0, x[-1]),
+        clabel="FCC", **look.BAR, clipping_colors={"NaN": "#e9edf1"}, fontsize=look.FONTS,
+        title=look.heading(name, "Fourier cylinder correlation (grey: not measured)"), **look.PANEL, xlim=(0, x[-1]),
     )  # fmt: skip
 
 
@@ -105,6 +105,7 @@ def _fcc_curves(name: str, run: xr.Dataset) -> hv.Overlay:
 
 def _weights(runs: dict[str, xr.Dataset], frequency: float, legend: bool) -> hv.Overlay:
     items: list[Any] = []
+    doses: set[tuple[float, ...]] = set()  # of the standard curves drawn
     for i, (name, run) in enumerate(runs.items()):
         at = run.interp(frequency=frequency)
         x, colour = at["dose"].values, look.category(i)
@@ -114,9 +115,9 @@ def _weights(runs: dict[str, xr.Dataset], frequency: float, legend: bool) -> hv.
             low, high = (look.dimension(run[v]) for v in ("weight_lo", "weight_hi"))
             band = hv.Area((x, at["weight_lo"].values, at["weight_hi"].values), dims[0], [low, high])
             items.append(look.styled(band, "Area", color=colour, alpha=0.18, line_alpha=0))
-        if "reference_weight" in at and (not i or not np.allclose(x, items_dose)):
-            items_dose = x
-            text = "Grant & Grigorieff" if not i else f"Grant & Grigorieff, {label}"
+        if "reference_weight" in at and (x.size, *x.tolist()) not in doses:
+            text = "Grant & Grigorieff" if not doses else f"Grant & Grigorieff, {label}"
+            doses.add((x.size, *x.tolist()))
             items.append(look.styled(hv.Curve((x, at["reference_weight"].values), *dims, label=text), "Curve",
                                      color="#5a6675", line_dash="dashed", line_width=1.5, tools=["hover"]))  # fmt: skip
         items.append(look.styled(hv.Curve((x, at["weight"].values), *dims, label=label), "Curve", color=colour,

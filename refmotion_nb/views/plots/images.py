@@ -25,7 +25,7 @@ MOST_PIXELS = 700  # along a side; more are binned, which also shows more
 
 
 def frame(data: Dataset | Session, micrograph: str, number: int = 1) -> hv.Overlay:
-    """One frame (from 1) of a movie, gain-corrected, with its particles.
+    """Show one frame (from 1) of a movie, gain-corrected, with its particles.
 
     Raises
     ------
@@ -42,7 +42,7 @@ def frame(data: Dataset | Session, micrograph: str, number: int = 1) -> hv.Overl
 
 
 def micrograph(data: Dataset | Session, micrograph: str) -> hv.Overlay:
-    """The sum of a movie's frames, moved by their rigid motion, with its particles.
+    """Show the sum of a movie's frames, moved by their rigid motion, with its particles.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def particles(
     session: Session, micrograph: str, search: xr.Dataset, dose: Mapping[str, xr.Dataset] | xr.Dataset, number: int = 5,
     low_pass_A: float = 10.0,
 ) -> hv.Layout:  # fmt: skip
-    """Some particles before correction (rigid motion, standard weights), after it, and as the reference predicts them.
+    """Show some particles before correction (rigid motion, standard weights), after it, and as the reference predicts them.
 
     ``search`` has the prior, ``dose`` the weights; several of these are compared by name. Noise beyond ``low_pass_A`` is
     left out.
@@ -133,7 +133,7 @@ def _picture(data: Dataset | Session, image: np.ndarray, movie: Movie, table: xr
     tall = round(_SIDE * height / width)
     return look.overlay(
         [look.styled(picture, "Image", cmap="gray", clim=limits, tools=["hover"], colorbar=True,
-                     clabel="Mean counts per pixel", frame_width=_SIDE, frame_height=tall),
+                     clabel="Mean counts per pixel", **look.BAR, frame_width=_SIDE, frame_height=tall),
          look.styled(points, "Points", fill_alpha=0, line_width=1.5, radius=radius, tools=["hover"],
                      color=look.colours("c")[4])],
         title=f"{title} · {len(at)} particles (circles: ⅔ of the box)", frame_width=_SIDE, frame_height=tall, show_legend=False,

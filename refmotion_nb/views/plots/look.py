@@ -17,6 +17,7 @@ from refmotion_nb.data.schema import InputError
 PANEL = {"frame_width": 300, "frame_height": 220}
 FONTS = {"title": "10pt", "labels": "9pt", "ticks": "8pt", "legend": "8pt"}
 STAR = {"marker": "star", "size": 16, "color": "white", "line_color": "black", "line_width": 1.5}
+BAR = {"colorbar_opts": {"title_standoff": 8}}
 _RESOLUTION = 'return tick > 0 ? tick.toFixed(2) + "\\n" + (1 / tick).toFixed(1) + " Å" : "0"'
 
 if "bokeh" not in hv.Store.loaded_backends():
@@ -46,6 +47,15 @@ def sequence(fraction: float) -> str:
     """Return the colour of what stands at ``fraction`` (0 to 1) of an order."""
     steps = colours("f")
     return steps[round(float(np.clip(fraction, 0, 1)) * (len(steps) - 1))]
+
+
+@cache
+def ramp() -> list[str]:
+    """Return the colours of an order, finely stepped: for colour bars."""
+    anchors = np.array([list(bytes.fromhex(colour[1:])) for colour in colours("f")], float)
+    at = np.linspace(0, len(anchors) - 1, 128)
+    channels = np.stack([np.interp(at, np.arange(len(anchors)), channel) for channel in anchors.T], -1)
+    return ["#" + bytes(colour).hex() for colour in channels.round().astype(np.uint8)]
 
 
 def named(runs: Runs) -> dict[str, xr.Dataset]:
@@ -87,7 +97,9 @@ def dimension(variable: xr.DataArray, name: str = "") -> hv.Dimension:
     """Return what a variable is as an axis: its long name and unit."""
     text = str(variable.attrs.get("long_name", variable.name))
     unit = str(variable.attrs.get("units", "")).replace("(", "").replace(")/", " per ")
-    return hv.Dimension((name or str(variable.name), text[:1].upper() + text[1:]), unit=unit if unit != "1" else None)
+    return hv.Dimension(
+        (name or str(variable.name), text[:1].upper() + text[1:]), unit=unit if unit not in ("", "1") else None
+    )
 
 
 def number(value: float) -> str:

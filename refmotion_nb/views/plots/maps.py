@@ -17,7 +17,7 @@ _WIDE = {"frame_width": 460, "frame_height": 300}
 
 
 def fsc(validation: Runs, reference: int = 0) -> hv.Overlay:
-    """Half-map FSC: of one run every combination; of several what each began (dashed) and ended with.
+    """Draw half-map FSC: of one run every combination; of several what each began (dashed) and ended with.
 
     Raises
     ------
@@ -60,10 +60,10 @@ def _fsc_curve(name: str, one: xr.Dataset, colour: str, first: bool) -> hv.Curve
 
 
 def noise(spectra: Runs) -> hv.Overlay:
-    """Noise power of one or several micrographs and the median of them."""
+    """Draw noise power of one or several micrographs and the median of them."""
     runs = look.named(spectra)
     items = []
-    for i, (name, run) in enumerate(runs.items()):
+    for name, run in runs.items():
         look.require(run, "the store's noise groups", "noise_power")
         run = run.isel(frequency=run["frequency"].values > 0)
         dims = [look.frequency(run["frequency"]), look.dimension(run["noise_power"])]

@@ -17,7 +17,7 @@ _FACTORS = (1, 1.5, 2, 3, 5, 7)
 
 
 def trajectories(tracks: Runs, magnified: float | None = None) -> hv.Layout:
-    """All motion of each particle over the micrograph, ``magnified`` times (or as it suits), coloured by frame.
+    """Draw all motion of each particle over the micrograph, ``magnified`` times (or as it suits), coloured by frame.
 
     Circles show one standard deviation on the same scale where the result has ``shift_std``.
     """
@@ -25,7 +25,7 @@ def trajectories(tracks: Runs, magnified: float | None = None) -> hv.Layout:
 
 
 def local_trajectories(tracks: Runs, magnified: float | None = None) -> hv.Layout:
-    """What each particle does beyond the micrograph as a whole, drawn like ``trajectories``."""
+    """Draw what each particle does beyond the micrograph as a whole, like ``trajectories``."""
     paths = {}
     for name, run in _runs(tracks).items():
         look.require(run, _STAGE, "rigid", "common")
@@ -34,7 +34,7 @@ def local_trajectories(tracks: Runs, magnified: float | None = None) -> hv.Layou
 
 
 def motion(tracks: Runs) -> hv.Layout:
-    """Rigid motion of the micrograph per frame, as motion correction found it and with the common correction to it."""
+    """Draw rigid motion of the micrograph per frame, as motion correction found it and with the common correction to it."""
     items = []
     for axis in ("x", "y"):
         curves: list[Any] = []
@@ -93,10 +93,12 @@ def _map(name: str, run: xr.Dataset, paths: np.ndarray, what: str, scale: float)
         hv.Dimension(("y_end", "y of the next"), unit="Å"),
     ]
     dims = [x, y, *ends]
+    # on the segments too, so that they hold where the panel is laid over a picture of the micrograph
+    limits = {"xlim": (-0.03 * width, 1.03 * width), "ylim": (-0.13 * height, 1.03 * height)}
     items = [
         _border(width, height, dims),
         *_uncertainty(run, shown, drawn, scale, x, y),
-        _paths(run, shown, drawn, paths, dims),
+        look.styled(_paths(run, shown, drawn, paths, dims), "Segments", **limits),
     ]
     starts = hv.Points((*at.T, _rows(run)[shown]), [x, y], hv.Dimension(("row", "Row of the input")))
     items.append(look.styled(starts, "Points", color="black", size=3, tools=["hover"]))
@@ -106,7 +108,7 @@ def _map(name: str, run: xr.Dataset, paths: np.ndarray, what: str, scale: float)
     return look.overlay(
         items, title=look.heading(name, f"{what} × {look.number(scale)}", count), show_legend=False,
         frame_width=side, frame_height=round(side * min(1.6, max(0.4, 1.1 * height / width))),
-        xlim=(-0.03 * width, 1.03 * width), ylim=(-0.13 * height, 1.03 * height),
+        **limits,
     )  # fmt: skip
 
 
@@ -133,8 +135,8 @@ def _paths(
              hv.Dimension(("row", "Row of the input"))]  # fmt: skip
     segments = hv.Segments(tuple(np.ravel(v) for v in (*ends, number, moved, row)), dims, facts)
     return look.styled(
-        segments, "Segments", color="number", cmap=list(look.colours("f")), colorbar=True, line_width=1.6, clim=(1, frames),
-        clabel="Frame", tools=["hover"],
+        segments, "Segments", color="number", cmap=look.ramp(), colorbar=True, line_width=1.6, clim=(1, frames),
+        clabel="Frame", **look.BAR, tools=["hover"],
         hover_tooltips=[("particle, row", "@row"), ("frame", "@number"), ("moved", "@moved{0.00} Å")],
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ _MARKS = ("x", "triangle", "square")  # of the reasons why rays end: retired fir
 
 
 def rays(search: Runs) -> hv.Layout:
-    """Every step of every ray in (strength, balance, distance): colour is the score, size the local activity."""
+    """Draw every step of every ray in (strength, balance, distance): colour is the score, size the local activity."""
     runs = _runs(search)
     limits = _limits(runs.values(), "cv_score")
     most = max(float(run["activity_local"].max()) for run in runs.values())
@@ -26,18 +26,18 @@ def rays(search: Runs) -> hv.Layout:
 
 
 def scores(search: Runs) -> hv.Layout:
-    """Cross-validation score against strength, a panel for each correlation distance."""
+    """Draw the cross-validation score against strength, a panel for each correlation distance."""
     return _by_distance(_runs(search), lambda *which: _curves(*which, "cv_score"))
 
 
 def activity(search: Runs) -> hv.Layout:
-    """Local trajectory activity against strength; rays retire below the dashed line."""
+    """Draw local trajectory activity against strength; rays retire below the dashed line."""
     line = look.styled(hv.HLine(QUIET_A), "HLine", color="#5a6675", line_dash="dashed", line_width=1)
     return _by_distance(_runs(search), lambda *which: _curves(*which, "activity_local") * line)
 
 
 def score_surface(search: Runs) -> hv.Layout:
-    """Cross-validation score as a surface over strength and balance, a panel for each correlation distance."""
+    """Draw the cross-validation score as a surface over strength and balance, a panel for each correlation distance."""
     runs = _runs(search)
     limits = _limits(runs.values(), "cv_score")
     return _by_distance(runs, lambda *which: _surface(*which, limits))
@@ -94,7 +94,7 @@ def _ray_panel(
     size = 5 + 15 * (hv.dim("activity_local") / max(most, 1e-9)) ** 0.5
     points = look.styled(
         hv.Points(steps, [strength, balance], facts), "Points", color="cv_score", size=size, tools=["hover"], clim=limits,
-        cmap=list(look.colours("f")), colorbar=last, line_color="white", line_width=0.5, clabel="Score (lower is better)",
+        cmap=look.ramp(), colorbar=last, line_color="white", line_width=0.5, clabel="Score (lower is better)", **look.BAR,
     )  # fmt: skip
     items = [points, *_ends(run, ends, [strength, balance], facts), _best(run, distance, "balance")]
     return look.overlay(
@@ -109,11 +109,13 @@ def _ends(run: xr.Dataset, ends: list[tuple[Any, ...]], dims: list[Any], facts: 
     if len(reasons) > len(_MARKS):
         reasons = sorted({reason.split(":")[0] for reason in reasons}, key=_retired_first)[: len(_MARKS)]
     facts = [*facts, hv.Dimension(("why", "Ray ends"))]
-    return [
-        look.styled(hv.Points([end for end in ends if end[-1].startswith(reason)], dims, facts, label=reason), "Points",
-                    color="black", fill_alpha=0, marker=mark, size=9, line_width=2, tools=["hover"])
-        for reason, mark in zip(reasons, _MARKS)
-    ]  # fmt: skip
+    items = []
+    for reason, mark in zip(reasons, _MARKS):
+        mine = [end for end in ends if end[-1].startswith(reason)] or [(*[np.nan] * (len(dims) + len(facts) - 1), "")]
+        points = hv.Points(mine, dims, facts, label=reason)
+        items.append(look.styled(points, "Points", color="black", fill_alpha=0, marker=mark, size=9, line_width=2,
+                                 tools=["hover"]))  # fmt: skip
+    return items
 
 
 def _retired_first(reason: str) -> tuple[bool, str]:
@@ -125,10 +127,10 @@ def _best(run: xr.Dataset, distance: float, height: str) -> hv.Points:
     ray, step = int(run.attrs.get("best_ray", -1)), int(run.attrs.get("best_step", -1))
     dims = [look.dimension(run["strength"]), look.dimension(run[height])]
     extra = [look.dimension(run[v]) for v in ("balance", "cv_score", "activity_local") if v != height]
-    rows = []
+    rows = [(np.nan,) * 4]  # shows in the legend all the same
     if ray >= 0 and run["distance"].values[ray] == distance:
         one = run.isel(ray=ray, step=step)
-        rows.append(tuple(float(one[str(d.name)]) for d in (*dims, *extra)))
+        rows = [tuple(float(one[str(d.name)]) for d in (*dims, *extra))]
     return look.styled(hv.Points(rows, dims, extra, label="best step"), "Points", tools=["hover"], **look.STAR)
 
 
@@ -159,8 +161,8 @@ def _surface(name: str, run: xr.Dataset, distance: float, last: bool, limits: tu
     dims = [look.dimension(run["strength"]), look.dimension(run["balance"])]
     mesh = look.styled(
         hv.QuadMesh((x, y, mine["cv_score"].values), dims, look.dimension(run["cv_score"])), "QuadMesh",
-        cmap=list(look.colours("f")), clim=limits, colorbar=last, tools=["hover"],
-        clabel="Score (lower is better)",
+        cmap=look.ramp(), clim=limits, colorbar=last, tools=["hover"],
+        clabel="Score (lower is better)", **look.BAR,
     )  # fmt: skip
     return look.overlay(
         [mesh, _best(run, distance, "balance")], logx=True, ylim=(0, 90), title=_title(name, distance), show_legend=False,
