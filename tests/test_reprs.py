@@ -67,7 +67,9 @@ def test_changed_settings_stand_out_and_say_what_they_do():
     assert stage._repr_html_().count('<tr class="rm-changed"') == 1
     hints = {name: stage.param[name].doc for name in stage.param if name != "name"}
     assert len(tags.hints) == len(hints) and all(any(doc in hint for hint in tags.hints) for doc in hints.values())
-    assert any("1 to 200" in hint for hint in tags.hints) and any("fast, balanced, extensive" in hint for hint in tags.hints)
+    assert any("1 to 200" in hint for hint in tags.hints) and any(
+        "fast, balanced, extensive" in hint for hint in tags.hints
+    )
 
 
 @pytest.mark.parametrize("kind", ["HyperparameterSearch", "DoseWeights", "MotionCorrection", "Validation"])
@@ -152,7 +154,13 @@ def test_session_and_job(tmp_path, data):
     session.seconds["reading movies"] = 65.0
     session.failed["mic0001"] = "its movie is truncated"
     text, _ = shown(session)
-    for fact in ("24 particles on 2 micrographs", "0.00 of 2.00 GB", "1 min 5 s", "could not be used: 1 micrograph", "truncated"):
+    for fact in (
+        "24 particles on 2 micrographs",
+        "0.00 of 2.00 GB",
+        "1 min 5 s",
+        "could not be used: 1 micrograph",
+        "truncated",
+    ):
         assert fact in text, fact
     job = rm.Job(data, tmp_path, {"float16": True}, seconds={"correction": 3.0, "reading movies (part)": 2.0})
     text, _ = shown(job)

@@ -122,7 +122,7 @@ def _weights(runs: dict[str, xr.Dataset], frequency: float, legend: bool) -> hv.
                                      color="#5a6675", line_dash="dashed", line_width=1.5, tools=["hover"]))  # fmt: skip
         items.append(look.styled(hv.Curve((x, at["weight"].values), *dims, label=label), "Curve", color=colour,
                                  line_width=2, tools=["hover"]))  # fmt: skip
-    return look.overlay(items, title=f"weight at {1 / frequency:.1f} Å", show_legend=legend, legend_position="top_right",
+    return look.overlay(items, title=f"Weight at {1 / frequency:.1f} Å", show_legend=legend, legend_position="top_right",
                         ylabel="Dose weight")  # fmt: skip
 
 
@@ -137,5 +137,5 @@ def _per_frame(runs: dict[str, xr.Dataset], what: str) -> hv.Overlay:
         dots = hv.Points((*values, frames), dims, extra, label=name)
         items += [look.styled(line, "Curve", color=look.category(i), line_width=1.5),
                   look.styled(dots, "Points", color=look.category(i), size=5, tools=["hover"])]  # fmt: skip
-    titles = {"b_factor": "B-factor of each frame", "frame_scale": "scale of each frame"}
+    titles = {"b_factor": "B-factor of each frame", "frame_scale": "Scale of each frame"}
     return look.overlay(items, title=titles[what], show_legend=len(runs) > 1, padding=0.05)

@@ -75,7 +75,7 @@ def particles(
     tracks = session.track(m, stage, prior_from_attrs(search.attrs))
     pictures = {"before": _before(m, session.threads)}
     for name, table in look.named(dose).items():
-        pictures[look.heading("after", name)] = stage.images(m, tracks, table, session.threads)
+        pictures[look.joined("after", name)] = stage.images(m, tracks, table, session.threads)
     shown = {name: _smooth(images[rows], m.extent_A, low_pass_A) for name, images in pictures.items()}
     shown["reference"] = _smooth(_predicted(m)[rows], m.extent_A, low_pass_A)
     number_in = m.particles["row"].values[rows]
@@ -131,12 +131,13 @@ def _picture(data: Dataset | Session, image: np.ndarray, movie: Movie, table: xr
     optics = [_dataset(data).optics[g] for g in np.unique(table["optics"].values)]
     radius = max(one.box_size * one.pixel_size_A for one in optics) / 3
     tall = round(_SIDE * height / width)
+    title = f"{title} · {len(at)} particles (circles: ⅔ of the box)"
     return look.overlay(
         [look.styled(picture, "Image", cmap="gray", clim=limits, tools=["hover"], colorbar=True,
-                     clabel="Mean counts per pixel", **look.BAR, frame_width=_SIDE, frame_height=tall),
+                     clabel="Mean counts per pixel", **look.BAR, frame_width=_SIDE, frame_height=tall, title=title),
          look.styled(points, "Points", fill_alpha=0, line_width=1.5, radius=radius, tools=["hover"],
                      color=look.colours("c")[4])],
-        title=f"{title} · {len(at)} particles (circles: ⅔ of the box)", frame_width=_SIDE, frame_height=tall, show_legend=False,
+        title=title, frame_width=_SIDE, frame_height=tall, show_legend=False,
     )  # fmt: skip
 
 

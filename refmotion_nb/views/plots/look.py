@@ -88,9 +88,15 @@ def require(run: xr.Dataset, stage: str, *names: str) -> None:
         raise InputError(f"the result has no {', '.join(missing)}; give the Dataset of {stage}")
 
 
-def heading(*parts: str) -> str:
-    """Return the parts of a title that there are."""
+def joined(*parts: str) -> str:
+    """Return the parts of a label that there are."""
     return " · ".join(part for part in parts if part)
+
+
+def heading(*parts: str) -> str:
+    """Return the parts of a title that there are, the first usually the name of a run."""
+    text = joined(*parts)
+    return text if not parts or parts[0] else text[:1].upper() + text[1:]
 
 
 def dimension(variable: xr.DataArray, name: str = "") -> hv.Dimension:

@@ -29,7 +29,7 @@ def fsc(validation: Runs, reference: int = 0) -> hv.Overlay:
     for i, (name, run) in enumerate(runs.items()):
         look.require(run, "Validation", "fsc_corrected", "combination")
         if not 0 <= reference < run.sizes["reference"]:
-            raise InputError(f"there is no reference {reference}; {look.heading(name, 'the run')} has "
+            raise InputError(f"there is no reference {reference}; {name or 'the run'} has "
                              f"{run.sizes['reference']}, counted from 0")  # fmt: skip
         count = run.sizes["combination"]
         shown = range(count) if len(runs) == 1 else sorted({0, count - 1})
@@ -42,7 +42,7 @@ def fsc(validation: Runs, reference: int = 0) -> hv.Overlay:
     several = max(run.sizes["reference"] for run in runs.values()) > 1
     title = look.heading("Fourier shell correlation", f"reference {reference + 1}" if several else "")
     return look.overlay(
-        [*items, *lines], title=title, legend_position="top_right", **look.OVER_FREQUENCY,
+        [*items, *lines], title=title, legend_position="right", **look.OVER_FREQUENCY,
         yticks=[0, *LEVELS, 1], ylim=(-0.1, 1.05), **_WIDE,
     )  # fmt: skip
 
@@ -52,7 +52,7 @@ def _fsc_curve(name: str, one: xr.Dataset, colour: str, first: bool) -> hv.Curve
     cut = f"{float(one['resolution_0143']):.2f} Å" if "resolution_0143" in one else ""
     curve = hv.Curve(
         (one["frequency"].values, one["fsc_corrected"].values), look.frequency(one["frequency"]),
-        look.dimension(one["fsc_corrected"]), label=look.heading(name, combination, cut),
+        look.dimension(one["fsc_corrected"]), label=look.joined(name, combination, cut),
     )  # fmt: skip
     return look.styled(
         curve, "Curve", color=colour, line_dash="dashed" if first else "solid", line_width=2, tools=["hover"]
@@ -78,5 +78,7 @@ def noise(spectra: Runs) -> hv.Overlay:
         x = next(iter(runs.values()))["frequency"].values
         items.append(look.styled(hv.Curve((x[x > 0], median[x > 0]), *dims, label="median"), "Curve",
                                  color=look.category(1), line_width=2.5, tools=["hover"]))  # fmt: skip
-    title = f"noise of {len(runs)} micrographs" if len(runs) > 1 else "noise"
-    return look.overlay(items, logy=True, title=title, legend_position="top_right", **look.OVER_FREQUENCY, **_WIDE)
+    title = f"Noise of {len(runs)} micrographs" if len(runs) > 1 else "Noise"
+    return look.overlay(
+        items, logy=True, yformatter="%.2g", title=title, legend_position="top_right", **look.OVER_FREQUENCY, **_WIDE
+    )

@@ -45,10 +45,10 @@ def motion(tracks: Runs) -> hv.Layout:
             dims = [hv.Dimension(("number", "Frame"), unit="number"),
                     hv.Dimension((f"whole_{axis}", f"Motion in {axis}"), unit="Å")]  # fmt: skip
             for values, text, dash in ((rigid, "rigid", "dashed"), (rigid + common, "with common correction", "solid")):
-                curves.append(look.styled(hv.Curve((frame, values), *dims, label=look.heading(name, text)), "Curve",
+                curves.append(look.styled(hv.Curve((frame, values), *dims, label=look.joined(name, text)), "Curve",
                                           color=look.category(i), line_dash=dash, line_width=2, tools=["hover"]))  # fmt: skip
         legend = {"show_legend": axis == "y", "legend_position": "right"}
-        items.append(look.overlay(curves, title=f"whole micrograph, {axis}", padding=0.05, **legend))
+        items.append(look.overlay(curves, title=f"Whole micrograph, {axis}", padding=0.05, **legend))
     return look.panels(items, 2)
 
 
@@ -94,7 +94,10 @@ def _map(name: str, run: xr.Dataset, paths: np.ndarray, what: str, scale: float)
     ]
     dims = [x, y, *ends]
     # on the segments too, so that they hold where the panel is laid over a picture of the micrograph
-    limits = {"xlim": (-0.03 * width, 1.03 * width), "ylim": (-0.13 * height, 1.03 * height)}
+    low, high = np.nanmin(drawn, (0, 1)), np.nanmax(drawn, (0, 1))
+    floor = min(0.0, low[1]) - 0.07 * height  # of the scale bar
+    limits = {"xlim": (min(0, low[0]) - 0.03 * width, max(width, high[0]) + 0.03 * width),
+              "ylim": (floor - 0.06 * height, max(height, high[1]) + 0.03 * height)}  # fmt: skip
     items = [
         _border(width, height, dims),
         *_uncertainty(run, shown, drawn, scale, x, y),
@@ -102,7 +105,7 @@ def _map(name: str, run: xr.Dataset, paths: np.ndarray, what: str, scale: float)
     ]
     starts = hv.Points((*at.T, _rows(run)[shown]), [x, y], hv.Dimension(("row", "Row of the input")))
     items.append(look.styled(starts, "Points", color="black", size=3, tools=["hover"]))
-    items += _scale_bar(width, height, scale, dims)
+    items += _scale_bar(width, floor, scale, dims)
     count = "" if len(shown) == len(paths) else f"{len(shown)} of {len(paths)} particles"
     side = 340
     return look.overlay(
@@ -153,9 +156,9 @@ def _uncertainty(
     return [look.styled(circles, "Points", radius="radius", color="#5a6675", fill_alpha=0.1, line_alpha=0)]
 
 
-def _scale_bar(width: float, height: float, scale: float, dims: list[hv.Dimension]) -> list[Any]:
+def _scale_bar(width: float, floor: float, scale: float, dims: list[hv.Dimension]) -> list[Any]:
     bar = _round_down(0.2 * width / scale, (1, 2, 5))
-    line = hv.Segments([(0, -0.07 * height, bar * scale, -0.07 * height)], dims)
-    text = hv.Text(bar * scale + 0.02 * width, -0.07 * height, f"{look.number(bar)} Å of motion", halign="left")
+    line = hv.Segments([(0, floor, bar * scale, floor)], dims)
+    text = hv.Text(bar * scale + 0.02 * width, floor, f"{look.number(bar)} Å of motion", halign="left")
     return [look.styled(line, "Segments", color="black", line_width=3),
             look.styled(text, "Text", text_font_size="8pt", text_baseline="middle")]  # fmt: skip
