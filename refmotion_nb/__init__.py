@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from refmotion_nb.stages.search import HyperparameterSearch, best
     from refmotion_nb.stages.session import Session
     from refmotion_nb.stages.validation import Validation
+    from refmotion_nb.views import plots
     from refmotion_nb.views.report import write_report
 
 __version__ = "0.1.0"
@@ -45,6 +46,7 @@ __all__ = [
     "open_exposures",
     "open_movies",
     "open_relion",
+    "plots",
     "simulate",
     "survey",
     "survey_cryosparc",
@@ -73,6 +75,7 @@ _HOME = {
     "open_exposures": "data.cryosparc.project",
     "open_movies": "data.relion.project",
     "open_relion": "data.relion.project",
+    "plots": "views",
     "simulate": "data.synthetic.simulate",
     "survey": "data.relion.project",
     "survey_cryosparc": "data.cryosparc.project",
@@ -85,7 +88,10 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         from importlib import import_module
 
-        value = globals()[name] = getattr(import_module(f"refmotion_nb.{_HOME[name]}"), name)
+        home = import_module(f"refmotion_nb.{_HOME[name]}")
+        value = getattr(home, name, None) or import_module(f"{home.__name__}.{name}")  # a namespace is a module
+        globals()[name] = value
+        import_module("refmotion_nb.views.reprs").attach()
         return value
     message = f"refmotion_nb has no {name!r}"
     if not name.startswith("_"):
