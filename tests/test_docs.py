@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import refmotion_nb
-from refmotion_nb.cli import _parameters, _parser
+from refmotion_nb.cli import _declared, _parameters, _parser
+from refmotion_nb.stages.inputs import Inputs
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,11 +24,11 @@ def test_parameter_tables_are_those_of_the_code(written):
     page = (ROOT / "docs/parameters.md").read_text(encoding="utf-8")
     assert page == written["parameters_page"](), "run python docs/make_parameters.py"
     assert README == written["with_table"](README), "run python docs/make_parameters.py"
-    assert set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) == set(_parameters())
+    assert set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) == {*_parameters(), *_declared(Inputs)}
 
 
 def test_every_parameter_is_explained():
-    for name, parameter in _parameters().items():
+    for name, parameter in {**_parameters(), **_declared(Inputs)}.items():
         assert parameter.doc and parameter.doc.endswith("."), name
 
 

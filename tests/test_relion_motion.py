@@ -11,7 +11,6 @@ from refmotion_nb.data.relion.motion import (
     local_motion,
     read_local_shifts,
     read_motion,
-    regroup_eer,
     rigid_displacement,
 )
 from refmotion_nb.data.schema import InputError
@@ -83,7 +82,7 @@ def test_local_motion_terms():
         coefficients[18 + 3 * index + 1] = 1  # z² of this term, for y
         x, y = 0.25, -0.5
         value = {"1": 1, "x": x, "x2": x * x, "y": y, "y2": y * y, "xy": x * y}[term]
-        shift = local_motion(coefficients, np.array([[x, y]]), 4)
+        shift = local_motion(coefficients, np.array([[x, y]]), np.arange(4))
         np.testing.assert_allclose(shift[0, :, 1], value * np.arange(4) ** 2)
         assert not shift[..., 0].any()
 
@@ -92,7 +91,7 @@ def test_fit_gives_back_the_model():
     rng = np.random.default_rng(5)
     coefficients = rng.normal(size=36)
     xy, frame = rng.uniform(-0.5, 0.5, (200, 2)), rng.integers(0, 40, 200)
-    shift = local_motion(coefficients, xy, 40)[np.arange(200), frame]
+    shift = local_motion(coefficients, xy, np.arange(40))[np.arange(200), frame]
     np.testing.assert_allclose(fit_local_motion(xy, frame, shift), coefficients, rtol=1e-6)
     for few in (slice(0, 10), np.zeros(60, int)):
         with pytest.raises(InputError, match="do not determine a local motion model"):
@@ -139,8 +138,8 @@ def test_refit_of_relions_own_patches(test_data):
     grid = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)
     for path in files:
         movie = read_motion(path, path.stem)
-        refitted = local_motion(fit_local_motion(*read_local_shifts(path)), grid, movie.n_frames)
-        difference = refitted - local_motion(movie.local_motion, grid, movie.n_frames)
+        refitted = local_motion(fit_local_motion(*read_local_shifts(path)), grid, np.arange(movie.n_frames))
+        difference = refitted - local_motion(movie.local_motion, grid, np.arange(movie.n_frames))
         assert np.sqrt((difference**2).sum(-1).mean()) < 0.15, path.name  # px
 
 

@@ -311,6 +311,14 @@ def data_key(data: Dataset) -> str:
     for movie in data.movies:
         digest.update(f"{movie.dose_per_frame_e_A2} {movie.pre_exposure_e_A2} {movie.n_frames} {movie.gain}".encode())
         digest.update(b"rows as stored" * movie.rows_as_stored)
-        for motion in (movie.global_shift, movie.local_motion, movie.spline_motion):
+        read_as = (movie.first_frame, movie.eer_upsampling, movie.eer_grouping, movie.defects, movie.background)
+        digest.update(repr((*read_as, movie.hot_pixel_threshold, movie.estimate_background)).encode())
+        for motion in (
+            movie.global_shift,
+            movie.local_motion,
+            movie.spline_motion,
+            movie.motion_time,
+            movie.hot_pixels,
+        ):
             digest.update(b"" if motion is None else np.ascontiguousarray(motion, float).tobytes())
     return digest.hexdigest()[:16]
