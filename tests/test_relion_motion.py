@@ -111,20 +111,6 @@ def test_displacement_is_minus_the_shift(tmp_path):
     assert not initial_displacement(still, at).any()
 
 
-def test_regrouped_eer_moves_alike(tmp_path):
-    coefficients = np.random.default_rng(6).normal(size=36)
-    movie = dataclasses.replace(read(tmp_path, with_model(coefficients)), eer_grouping=20)
-    finer = regroup_eer(movie, 10)
-    assert (finer.n_frames, finer.eer_grouping, finer.dose_per_frame_e_A2) == (8, 10, 0.75)
-    np.testing.assert_allclose(finer.dose_edges[-1], movie.dose_edges[-1])
-    at = np.array([[10.0, 50.0]])
-    np.testing.assert_allclose(initial_displacement(finer, at)[:, ::2], initial_displacement(movie, at))
-    coarser = regroup_eer(movie, 30)
-    assert coarser.n_frames == 2
-    with pytest.raises(InputError, match="80 raw frames cannot be grouped by 100"):
-        regroup_eer(movie, 100)
-
-
 def test_no_patches(tmp_path):
     read(tmp_path)
     with pytest.raises(InputError, match="has no data_local_shift"):

@@ -12,7 +12,6 @@ import numpy as np
 from numba import njit
 from scipy.special import gammainc, ndtr
 
-
 BLOCK = 64  # px
 _ROUNDS = 4  # of finding hot pixels: the variance of a block is overestimated as long as some are in it
 _LEAST, _MOST, _STEPS = 1e-6, 1e6, 241  # mean counts that limits are tabulated for
@@ -84,7 +83,7 @@ def smooth_background(level: np.ndarray, count: np.ndarray) -> np.ndarray | None
 
 
 def _limits(threshold: float) -> np.ndarray:
-    """Standard deviations by which a Poisson count exceeds its mean as rarely as a normal one by ``threshold``.
+    """Return by how many standard deviations a Poisson count exceeds its mean as rarely as a normal one by ``threshold``.
 
     For means from 1e-6 to 1e6 in equal steps of the logarithm: solves P(N ≥ k) = gammainc(k, m) for k by bisection.
     """
@@ -162,7 +161,7 @@ def _hot_kernel(total, gain, bad, y, x, level, variance, threshold, limits, out)
 
 @njit(nogil=True, cache=True)
 def _limit(level, variance, threshold, limits):
-    """Standard deviations that a pixel may exceed its level by."""
+    """Return how many standard deviations a pixel may exceed its level by."""
     if level <= 0 or variance <= 0:
         return threshold
     at = (np.log(level * level / variance) - np.log(_LEAST)) / (np.log(_MOST) - np.log(_LEAST)) * (limits.size - 1)

@@ -59,7 +59,7 @@ class Inputs(Stage):
     gain_invert = param.Boolean(
         default=None, allow_None=True, doc="Divide by the gain given. Default: as RELION, for the .mrc of EER movies."
     )
-    orientation = param.Selector(
+    orientation: Any = param.Selector(
         default="auto", objects=ORIENTATIONS,
         doc="CryoSPARC only: how the rows of TIFF movies lie (see `open_cryosparc`); auto compares particles with the "
         "reference.",

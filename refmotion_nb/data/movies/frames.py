@@ -75,7 +75,7 @@ def regroup_eer(movie: Movie, n_fractions: int) -> Movie:
 
 
 def fraction_times(n: int, ratio: float) -> np.ndarray:
-    """Times (fraction, sample) of ``n`` fractions that are ``ratio`` old ones long; old one k is at time k, its middle."""
+    """Return when ``n`` fractions of the length of ``ratio`` old ones are, (fraction, sample); old k is at k, its middle."""
     samples = math.ceil(ratio - 1e-9)
     within = (np.arange(samples) + 0.5) / samples
     return (np.arange(n)[:, None] + within) * ratio - 0.5

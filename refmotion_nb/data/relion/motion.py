@@ -190,11 +190,11 @@ def _observed(rows: pd.DataFrame, n_frames: int) -> tuple[np.ndarray, np.ndarray
     frame = rows["rlnMicrographFrameNumber"].to_numpy(int) - 1
     inside = (frame >= 0) & (frame < n_frames)
     shift[frame[inside]] = rows.loc[inside, ["rlnMicrographShiftX", "rlnMicrographShiftY"]].to_numpy(float)
-    return shift, (shift > NOT_OBSERVED).all(axis=1)
+    return shift, np.all(shift > NOT_OBSERVED, axis=1)
 
 
 def _last_observed(blocks: dict[str, Block], n_frames: int) -> int:
-    """Number of frames up to the last with a shift: motion correction was told to leave out those after it."""
+    """Return the number of frames up to the last with a shift: motion correction was told to leave out those after it."""
     seen = np.flatnonzero(_observed(table(blocks, "global_shift"), n_frames)[1])
     return int(seen[-1]) + 1 if seen.size else n_frames
 
