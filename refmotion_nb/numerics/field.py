@@ -41,13 +41,15 @@ def find_hot_pixels(total: np.ndarray, gain: np.ndarray, bad: np.ndarray, thresh
     A hot pixel exceeds both the level of its blocks and the median of the 24 pixels around it: particles and edges of the
     ice are no hot pixels.
     """
-    limits = _limits(threshold)
+    limits, counts = _limits(threshold), bool(total.min() >= 0)
+    if not counts:  # a level about zero then says nothing of how values are distributed
+        limits = np.full_like(limits, threshold)
     y, x = blocks_of(total.shape)
     bad, found = bad.copy(), np.zeros((0, 2), np.int64)
     for _ in range(_ROUNDS):
         level, variance, _ = block_level(total, gain, bad)
         new = np.zeros(total.shape, bool)
-        _hot_kernel(total, gain, bad, y, x, _smoothed(level), _smoothed(variance), threshold, limits, new)
+        _hot_kernel(total, gain, bad, y, x, _smoothed(level), _smoothed(variance), threshold, limits, counts, new)
         if not new.any():
             break
         found = np.concatenate([found, np.argwhere(new)[:, ::-1]])
@@ -128,7 +130,7 @@ def _block_kernel(total, gain, bad, y, x, out):
 
 
 @njit(nogil=True, cache=True)
-def _hot_kernel(total, gain, bad, y, x, level, variance, threshold, limits, out):
+def _hot_kernel(total, gain, bad, y, x, level, variance, threshold, limits, counts, out):
     """Mark hot pixels in ``out`` (height, width)."""
     height, width = total.shape
     around = np.empty(24, np.float64)
@@ -150,7 +152,7 @@ def _hot_kernel(total, gain, bad, y, x, level, variance, threshold, limits, out)
                                 n += 1
                     near = np.median(around[:n]) if n > 0 else mean
                     if near > mean:
-                        spread *= near / mean if mean > 0 else 1.0
+                        spread *= near / mean if counts and mean > 0 else 1.0
                         excess -= near - mean
                         expected = near
                     else:

@@ -169,7 +169,7 @@ def _assembled(
         tuple({block: table(part.blocks, block) for block in part.blocks} for part in tables),
         tuple(rows for _, rows in particles),
     )  # fmt: skip
-    unfit = _unfit(dataset, tables) if exposures else []
+    unfit = _unfit(dataset, tables) if movies.movies or (exposures and not movies.problems) else []
     problems = [*(problem for part in tables for problem in part.problems), *movies.problems, *unfit]
     return dataset, replace(movies, problems=tuple(problems))
 

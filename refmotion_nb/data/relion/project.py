@@ -132,7 +132,10 @@ def _read(
     )  # fmt: skip
     if references and len(references) != len(particle_paths):
         problems.append(f"{len(particle_paths)} particle files for {len(references)} references; give one for each")
-    problems += [*found.problems, *(_unfit(dataset, tables) if len(rows) else [])]
+    problems += [
+        *found.problems,
+        *(_unfit(dataset, tables) if found.movies or (len(rows) and not found.problems) else []),
+    ]
     notes += found.notes
     if mtf := sorted({str(name) for one in dataset.tables for name in one["optics"].get("rlnMtfFileName", [])}):
         notes.append(f"the MTF of the detector is not used ({listed(mtf)})")
