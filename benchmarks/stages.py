@@ -88,7 +88,7 @@ def main() -> None:
     show("references: load, transform", time.perf_counter() - start, 2 * 3 * 5 * 8 * n_map**3 * np.log2(2 * n_map) / 2)
     settings = rm.MotionCorrection()
     movie, particles = next(iter(session.micrographs.values()))
-    placement = steps.place(movie, particles, references[0], True)
+    placement = steps.place(movie, particles, references[0].extent_A, True)
     n, f, box = len(placement.centre_px), movie.n_frames, placement.box
     detector = load_detector(movie)
     gain = detector.gain if detector.gain is not None else np.ones((movie.height, movie.width), np.float32)

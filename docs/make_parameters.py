@@ -10,13 +10,14 @@ import param
 from refmotion_nb.stages.alignment import Alignment
 from refmotion_nb.stages.correction import MotionCorrection
 from refmotion_nb.stages.dose_weights import DoseWeights
+from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.inputs import Inputs
 from refmotion_nb.stages.job import Overrides
 from refmotion_nb.stages.search import HyperparameterSearch
 from refmotion_nb.stages.validation import Validation
 
 HERE = Path(__file__).parent
-STAGES = (Inputs, Alignment, HyperparameterSearch, DoseWeights, MotionCorrection, Validation, Overrides)
+STAGES = (Inputs, Alignment, HyperparameterSearch, DoseWeights, MotionCorrection, Validation, Overrides, Execution)
 IN_README = (
     "thoroughness", "target_particles", "all_fourier_components", "fourier_crop_to", "float16", "recenter", "symmetry",
     "energy",

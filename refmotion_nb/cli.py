@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser(arguments[0] if arguments else "").parse_args(arguments)
+    options.arguments = arguments
     try:
         with one_blas_thread():
             return options.command(options)
@@ -99,11 +101,18 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("--out", type=Path, required=True, help="output folder; the same folder again resumes")
     parser.add_argument("--until", choices=UNTIL, default="correct", help="last stage")
-    parser.add_argument("--hyperparameters", type=Path, help="hyperparameters.json of another run, instead of a search")
-    parser.add_argument("--dose-weights", type=Path, help="dose_weights.nc of another run, instead of measuring them")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--threads", type=int, default=0, help="processors to use; 0: all")
-    parser.add_argument("--cache-size-GB", type=float, default=None, help="memory for micrographs; 60 %% of RAM")
+    parser.add_argument(
+        "--hyperparameters", type=Path,
+        help="instead of a search: hyperparameters.json or hyperparams.cs of another run, RELION's opt_params*.txt",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dose-weights", type=Path,
+        help="instead of measuring: dose_weights.nc of another run, RELION's bfactors.star, CryoSPARC's refm_empirical_dw.npy",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dose-weights-last-frequency-per-A", type=float,
+        help="frequency (1/Å) of the last bin of refm_empirical_dw.npy, where the files beside it do not tell",
+    )  # fmt: skip
     group = parser.add_argument_group("parameters")
     for name, parameter in _parameters().items():
         _add_parameter(group, name, parameter)
@@ -113,12 +122,13 @@ def _parameters() -> dict[str, param.Parameter]:
     """Return the parameters of all stages by name."""
     from refmotion_nb.stages.correction import MotionCorrection
     from refmotion_nb.stages.dose_weights import DoseWeights
+    from refmotion_nb.stages.execute import Execution
     from refmotion_nb.stages.job import Overrides
     from refmotion_nb.stages.search import HyperparameterSearch
     from refmotion_nb.stages.validation import Validation
 
     found: dict[str, param.Parameter] = {}
-    for stage in (HyperparameterSearch, DoseWeights, MotionCorrection, Validation, Overrides):
+    for stage in (HyperparameterSearch, DoseWeights, MotionCorrection, Validation, Overrides, Execution):
         found = {**_declared(stage), **found}
     return found
 
@@ -229,22 +239,22 @@ def _open(options: argparse.Namespace) -> Dataset:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from refmotion_nb.numerics.backend import cpu_count
+    from refmotion_nb.stages.execute import Execution
     from refmotion_nb.stages.job import Job, writable
 
-    _device(options.device)
     writable(options.out)
     with Console(options.out / "run.log") as console:
-        console.say(" ".join(["refmotion", *sys.argv[1:]]), log_only=True)
+        command = shlex.join(["refmotion", *options.arguments])
+        console.say(command, log_only=True)
         start = time.perf_counter()
         data = _open(options)
         job = Job(
             data, options.out, {name: getattr(options, name) for name in _parameters()},
-            options.hyperparameters, options.dose_weights, image_root=options.root or Path.cwd(),
-            cache_bytes=_cache_bytes(options.cache_size_GB), threads=options.threads, say=console.say,
+            options.hyperparameters, options.dose_weights, options.dose_weights_last_frequency_per_A,
+            image_root=options.root or Path.cwd(), command=command, say=console.say,
         )  # fmt: skip
         job.seconds["opening"] = time.perf_counter() - start
-        console.say(f"running on the CPU, {options.threads or cpu_count()} threads")
+        console.say(f"running on the CPU, {job.stage(Execution).n_threads} threads")
         return _finish(job, options.until, console)
 
 
@@ -276,19 +286,6 @@ def _summary(job: Any) -> str:
         written = job.particles["written"].values
         rows.append(f"  {'particles written':28s}{int(written.sum())} of {len(written)}")
     return "\n".join(["", *rows, f"  results in {job.out}, report in {job.out / 'report.html'}"])
-
-
-def _cache_bytes(size_GB: float | None) -> float:
-    import os
-
-    if size_GB is not None:
-        return size_GB * 1e9
-    return 0.6 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _device(device: str) -> None:
-    if device not in ("auto", "cpu"):
-        raise InputError(f"device {device}: this version runs on the CPU; give --device cpu or auto")
 
 
 class Console:
@@ -373,10 +370,11 @@ def _simulate(options: argparse.Namespace) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     from refmotion_nb.demo import run_demo
+    from refmotion_nb.stages.execute import Execution
     from refmotion_nb.stages.job import writable
     from refmotion_nb.views.report import write_report
 
-    _device(options.device)
+    Execution(device=options.device).check()
     writable(options.out)
     with Console(options.out / "run.log") as console:
         table = run_demo(options.out, console)

@@ -332,15 +332,13 @@ def test_an_output_that_cannot_be_written(tiny, tmp_path, command, capsys):
     assert len(lines) == 1 and "file/out cannot be written to (Not a directory); choose another --out" in lines[0]
 
 
-def test_weights_for_another_number_of_frames(tiny, project, capsys):
-    weights = project / "weights"
-    assert run(tiny.folder, weights, *GIVEN, "--until", "dose-weights") == 0
+def test_weights_that_end_before_the_movie_does(tiny, project, capsys):
+    short = project / "weights"
     shorter(project)
     edit(project / PARTICLES, "particles", lambda t: t[t["rlnMicrographName"].str.contains("mic0001")])
+    assert run(project, short, *GIVEN, "--until", "dose-weights") == 0
     out = project / "out"
-    assert run(project, out, *GIVEN, "--dose-weights", f"{weights}/dose_weights.nc") == 1
+    assert run(tiny.folder, out, *GIVEN, "--dose-weights", f"{short}/dose_weights.nc") == 1
     lines = said(capsys)
-    assert (
-        len(lines) == 1 and "weights are for 8 frames, the movie has 6; measure" in lines[0] and "mic0001" in lines[0]
-    )
-    assert not (out / "Particles").exists()
+    assert len(lines) == 1 and "weights are for 0 to 24 e/Å², the movie has 0 to 32; measure" in lines[0]
+    assert "mic0000" in lines[0] and not (out / "Particles").exists()

@@ -12,7 +12,8 @@ from scipy.interpolate import BSpline
 import refmotion_nb as rm
 from refmotion_nb.cli import main
 from refmotion_nb.data.cryosparc.csfile import columns, read_cs, read_csg, table, write_cs
-from refmotion_nb.data.cryosparc.write import read_dose_weights, write_particle_groups
+from refmotion_nb.data.cryosparc.hyperparameters import read_dose_weights
+from refmotion_nb.data.cryosparc.write import write_particle_groups
 from refmotion_nb.data.relion.motion import initial_displacement, rigid_displacement
 from refmotion_nb.data.star import read_star
 from refmotion_nb.numerics.projection import euler_to_matrix
@@ -123,7 +124,7 @@ def test_the_same_particles(projects, from_relion, tmp_path):
     settings = {"repair_hot_pixels": False, "spatial_strength": 1.5, "correlation_distance": 3000.0,
                 "acceleration_strength": 2.0}  # fmt: skip
     for name, one in data.items():
-        assert rm.Job(one, tmp_path / name, dict(settings), threads=2).run()
+        assert rm.Job(one, tmp_path / name, dict(settings, threads=2)).run()
     for micrograph in ("mic0000", "mic0001"):
         ours, theirs = (mrcfile.read(tmp_path / name / f"Particles/{micrograph}.mrcs") for name in data)
         order = [[int(v.split("@")[0]) - 1 for v in read_star(tmp_path / name / "particles.star")["particles"]
@@ -288,7 +289,7 @@ def test_images_and_trajectories_are_where_the_table_says(finished, projects):
 def test_motion_runs_along_cryosparcs_axes(projects, tmp_path, name):
     """Written trajectories are those found, in movie pixels, with the sign that the rigid motion came with."""
     job = rm.Job(rm.open_cryosparc(**projects[name]), tmp_path, {"spatial_strength": 1e4, "correlation_distance": 3000.0,
-                 "acceleration_strength": 1e4, "split_motion": False}, threads=2)  # fmt: skip
+                 "acceleration_strength": 1e4, "split_motion": False, "threads": 2})  # fmt: skip
     assert job.run()
     found = np.load(tmp_path / "Motion/mic0000_traj.npy").mean(0)
     rigid = np.load(projects[name]["root"] / "J2/motioncorrected/mic0000_rigid_traj.npy")[0]
@@ -321,7 +322,7 @@ def test_results_are_input_again(finished, project):
 
 def test_relion_input_is_written_for_cryosparc_too(from_relion, tiny, tmp_path):
     job = rm.Job(from_relion, tmp_path, {"spatial_strength": 1.5, "correlation_distance": 3000.0,
-                                         "acceleration_strength": 2.0}, threads=2)  # fmt: skip
+                                         "acceleration_strength": 2.0, "threads": 2})  # fmt: skip
     assert job.run()
     found = dataset_class().load(tmp_path / "particles.cs")
     given = from_relion.particles.sortby("row")

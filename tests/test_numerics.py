@@ -85,7 +85,7 @@ def test_power_is_the_sum_of_squares(rng):
 
 
 def test_boxes_and_coordinates_are_relions():
-    assert movie_box(192, 1.0, 1.0) == 192 and movie_box(100, 1.77, 0.885) == 200 and movie_box(256, 1.1, 1.0) == 282
+    assert movie_box(192.0, 1.0) == 192 and movie_box(177.0, 0.885) == 200 and movie_box(281.6, 1.0) == 282
     assert integer_coordinate(np.array([10.99, 11.0 - 1e-6]), 1.0).tolist() == [10, 11]  # a whole number, rounded once
 
 

@@ -108,6 +108,7 @@ def bootstrap_weights(
     frequency_per_A: np.ndarray,  # (shell,) of the fit
     shells: slice,
     all_frequencies_per_A: np.ndarray,  # (frequency,) of the weights
+    borrowed: np.ndarray | float = 0.0,  # (3, frame, shell) sums that are always added
     n: int = 40,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -116,10 +117,15 @@ def bootstrap_weights(
     found = []
     for _ in range(n):
         draw = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)))
-        values = fcc(np.tensordot(draw, sums, 1))[:, shells]
+        values = fcc(np.tensordot(draw, sums, 1) + borrowed)[:, shells]
         found.append(weights(fit_model(values, frequency_per_A, frequency_per_A), all_frequencies_per_A))
     low, high = np.percentile(np.stack(found), [5, 95], axis=0)
     return low, high
+
+
+def relion_gauge(n_shells: int) -> float:
+    """Return how many times larger than B in exp(-B k²/4) the B-factors of RELION are: it takes n for n - 1 shells."""
+    return (n_shells / (n_shells - 1)) ** 2
 
 
 def fit_relion(fcc_values: np.ndarray, pixel_A: float, k0: int, k1: int) -> tuple[np.ndarray, np.ndarray]:
@@ -154,3 +160,39 @@ def _fit_frame(data: np.ndarray, k: np.ndarray, envelope: np.ndarray, top: float
         width = (high - low) / (steps - 1)
         low, high = max(sigma[best] - width, low if level else 1.0), sigma[best] + width
     return float(sigma[best]), float(scale[best])
+
+
+def sums_at_doses(
+    sums: np.ndarray,  # (3, frame, shell)
+    edges: np.ndarray,  # (frame + 1,) accumulated dose, e/Å²
+    edges_to: np.ndarray,  # (other frame + 1,)
+) -> np.ndarray:
+    """Return FCC sums (3, other frame, shell) as movies cut into other frames would have given; 0 where nothing is known.
+
+    The signal of a frame grows with its dose and its noise with the root of it: whitened images, Σ Re(X V*) grows with
+    the root, the two powers not at all.
+    """
+    middle, middle_to = 0.5 * (edges[1:] + edges[:-1]), 0.5 * (edges_to[1:] + edges_to[:-1])
+    upper = np.clip(np.searchsorted(middle, middle_to), 1, max(len(middle) - 1, 1))
+    lower = upper - 1
+    upper = np.minimum(upper, len(middle) - 1)
+    gap = np.maximum(middle[upper] - middle[lower], 1e-12)
+    share = np.clip((middle_to - middle[lower]) / gap, 0, 1)[None, :, None]
+    per_root = sums.copy()
+    per_root[0] /= np.sqrt(np.diff(edges))[:, None]
+    out = (1 - share) * per_root[:, lower] + share * per_root[:, upper]
+    out[0] *= np.sqrt(np.diff(edges_to))[:, None]
+    out[:, (middle_to < edges[0]) | (middle_to > edges[-1])] = 0
+    return out
+
+
+def weights_at_doses(weight: np.ndarray, edges: np.ndarray, edges_to: np.ndarray) -> np.ndarray:
+    """Return weights (other frame, frequency) for movies cut into other frames, normalised over them.
+
+    Best weights are what is left of the signal at a dose, whatever the dose of a frame: logarithms are interpolated at
+    the middle of the frames, those of the first and last frame go on beyond.
+    """
+    middle, middle_to = 0.5 * (edges[1:] + edges[:-1]), 0.5 * (edges_to[1:] + edges_to[:-1])
+    log = np.log(np.maximum(weight, 1e-30))
+    out = np.exp(np.stack([np.interp(middle_to, middle, column) for column in log.T], axis=1))
+    return out / out.sum(0)

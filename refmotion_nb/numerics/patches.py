@@ -16,9 +16,9 @@ from refmotion_nb.numerics.fourier import half_plane_indices, hermitian_weight, 
 from refmotion_nb.numerics.kernels_cpu import cut_patches_kernel, power_kernel, quantise_kernel
 
 
-def movie_box(reference_box: int, reference_pixel_A: float, movie_pixel_A: float) -> int:
-    """Return the even box in movie px that covers the reference's physical extent."""
-    return 2 * int(0.5 * reference_box * reference_pixel_A / movie_pixel_A + 0.5)
+def movie_box(extent_A: float, movie_pixel_A: float) -> int:
+    """Return the even box in movie px that covers a physical extent."""
+    return 2 * int(0.5 * extent_A / movie_pixel_A + 0.5)
 
 
 def integer_coordinate(coordinate_A: np.ndarray, pixel_A: float) -> np.ndarray:

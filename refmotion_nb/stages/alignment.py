@@ -71,6 +71,11 @@ class Alignment(Stage):
     window_reach_A = param.Number(
         default=10.0, bounds=(1.0, 200.0), doc="Largest displacement (Å) from rigid motion that is looked at."
     )
+    box_size = param.Integer(
+        default=0, bounds=(0, None),
+        doc="Box (px of the movies, of the finest if they differ) in which particles are cut out, compared and written; "
+        "0: the reference's physical extent.",
+    )  # fmt: skip
     recenter = param.Boolean(default=True, doc="Move boxes by the whole pixels of the refined origins.")
     repair_hot_pixels = param.Boolean(
         default=True, doc="Replace hot and defect pixels; RELION 3.1 does not when it polishes TIFF movies."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from refmotion_nb.data.maps import write_stack
 from refmotion_nb.data.relion.results import write_bfactors, write_particles, write_tracks
 from refmotion_nb.data.schema import AXES, Dataset, InputError
 from refmotion_nb.data.store import ResultStore
+from refmotion_nb.numerics.dose import relion_gauge
 from refmotion_nb.numerics.recombine import normalise, recombine
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, Tracks
 from refmotion_nb.stages.base import Reporter, Silent, hash_of
@@ -34,6 +35,8 @@ class Written:
     reference: int
     micrograph: str
     image_name: str
+    box: int  # px
+    pixel_size_A: float
     coordinate_px: tuple[float, float]  # micrograph px
     origin_A: tuple[float, float]
 
@@ -72,8 +75,8 @@ class MotionCorrection(Alignment):
         out = Path(out)
         store = ResultStore(out / "results.zarr")
         prior = prior_from_attrs(search.attrs)
-        weights_hash = hashlib.sha256(dose["weight"].values.tobytes()).hexdigest()
-        key = hash_of(self.settings(), self.track_key(prior), weights_hash, data_key)
+        key = hash_of(self.settings(), self.track_key(prior), hash_of_weights(dose), data_key)
+        check_reach(session, dose)
         stacks = _stack_folder(out, image_root)
         sweep(out / "Particles")
         reporter.start(len(session.micrographs), "correcting particles")
@@ -99,9 +102,8 @@ class MotionCorrection(Alignment):
         written = [w for name in session if name in finished for w in _written(finished[name], name, stacks)]
         if not written:
             raise InputError(f"no particle was written: {failed[0][1] if failed else 'there is none'}")
-        first = next(iter(finished.values())).attrs
-        table = self._finish(session, out, store, written, failed, first)
-        write_bfactors(out / "bfactors.star", *_relion_bfactors(dose))
+        table = self._finish(session, out, store, written, failed)
+        _write_bfactors(out, dose)
         return table
 
     def _micrograph(
@@ -137,10 +139,7 @@ class MotionCorrection(Alignment):
         """Return the corrected particles (particle, box, box) of a micrograph, background 0 ± 1."""
         box_out = self.output_box(m.spectra.box)
         frequency = m.frequency(int(np.ceil(np.sqrt(2) * m.spectra.box / 2)) + 1)
-        try:
-            weight = weights_on(dose, m.spectra.n_frames, frequency)
-        except ValueError as error:
-            raise InputError(f"{m.movie.path}: {error}; measure weights on movies with as many frames") from None
+        weight = weights_on(dose, m.movie.dose_edges, frequency, m.group)
         images = recombine(m.spectra, tracks.displacement_A / m.movie.pixel_size_A, weight, box_out, threads)
         radius = min(max(m.mask_radius_px / m.spectra.box, 0.25), 0.45) * box_out
         return normalise(images, radius, threads)
@@ -152,7 +151,6 @@ class MotionCorrection(Alignment):
         store: ResultStore,
         written: list[Written],
         failed: list[tuple[str, str]],
-        stack: Mapping[str, Any],
     ) -> xr.Dataset:
         data = session.data
         for number, tables in enumerate(data.tables):
@@ -160,9 +158,11 @@ class MotionCorrection(Alignment):
             if not mine:
                 continue
             suffix = f"_{number + 1}" if len(data.tables) > 1 else ""
+            group = tables["particles"]["rlnOpticsGroup"].to_numpy(int)
             write_particles(
                 out / f"particles{suffix}.star", tables, [w.row for w in mine], [w.image_name for w in mine],
-                pixel_size_A=stack["pixel_size_A"], box_size=stack["box"],
+                pixel_size_A={int(group[w.row]): w.pixel_size_A for w in mine},
+                box_size={int(group[w.row]): w.box for w in mine},
                 coordinate_px=np.array([w.coordinate_px for w in mine]), origin_A=np.array([w.origin_A for w in mine]),
             )  # fmt: skip
         table = particles_table(session, written, failed)
@@ -223,6 +223,8 @@ def _written(table: xr.Dataset, name: str, stacks: str) -> list[Written]:
             int(references[i]),
             name,
             f"{i + 1:06d}@{stacks}/{name}.mrcs",
+            int(table.attrs["box"]),
+            float(table.attrs["pixel_size_A"]),
             tuple(coordinate[i]),
             tuple(origin[i]),
         )
@@ -256,6 +258,42 @@ def particles_table(session: Session, written: list[Written], failed: list[tuple
     return xr.Dataset(columns)
 
 
-def _relion_bfactors(dose: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return B-factors (negative, Å²) and ln scales (frame,) in RELION's sign."""
-    return -dose["b_factor"].values[0], np.log(dose["frame_scale"].values[0])
+def hash_of_weights(dose: xr.Dataset) -> str:
+    """Return a hash of what weights do: their values, doses, frequencies and groups."""
+    digest = hashlib.sha256(dose["weight"].values.tobytes() + dose["dose"].values.tobytes())
+    digest.update(dose["frequency"].values.tobytes() + "\n".join(map(str, dose["group"].values)).encode())
+    return digest.hexdigest()
+
+
+def check_reach(session: Session, dose: xr.Dataset) -> None:
+    """Make sure that dose weights cover every movie, before hours of work.
+
+    Raises
+    ------
+    InputError
+        The weights do not reach as far as a movie's exposure: which movie, and by how much.
+    """
+    known = set()
+    for name, (movie, _) in session.micrographs.items():
+        edges = tuple(movie.dose_edges.tolist())
+        if edges in known:
+            continue
+        known.add(edges)
+        try:
+            weights_on(dose, movie.dose_edges, dose["frequency"].values[:1])
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+
+
+def _write_bfactors(out: Path, dose: xr.Dataset) -> None:
+    """Write B-factors and ln scales in RELION's form and sign: the pool's, and of each further group its own."""
+    for i in range(dose.sizes["group"]):
+        row = dose.isel(group=i)
+        if "b_factor" not in row or not np.isfinite(row["b_factor"].values).any():
+            continue
+        row = row.dropna("frame", subset=["b_factor"])
+        safe = re.sub(r"[^\w.-]+", "_", str(row["group"].values))
+        write_bfactors(
+            out / ("bfactors.star" if i == 0 else f"bfactors_{safe}.star"),
+            -row["b_factor"].values * relion_gauge(row.sizes["frequency"]), np.log(row["frame_scale"].values),
+        )  # fmt: skip

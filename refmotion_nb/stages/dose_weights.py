@@ -1,14 +1,30 @@
-"""Empirical dose weights: how well frames agree with the opposite half map, by frame and frequency."""
+"""Empirical dose weights: how well frames agree with the opposite half map, by frame and frequency.
+
+Movies that were exposed alike (one optics group, one frame count, one dose per frame) are measured together. With more
+than one such group the table's first row is the pool of all; each group leans on the pool as far as it is small.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import xarray as xr
 
 from refmotion_nb.data.schema import Dataset, InputError
-from refmotion_nb.numerics.dose import DoseModel, bootstrap_weights, fcc, fcc_sums, fit_model, fit_relion, weights
+from refmotion_nb.numerics.dose import (
+    DoseModel,
+    bootstrap_weights,
+    fcc,
+    fcc_sums,
+    fit_model,
+    fit_relion,
+    relion_gauge,
+    sums_at_doses,
+    weights,
+    weights_at_doses,
+)
 from refmotion_nb.numerics.energy import grant_grigorieff
 from refmotion_nb.stages.alignment import Alignment
 from refmotion_nb.stages.base import Reporter, Silent
@@ -18,15 +34,68 @@ from refmotion_nb.stages.session import Session
 
 LOW_RESOLUTION_A = 20.0  # the FCC is fitted from here to FSC = 0.143, as in RELION
 FEWEST_SHELLS = 4  # to fit a decay to
+POOL = "all"  # name of the first row
+BORROWED_PARTICLES = 1000  # the pool counts as so many particles of each group
+_SAME_DOSE = 0.01  # of a frame's dose
 
 
-def micrograph_fcc_sums(m: Micrograph, displacement_A: np.ndarray, threads: int) -> np.ndarray:
-    """Return the FCC sums (3, frame, shell) of a micrograph along trajectories, against the opposite half maps."""
+def micrograph_fcc_sums(
+    m: Micrograph, displacement_A: np.ndarray, threads: int, extent_A: float | None = None
+) -> np.ndarray:
+    """Return the FCC sums (3, frame, shell) of a micrograph along trajectories, against the opposite half maps.
+
+    Shells are those of a box ``extent_A`` wide, the micrograph's own unless given.
+    """
     area = 0.25 * np.pi * (m.spectra.box + 1.0) * m.spectra.box
     whitening = np.sqrt(np.divide(1.0, m.noise_power * area, out=np.zeros_like(m.noise_power), where=m.noise_power > 0))
     whitening[0] = 0
     shift = displacement_A / m.movie.pixel_size_A
-    return fcc_sums(m.spectra, m.opposite, shift, whitening.astype(np.float32), m.spectra.box // 2 + 1, threads=threads)
+    scale = (extent_A or m.extent_A) / m.extent_A
+    return fcc_sums(
+        m.spectra, m.opposite, shift, whitening.astype(np.float32), m.spectra.box // 2 + 1, scale, threads=threads
+    )
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """What the movies of a group have in common."""
+
+    optics_group: str
+    dose_edges: tuple[float, ...]  # (frame + 1,) e/Å²
+    voltage_kV: float
+
+    @classmethod
+    def of(cls, m: Micrograph) -> Exposure:
+        """Return how a micrograph was exposed."""
+        return cls(m.group, tuple(np.round(m.movie.dose_edges, 4).tolist()), m.movie.voltage_kV)
+
+    @property
+    def edges(self) -> np.ndarray:
+        """Accumulated dose before each frame and after the last (frame + 1,) e/Å²."""
+        return np.array(self.dose_edges)
+
+
+@dataclass
+class Measured:
+    """The FCC sums of the micrographs of one group."""
+
+    exposure: Exposure
+    extent_A: float  # of the shells
+    k_out: int  # first shell with an FSC below 0.143
+    sums: list[np.ndarray] = field(default_factory=list)  # (3, frame, shell) each
+    names: list[str] = field(default_factory=list)
+    particles: int = 0
+
+    @property
+    def total(self) -> np.ndarray:
+        """Sums of all micrographs (3, frame, shell)."""
+        return np.sum(self.sums, axis=0)
+
+    def add(self, m: Micrograph, sums: np.ndarray) -> None:
+        """Add a micrograph."""
+        self.sums.append(sums)
+        self.names.append(m.movie.micrograph)
+        self.particles += m.n
 
 
 class DoseWeights(Alignment):
@@ -46,52 +115,126 @@ class DoseWeights(Alignment):
         session = data if isinstance(data, Session) else Session(data)
         reporter = reporter or Silent()
         prior = prior_from_attrs(search.attrs)
-        chosen = session.draw(list(session), self.target_particles, self.seed)
+        chosen = self.choose(session)
         reporter.start(len(chosen), "measuring dose weights")
-        sums, used = [], []
-        for name, micrograph in session.walk(chosen, self):
-            if micrograph is None:
+        groups: dict[Exposure, Measured] = {}
+        extent = 0.0
+        for name, m in session.walk(chosen, self):
+            if m is None:
                 reporter.advance(micrograph=name, failed=session.failed[name])
                 continue
-            used.append(name)
-            last = micrograph
-            tracks = session.track(micrograph, self, prior)
-            sums.append(micrograph_fcc_sums(micrograph, tracks.displacement_A, session.threads))
+            extent = extent or m.extent_A
+            tracks = session.track(m, self, prior)
+            group = groups.setdefault(Exposure.of(m), Measured(Exposure.of(m), extent, m.k_out))
+            group.add(m, micrograph_fcc_sums(m, tracks.displacement_A, session.threads, extent))
             reporter.advance(micrograph=name)
         reporter.done()
-        if not used:
+        if not groups:
             raise InputError(f"no movie can be used; the first: {session.failed[chosen[0]]}")
-        return weights_table(np.stack(sums), last, used, self.relion)
+        return weights_table(list(groups.values()), self.relion)
+
+    def choose(self, session: Session) -> list[str]:
+        """Return the names of random micrographs to measure on; no group of movies exposed alike is left out."""
+        groups: dict[tuple[int, ...], list[str]] = {}
+        for name, (movie, particles) in session.micrographs.items():
+            optics = int(np.bincount(particles["optics"].values).argmax())
+            groups.setdefault((optics, *np.round(movie.dose_edges, 4)), []).append(name)
+        chosen = set(session.draw(list(session), self.target_particles, self.seed))
+        for names in groups.values():
+            if chosen.isdisjoint(names):
+                chosen |= set(session.draw(names, min(self.target_particles, BORROWED_PARTICLES), self.seed))
+        return [name for name in session if name in chosen]
 
 
-def weights_table(sums: np.ndarray, m: Micrograph, names: list[str], relion: bool = False) -> xr.Dataset:
-    """Return the table of FCC, model, weights and bands of FCC sums (micrograph, 3, frame, shell).
+def weights_table(groups: list[Measured], relion: bool = False) -> xr.Dataset:
+    """Return the table of FCC, model, weights and bands of all groups, the pool first if there are several.
 
     With ``relion`` the model is RELION's, unbounded and with its B-factors as they are.
     """
-    curve = fcc(sums.sum(0))
-    n_shells = curve.shape[1]
-    frequency = m.frequency(n_shells)
-    low = min(max(1, int(m.extent_A / LOW_RESOLUTION_A)), max(m.k_out - FEWEST_SHELLS, 1))
-    fitted = slice(low, m.k_out)
-    model = (
-        _relion_model(curve, m, fitted) if relion else fit_model(curve[:, fitted], frequency[fitted], frequency[fitted])
+    shells = max(group.total.shape[2] for group in groups)
+    for group in groups:
+        group.sums = [np.pad(one, ((0, 0), (0, 0), (0, shells - one.shape[2]))) for one in group.sums]
+    rows = [(POOL, groups[0], np.zeros_like(groups[0].total))]
+    if len(groups) > 1:
+        pool = _pool(groups)
+        rows = [(POOL, pool, np.zeros_like(pool.total))]
+        rows += [(label, group, _borrowed(pool, group)) for label, group in zip(_labels(groups), groups)]
+    frames = max(len(group.exposure.edges) - 1 for _, group, _ in rows)
+    tables = [_row_table(group, borrowed, relion).pad(frame=(0, frames - len(group.exposure.edges) + 1))
+              for _, group, borrowed in rows]  # fmt: skip
+    table = xr.concat(tables, "group", join="outer", combine_attrs="drop")
+    table = table.assign_coords(
+        group=[label for label, _, _ in rows],
+        optics_group=("group", ["" if label == POOL else group.exposure.optics_group for label, group, _ in rows]),
+        frame=np.arange(frames),
     )
-    found = weights(model, frequency)
-    if len(sums) > 2 and not relion:
-        low_band, high_band = bootstrap_weights(sums, frequency[fitted], fitted, frequency)
+    table["particles"] = ("group", [group.particles for _, group, _ in rows], {"long_name": "particles measured"})
+    fitted = _fitted(rows[0][1])
+    frequency = table["frequency"].values
+    table.attrs = {
+        "micrographs": [name for group in groups for name in group.names],
+        "fitted_from_A": 1 / frequency[fitted][0],
+        "fitted_to_A": 1 / frequency[fitted][-1],
+        "extent_A": groups[0].extent_A,
+    }
+    return table
+
+
+def _pool(groups: list[Measured]) -> Measured:
+    """Return all groups as one, on the doses of the largest of them."""
+    largest = max(groups, key=lambda group: group.particles)
+    edges = largest.exposure.edges
+    sums = [sums_at_doses(one, group.exposure.edges, edges) for group in groups for one in group.sums]
+    names = [name for group in groups for name in group.names]
+    return replace(largest, sums=sums, names=names, particles=sum(group.particles for group in groups))
+
+
+def _borrowed(pool: Measured, group: Measured) -> np.ndarray:
+    share = BORROWED_PARTICLES / max(pool.particles, 1)
+    return share * sums_at_doses(pool.total, pool.exposure.edges, group.exposure.edges)
+
+
+def _labels(groups: list[Measured]) -> list[str]:
+    """Name groups by their optics group; movies of one that were exposed differently are told apart by how."""
+    count = Counter(group.exposure.optics_group for group in groups)
+    labels = []
+    for group in groups:
+        name, edges = group.exposure.optics_group, group.exposure.edges
+        exposed = f"{name}, {len(edges) - 1} frames of {np.diff(edges).mean():.4g} e/Å² from {edges[0]:.4g}"
+        labels.append(name if count[name] == 1 and name != POOL else exposed)
+    return labels
+
+
+def _fitted(group: Measured) -> slice:
+    low = min(max(1, int(group.extent_A / LOW_RESOLUTION_A)), max(group.k_out - FEWEST_SHELLS, 1))
+    return slice(low, group.k_out)
+
+
+def _row_table(group: Measured, borrowed: np.ndarray, relion: bool) -> xr.Dataset:
+    """Return the table of one group (frame, frequency); ``borrowed`` sums of the pool are fitted with its own."""
+    own, edges = group.total, group.exposure.edges
+    n_shells = own.shape[2]
+    frequency, fitted = np.arange(n_shells) / group.extent_A, _fitted(group)
+    curve = fcc(own + borrowed)
+    if relion:
+        model = _relion_model(curve, frequency, fitted)
     else:
-        low_band = high_band = np.full_like(found, np.nan)
-    standard = grant_grigorieff(frequency, m.mid_dose, m.movie.voltage_kV)
-    curve = np.where(sums.sum(0)[2] > 0, curve, np.nan)  # beyond the band of the references nothing was measured
+        model = fit_model(curve[:, fitted], frequency[fitted], frequency[fitted])
+    found = weights(model, frequency)
+    low_band = high_band = np.full_like(found, np.nan)
+    if len(group.sums) > 2 and not relion:
+        low_band, high_band = bootstrap_weights(np.stack(group.sums), frequency[fitted], fitted, frequency, borrowed)
+    middle = 0.5 * (edges[1:] + edges[:-1])
+    standard = grant_grigorieff(frequency, middle, group.exposure.voltage_kV)
+    curve = np.where(own[2] > 0, fcc(own), np.nan)  # beyond the band of the references nothing was measured
     modelled = np.full_like(curve, np.nan)
     modelled[:, fitted] = model.values(frequency[fitted]) * model.envelope
 
     def cube(values: np.ndarray, name: str) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:
-        return ("group", "frame", "frequency"), values[None], {"units": "1", "long_name": name}
+        return ("frame", "frequency"), values, {"units": "1", "long_name": name}
 
     def row(values: np.ndarray, name: str, units: str) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:
-        return ("group", "frame"), values[None], {"units": units, "long_name": name}
+        return ("frame",), values, {"units": units, "long_name": name}
 
     return xr.Dataset(
         {
@@ -101,41 +244,71 @@ def weights_table(sums: np.ndarray, m: Micrograph, names: list[str], relion: boo
             "weight_lo": cube(low_band, "dose weight, 5th percentile"),
             "weight_hi": cube(high_band, "dose weight, 95th percentile"),
             "reference_weight": cube(standard / standard.sum(0), "dose weight of Grant & Grigorieff"),
-            "dose": row(m.mid_dose, "accumulated dose", "e/Å²"),
+            "dose": row(middle, "accumulated dose", "e/Å²"),
+            "frame_dose": row(np.diff(edges), "dose of the frame", "e/Å²"),
             "b_factor": row(model.b_factor_A2, "B-factor relative to the best frame", "Å²"),
             "frame_scale": row(model.scale, "scale of the frame's signal", "1"),
         },
-        coords={
-            "group": np.array(["all"]),
-            "frame": np.arange(curve.shape[0]),
-            "frequency": ("frequency", frequency, {"units": "1/Å", "long_name": "spatial frequency"}),
-        },
-        attrs={
-            "micrographs": names,
-            "fitted_from_A": 1 / frequency[fitted][0],
-            "fitted_to_A": 1 / frequency[fitted][-1],
-        },
+        coords={"frequency": ("frequency", frequency, {"units": "1/Å", "long_name": "spatial frequency"})},
     )
 
 
-def _relion_model(curve: np.ndarray, m: Micrograph, fitted: slice) -> DoseModel:
-    b_factor, log_scale = fit_relion(curve, m.movie.pixel_size_A, fitted.start, fitted.stop)
-    model = DoseModel(np.exp(log_scale), -b_factor, np.ones(fitted.stop - fitted.start))
-    basis = model.values(m.frequency(curve.shape[1])[fitted])
+def _relion_model(curve: np.ndarray, frequency: np.ndarray, fitted: slice) -> DoseModel:
+    b_factor, log_scale = fit_relion(curve, 0.5 / frequency[-1], fitted.start, fitted.stop)
+    model = DoseModel(np.exp(log_scale), -b_factor / relion_gauge(curve.shape[1]), np.ones(fitted.stop - fitted.start))
+    basis = model.values(frequency[fitted])
     return replace(model, envelope=np.maximum((basis * curve[:, fitted]).sum(0) / (basis**2).sum(0), 0))
 
 
-def weights_on(table: xr.Dataset, n_frames: int, frequency_per_A: np.ndarray) -> np.ndarray:
-    """Return the weights of a table (frame, frequency) at other frequencies, normalised over frames again.
+def weights_on(table: xr.Dataset, dose_edges: np.ndarray, frequency_per_A: np.ndarray, group: str = POOL) -> np.ndarray:
+    """Return the weights of a table (frame, frequency) for a movie, normalised over its frames.
+
+    The row of the movie's optics ``group`` is taken, or else the pool. A movie cut into other frames gets weights at
+    the doses of its own (see ``weights_at_doses``).
 
     Raises
     ------
-    ValueError
-        The table was made for another number of frames.
+    InputError
+        The weights end before the movie's last frame does, or begin after its first.
     """
-    weight = table["weight"].values[0]
-    if weight.shape[0] != n_frames:
-        raise ValueError(f"the dose weights are for {weight.shape[0]} frames, the movie has {n_frames}")
-    own = table["frequency"].values
-    out = np.stack([np.interp(frequency_per_A, own, w) for w in weight])
+    row = table.isel(group=_row_of(table, dose_edges, group)).dropna("frame", subset=["dose"])
+    weight, frequency = row["weight"].values, row["frequency"].values
+    edges = table_edges(row)
+    if not _same_frames(edges, dose_edges):
+        _check_reach(edges, dose_edges)
+        weight = weights_at_doses(weight, edges, dose_edges)
+    out = np.stack([np.interp(frequency_per_A, frequency, one) for one in weight])
     return out / out.sum(0)
+
+
+def table_edges(row: xr.Dataset) -> np.ndarray:
+    """Return the accumulated dose (frame + 1,) before each frame and after the last of one row of a table, e/Å²."""
+    middle = row["dose"].values
+    if "frame_dose" in row:
+        width = row["frame_dose"].values
+    else:
+        width = np.full(len(middle), np.diff(middle).mean() if len(middle) > 1 else 2 * middle[0])
+    return np.append(middle - 0.5 * width, middle[-1] + 0.5 * width[-1])
+
+
+def _row_of(table: xr.Dataset, dose_edges: np.ndarray, group: str) -> int:
+    if table.sizes["group"] == 1 or "optics_group" not in table.coords:
+        return 0
+    mine = np.flatnonzero(table["optics_group"].values == group)
+    for i in mine:
+        if _same_frames(table_edges(table.isel(group=i).dropna("frame", subset=["dose"])), dose_edges):
+            return int(i)
+    return int(mine[0]) if mine.size else 0
+
+
+def _same_frames(one: np.ndarray, other: np.ndarray) -> bool:
+    return len(one) == len(other) and bool(np.abs(one - other).max() <= _SAME_DOSE * np.diff(other).mean())
+
+
+def _check_reach(edges: np.ndarray, dose_edges: np.ndarray) -> None:
+    slack = max(np.diff(edges).max(), np.diff(dose_edges).max())
+    if dose_edges[-1] > edges[-1] + slack or dose_edges[0] < edges[0] - slack:
+        raise InputError(
+            f"the dose weights are for {edges[0]:.4g} to {edges[-1]:.4g} e/Å², the movie has {dose_edges[0]:.4g} to "
+            f"{dose_edges[-1]:.4g}; measure weights on movies with as much dose, or leave frames out"
+        )

@@ -17,17 +17,20 @@ import param
 import xarray as xr
 
 from refmotion_nb import __version__
-from refmotion_nb.data.cryosparc.write import write_hyperparameter_group, write_particle_groups
+from refmotion_nb.data.cryosparc.hyperparameters import write_hyperparameter_group
+from refmotion_nb.data.cryosparc.write import write_particle_groups
 from refmotion_nb.data.maps import check_reference
 from refmotion_nb.data.schema import Dataset, InputError
-from refmotion_nb.data.store import ResultStore, read_hyperparameters, read_netcdf, write_hyperparameters, write_netcdf
+from refmotion_nb.data.store import ResultStore, write_hyperparameters, write_netcdf
 from refmotion_nb.numerics.patches import movie_box
 from refmotion_nb.numerics.prior import Hyperparameters
-from refmotion_nb.stages.alignment import Alignment, MotionPrior
+from refmotion_nb.stages.alignment import MotionPrior
 from refmotion_nb.stages.base import Reporter, Silent, Stage, hash_of
-from refmotion_nb.stages.correction import MotionCorrection
+from refmotion_nb.stages.correction import MotionCorrection, check_reach
 from refmotion_nb.stages.dose_weights import DoseWeights
-from refmotion_nb.stages.search import COMMON_STD_A, PROFILES, HyperparameterSearch, prior_attrs, prior_from_attrs
+from refmotion_nb.stages.execute import Execution
+from refmotion_nb.stages.reuse import default_prior, read_prior, read_weights, with_reference_scale
+from refmotion_nb.stages.search import HyperparameterSearch, prior_attrs, prior_from_attrs
 from refmotion_nb.stages.session import Session
 from refmotion_nb.stages.validation import COMBINATIONS, Combination, Validation
 
@@ -87,9 +90,9 @@ class Job:
     settings: dict[str, Any] = field(default_factory=dict)  # by parameter name, for all stages
     hyperparameters_file: Path | None = None
     dose_weights_file: Path | None = None
+    dose_weights_last_frequency_per_A: float | None = None
     image_root: Path | None = None  # rlnImageName is written relative to it
-    cache_bytes: float = 1e9
-    threads: int = 0
+    command: str = ""  # that started the job, for the record
     say: Callable[[str], None] = lambda _: None
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -124,7 +127,9 @@ class Job:
         self._check_settings(until)
         writable(self.out)
         store = ResultStore(self.out / "results.zarr")
-        session = Session(self.data, self.threads, self.cache_bytes)
+        execution: Execution = self.stage(Execution)
+        session = Session(self.data, execution.threads, execution.cache_bytes)
+        session.warnings += self.data.notes
         key = data_key(self.data)
         self._describe(store)
         self.search = search = self._search(session, store, key, reporter)
@@ -165,22 +170,41 @@ class Job:
         """Refuse settings that cannot work before hours of work, not after."""
         for kind in (HyperparameterSearch, DoseWeights, Overrides):
             self.stage(kind)
+        self.stage(Execution).check()
         short = [movie for movie in self.data.movies if movie.n_frames < FEWEST_FRAMES]
         if short:
             raise InputError(
                 f"{short[0].path} has {short[0].n_frames} frames ({len(short)} movies have fewer than {FEWEST_FRAMES}); "
                 "motion cannot be followed, leave these movies out"
             )
-        box, pixel_A = check_reference(self.data.references[0])
-        correction: MotionCorrection = self.stage(MotionCorrection)
-        correction.output_box(movie_box(box, pixel_A, self.data.movies[0].pixel_size_A))
+        self._check_boxes()
         validation: Validation = self.stage(Validation)
         if until == "validate":
             validation.rotations()
 
+    def _check_boxes(self) -> None:
+        """Refuse output boxes that do not fit, and optics groups on movies of different pixel sizes."""
+        correction: MotionCorrection = self.stage(MotionCorrection)
+        pixel_sizes = sorted({movie.pixel_size_A for movie in self.data.movies})
+        extent = max(box * pixel for box, pixel in map(check_reference, self.data.references))
+        if correction.box_size:
+            extent = correction.box_size * pixel_sizes[0]
+        for pixel in pixel_sizes:
+            correction.output_box(movie_box(extent, pixel))
+        of_movie = {movie.micrograph: movie.pixel_size_A for movie in self.data.movies}
+        particles = self.data.particles
+        found: dict[tuple[int, int], float] = {}
+        for reference, group, name in zip(*(particles[v].values for v in ("reference", "optics", "micrograph"))):
+            pixel = found.setdefault((int(reference), int(group)), of_movie[str(name)])
+            if abs(pixel - of_movie[str(name)]) > 1e-3 * pixel:
+                raise InputError(
+                    f"optics group {self.data.optics[group].name} has particles on movies of {pixel:g} and of "
+                    f"{of_movie[str(name)]:g} Å/px ({name}); give them different optics groups"
+                )
+
     def _describe(self, store: ResultStore) -> None:
         store.update_attrs(
-            version=__version__, settings={k: v for k, v in self.settings.items() if v is not None},
+            version=__version__, command=self.command, settings={k: v for k, v in self.settings.items() if v is not None},
             inputs={
                 "movies": len(self.data.movies), "particles": int(self.data.particles.sizes["particle"]),
                 "skipped": len(self.data.skipped), "half_maps": [[str(r.half1), str(r.half2)] for r in self.data.references],
@@ -199,14 +223,18 @@ class Job:
         given = self.stage(Overrides).hyperparameters(dose)
         if given is not None and self.hyperparameters_file is not None:
             raise InputError("hyperparameters are given both as values and as a file; give one")
-        if self.hyperparameters_file is not None or given is not None:
-            attrs = (
-                prior_attrs(default_prior(given, stage))
-                if given
-                else _attrs_of_file(self.hyperparameters_file, stage.energy)
-            )
-            search = xr.Dataset(attrs=attrs)
-            store.write("search", search)
+        prior = default_prior(given, stage) if given else None
+        if self.hyperparameters_file is not None:
+            prior = read_prior(self.hyperparameters_file, stage, dose, key)
+        if prior is not None:
+            mine = hash_of(prior_attrs(prior), stage.key(key))
+            found = store.read("search", mine)
+            if found is None:
+                with self._timed("reference scale"):
+                    prior = with_reference_scale(session, stage, prior, stage.seed, reporter)
+                found = xr.Dataset(attrs=prior_attrs(prior))
+                store.write("search", found, mine)
+            search = found
         else:
             found = store.read("search", stage.key(key))
             if found is None:
@@ -218,7 +246,7 @@ class Job:
             search = found
             self._judge(search)
         prior = prior_from_attrs(search.attrs)
-        _write_prior(self.out / "hyperparameters.json", prior, search.attrs, dose, stage.energy)
+        _write_prior(self.out / "hyperparameters.json", prior, search.attrs, dose, stage.energy, key)
         return search
 
     def _judge(self, search: xr.Dataset) -> None:
@@ -234,7 +262,11 @@ class Job:
     ) -> xr.Dataset:
         stage: DoseWeights = self.stage(DoseWeights)
         if self.dose_weights_file is not None:
-            dose = read_netcdf(self.dose_weights_file)
+            dose = read_weights(
+                self.dose_weights_file, self.data.movies, *check_reference(self.data.references[0]),
+                self.dose_weights_last_frequency_per_A,
+            )  # fmt: skip
+            check_reach(session, dose)
             store.write("dose_weights", dose)
         else:
             mine = stage.key(key, hash_of(prior_attrs(prior_from_attrs(search.attrs))))
@@ -250,27 +282,9 @@ class Job:
         return dose
 
 
-def default_prior(hyperparameters: Hyperparameters, settings: Alignment) -> MotionPrior:
-    """Return a prior with given hyperparameters and typical values of what a search would have estimated."""
-    prior = MotionPrior(hyperparameters)
-    if settings.relion:
-        return prior
-    decay, floor = PROFILES[0] if settings.dose_profile else (np.inf, 1.0)
-    return MotionPrior(hyperparameters, COMMON_STD_A[0] if settings.split_motion else 0.0, decay, floor)
-
-
-def _attrs_of_file(path: Path | None, energy: str) -> dict[str, Any]:
-    assert path is not None
-    values = read_hyperparameters(path)
-    if values.get("energy", energy) != energy:
-        raise InputError(
-            f"{path} holds hyperparameters of the {values['energy']} energy; give --energy {values['energy']}"
-        )
-    flat = {**values, **(values.get("profile") or {}), **(values.get("reference_scale") or {})}
-    return prior_attrs(prior_from_attrs({k: v for k, v in flat.items() if not isinstance(v, dict | list)}))
-
-
-def _write_prior(path: Path, prior: MotionPrior, attrs: dict[str, Any], dose: float, energy: str) -> None:
+def _write_prior(
+    path: Path, prior: MotionPrior, attrs: dict[str, Any], dose: float, energy: str, data_key: str
+) -> None:
     h = prior.hyperparameters
     s_vel, s_div, s_acc = h.to_relion(dose)
     write_hyperparameters(
@@ -278,7 +292,7 @@ def _write_prior(path: Path, prior: MotionPrior, attrs: dict[str, Any], dose: fl
         profile={"profile_decay_e_A2": prior.profile_decay_e_A2, "profile_floor": prior.profile_floor},
         relion={"s_vel": s_vel, "s_div": s_div, "s_acc": s_acc, "dose_per_frame_e_A2": dose},
         score=float(attrs.get("cv_score", np.nan)), energy=energy,
-        reference_scale={"scale_pool": prior.scale_pool, "scale_spread2": prior.scale_spread2},
+        reference_scale={"scale_pool": prior.scale_pool, "scale_spread2": prior.scale_spread2}, data=data_key,
     )  # fmt: skip
 
 

@@ -31,8 +31,8 @@ class Placement:
     initial_A: np.ndarray  # (particle, frame, 2) with the local motion model, where there is one
 
 
-def place(movie: Movie, particles: xr.Dataset, reference: PreparedReference, recenter: bool) -> Placement:
-    """Return where to cut particles; ``recenter`` moves boxes by the whole pixels of the refined origins."""
+def place(movie: Movie, particles: xr.Dataset, extent_A: float, recenter: bool) -> Placement:
+    """Return where to cut boxes ``extent_A`` wide; ``recenter`` moves them by the whole pixels of the refined origins."""
     micrograph_pixel = movie.pixel_size_A * movie.binning
     coordinate = particles["coordinate"].values
     centre = np.rint(integer_coordinate(coordinate, micrograph_pixel) * movie.binning).astype(np.int64)
@@ -41,7 +41,7 @@ def place(movie: Movie, particles: xr.Dataset, reference: PreparedReference, rec
         whole = np.rint(origin / movie.pixel_size_A)
         centre = centre - whole.astype(np.int64)
         origin = origin - whole * movie.pixel_size_A
-    box = movie_box(reference.box, reference.pixel_size_A, movie.pixel_size_A)
+    box = movie_box(extent_A, movie.pixel_size_A)
     return Placement(box, centre, origin, rigid_displacement(movie), initial_displacement(movie, coordinate))
 
 
@@ -77,6 +77,7 @@ class Micrograph:
     """Everything that is needed to align, measure and correct the particles of one movie."""
 
     movie: Movie
+    group: str  # name of the optics group (that of most particles)
     particles: xr.Dataset
     placement: Placement
     spectra: PatchSpectra
@@ -154,13 +155,14 @@ def load_micrograph(
     optics: tuple[Optics, ...],
     references: list[PreparedReference],
     *,
+    extent_A: float,
     relion: bool,
     recenter: bool,
     repair: bool,
     threads: int,
 ) -> Micrograph:
     """Read a movie and predict its particles; with ``relion`` exactly as RELION normalises and cuts them."""
-    placement = place(movie, particles, references[0], recenter)
+    placement = place(movie, particles, extent_A, recenter)
     spectra = read_spectra(movie, placement, not relion, repair, threads)
     noise = _relion_noise(spectra, threads) if relion else _noise(spectra, movie, threads)
     extent = spectra.box * movie.pixel_size_A
@@ -175,8 +177,10 @@ def load_micrograph(
     )
     k_out = max(int(r.k_out * extent / r.extent_A + 0.5) for r in references)
     radius = max(r.mask_radius_A for r in references) / movie.pixel_size_A
+    group = optics[int(np.bincount(particles["optics"].values).argmax())].name
     return Micrograph(
         movie,
+        group,
         particles,
         placement,
         spectra,

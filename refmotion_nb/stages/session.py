@@ -64,6 +64,26 @@ class Session:
             self.seconds["preparing references"] = perf_counter() - start
         return self._references[relion]
 
+    def extent_A(self, settings: Alignment) -> float:
+        """Return the physical width of the boxes that particles are cut out in.
+
+        Raises
+        ------
+        InputError
+            A box size that is odd, or too small for the reference's mask.
+        """
+        references = self.references(settings.relion)
+        if not settings.box_size:
+            return max(r.extent_A for r in references)
+        extent = settings.box_size * min(movie.pixel_size_A for movie in self.data.movies)
+        needed = 2 * max(r.mask_radius_A for r in references)
+        if settings.box_size % 2 or extent < needed:
+            raise InputError(
+                f"box_size {settings.box_size} is {extent:.4g} Å wide, the mask {needed:.4g} Å; give an even box size that "
+                "holds the particle with a margin for its defocused signal, or 0 for the reference's extent"
+            )
+        return extent
+
     def micrograph(self, name: str, settings: Alignment) -> Micrograph:
         """Return a micrograph in memory, read now or kept from before.
 
@@ -74,17 +94,18 @@ class Session:
         """
         if name in self.failed:
             raise InputError(self.failed[name])
-        key = (name, settings.energy, str(settings.recenter), str(settings.repair_hot_pixels))
+        key = (name, settings.energy, str(settings.recenter), str(settings.repair_hot_pixels), str(settings.box_size))
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
         movie, particles = self.micrographs[name]
         references = self.references(settings.relion)
+        extent_A = self.extent_A(settings)
         start = perf_counter()
         try:
             micrograph = load_micrograph(
-                movie, particles, self.data.optics, references, relion=settings.relion,
+                movie, particles, self.data.optics, references, extent_A=extent_A, relion=settings.relion,
                 recenter=settings.recenter, repair=settings.repair_hot_pixels, threads=self.threads,
             )  # fmt: skip
         except InputError as error:

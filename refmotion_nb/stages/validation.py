@@ -95,7 +95,7 @@ class Validation(Alignment):
     def _weights(self, m: Micrograph, dose: xr.Dataset, empirical: bool) -> np.ndarray:
         frequency = m.frequency(int(np.ceil(np.sqrt(2) * m.spectra.box / 2)) + 1)
         if empirical:
-            return weights_on(dose, m.spectra.n_frames, frequency)
+            return weights_on(dose, m.movie.dose_edges, frequency, m.group)
         standard = grant_grigorieff(frequency, m.mid_dose, m.movie.voltage_kV)
         return standard / standard.sum(0)
 

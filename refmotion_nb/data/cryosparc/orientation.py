@@ -88,7 +88,7 @@ def _correlations(
     movie: Movie, particles: xr.Dataset, dataset: Dataset, volume: FourierVolume, extent_A: float, k: int
 ) -> np.ndarray:
     """Correlation (particle,) of frame averages with the reference; particles at the edge are left out."""
-    box = movie_box(1, extent_A, movie.pixel_size_A)
+    box = movie_box(extent_A, movie.pixel_size_A)
     k = min(k, box // 2 - 1)
     images, inside = _averages(movie, particles, box)
     if not inside.any():

@@ -95,7 +95,7 @@ def open_cryosparc(
             read.problems += unlike_particles(reference, box_size, pixel_size_A, read.dataset)
     if read.problems:
         raise InputError("\n".join(dict.fromkeys(read.problems)))
-    return read.dataset
+    return replace(read.dataset, notes=tuple(dict.fromkeys(read.notes)))
 
 
 def survey_cryosparc(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from refmotion_nb.data.cryosparc.csfile import columns, names, read_cs, table, write_cs, write_csg
+from refmotion_nb.data.cryosparc.csfile import columns, table, write_cs, write_csg
 from refmotion_nb.data.cryosparc.particles import aberrations_A, euler_to_pose
 from refmotion_nb.data.files import atomic
 from refmotion_nb.data.schema import Dataset, InputError, Movie
@@ -52,7 +52,7 @@ def write_particle_groups(out: str | Path, data: Dataset, tracks: Mapping[str, x
         path = out / f"particles{suffix}.cs"
         write_cs(path, rows)
         write_csg(path.with_suffix(".csg"), f"particles_{number}", "particle", "Motion-corrected particles",
-                  {name: (path.name, f"particle.{name}", len(rows)) for name in RESULTS}, _now())  # fmt: skip
+                  {name: (path.name, f"particle.{name}", len(rows)) for name in RESULTS}, now())  # fmt: skip
         written.append(path)
     return written
 
@@ -70,70 +70,6 @@ def y_reversed(data: Dataset, number: int) -> bool:
     return bool(np.abs(1 - found - given).sum() < np.abs(found - given).sum())
 
 
-def write_hyperparameter_group(
-    out: str | Path, hyperparameters: Mapping[str, float], dose: xr.Dataset | None, pixel_size_A: float
-) -> Path:
-    """Write ``hyperparams.cs`` and ``.csg``, and with dose weights ``refm_empirical_dw.npy`` and ``refm_fcc.npy``.
-
-    As far as public facts go: FCC bins run from 0 to the Nyquist limit of ``pixel_size_A``, bin b of n at b/n of it;
-    weights have twice as many bins and twice the range. Names of hyperparameter columns are ours.
-    """
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    values: dict[str, Any] = {"uid": np.array([_uid("hyperparameters", out.name)], np.uint64)}
-    results = ["refmotion_hyperparameters"]
-    if dose is not None:
-        frequency = dose["frequency"].values
-        n_bins = max(2, int(np.count_nonzero(frequency <= 0.5 / pixel_size_A)))
-        step = 0.5 / pixel_size_A / n_bins
-        for name, variable, bins in (("refm_fcc", "fcc", n_bins), ("refm_empirical_dw", "weight", 2 * n_bins)):
-            at = np.arange(bins) * step
-            curves = np.nan_to_num(dose[variable].values[0])
-            array = np.stack([np.interp(at, frequency, curve) for curve in curves]).astype(np.float32)
-            _save(out / f"{name}.npy", array)
-        values |= {
-            "refmotion_doseweights/path": [">refm_empirical_dw.npy"],
-            "refmotion_doseweights/shape": np.array([array.shape], np.uint32),
-            "refmotion_doseweights/psize_A": np.array([pixel_size_A], np.float32),
-            "refmotion_doseweights/fcc_path": [">refm_fcc.npy"],
-        }
-        results.append("refmotion_doseweights")
-    values |= {f"refmotion_hyperparameters/{name}": np.array([value]) for name, value in hyperparameters.items()}
-    path = out / "hyperparams.cs"
-    write_cs(path, table(values))
-    write_csg(path.with_suffix(".csg"), "hyperparameters", "hyperparameter", "Hyperparameters and dose weights",
-              {name: (path.name, f"hyperparameter.{name}", 1) for name in results}, _now())  # fmt: skip
-    return path
-
-
-def read_dose_weights(path: str | Path, pixel_size_A: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Read CryoSPARC's ``refm_empirical_dw.npy``: weights (frame, frequency) and the frequencies (1/Å).
-
-    The pixel size is taken from ``hyperparams.cs`` beside it unless given, the frequency axis from ``refm_fcc.npy``:
-    weights have twice its bins and reach twice the Nyquist limit.
-
-    Raises
-    ------
-    InputError
-        The axis cannot be told from these files, or the weights are not positive numbers.
-    """
-    path = Path(path)
-    weights, fcc = _array(path), _array(path.with_name("refm_fcc.npy"))
-    if weights.shape != (fcc.shape[0], 2 * fcc.shape[1]):
-        raise InputError(f"{path} has shape {weights.shape}, refm_fcc.npy {fcc.shape}; weights should have as many frames "
-                         "and twice the bins, else their frequencies are not known")  # fmt: skip
-    if not (np.isfinite(weights).all() and (weights > 0).all()):
-        raise InputError(f"{path} holds weights that are not positive numbers; compute them again")
-    if pixel_size_A is None:
-        rows = read_cs(path.with_name("hyperparams.cs"))
-        if "refmotion_doseweights/psize_A" not in names(rows):
-            raise InputError(
-                f"{path.with_name('hyperparams.cs')} does not tell the pixel size of the dose weights; give it"
-            )
-        pixel_size_A = float(rows["refmotion_doseweights/psize_A"][0])
-    return weights, np.arange(weights.shape[1]) * 0.5 / pixel_size_A / fcc.shape[1]
-
-
 def _micrograph(
     out: Path, movie: Movie, tracks: xr.Dataset, reversed_y: Mapping[int, bool]
 ) -> list[tuple[int, dict[str, np.ndarray]]]:
@@ -142,7 +78,7 @@ def _micrograph(
     reference = tracks["reference"].values.astype(int)
     against = np.array([reversed_y.get(int(number), False) for number in reference])
     shift = shift * np.where(against[:, None, None], [1.0, -1.0], 1.0)
-    _save(out / "Motion" / f"{movie.micrograph}_traj.npy", shift.astype(np.float32))
+    save_array(out / "Motion" / f"{movie.micrograph}_traj.npy", shift.astype(np.float32))
     found = []
     for number in np.unique(reference):
         mine = np.flatnonzero(reference == number)
@@ -206,7 +142,7 @@ def _given(data: Dataset, number: int, row: np.ndarray, movies: Mapping[str, Mov
         return np.asarray(values, np.float32)
 
     return {
-        "uid": np.array([_uid("particle", number, name, int(r)) for name, r in zip(names_of, row)], np.uint64),
+        "uid": np.array([stable_uid("particle", number, name, int(r)) for name, r in zip(names_of, row)], np.uint64),
         "ctf/type": ["imported"] * n,
         "ctf/exp_group_id": group.astype(np.uint32) + np.uint32(1),
         "ctf/accel_kv": f4([o.voltage_kV for o in optics]),
@@ -230,31 +166,23 @@ def _given(data: Dataset, number: int, row: np.ndarray, movies: Mapping[str, Mov
         "alignments3D/psize_A": f4([o.pixel_size_A for o in optics]),
         "alignments3D/alpha": f4(p["scale"].values),
         "alignments3D/class": np.zeros(n, np.uint32),
-        "location/micrograph_uid": np.array([_uid("micrograph", name) for name in names_of], np.uint64),
+        "location/micrograph_uid": np.array([stable_uid("micrograph", name) for name in names_of], np.uint64),
         "location/exp_group_id": group.astype(np.uint32) + np.uint32(1),
         "location/micrograph_path": [str(movies[name].path) for name in names_of],
     }
 
 
-def _uid(*parts: Any) -> int:
+def stable_uid(*parts: Any) -> int:
     """Return a number that is the same whenever the same thing is written."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") | 1
 
 
-def _now() -> str:
+def now() -> str:
+    """Return the time as CryoSPARC writes it."""
     return datetime.now().strftime("%Y-%m-%d %H:%M:%S.%f")
 
 
-def _save(path: Path, array: np.ndarray) -> None:
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Save an array as .npy, atomically."""
     with atomic(path) as temporary, open(temporary, "wb") as file:
         np.save(file, array, allow_pickle=False)
-
-
-def _array(path: Path) -> np.ndarray:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); give the files of one CryoSPARC job") from None
-    if array.ndim != 2:
-        raise InputError(f"{path} has shape {array.shape}, not (frames, bins); give the files of one CryoSPARC job")
-    return np.asarray(array, float)

@@ -89,7 +89,7 @@ def open_relion(
         read.problems.append("no reference given; give the half maps of a refinement")
     if read.problems:
         raise InputError("\n".join(dict.fromkeys(read.problems)))
-    return read.dataset
+    return replace(read.dataset, notes=tuple(dict.fromkeys(read.notes)))
 
 
 def survey(

@@ -155,7 +155,7 @@ def write_particles(
     image_names: Sequence[str],
     *,
     pixel_size_A: float | Mapping[int, float],
-    box_size: int,
+    box_size: int | Mapping[int, int],
     ctf_premultiplied: bool = False,
     coordinate_px: np.ndarray | None = None,
     origin_A: np.ndarray | None = None,
@@ -175,7 +175,7 @@ def write_particles(
     pixel_size_A
         Of the new images, for all optics groups or by number of the group.
     box_size
-        Of the new images, px.
+        Of the new images, px, likewise.
     ctf_premultiplied
         Whether the images were multiplied by their CTF.
     coordinate_px, origin_A
@@ -200,7 +200,7 @@ def write_particles(
     optics = optics[optics["rlnOpticsGroup"].isin(particles["rlnOpticsGroup"])].reset_index(drop=True)
     groups = optics["rlnOpticsGroup"]
     optics["rlnImagePixelSize"] = groups.map(dict(pixel_size_A)) if isinstance(pixel_size_A, Mapping) else pixel_size_A
-    optics["rlnImageSize"] = box_size
+    optics["rlnImageSize"] = groups.map(dict(box_size)) if isinstance(box_size, Mapping) else box_size
     optics["rlnCtfDataAreCtfPremultiplied"] = int(ctf_premultiplied)
     write_star(path, {"optics": optics, "particles": particles})
 

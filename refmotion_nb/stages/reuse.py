@@ -1,0 +1,183 @@
+"""What another run or another program found, made to fit the data at hand: hyperparameters and dose weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from refmotion_nb.data.cryosparc.hyperparameters import dose_weights_file, read_hyperparameter_group
+from refmotion_nb.data.cryosparc.hyperparameters import read_dose_weights as read_cryosparc_weights
+from refmotion_nb.data.relion.results import read_bfactors, read_priors
+from refmotion_nb.data.schema import InputError, Movie
+from refmotion_nb.data.store import read_hyperparameters, read_netcdf
+from refmotion_nb.numerics.dose import DoseModel, relion_gauge, weights
+from refmotion_nb.numerics.energy import pooled_scale
+from refmotion_nb.numerics.prior import Hyperparameters
+from refmotion_nb.stages.alignment import Alignment, MotionPrior, alignment_windows
+from refmotion_nb.stages.base import Reporter, Silent
+from refmotion_nb.stages.dose_weights import POOL
+from refmotion_nb.stages.search import COMMON_STD_A, PROFILES, prior_from_attrs
+from refmotion_nb.stages.session import Session
+
+SCALE_PARTICLES = 1000  # to find the grey scale of a reference with
+_CRYOSPARC = (".cs", ".csg")
+_EMPIRICAL = "refm_empirical_dw.npy"
+
+
+def default_prior(hyperparameters: Hyperparameters, settings: Alignment) -> MotionPrior:
+    """Return a prior with given hyperparameters and typical values of what a search would have estimated."""
+    prior = MotionPrior(hyperparameters)
+    if settings.relion:
+        return prior
+    decay, floor = PROFILES[0] if settings.dose_profile else (np.inf, 1.0)
+    return MotionPrior(hyperparameters, COMMON_STD_A[0] if settings.split_motion else 0.0, decay, floor)
+
+
+def read_prior(path: Path, settings: Alignment, dose_per_frame_e_A2: float, data_key: str) -> MotionPrior:
+    """Read a motion prior: ``hyperparameters.json``, RELION's ``opt_params*.txt``, or a hyperparameter group (.cs, .csg).
+
+    Strengths do not depend on how the dose is cut into frames; RELION's numbers are taken as RELION would take them for
+    these movies. The grey scale of the reference is that of the other run only if the data are the same (``data_key``).
+
+    Raises
+    ------
+    InputError
+        The file holds no hyperparameters, or those of the other energy.
+    """
+    if path.suffix in _CRYOSPARC:
+        found = read_hyperparameter_group(path)
+        return default_prior(Hyperparameters.from_strengths(*found.values()), settings)
+    if path.suffix == ".txt":
+        return default_prior(Hyperparameters.from_relion(*read_priors(path), dose_per_frame_e_A2), settings)
+    values = read_hyperparameters(path)
+    energy = values.get("energy", settings.energy)
+    if energy != settings.energy:
+        raise InputError(f"{path} holds hyperparameters of the {energy} energy; give --energy {energy}")
+    scale = values.get("reference_scale") if values.get("data") == data_key else None
+    flat = {**values, **(values.get("profile") or {}), **(scale or {})}
+    return prior_from_attrs({k: v for k, v in flat.items() if not isinstance(v, dict | list)})
+
+
+def with_reference_scale(
+    session: Session, settings: Alignment, prior: MotionPrior, seed: int, reporter: Reporter | None = None
+) -> MotionPrior:
+    """Return a prior that knows the grey scale of the references in these movies, measured on a part of them.
+
+    RELION's energy takes the scale of the reference as it is.
+
+    Raises
+    ------
+    InputError
+        No movie can be used.
+    """
+    if settings.relion or np.isfinite(prior.scale_pool):
+        return prior
+    reporter = reporter or Silent()
+    names = session.draw(list(session), SCALE_PARTICLES, seed)
+    reporter.start(len(names), "measuring the reference's grey scale")
+    cross, power = [], []
+    for name, m in session.walk(names, settings):
+        if m is not None:
+            raw = alignment_windows(m.distinct(), settings, False, session.threads, reach_A=1.0)
+            cross.append(raw.cross)
+            power.append(raw.power)
+        reporter.advance(micrograph=name)
+    reporter.done()
+    if not cross:
+        raise InputError(f"no movie can be used; the first: {session.failed[names[0]]}")
+    pool, spread2 = pooled_scale(np.array(cross), np.array(power))
+    return replace(prior, scale_pool=pool, scale_spread2=spread2)
+
+
+def read_weights(
+    path: Path, movies: Sequence[Movie], box_px: int, pixel_size_A: float, last_frequency_per_A: float | None = None
+) -> xr.Dataset:
+    """Read dose weights as the table that ``DoseWeights`` makes (group, frame, frequency).
+
+    Parameters
+    ----------
+    path
+        ``dose_weights.nc``; RELION's ``bfactors.star``; CryoSPARC's ``refm_empirical_dw.npy``, or the ``hyperparams.cs``
+        or ``.csg`` that names it.
+    movies
+        Those to be weighted. Only ``dose_weights.nc`` says at which dose its frames are; the others must have as many
+        frames as these movies.
+    box_px, pixel_size_A
+        Of the reference: RELION's B-factors come without frequencies.
+    last_frequency_per_A
+        Of ``refm_empirical_dw.npy``, 1/Å, where the files beside it do not tell.
+
+    Raises
+    ------
+    InputError
+        No dose weights, or weights that do not fit these movies.
+    """
+    if path.suffix == ".star":
+        frequency = np.arange(box_px // 2 + 1) / (box_px * pixel_size_A)
+        b_factor, log_scale = read_bfactors(path)
+        model = DoseModel(np.exp(log_scale), -b_factor / relion_gauge(len(frequency)), np.ones(0))
+        found = {"b_factor": model.b_factor_A2, "frame_scale": model.scale}
+        return _foreign(path, weights(model, frequency), frequency, movies, found)
+    if path.suffix in (*_CRYOSPARC, ".npy"):
+        array = dose_weights_file(path) if path.suffix in _CRYOSPARC else path
+        return _foreign(path, *read_cryosparc_weights(array, last_frequency_per_A), movies, {})
+    table = read_netcdf(path)
+    _check_table(path, table)
+    return table
+
+
+def _foreign(
+    path: Path, weight: np.ndarray, frequency: np.ndarray, movies: Sequence[Movie], per_frame: dict[str, np.ndarray]
+) -> xr.Dataset:
+    """Return weights (frame, frequency) that come without doses as a table: the frames are those of the movies."""
+    exposures = {(m.n_frames, m.dose_per_frame_e_A2, m.pre_exposure_e_A2, m.first_frame) for m in movies}
+    frames = sorted({m.n_frames for m in movies})
+    if len(exposures) > 1 or frames != [len(weight)]:
+        have = " and ".join(map(str, frames))
+        raise InputError(
+            f"{path} has weights for {len(weight)} frames and does not say at which dose; these movies have {have} frames"
+            f"{' of different doses' * (len(exposures) > len(frames))}; give the dose_weights.nc of a run of refmotion"
+        )
+    edges = movies[0].dose_edges
+    labels = {"b_factor": "B-factor relative to the best frame", "frame_scale": "scale of the frame's signal"}
+    units = {"b_factor": "Å²", "frame_scale": "1"}
+    normalised = (weight / weight.sum(0))[None]
+    return xr.Dataset(
+        {
+            "weight": (("group", "frame", "frequency"), normalised, {"units": "1", "long_name": "dose weight"}),
+            "dose": (("group", "frame"), 0.5 * (edges[1:] + edges[:-1])[None],
+                     {"units": "e/Å²", "long_name": "accumulated dose"}),
+            "frame_dose": (("group", "frame"), np.diff(edges)[None], {"units": "e/Å²", "long_name": "dose of the frame"}),
+            **{name: (("group", "frame"), values[None], {"units": units[name], "long_name": labels[name]})
+               for name, values in per_frame.items()},
+        },
+        coords={
+            "group": [POOL], "frame": np.arange(len(weight)),
+            "frequency": ("frequency", frequency, {"units": "1/Å", "long_name": "spatial frequency"}),
+        },
+        attrs={"from_file": path.name},
+    )  # fmt: skip
+
+
+def _check_table(path: Path, table: xr.Dataset) -> None:
+    missing: list[Any] = [name for name in ("weight", "dose", "frequency") if name not in table.variables]
+    if missing or table["weight"].dims != ("group", "frame", "frequency"):
+        raise InputError(
+            f"{path} is no table of dose weights: it lacks {', '.join(missing) or 'weight (group, frame, frequency)'}; "
+            "give the dose_weights.nc of a run"
+        )
+    for i in range(table.sizes["group"]):
+        row = table.isel(group=i).dropna("frame", subset=["dose"])
+        weight = row["weight"].values
+        bad = np.argwhere(~(np.isfinite(weight) & (weight >= 0)))
+        if len(bad) or not weight.size or not (weight.sum(0) > 0).all():
+            frame, k = bad[0] if len(bad) else (0, int(np.argmin(weight.sum(0))) if weight.size else 0)
+            raise InputError(
+                f"{path}: the weight of group {i + 1}, frame {frame + 1} at {row['frequency'].values[k]:.4g} 1/Å is not a "
+                "positive number; weights must be at least 0, and above 0 in one frame at each frequency"
+            )
