@@ -18,7 +18,7 @@ from refmotion_nb.data.relion.micrographs import Options
 from refmotion_nb.data.schema import Gain, InputError
 from refmotion_nb.data.synthetic.simulate import SimulationSettings, simulate
 from refmotion_nb.stages.inputs import GAIN, Inputs
-from refmotion_nb.stages.job import data_key
+from refmotion_nb.stages.keys import data_key
 
 HYPERPARAMETERS = {"spatial_strength": 1.5, "correlation_distance": 3000.0, "acceleration_strength": 2.0}
 

@@ -16,8 +16,7 @@ import xarray as xr
 from refmotion_nb.data.files import sweep
 from refmotion_nb.data.maps import write_stack
 from refmotion_nb.data.micrographs import MovieTable, WrittenMicrograph, write_cryosparc, write_relion
-from refmotion_nb.data.movies.detector import load_background, load_detector, load_gain
-from refmotion_nb.data.movies.eer import is_eer
+from refmotion_nb.data.movies.look import look_at
 from refmotion_nb.data.movies.reader import open_movie
 from refmotion_nb.data.relion.motion import initial_displacement, rigid_displacement
 from refmotion_nb.data.schema import AXES, InputError, Movie
@@ -137,22 +136,18 @@ class MicrographCorrection(Stage):
             The movie or its gain cannot be used.
         """
         shape = (movie.height, movie.width)
-        detector = load_detector(movie) if self.repair_hot_pixels else None
-        gain = detector.gain if detector else _gain(movie)
-        background = spread(load_background(movie.background), shape) if movie.background else None
         weight = weights(radius_axis(shape) / movie.pixel_size_A)
         tables = [weight / np.sqrt((weight**2).sum(0))]
         if self.save_nodw:
             tables.append(np.ones_like(weight))
         rigid_px, local_px = (motion or self.motion(movie, weights)).on_grid()
         with open_movie(movie) as reader:
-
-            def load(f: int) -> np.ndarray:
-                frame = reader.frame(f)
-                return detector.repair(frame, f) if detector else frame
-
+            # CryoSPARC's micrographs are less their background, RELION's are not
+            look = look_at(movie, reader, self.repair_hot_pixels, movie.background is not None)
+            background = None if look.background is None else spread(look.background, shape)
             return sum_frames(
-                load, Camera(gain, background), rigid_px, local_px, tables, binned_shape(shape, self._binning(movie)), threads,
+                partial(look.frame, reader), Camera(look.gain, background), rigid_px, local_px, tables,
+                binned_shape(shape, self._binning(movie)), threads,
             )  # fmt: skip
 
     def _binning(self, movie: Movie) -> float:
@@ -246,10 +241,6 @@ def _called(dose: xr.Dataset, group: str) -> str:
     names = set(map(str, dose["optics_group"].values)) if "optics_group" in dose.coords else set()
     alike = [name for name in names if name.endswith(f"_{group}")]
     return alike[0] if group not in names and len(alike) == 1 else group
-
-
-def _gain(movie: Movie) -> np.ndarray | None:
-    return load_gain(movie.gain, (movie.height, movie.width), is_eer(movie.path)) if movie.gain else None
 
 
 def _facts(movie: Movie) -> list[Any]:
