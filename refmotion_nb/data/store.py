@@ -26,8 +26,8 @@ from refmotion_nb.data.schema import InputError
 if TYPE_CHECKING:
     import xarray as xr
 
-SINGLE = ("search", "dose_weights", "particles", "validation")
-PER_MICROGRAPH = ("tracks", "noise")
+SINGLE = ("audit", "search", "dose_weights", "particles", "validation", "corrected_micrographs")
+PER_MICROGRAPH = ("tracks", "noise", "micrographs")
 _KEY = "store_key"
 _STALE_S = 3600.0  # a group is written in much less: an older temporary folder is what a killed run left
 _HYPERPARAMETERS = (
@@ -62,7 +62,7 @@ class ResultStore:
         Parameters
         ----------
         group
-            ``search``, ``dose_weights``, ``particles``, ``validation``, ``tracks/<micrograph>`` or
+            ``audit``, ``search``, ``dose_weights``, ``particles``, ``validation``, ``tracks/<micrograph>`` or
             ``noise/<micrograph>``.
         dataset
             Numbers, truth values and text; attributes come back in JSON's types (tuples and arrays as lists).

@@ -257,8 +257,9 @@ def particles_table(session: Session, written: list[Written], failed: list[tuple
             entries.append({"row": int(row), "reference": int(reference), "micrograph": name, "written": False,
                             "image_name": "", "reason": reason})  # fmt: skip
     for s in session.data.skipped:
-        entries.append({"row": s.row, "reference": 0, "micrograph": s.micrograph, "written": False, "image_name": "",
-                        "reason": s.reason})  # fmt: skip
+        if s.row >= 0:
+            entries.append({"row": s.row, "reference": s.reference, "micrograph": s.micrograph, "written": False,
+                            "image_name": "", "reason": s.reason})  # fmt: skip
     entries.sort(key=lambda e: (e["reference"], e["row"]))
     columns = {name: ("particle", np.array([e[name] for e in entries])) for name in entries[0]}
     return xr.Dataset(columns)

@@ -159,9 +159,9 @@ def weights_table(groups: list[Measured], relion: bool = False) -> xr.Dataset:
         rows = [(POOL, pool, np.zeros_like(pool.total))]
         rows += [(label, group, _borrowed(pool, group)) for label, group in zip(_labels(groups), groups)]
     frames = max(len(group.exposure.edges) - 1 for _, group, _ in rows)
-    tables = [_row_table(group, borrowed, relion).pad(frame=(0, frames - len(group.exposure.edges) + 1))
+    tables = [_row_table(group, borrowed, relion).pad(frame=(0, frames - len(group.exposure.edges) + 1), keep_attrs=True)
               for _, group, borrowed in rows]  # fmt: skip
-    table = xr.concat(tables, "group", join="outer", combine_attrs="drop")
+    table = xr.concat(tables, "group", join="outer", combine_attrs="override")
     table = table.assign_coords(
         group=[label for label, _, _ in rows],
         optics_group=("group", ["" if label == POOL else group.exposure.optics_group for label, group, _ in rows]),

@@ -26,10 +26,12 @@ from refmotion_nb.numerics.backend import one_blas_thread
 from refmotion_nb.numerics.patches import movie_box
 from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.stages.alignment import MotionPrior
+from refmotion_nb.stages.audit import InputAudit, findings, summary
 from refmotion_nb.stages.base import Reporter, Silent, Stage, hash_of
 from refmotion_nb.stages.correction import MotionCorrection, check_reach
 from refmotion_nb.stages.dose_weights import DoseWeights
 from refmotion_nb.stages.execute import Execution
+from refmotion_nb.stages.halves import check_split
 from refmotion_nb.stages.reuse import as_search, default_prior, read_prior, read_weights
 from refmotion_nb.stages.search import HyperparameterSearch, prior_attrs, prior_from_attrs, still_moving
 from refmotion_nb.stages.session import Session
@@ -138,6 +140,7 @@ class Job:
         session = Session(self.data, execution.threads, execution.cache_bytes, self.out)
         session.warnings += self.data.notes
         self._describe(store)
+        self._audit(session, store, reporter)
         self.search = search = self._search(session, store, reporter)
         if until != "hyperparameters":
             dose = self._dose(session, store, search, reporter)
@@ -148,10 +151,11 @@ class Job:
                 self.particles = table = correction.run(session, search, dose, self.out, reporter, self.image_root)
             complete = not _lost(table, session.failed)
             self._write_for_cryosparc(store, search, dose, table)
+            check_split(self.out, self.data, table)
         if until == "validate":
             with self._timed("validation"):
                 validation: Validation = self.stage(Validation)
-                self.validation = validation.run(session, search, dose, reporter, self.combinations)
+                self.validation = validation.run(session, search, dose, reporter, self.combinations, self.out)
             store.write("validation", self.validation)
             complete = complete and not session.failed
         self.warnings += [f"{name}: {session.failed[name]}" for name in session if name in session.failed]
@@ -186,7 +190,8 @@ class Job:
         self._check_boxes()
         validation: Validation = self.stage(Validation)
         if until == "validate":
-            validation.rotations()
+            validation.rotations(len(self.data.references))
+            validation.combinations_to_write()
 
     def _check_boxes(self) -> None:
         """Refuse output boxes that do not fit, and optics groups on movies of different pixel sizes."""
@@ -222,6 +227,19 @@ class Job:
         start = time.perf_counter()
         yield
         self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
+
+    def _audit(self, session: Session, store: ResultStore, reporter: Reporter) -> None:
+        """Stop where particles, reference and half sets do not belong together."""
+        stage: InputAudit = self.stage(InputAudit)
+        key = stage.key(session.keys.all)
+        audit = store.read("audit", key)
+        if audit is None:
+            with self._timed("checking the input"):
+                audit = stage.run(session, reporter)
+        for line in [*summary(audit), *(one.text for one in findings(audit) if one.severity == "note")]:
+            self.say(line)
+        session.warnings += stage.judge(audit)
+        store.write("audit", audit, key)
 
     def _search(self, session: Session, store: ResultStore, reporter: Reporter) -> xr.Dataset:
         stage: HyperparameterSearch = self.stage(HyperparameterSearch)

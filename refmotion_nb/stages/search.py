@@ -127,8 +127,8 @@ class HyperparameterSearch(Alignment):
             one = m.distinct()
             raw, score = alignment_windows(one, self, False, session.threads), score_windows(one, self, session.threads)
             raw.windows, score.windows = _kept(session, raw.windows), _kept(session, score.windows)
-            if raw.own_noise:
-                raw.own_noise["ctf"] = session.keep(raw.own_noise["ctf"])
+            for _, arguments in raw.own_noise:
+                arguments["ctf"] = session.keep(arguments["ctf"])
             out.append((m.movie.micrograph, Geometry.of(one), raw, score))
         if not out:
             raise session.nothing_usable(names)

@@ -16,6 +16,7 @@ from refmotion_nb.data.spool import Spool
 from refmotion_nb.numerics.backend import cpu_count
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, Tracks, track
 from refmotion_nb.stages.base import Reporter
+from refmotion_nb.stages.grey_scale import on_one_scale
 from refmotion_nb.stages.keys import DataKeys
 from refmotion_nb.stages.micrograph import Micrograph, load_micrograph
 from refmotion_nb.stages.references import PreparedReference, prepare_references
@@ -67,7 +68,7 @@ class Session:
 
         Others take the place of those that cannot be used (see ``failed``).
         """
-        drawn = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+        drawn = _shuffled(names, seed)
         count = 0
         while drawn and count < target_particles:
             n = self._fewest(drawn, target_particles - count)
@@ -82,6 +83,12 @@ class Session:
                 reporter.advance(micrograph=name, particles=micrograph.n)
             reporter.done()
 
+    def draw(self, names: list[str], target_particles: int, seed: int) -> list[str]:
+        """Return those of ``names`` that ``sample`` begins with, in the order they are read."""
+        drawn = _shuffled(names, seed)
+        batch = set(drawn[: self._fewest(drawn, target_particles)])
+        return [name for name in self if name in batch]
+
     def nothing_usable(self, names: list[str]) -> InputError:
         """Return the error to raise where none of these micrographs can be used."""
         return InputError(
@@ -94,12 +101,31 @@ class Session:
         return int(np.searchsorted(ends, target_particles)) + 1
 
     def references(self, relion: bool) -> list[PreparedReference]:
-        """Return the references ready for slicing; RELION's energy needs them to the Nyquist limit."""
+        """Return the references ready for slicing; RELION's energy needs them to the Nyquist limit.
+
+        Several are brought to one grey scale; RELION's energy takes them as they are.
+        """
         if relion not in self._references:
             start = perf_counter()
-            self._references[relion] = prepare_references(self.data, relion, self.threads)
+            found = prepare_references(self.data, relion, self.threads)
+            if len(found) > 1 and not relion:
+                found, warnings = on_one_scale(found, self.micrographs, self._as_yet, self.threads)
+                self.warnings += warnings
+            self._references[relion] = found
             self.seconds["preparing references"] = perf_counter() - start
         return self._references[relion]
+
+    def _as_yet(self, name: str, references: list[PreparedReference]) -> Micrograph | None:
+        """Return a micrograph with references whose grey scale is not known yet; None if it cannot be used."""
+        movie, particles = self.micrographs[name]
+        extent = max(r.extent_A for r in references)
+        try:
+            return load_micrograph(
+                movie, particles, self.data.optics, references, extent_A=extent, relion=False, recenter=True,
+                repair=True, threads=self.threads,
+            )  # fmt: skip
+        except InputError:
+            return None
 
     def extent_A(self, settings: Alignment) -> float:
         """Return the physical width of the boxes that particles are cut out in.
@@ -207,11 +233,20 @@ class Session:
                 _, last = self._kept.popitem()
                 self.spool.release(_size(last))
 
+    @property
+    def kept_bytes(self) -> int:
+        """Memory that the kept micrographs take."""
+        return sum(_size(m) for m in list(self._kept.values()))
+
     def _keep(self, key: tuple[str, ...], micrograph: Micrograph) -> None:
         """Keep a micrograph if it fits; those kept first stay, since stages walk through micrographs in one order."""
         with self._lock:
             if key not in self._kept and self.spool.reserve(_size(micrograph)):
                 self._kept[key] = micrograph
+
+
+def _shuffled(names: list[str], seed: int) -> list[str]:
+    return [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
 
 
 def _size(m: Micrograph) -> int:
