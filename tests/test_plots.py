@@ -143,9 +143,9 @@ def test_one_group_of_dose_weights(results):
     pool, mine = (elements(plots.b_factors(table, group), hv.Points)[0] for group in (None, "g2"))
     assert len(pool) == N_FRAMES and len(mine) == 20
     assert np.allclose(mine["b_factor"], 2 * pool["b_factor"][:20])
-    with pytest.raises(rm.InputError, match="no group 'g3'.*known: all, g2"):
+    with pytest.raises(rm.InputError, match=r"no group 'g3'.*known: all, g2"):
         plots.fcc(table, "g3")
-    with pytest.raises(rm.InputError, match="known: all$"):
+    with pytest.raises(rm.InputError, match=r"known: all$"):
         plots.fcc(results[2], "g3")
 
 
@@ -198,6 +198,7 @@ def test_uncertainty_is_drawn_where_there_is_some():
     assert not [p for p in elements(plots.trajectories(tracks), hv.Points) if "radius" in p]
     tracks["shift_std"] = tracks["shift"].copy(data=np.full(tracks["shift"].shape, 0.3))
     circles = next(p for p in elements(plots.trajectories(tracks, magnified=10), hv.Points) if "radius" in p)
+    assert "standard deviation" in title(panels(plots.trajectories(tracks))[0])
     assert len(circles) == 36 * N_FRAMES and np.allclose(circles["radius"], 3.0)
 
 
@@ -251,7 +252,7 @@ def test_movies_with_their_particles(data):
     assert middle < image.dimension_values(2).mean()
     with pytest.raises(rm.InputError, match="frames 1 to 8, not 9"):
         plots.frame(data, movie.micrograph, 9)
-    with pytest.raises(rm.InputError, match="no micrograph 'mic000' .* for example mic000"):
+    with pytest.raises(rm.InputError, match=r"no micrograph 'mic000' .* for example mic000"):
         plots.micrograph(data, "mic000")
 
 

@@ -106,10 +106,11 @@ def _map(name: str, run: xr.Dataset, paths: np.ndarray, what: str, scale: float)
     starts = hv.Points((*at.T, _rows(run)[shown]), [x, y], hv.Dimension(("row", "Row of the input")))
     items.append(look.styled(starts, "Points", color="black", size=3, tools=["hover"]))
     items += _scale_bar(width, floor, scale, dims)
+    spread = "grey: one standard deviation" if "shift_std" in run else ""
     count = "" if len(shown) == len(paths) else f"{len(shown)} of {len(paths)} particles"
     side = 340
     return look.overlay(
-        items, title=look.heading(name, f"{what} × {look.number(scale)}", count), show_legend=False,
+        items, title=look.heading(name, f"{what} × {look.number(scale)}", count, spread), show_legend=False,
         frame_width=side, frame_height=round(side * min(1.6, max(0.4, 1.1 * height / width))),
         **limits,
     )  # fmt: skip

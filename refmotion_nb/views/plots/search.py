@@ -14,7 +14,7 @@ from refmotion_nb.views.plots import look
 from refmotion_nb.views.plots.look import Runs
 
 _NEEDED = ("strength", "cv_score", "activity_local", "balance", "distance", "retired", "reason")
-_MARKS = ("x", "triangle", "square")  # of the reasons why rays end: retired first
+_MARKS = ("x", "triangle", "square")  # of the reasons why rays end; a cross is for retired ones
 
 
 def rays(search: Runs) -> hv.Layout:
@@ -33,7 +33,7 @@ def scores(search: Runs) -> hv.Layout:
 def activity(search: Runs) -> hv.Layout:
     """Draw local trajectory activity against strength; rays retire below the dashed line."""
     line = look.styled(hv.HLine(QUIET_A), "HLine", color="#5a6675", line_dash="dashed", line_width=1)
-    return _by_distance(_runs(search), lambda *which: _curves(*which, "activity_local") * line)
+    return _by_distance(_runs(search), lambda *which: _curves(*which, "activity_local", line))
 
 
 def score_surface(search: Runs) -> hv.Layout:
@@ -55,7 +55,7 @@ def _limits(runs: Any, name: str) -> tuple[float, float]:
     return float(np.nanmin(values)), look.percentile(values, 95)
 
 
-def _by_distance(runs: dict[str, xr.Dataset], draw: Callable[[str, xr.Dataset, float, bool], Any]) -> hv.Layout:
+def _by_distance(runs: dict[str, xr.Dataset], draw: Callable[..., Any]) -> hv.Layout:
     """Return a panel for each correlation distance, a row for each run."""
     distances = {name: np.unique(run["distance"].values) for name, run in runs.items()}
     items = [draw(name, run, z, bool(z == distances[name][-1])) for name, run in runs.items() for z in distances[name]]
@@ -110,7 +110,7 @@ def _ends(run: xr.Dataset, ends: list[tuple[Any, ...]], dims: list[Any], facts: 
         reasons = sorted({reason.split(":")[0] for reason in reasons}, key=_retired_first)[: len(_MARKS)]
     facts = [*facts, hv.Dimension(("why", "Ray ends"))]
     items = []
-    for reason, mark in zip(reasons, _MARKS):
+    for reason, mark in zip(reasons, _MARKS if reasons[0].startswith("retired") else _MARKS[1:]):
         mine = [end for end in ends if end[-1].startswith(reason)] or [(*[np.nan] * (len(dims) + len(facts) - 1), "")]
         points = hv.Points(mine, dims, facts, label=reason)
         items.append(look.styled(points, "Points", color="black", fill_alpha=0, marker=mark, size=9, line_width=2,
@@ -127,14 +127,14 @@ def _best(run: xr.Dataset, distance: float, height: str) -> hv.Points:
     ray, step = int(run.attrs.get("best_ray", -1)), int(run.attrs.get("best_step", -1))
     dims = [look.dimension(run["strength"]), look.dimension(run[height])]
     extra = [look.dimension(run[v]) for v in ("balance", "cv_score", "activity_local") if v != height]
-    rows = [(np.nan,) * 4]  # shows in the legend all the same
+    rows: list[tuple[float, ...]] = [(np.nan,) * 4]  # shows in the legend all the same
     if ray >= 0 and run["distance"].values[ray] == distance:
         one = run.isel(ray=ray, step=step)
         rows = [tuple(float(one[str(d.name)]) for d in (*dims, *extra))]
     return look.styled(hv.Points(rows, dims, extra, label="best step"), "Points", tools=["hover"], **look.STAR)
 
 
-def _curves(name: str, run: xr.Dataset, distance: float, last: bool, what: str) -> hv.Overlay:
+def _curves(name: str, run: xr.Dataset, distance: float, last: bool, what: str, *more: Any) -> hv.Overlay:
     dims = [look.dimension(run["strength"]), look.dimension(run[what])]
     balances = np.unique(run["balance"].values)
     items, ends = [], []
@@ -147,7 +147,7 @@ def _curves(name: str, run: xr.Dataset, distance: float, last: bool, what: str) 
         ))  # fmt: skip
         if len(x):
             ends.append((x[-1], y[-1], theta, _why(one)))
-    items += [*_ends(run, ends, dims, [look.dimension(run["balance"])]), _best(run, distance, what)]
+    items += [*_ends(run, ends, dims, [look.dimension(run["balance"])]), _best(run, distance, what), *more]
     return look.overlay(
         items, logx=True, title=_title(name, distance), show_legend=last, legend_position="right", padding=0.05,
     )  # fmt: skip
