@@ -18,7 +18,7 @@ from refmotion_nb.data.relion.motion import initial_displacement, rigid_displace
 from refmotion_nb.data.star import read_star
 from refmotion_nb.numerics.projection import euler_to_matrix
 from refmotion_nb.stages.alignment import Alignment, MotionPrior
-from refmotion_nb.stages.job import data_key
+from refmotion_nb.stages.keys import data_key
 
 SAME_A = 1e-3
 MIRRORED_A = 0.05  # a mirrored box holds another outermost row
@@ -42,8 +42,9 @@ def from_relion(tiny):
 def relion(folder):
     reference = rm.Reference(*(folder / f"Ref/{name}.mrc" for name in ("half1", "half2", "mask")))
     return rm.open_relion(
-        folder / "Extract/particles.star", folder / "MotionCorr/corrected_micrographs.star", reference, folder
-    )
+        folder / "Extract/particles.star", folder / "MotionCorr/corrected_micrographs.star", reference, folder,
+        subtract_background=False,
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -60,8 +60,7 @@ def check_dataset(
 ) -> Check:
     """Summarise a data set and read its references, adding what is wrong with them to ``problems``."""
     problems, notes = [*problems], [*notes]
-    facts = [*_particle_facts(dataset), *_movie_facts(dataset)]
-    facts += [(f"optics {i + 1}", _optics(one)) for i, one in enumerate(dataset.optics)]
+    facts = dataset_facts(dataset)
     for i, reference in enumerate(dataset.references):
         name = "reference" if len(dataset.references) == 1 else f"reference {i + 1}"
         try:
@@ -74,9 +73,21 @@ def check_dataset(
             problems += unlike_particles(reference, loaded.box_size, loaded.pixel_size_A, dataset)
     if not dataset.references:
         facts.append(("reference", "none given"))
-    reasons = Counter(skip.reason for skip in dataset.skipped if skip.row >= 0)
-    facts.append(("left out", "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common()) or "nothing"))
+    facts.append(
+        ("left out", "; ".join(f"{reason} ({n})" for reason, n in left_out(dataset).most_common()) or "nothing")
+    )
     return Check(title, tuple(facts), tuple(dict.fromkeys(problems)), tuple(dict.fromkeys(notes)), dataset)
+
+
+def dataset_facts(dataset: Dataset) -> list[tuple[str, str]]:
+    """Return what a data set holds (name, text), from its tables alone."""
+    optics = [(f"optics {i + 1}", _optics(one)) for i, one in enumerate(dataset.optics)]
+    return [*_particle_facts(dataset), *_movie_facts(dataset), *optics]
+
+
+def left_out(dataset: Dataset) -> Counter[str]:
+    """Return how many particles were left out for each reason."""
+    return Counter(skip.reason for skip in dataset.skipped if skip.row >= 0)
 
 
 def _particle_facts(dataset: Dataset) -> list[tuple[str, str]]:
@@ -113,7 +124,8 @@ def _movie_facts(dataset: Dataset) -> list[tuple[str, str]]:
         ("exposure", f"{dose} e/Å² per frame, {total} in all{after}, {_span([m.voltage_kV for m in movies])} kV"),
         ("motion", f"whole-frame for {len(movies)}, local for {local} movies"),
         ("camera", f"gain {', '.join(gains[:2])}{' …' if len(gains) > 2 else ''}; " * bool(gains)
-                   + f"{_span([len(m.hot_pixels) for m in movies])} hot pixels per movie"),
+                   + f"{_span([len(m.hot_pixels) for m in movies])} hot pixels listed per movie"
+                   + ", to be found where there are none" * any(m.hot_pixel_threshold > 0 for m in movies)),
     ]  # fmt: skip
     for upsampling, grouping in sorted(eer):
         facts.append(("EER", f"upsampling {upsampling}, {grouping} raw frames per fraction"))

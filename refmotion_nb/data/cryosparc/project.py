@@ -11,16 +11,18 @@ import numpy as np
 
 from refmotion_nb.data.check import Check, Findings, check_dataset, unlike_particles
 from refmotion_nb.data.cryosparc.csfile import names, text
+from refmotion_nb.data.cryosparc.csfile import table as cs_table
 from refmotion_nb.data.cryosparc.exposures import read_exposures, read_movies
-from refmotion_nb.data.cryosparc.files import Entry, first_file, job_of, read_reference
+from refmotion_nb.data.cryosparc.files import Entry, first_file, job_of, read_reference, without_uid
 from refmotion_nb.data.cryosparc.motion import ORIENTATIONS
 from refmotion_nb.data.cryosparc.orientation import best_orientation
 from refmotion_nb.data.cryosparc.particles import micrograph_shapes, particle_table, read_particle_rows
 from refmotion_nb.data.maps import check_reference
-from refmotion_nb.data.relion.micrographs import MovieSet, Options
+from refmotion_nb.data.micrographs import MovieTable, beside_absolute
+from refmotion_nb.data.relion.micrographs import MovieSet, Options, short_names
 from refmotion_nb.data.relion.particles import ParticleTable, assemble
 from refmotion_nb.data.relion.results import find_root
-from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference
+from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference, Skipped
 from refmotion_nb.data.star import table
 
 Entries = str | Path | Sequence[Entry]
@@ -40,8 +42,12 @@ def open_cryosparc(
     dose_per_frame_e_A2: float | None = None,
     pre_exposure_e_A2: float | None = None,
     eer_fractions: int | None = None,
+    first_frame: int = 1,
+    last_frame: int = 0,
     skip_movies_with_wrong_frame_count: bool = False,
     mixed_frame_counts: bool = False,
+    hot_pixel_threshold: float = 6.0,
+    subtract_background: bool = True,
 ) -> Dataset:
     """Open results of CryoSPARC as a checked data set.
 
@@ -66,16 +72,21 @@ def open_cryosparc(
         by comparing particles with the reference.
     gain, dose_per_frame_e_A2, pre_exposure_e_A2
         Replace what the exposures say.
-    eer_fractions, skip_movies_with_wrong_frame_count, mixed_frame_counts
+    eer_fractions, first_frame, last_frame, skip_movies_with_wrong_frame_count, mixed_frame_counts
         As for ``open_relion``.
+    hot_pixel_threshold, subtract_background
+        As for ``open_relion``; CryoSPARC lists no hot pixels, and writes backgrounds.
 
     Raises
     ------
     InputError
         Anything needed is missing, contradictory or not a number; one line for each kind of problem.
     """
-    options = Options(Gain(Path(gain)) if isinstance(gain, str | Path) else gain, dose_per_frame_e_A2, pre_exposure_e_A2,
-                      eer_fractions, skip_movies_with_wrong_frame_count, mixed_frame_counts)  # fmt: skip
+    options = Options(
+        Gain(Path(gain)) if isinstance(gain, str | Path) else gain, dose_per_frame_e_A2, pre_exposure_e_A2,
+        eer_fractions, first_frame, last_frame, skip_movies_with_wrong_frame_count, mixed_frame_counts,
+        hot_pixel_threshold, subtract_background,
+    )  # fmt: skip
     read = _read(exposures, particles, volumes, masks, root, orientation, options)
     for reference in read.dataset.references:
         try:
@@ -160,7 +171,7 @@ def _assembled(
         tuple({block: table(part.blocks, block) for block in part.blocks} for part in tables),
         tuple(rows for _, rows in particles),
     )  # fmt: skip
-    unfit = _unfit(dataset, tables) if exposures else []
+    unfit = _unfit(dataset, tables) if movies.movies or (exposures and not movies.problems) else []
     problems = [*(problem for part in tables for problem in part.problems), *movies.problems, *unfit]
     return dataset, replace(movies, problems=tuple(problems))
 
@@ -177,7 +188,7 @@ def _oriented(
     some = uid[listed][np.argsort(-count[listed], kind="stable")][:_SAMPLE]
     few_exposures = [(one, table[np.isin(table["uid"], some)]) for one, table in exposures]
     few_particles = [(path, rows[np.isin(rows["location/micrograph_uid"], some)])]
-    relaxed = replace(options, skip_movies_with_wrong_frame_count=True)
+    relaxed = replace(options, skip_movies_with_wrong_frame_count=not options.mixed_frame_counts)
     return best_orientation({
         name: _assembled([one for one in few_exposures if len(one[1])], few_particles, references[:1], root, name, relaxed)[0]
         for name in ORIENTATIONS})  # fmt: skip
@@ -189,7 +200,8 @@ def _unfit(dataset: Dataset, tables: list[ParticleTable]) -> list[str]:
     for number, part in enumerate(tables):
         halves = set(half[reference == number].tolist()) & {1, 2}
         if not (reference == number).any():
-            why = dataset.skipped[0].reason if dataset.skipped else "none is left"
+            reasons = [skip.reason for skip in dataset.skipped if skip.row >= 0 and skip.reference == number]
+            why = reasons[0] if reasons else "none is left"
             problems.append(f"{part.path}: no particle can be used ({why}); give the exposures they are from")
         elif len(halves) == 1:
             problems.append(f"{part.path}: all particles are of one half set (alignments3D/split {halves.pop() - 1}); "
@@ -238,3 +250,58 @@ def _root(files: list[Path], tables: list[tuple[Path, np.ndarray]]) -> Path:
 
 def _as_list(value: Any) -> list[Any]:
     return [] if value is None else [value] if isinstance(value, str | Path) else list(value)
+
+
+def open_exposures(
+    exposures: Entries,
+    root: str | Path | None = None,
+    *,
+    orientation: str = "cryosparc",
+    gain: Gain | str | Path | None = None,
+    **options: Any,
+) -> MovieTable:
+    """Open the movies of motion-corrected exposures, without particles; what cannot be used is ``skipped``.
+
+    The arguments are those of ``open_cryosparc``; ``orientation`` is ``cryosparc`` (rows as stored) or ``imported``.
+
+    Raises
+    ------
+    InputError
+        A table cannot be read, or none of its movies can be used.
+    """
+    if orientation not in ("cryosparc", "imported"):
+        raise InputError(f"orientation {orientation!r}; without particles, give cryosparc or imported")
+    problems = list[str]()
+    tables = read_exposures(_as_list(exposures), problems)
+    if problems or not tables:
+        raise InputError("\n".join(problems) or "no exposures given; give those of Patch Motion Correction")
+    home = (Path(root) if root is not None else _root([path for path, _ in tables], list(tables))).absolute()
+    tables = [(path, beside_absolute(rows, path.parent)) for path, rows in tables]
+    shapes = {uid: shape for _, rows in tables for uid, shape in _micrograph_blobs(rows).items()}
+    gain = Gain(Path(gain)) if isinstance(gain, str | Path) else gain
+    found = read_movies(tables, (), home, Options(gain, **options), ORIENTATIONS[orientation], shapes)
+    if not found.movies:
+        raise InputError(f"{tables[0][0]}: none of its movies can be used; the first: {found.idle[0].reason}")
+    common = [name for name in names(tables[0][1]) if all(name in names(rows) for _, rows in tables)]
+    joined = cs_table({name: np.concatenate([rows[name] for _, rows in tables]) for name in common})
+    reasons = {skip.micrograph: skip.reason for skip in found.idle}
+    listed = _short_names(joined)
+    usable = [i for i, name in enumerate(listed) if name not in reasons]
+    group = "mscope_params/exp_group_id"
+    groups = tuple(f"exposureGroup{int(joined[group][i])}" if group in common else "" for i in usable)
+    return MovieTable(
+        found.movies, tuple(usable), groups, home, cryosparc=joined,
+        skipped=tuple(Skipped(i, name, reasons[name]) for i, name in enumerate(listed) if name in reasons),
+    )  # fmt: skip
+
+
+def _micrograph_blobs(rows: np.ndarray) -> dict[str, tuple[int, int]]:
+    """Height and width (px) of the micrographs that the exposures list, by uid."""
+    if "micrograph_blob/shape" not in names(rows):
+        return {}
+    return {str(uid): (int(y), int(x)) for uid, (y, x) in zip(rows["uid"], rows["micrograph_blob/shape"])}
+
+
+def _short_names(rows: np.ndarray) -> list[str]:
+    paths = [Path(path) for path in text(rows, "movie_blob/path")]
+    return short_names([str(path.parent / without_uid(path.name)) for path in paths])

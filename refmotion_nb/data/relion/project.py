@@ -12,11 +12,12 @@ import pandas as pd
 
 from refmotion_nb.data.check import Check, Findings, check_dataset, unlike_particles
 from refmotion_nb.data.maps import check_reference
+from refmotion_nb.data.micrographs import MovieTable
 from refmotion_nb.data.relion.micrographs import MovieSet, Options, read_micrographs, read_movies
 from refmotion_nb.data.relion.particles import ParticleTable, assemble, listed, read_particles
 from refmotion_nb.data.relion.results import find_root
-from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference
-from refmotion_nb.data.star import table
+from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference, Skipped
+from refmotion_nb.data.star import read_star, table
 
 Paths = str | Path | Sequence[str | Path]
 
@@ -31,8 +32,12 @@ def open_relion(
     dose_per_frame_e_A2: float | None = None,
     pre_exposure_e_A2: float | None = None,
     eer_fractions: int | None = None,
+    first_frame: int = 1,
+    last_frame: int = 0,
     skip_movies_with_wrong_frame_count: bool = False,
     mixed_frame_counts: bool = False,
+    hot_pixel_threshold: float = 6.0,
+    subtract_background: bool = True,
 ) -> Dataset:
     """Open a RELION project as a checked data set.
 
@@ -50,19 +55,29 @@ def open_relion(
     gain, dose_per_frame_e_A2, pre_exposure_e_A2
         Replace what motion correction noted.
     eer_fractions
-        About how many fractions to make of each EER movie, instead of those of motion correction.
+        Into how many fractions to cut each EER movie, instead of those of motion correction, whose motion and dose are
+        carried over; it must have seen all of them.
+    first_frame, last_frame
+        Use these frames of every movie only, counted from 1, both included; ``last_frame`` 0 is the last.
     skip_movies_with_wrong_frame_count
         Keep the movies with the most common number of frames and list the others as skipped, instead of failing.
     mixed_frame_counts
-        Keep movies of all frame counts.
+        Keep movies of all frame counts, each on its own dose axis.
+    hot_pixel_threshold
+        Find the hot pixels of movies that none are listed for: they count more than their neighbourhood by more than is
+        expected at this many standard deviations of a normal distribution; 0: never.
+    subtract_background
+        Subtract the background of each movie, which is estimated from it where none is given.
 
     Raises
     ------
     InputError
         Anything needed is missing, contradictory or not a number; one line for each kind of problem.
     """
-    options = Options(_as_gain(gain, root), dose_per_frame_e_A2, pre_exposure_e_A2, eer_fractions,
-                      skip_movies_with_wrong_frame_count, mixed_frame_counts)  # fmt: skip
+    options = Options(
+        _as_gain(gain, root), dose_per_frame_e_A2, pre_exposure_e_A2, eer_fractions, first_frame, last_frame,
+        skip_movies_with_wrong_frame_count, mixed_frame_counts, hot_pixel_threshold, subtract_background,
+    )  # fmt: skip
     read = _read(_as_list(particles), micrographs, _as_list(references), root, options)
     for reference in read.dataset.references:
         try:
@@ -118,7 +133,10 @@ def _read(
     )  # fmt: skip
     if references and len(references) != len(particle_paths):
         problems.append(f"{len(particle_paths)} particle files for {len(references)} references; give one for each")
-    problems += [*found.problems, *(_unfit(dataset, tables) if len(rows) else [])]
+    problems += [
+        *found.problems,
+        *(_unfit(dataset, tables) if found.movies or (len(rows) and not found.problems) else []),
+    ]
     notes += found.notes
     if mtf := sorted({str(name) for one in dataset.tables for name in one["optics"].get("rlnMtfFileName", [])}):
         notes.append(f"the MTF of the detector is not used ({listed(mtf)})")
@@ -141,8 +159,8 @@ def _unfit(dataset: Dataset, tables: Sequence[ParticleTable]) -> list[str]:
     """Name the reference whose particles all fall out, or whose half sets are not two."""
     problems = []
     reference, half = dataset.particles["reference"].values, dataset.particles["half"].values
-    reasons = Counter(skip.reason for skip in dataset.skipped if skip.row >= 0)
     for number, part in enumerate(tables):
+        reasons = Counter(skip.reason for skip in dataset.skipped if skip.row >= 0 and skip.reference == number)
         halves = set(half[reference == number].tolist()) & {1, 2}
         if not (reference == number).any():
             why = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
@@ -173,3 +191,37 @@ def _as_gain(gain: Gain | str | Path | None, root: str | Path | None) -> Gain | 
         return None
     gain = gain if isinstance(gain, Gain) else Gain(Path(gain))
     return replace(gain, path=_given(gain.path, root).absolute())
+
+
+def open_movies(
+    micrographs: str | Path, root: str | Path | None = None, *, gain: Gain | str | Path | None = None, **options: Any
+) -> MovieTable:
+    """Open the movies of a ``corrected_micrographs.star``, without particles; what cannot be used is ``skipped``.
+
+    The arguments are those of ``open_relion``.
+
+    Raises
+    ------
+    InputError
+        The table cannot be read, or none of its movies can be used.
+    """
+    path = _given(micrographs, root)
+    rows = read_micrographs(path)
+    metadata = rows["rlnMicrographMetadata"].astype(str).tolist()
+    home = (Path(root) if root is not None else find_root([path], metadata[:3])).absolute()
+    found = read_movies(rows, path, (), home, Options(_as_gain(gain, root), **options))
+    if not found.movies:
+        raise InputError(f"{path}: none of its movies can be used; the first: {found.idle[0].reason}")
+    names = rows["rlnMicrographName"].astype(str).tolist()
+    reasons = {skip.micrograph: skip.reason for skip in found.idle}
+    usable = [i for i, name in enumerate(names) if name not in reasons]
+    optics = table(read_star(path, ("optics",)), "optics")
+    called = dict(zip(optics["rlnOpticsGroup"], optics["rlnOpticsGroupName"].astype(str)))
+    number = (
+        rows["rlnOpticsGroup"] if "rlnOpticsGroup" in rows.columns else optics["rlnOpticsGroup"].iloc[[0] * len(rows)]
+    )
+    return MovieTable(
+        found.movies, tuple(usable), tuple(called.get(number.iloc[i], "") for i in usable), home,
+        relion={"optics": optics, "micrographs": rows.drop(columns="rlnVoltage", errors="ignore")},
+        skipped=tuple(Skipped(i, name, reasons[name]) for i, name in enumerate(names) if name in reasons),
+    )  # fmt: skip
