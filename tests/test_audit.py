@@ -62,7 +62,11 @@ def small(tiny):
 
 @pytest.fixture(scope="module")
 def apoferritin(test_data):
-    return opened(test_data / "apoferritin")
+    """Half of the set, to be quick."""
+    whole = opened(test_data / "apoferritin")
+    names = [movie.micrograph for movie in whole.movies[:3]]
+    rows = np.flatnonzero(np.isin(whole.particles["micrograph"].values, names))
+    return replace(whole, movies=whole.movies[:3], particles=whole.particles.isel(particle=rows))
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +107,7 @@ def plain_sets(rng, n=400, k=10, mixed=0.0, foreign=False):
         return band_of(whole, k)
 
     pose = np.exp(1j * np.angle(bands()))
-    signal, noise, other = 0.3 * bands()[0], bands(), bands()
+    signal, noise, other = 0.1 * bands()[0], bands(), bands()
     half = np.arange(n) % 2
     put = pose.conj() * (other if foreign else noise)
     maps = [signal + put[half == h].mean(0) for h in (0, 1)]
@@ -119,8 +123,7 @@ def test_own_noise_is_found_in_the_expected_amount(mixed):
     noise = [own_noise(part, 2.5, 2) for part in parts]
     share, error = np.mean([one.found for one in noise], 0)
     assert share == pytest.approx(1 - 2 * np.mean(wrong), abs=3 * error / np.sqrt(10))
-    squares = [one.amplitude[0] ** 2 for one in noise]
-    assert np.mean(squares) == pytest.approx(1, abs=3 * np.std(squares) / np.sqrt(10) + 0.02)
+    assert np.mean([one.amplitude[0] ** 2 for one in noise]) == pytest.approx(1, abs=0.2)
     shares = np.array([wrong_share(one, 1.0) for one in noise])
     assert np.mean(shares[:, 0]) == pytest.approx(np.mean(wrong), abs=0.03)
     if mixed in (0.2, 0.5):  # at 0 and 1 the share is at the end of its range
@@ -132,7 +135,7 @@ def test_particles_that_are_in_neither_map_leave_no_noise_there():
     share, error = np.mean([one.found for one in noise], 0)
     assert abs(share) < 3 * error / np.sqrt(10)
     z = [one.excess / np.sqrt(one.variance) for one in noise]
-    assert np.std(z) == pytest.approx(1, abs=0.05)
+    assert np.std(z) == pytest.approx(1, abs=0.06)
 
 
 def test_products_of_micrographs_come_together_up_to_the_last_common_shell():
@@ -158,13 +161,18 @@ def test_correct_input_passes(small, settings):
     assert "24 particles resemble it by" in summary(audit)[0]
 
 
-def test_correct_apoferritin_passes_through_both_entrances(apoferritin, test_data, tmp_path):
-    ours = audited(apoferritin)
-    theirs = audited(rm.open_cryosparc(**convert(test_data / "apoferritin", tmp_path)))
-    for audit in (ours, theirs):
-        assert findings(audit) == [] and audit["resemblance"] > 80 and audit["lead_mirrored"] < -40
-        assert audit["own_noise"] == pytest.approx(1, abs=0.1)
-    assert theirs["own_noise"] == pytest.approx(float(ours["own_noise"]), abs=0.01)
+@pytest.mark.parametrize("orientation", ["cryosparc", "relion"])
+def test_correct_input_passes_through_the_other_entrance(small, tiny, tmp_path, orientation):
+    data = rm.open_cryosparc(**convert(tiny.folder, tmp_path, orientation), orientation=orientation)
+    audit, ours = audited(data), audited(small)
+    assert findings(audit) == [] and audit["resemblance"] > 15 and audit["lead_mirrored"] < -8
+    np.testing.assert_allclose(audit["own_noise"], ours["own_noise"], atol=0.05)
+
+
+def test_correct_apoferritin_passes(apoferritin):
+    audit = audited(apoferritin)
+    assert findings(audit) == [] and audit["resemblance"] > 50 and audit["lead_mirrored"] < -30
+    assert audit["own_noise"] == pytest.approx(1, abs=0.1)
 
 
 def test_few_particles_pass_with_a_note(small):
@@ -206,16 +214,13 @@ def test_movies_whose_rows_run_the_other_way_are_named(small, energy):
     assert text.startswith("the rows of the movies run against coordinates, poses and motion")
 
 
-def test_mirrored_poses_are_named_without_reading_movies_again(small):
-    p = small.particles
+def test_mirrored_poses_are_named(apoferritin):
+    p = apoferritin.particles
     matrices = np.diag([1, -1, 1]) @ euler_to_matrix(p["euler"].values) @ np.diag([1, 1, -1])
-    poses = replace(small, particles=p.assign(
+    poses = replace(apoferritin, particles=p.assign(
         euler=p["euler"].copy(data=euler_angles_deg(matrices)), origin=p["origin"].copy(data=p["origin"].values * [1, -1]),
         defocus_angle=-p["defocus_angle"]))  # fmt: skip
-    session = rm.Session(poses, 2)
-    audit = rm.InputAudit().run(session)
-    ((severity, text),) = ((one.severity, one.text) for one in findings(audit))
-    assert severity == "error" and text.startswith("the y axis of the poses runs against the rows of the movies")
+    assert only_error(poses).startswith("the y axis of the poses runs against the rows of the movies")
 
 
 def test_inverted_contrast_is_named(small, tmp_path):
@@ -258,7 +263,7 @@ def test_apoferritin_with_wrong_half_sets(apoferritin):
     audit = audited(labelled(apoferritin, np.where(wrong, 3 - half, half)))
     assert audit["wrong_share"] == pytest.approx(wrong.mean(), abs=0.01)
     assert "half sets are not those of the half maps, " in findings(audit)[0].text
-    assert f"{100 * wrong.mean():.0f} ± 3 %" in findings(audit)[0].text
+    assert f"{100 * wrong.mean():.0f} ± 4 %" in findings(audit)[0].text
 
 
 def test_half_maps_both_made_from_all_particles_are_named(particles, small, tmp_path):

@@ -145,10 +145,12 @@ def findings(audit: xr.Dataset) -> list[Finding]:
 
 
 def summary(audit: xr.Dataset) -> list[str]:
-    """Return a line on each reference."""
+    """Return a line on each reference whose particles could be looked at."""
     lines = []
     for number in range(audit.sizes["reference"]):
-        row = {name: float(audit[name].values[number]) for name in audit.data_vars}
+        row = {str(name): float(audit[name].values[number]) for name in audit.data_vars}
+        if not np.isfinite(row["resemblance"]):
+            continue
         lines.append(
             f"input, reference {number + 1}: {row['particles']:.0f} particles resemble it by {row['resemblance']:.1f} "
             f"standard errors (mirrored {row['resemblance_mirrored']:.1f}); own noise in the own half map "

@@ -239,7 +239,8 @@ class Job:
         for line in [*summary(audit), *(one.text for one in findings(audit) if one.severity == "note")]:
             self.say(line)
         session.warnings += stage.judge(audit)
-        store.write("audit", audit, key)
+        if audit.attrs["micrographs"]:  # else no movie can be used, which the next stage says
+            store.write("audit", audit, key)
 
     def _search(self, session: Session, store: ResultStore, reporter: Reporter) -> xr.Dataset:
         stage: HyperparameterSearch = self.stage(HyperparameterSearch)
