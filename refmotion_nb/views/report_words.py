@@ -141,7 +141,7 @@ def warnings(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> list
     """Return what needs attention, each with its remedy: what the stages noted, and what the results show."""
     found = [str(text)[:1].upper() + str(text)[1:] for text in decoded(attrs.get("warnings", [])) or []]
     if "search" in groups and groups["search"].sizes.get("ray", 0):
-        found += _search_warnings(groups["search"], any("max_strength" in text for text in found))
+        found += [text for text in _search_warnings(groups["search"]) if text not in found]
     if "particles" in groups:
         written = groups["particles"]["written"].values.astype(bool)
         if written.size and written.mean() < 0.9:
@@ -156,18 +156,10 @@ def warnings(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> list
     return found
 
 
-def _search_warnings(search: xr.Dataset, said: bool) -> list[str]:
-    local, retired = search["activity_local"].values, search["retired"].values.astype(bool)
-    last = np.array([row[np.isfinite(row)][-1] if np.isfinite(row).any() else np.nan for row in local])
-    moving = ~retired & (last > STILL_A)
-    found = []
-    if moving.any() and not said:
-        limit = search.attrs.get("max_strength", np.nanmax(search["strength"].values))
-        found.append(
-            f"Activity has not come near zero on {moving.sum()} of {moving.size} rays: at the maximum total prior "
-            f"strength ({number(limit)}) particles still move up to {number(np.nanmax(last[moving]))} Å. Raise "
-            "max_strength."
-        )
+def _search_warnings(search: xr.Dataset) -> list[str]:
+    from refmotion_nb.stages.search import still_moving
+
+    found = [f"{text[:1].upper()}{text[1:]}" for text in still_moving(search)]
     activity, _ = best_activity(search)
     if activity < STILL_A:
         found.append(
