@@ -91,8 +91,9 @@ def relion_fsc(folder: Path, species: int, mask: Path) -> tuple[np.ndarray, np.n
         target = folder / f"{stem}_half{half}_class001_unfil.mrc"
         if not target.exists():
             command = ["relion_reconstruct", "--i", f"particles_{species + 1}.star", "--o", target.name, "--subset",
-                       str(half), "--ctf", "--sym", SYMMETRY, "--pad", "2", "--maxres", "3"]  # fmt: skip
+                       str(half), "--ctf", "--sym", SYMMETRY, "--pad", "2", "--maxres", "3.8"]  # fmt: skip
             subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    (folder / f"{stem}_post").mkdir(exist_ok=True)  # for its logfile.pdf
     subprocess.run(
         ["relion_postprocess", "--i", f"{stem}_half1_class001_unfil.mrc", "--mask", str(mask), "--angpix",
          str(SETTINGS.pixel_size_A), "--o", f"{stem}_post"], cwd=folder, check=True, capture_output=True,

@@ -17,7 +17,7 @@ from refmotion_nb.data.synthetic import motion as motions
 from refmotion_nb.data.synthetic import plan as planning
 from refmotion_nb.data.synthetic import tables as tables
 from refmotion_nb.data.synthetic.eer import encode_frame, split_into_events, write_eer
-from refmotion_nb.data.synthetic.simulate import SimulationSettings, simulate, trajectory_error_A
+from refmotion_nb.data.synthetic.simulate import SimulationSettings, read_species, simulate, trajectory_error_A
 from refmotion_nb.numerics.reconstruct import backproject, fsc, fsc_masked_corrected, reconstruct
 
 # coarse pixels and strong exposure: seconds to make, and the particles stand out of the noise
@@ -79,6 +79,24 @@ def test_apoferritin_has_octahedral_symmetry(apoferritin):
     assert one[0, 0].real > 0  # denser than ice
 
 
+def test_another_conformation_keeps_symmetry_and_subunits(apoferritin):
+    other = models.displaced(apoferritin, 6.0, 10.0)
+    before, after = (np.concatenate(model.positions_A) for model in (apoferritin, other))
+    chain = np.concatenate(apoferritin.subunits)
+    assert len(np.unique(chain)) == 24
+    mine = np.flatnonzero(chain == chain[0])[::97]
+    inner, outer = (np.linalg.norm(at[mine, None] - at[mine], axis=2) for at in (before, after))
+    assert np.allclose(inner, outer)  # rigid bodies
+    centres = [np.linalg.norm(at[chain == 3].mean(axis=0)) for at in (before, after)]
+    assert centres[1] - centres[0] == pytest.approx(6.0)
+    factors = models.scattering_factors(other, models.half_plane_frequency(64, 2.6), 50.0)
+    one, same = (models.project(other, rotation(10, 20, 30) @ turn, factors, 2.6) for turn in other.symmetry[[0, 7]])
+    assert np.abs(one - same).max() < 1e-3 * np.abs(one).max()
+    only = replace(apoferritin, subunits=tuple(np.zeros_like(part) for part in apoferritin.subunits))
+    with pytest.raises(InputError, match=r"lies in the middle of the model .* give a second_model"):
+        models.displaced(only, 6.0, 0.0)
+
+
 @pytest.mark.parametrize("suffix", ["pdb", "pdb.gz"])
 def test_any_model_can_be_read(tmp_path, suffix):
     lines = [
@@ -92,6 +110,8 @@ def test_any_model_can_be_read(tmp_path, suffix):
     assert model.elements == ("C", "N", "O") and not model.has_hydrogens
     assert model.symmetry.shape == (1, 3, 3)
     assert np.allclose(np.concatenate(model.positions_A).mean(axis=0), 0)
+    first, second = read_species(SimulationSettings.demo(second_share=0.2, second_model=path))
+    assert first.radius_A > 60 and second.radius_A == model.radius_A
 
 
 def test_unreadable_model_is_named(tmp_path):
@@ -458,6 +478,8 @@ def test_formats_hold_the_same_movie(tmp_path):
         ({"box_px": 161}, "even"),
         ({"defocus_max_A": 10.0}, "defocus_max_A"),
         ({"rigid_error_A": -1.0}, "negative"),
+        ({"second_share": 1.0}, "second_share is 1.0; it lies between 0 and 1"),
+        ({"second_share": 0.5, "second_box_px": 99}, "second_box_px, size_px and height_px must be even"),
     ],
 )
 def test_settings_are_checked(change, message):
@@ -468,6 +490,11 @@ def test_settings_are_checked(change, message):
 def test_a_field_without_room_is_refused(tmp_path):
     with pytest.raises(InputError, match="leaves no room"):
         simulate(replace(SMALL, size_px=80, height_px=80, edge_px=None), tmp_path)
+
+
+def test_a_species_without_a_half_set_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no particles in one of its half sets; raise particles_per_micrograph"):
+        simulate(replace(SMALL, particles_per_micrograph=3, n_micrographs=1, second_share=0.3), tmp_path)
 
 
 def test_presets_differ_in_sampling_and_dose():

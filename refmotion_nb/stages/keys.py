@@ -13,6 +13,7 @@ import xarray as xr
 
 from refmotion_nb.data.schema import Dataset, Movie, Reference
 from refmotion_nb.stages.base import hash_of
+from refmotion_nb.stages.grey_scale import choose
 
 
 class DataKeys:
@@ -28,8 +29,10 @@ class DataKeys:
         # the finest pixel decides on the box
         finest = min((movie.pixel_size_A for movie in data.movies), default=0.0)
         counts = [(name, particles.sizes["particle"]) for name, (_, particles) in micrographs.items()]
-        self.shared = _digest((data.references, data.optics, finest, counts))
-        """References, optics, and which micrographs have how many particles."""
+        several = len(data.references) > 1
+        scaled_on = choose(micrographs, len(data.references)) if several else []
+        self.shared = _digest((data.references, data.optics, finest, counts, self.of(scaled_on)))
+        """References, optics, which micrographs have how many particles, and what references were brought to one scale on."""
 
     def of(self, names: Iterable[str]) -> str:
         """Return the hash of movies and particles of some micrographs; they and their order matter."""
