@@ -150,7 +150,7 @@ def weights_table(groups: list[Measured], relion: bool = False) -> xr.Dataset:
     frames = max(len(group.exposure.edges) - 1 for _, group, _ in rows)
     tables = [_row_table(group, borrowed, relion).pad(frame=(0, frames - len(group.exposure.edges) + 1))
               for _, group, borrowed in rows]  # fmt: skip
-    table = xr.concat(tables, "group", join="outer", combine_attrs="drop")
+    table = xr.concat(tables, "group", join="outer", combine_attrs="override")
     table = table.assign_coords(
         group=[label for label, _, _ in rows],
         optics_group=("group", ["" if label == POOL else group.exposure.optics_group for label, group, _ in rows]),
