@@ -154,8 +154,8 @@ def test_names_are_escaped(store: ResultStore, as_tree: bool) -> None:
     store.write("audit", audit)
     left = {"reason": evil, "particles": 0, "n_micrographs": 1, "micrographs": [evil]}
     inputs = {evil: evil, "files": [[evil, evil]], "skipped": [left]}
-    store.update_attrs(inputs=inputs, command=evil, defaults={evil + "2": evil}, versions={evil: evil}, settings=json.dumps({evil: [evil]}), seconds={evil: 1.0}, warnings=[evil],
-                       version=evil)  # fmt: skip
+    store.update_attrs(inputs=inputs, command=evil, defaults={evil + "2": evil}, versions={evil: evil},
+                       settings=json.dumps({evil: [evil]}), seconds={evil: 1.0}, warnings=[evil], version=evil)  # fmt: skip
     html = render_report(store.tree() if as_tree else store, title=evil)
     assert "<script" not in html and "</script" not in html and "script>" not in html
     assert html.count("&lt;script&gt;&quot;x&quot;&amp;") > 30

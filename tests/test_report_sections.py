@@ -7,8 +7,10 @@ import re
 from html import unescape
 from pathlib import Path
 
+import job
 import numpy as np
 import pytest
+from conftest import Simulation
 from fake_results import (
     COMMAND,
     EXPOSURE,
@@ -256,3 +258,19 @@ def test_what_to_cite_depends_on_what_was_done(store: ResultStore) -> None:
     assert exposure in render_report(store, title="t")
     store.write("validation", fake_validation())
     assert phases in render_report(store, title="t")
+
+
+def test_the_report_of_a_job_whose_weights_were_given(tiny: Simulation, tmp_path: Path) -> None:
+    assert job.run(tiny.folder, tmp_path / "first", *job.GIVEN) == 0
+    files = ["--dose-weights", f"{tmp_path}/first/bfactors.star"]
+    assert job.run(tiny.folder, tmp_path / "out", *job.GIVEN, *files, "--float16") == 0
+    first, shown = (text_of((tmp_path / name / "report.html").read_text(encoding="utf-8")) for name in ("first", "out"))
+    for expected in ("Accumulated dose (e/Å²)", "Fourier cylinder correlation", "no confidence band"):
+        assert expected in first, expected
+    for expected in (
+        "24 particles on 2 movies, as RELION left them", f"particles {tiny.particles}", f"dose weights {files[1]}",
+        "2 8 4 32 1.6 512 × 512 300", "1 12 12 24", "Motion hyperparameters were given", "RELION's, 4 e/Å² per frame",
+        "Dose weights were read from bfactors.star", "float16 true false", "All other settings", "To repeat this run", "--float16",
+    ):  # fmt: skip
+        assert expected in shown, expected
+    assert not (tmp_path / "out/refm_fcc.npy").exists() and (tmp_path / "out/refm_empirical_dw.npy").exists()

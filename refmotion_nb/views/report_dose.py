@@ -228,7 +228,7 @@ def _fcc_curves(dose: xr.Dataset) -> str:
     legend = Legend().sequence(f"{number(exposure[0])} {unit}", f"{number(exposure[-1])} {unit}")
     legend.line("measured", "var(--muted)", "dots").line("model", "var(--muted)")
     x = Axis.of(label(dose["frequency"]), frequency, resolution=True)
-    y = Axis.of(label(dose["fcc"]), dose["fcc"].values[frames], zero=True)
+    y = Axis.of(label(dose["fcc"]), *(line.y for line in lines), zero=True)
     return figure("FCC of some frames", line_drawing("FCC of some frames", x, y, lines), _CURVES, legend=legend)
 
 

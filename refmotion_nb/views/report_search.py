@@ -215,7 +215,8 @@ def hyperparameter_tables(search: xr.Dataset, doses: list[float]) -> list[str]:
     tables = [table(("Hyperparameter", "Chosen" if search.sizes.get("ray", 0) else "Given"), chosen)]
     tables += [_relion_table(attrs, dose) for dose in doses if np.isfinite(dose) and dose > 0]
     estimated = list(_motion_model(attrs))
-    return [*tables, table(("Motion model", "Estimated"), estimated)] if estimated else tables
+    how = "Estimated" if search.sizes.get("ray", 0) else "Taken with them"
+    return [*tables, table(("Motion model", how), estimated)] if estimated else tables
 
 
 def _relion_table(attrs: Mapping[str, Any], dose: float) -> str:
@@ -231,6 +232,8 @@ def _motion_model(attrs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if np.isfinite(common := float(attrs.get("common_std_A", np.nan))):
         yield "Motion of all per frame (σ)", f"{number(common)} Å"
     decay, floor = (float(attrs.get(name, np.nan)) for name in ("profile_decay_e_A2", "profile_floor"))
+    if np.isinf(decay):
+        yield "Local motion decays", "not at all"
     if np.isfinite(decay):
         yield "Local motion decays with", f"{number(decay)} e/Å²"
     if np.isfinite(decay) and np.isfinite(floor):
