@@ -8,15 +8,18 @@ from pathlib import Path
 import param
 
 from refmotion_nb.stages.alignment import Alignment
+from refmotion_nb.stages.audit import InputAudit
 from refmotion_nb.stages.correction import MotionCorrection
 from refmotion_nb.stages.dose_weights import DoseWeights
 from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.job import Overrides
+from refmotion_nb.stages.micrographs import MicrographCorrection
 from refmotion_nb.stages.search import HyperparameterSearch
 from refmotion_nb.stages.validation import Validation
 
 HERE = Path(__file__).parent
-STAGES = (Alignment, HyperparameterSearch, DoseWeights, MotionCorrection, Validation, Overrides, Execution)
+STAGES = (Alignment, HyperparameterSearch, DoseWeights, MotionCorrection, Validation, InputAudit, Overrides, Execution)
+MICROGRAPHS = "\nOf `refmotion micrographs`, with `float16` and `repair_hot_pixels` as above.\n"
 IN_README = (
     "thoroughness", "target_particles", "all_fourier_components", "fourier_crop_to", "float16", "recenter", "symmetry",
     "energy",
@@ -41,7 +44,12 @@ def parameters_page() -> str:
             parts.append(
                 f"## {title}\n\n{(stage.__doc__ or '').strip().splitlines()[0]}\n\n{table((stage, n) for n in new)}"
             )
+    parts.append(f"## {MicrographCorrection.__name__}\n{MICROGRAPHS}\n{table(_new(MicrographCorrection, told))}")
     return "\n".join(parts)
+
+
+def _new(stage: type[param.Parameterized], told: set[str]) -> list[tuple[type[param.Parameterized], str]]:
+    return [(stage, name) for name in stage.param if name not in {"name", *told}]
 
 
 def readme_table() -> str:

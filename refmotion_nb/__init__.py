@@ -5,19 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from refmotion_nb.data.cryosparc.project import open_cryosparc, survey_cryosparc
-    from refmotion_nb.data.relion.project import open_relion, survey
+    from refmotion_nb.data.cryosparc.project import open_cryosparc, open_exposures, survey_cryosparc
+    from refmotion_nb.data.relion.project import open_movies, open_relion, survey
     from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference
     from refmotion_nb.data.store import ResultStore
     from refmotion_nb.data.synthetic.settings import SimulationSettings
     from refmotion_nb.data.synthetic.simulate import simulate
     from refmotion_nb.numerics.prior import Hyperparameters
+    from refmotion_nb.stages.audit import InputAudit
     from refmotion_nb.stages.correction import MotionCorrection
     from refmotion_nb.stages.dose_weights import DoseWeights
     from refmotion_nb.stages.job import Job
+    from refmotion_nb.stages.micrographs import MicrographCorrection
     from refmotion_nb.stages.search import HyperparameterSearch, best
     from refmotion_nb.stages.session import Session
     from refmotion_nb.stages.validation import Validation
+    from refmotion_nb.views import plots
     from refmotion_nb.views.report import write_report
 
 __version__ = "0.1.0"
@@ -28,8 +31,10 @@ __all__ = [
     "Gain",
     "HyperparameterSearch",
     "Hyperparameters",
+    "InputAudit",
     "InputError",
     "Job",
+    "MicrographCorrection",
     "MotionCorrection",
     "Reference",
     "ResultStore",
@@ -38,7 +43,10 @@ __all__ = [
     "Validation",
     "best",
     "open_cryosparc",
+    "open_exposures",
+    "open_movies",
     "open_relion",
+    "plots",
     "simulate",
     "survey",
     "survey_cryosparc",
@@ -52,8 +60,10 @@ _HOME = {
     "Gain": "data.schema",
     "HyperparameterSearch": "stages.search",
     "Hyperparameters": "numerics.prior",
+    "InputAudit": "stages.audit",
     "InputError": "data.schema",
     "Job": "stages.job",
+    "MicrographCorrection": "stages.micrographs",
     "MotionCorrection": "stages.correction",
     "Reference": "data.schema",
     "ResultStore": "data.store",
@@ -62,7 +72,10 @@ _HOME = {
     "Validation": "stages.validation",
     "best": "stages.search",
     "open_cryosparc": "data.cryosparc.project",
+    "open_exposures": "data.cryosparc.project",
+    "open_movies": "data.relion.project",
     "open_relion": "data.relion.project",
+    "plots": "views",
     "simulate": "data.synthetic.simulate",
     "survey": "data.relion.project",
     "survey_cryosparc": "data.cryosparc.project",
@@ -75,7 +88,10 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         from importlib import import_module
 
-        value = globals()[name] = getattr(import_module(f"refmotion_nb.{_HOME[name]}"), name)
+        home = import_module(f"refmotion_nb.{_HOME[name]}")
+        value = getattr(home, name, None) or import_module(f"{home.__name__}.{name}")  # a namespace is a module
+        globals()[name] = value
+        import_module("refmotion_nb.views.reprs").attach()
         return value
     message = f"refmotion_nb has no {name!r}"
     if not name.startswith("_"):

@@ -47,7 +47,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     """Return the parser; only the options of ``command`` are filled in, since they come with what they belong to."""
     parser = argparse.ArgumentParser(prog="refmotion", description="Reference-based motion correction for cryo-EM.")
     parser.add_argument("--version", action="version", version=f"refmotion {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="demo | simulate | check | run")
+    commands = parser.add_subparsers(required=True, metavar="demo | simulate | check | run | micrographs")
     demo = commands.add_parser("demo", help="simulate a small dataset, run the whole job, write the report")
     demo.add_argument("--out", type=Path, default=Path("refmotion-demo"))
     demo.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -64,6 +64,13 @@ def _parser(command: str) -> argparse.ArgumentParser:
     if command == "run":
         _run_options(run)
     run.set_defaults(command=_run)
+    micrographs = commands.add_parser("micrographs", help="write dose-weighted micrographs from movies, motion undone")
+    if command == "micrographs":
+        from refmotion_nb.cli_micrographs import add_options, write_micrographs
+
+        _input_options(micrographs)
+        add_options(micrographs, _add_parameter)
+        micrographs.set_defaults(command=write_micrographs)
     return parser
 
 
@@ -133,6 +140,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
 
 def _parameters() -> dict[str, param.Parameter]:
     """Return the parameters of all stages by name."""
+    from refmotion_nb.stages.audit import InputAudit
     from refmotion_nb.stages.correction import MotionCorrection
     from refmotion_nb.stages.dose_weights import DoseWeights
     from refmotion_nb.stages.execute import Execution
@@ -141,7 +149,7 @@ def _parameters() -> dict[str, param.Parameter]:
     from refmotion_nb.stages.validation import Validation
 
     found = {}
-    for stage in (HyperparameterSearch, DoseWeights, MotionCorrection, Validation, Overrides, Execution):
+    for stage in (HyperparameterSearch, DoseWeights, MotionCorrection, Validation, InputAudit, Overrides, Execution):
         for name in stage.param:
             if name != "name":
                 found.setdefault(name, stage.param[name])
@@ -174,6 +182,8 @@ def _references(options: argparse.Namespace) -> list[Reference]:
         raise InputError("no half maps; give --half1, --half2 and --mask, or --fsc postprocess.star")
     if options.mask and len(options.mask) != len(options.half1):
         raise InputError(f"{len(options.mask)} --mask for {len(options.half1)} references; give one for each, or none")
+    if options.fsc and len(options.fsc) != len(options.half1):
+        raise InputError(f"{len(options.fsc)} --fsc for {len(options.half1)} references; give one for each, or none")
     masks = options.mask or [None] * len(options.half1)
     curves = options.fsc or [None] * len(options.half1)
     return [Reference(*files) for files in zip(options.half1, options.half2, masks, curves)]
@@ -279,6 +289,8 @@ def _finish(job: Any, until: str, console: Console) -> int:
     job.seconds["report"] = time.perf_counter() - start
     for warning in job.warnings:
         console.say(f"warning: {warning}")
+    if "n_particles" in job.search.attrs:
+        console.say(f"searched on {', '.join(job.search.attrs['micrographs'])}", log_only=True)
     console.say(_summary(job))
     if not complete:
         console.say("refmotion: not everything was written; the reasons stand above and in the report")
@@ -294,6 +306,11 @@ def _summary(job: Any) -> str:
         rows.append(
             f"  {'hyperparameters':28s}strength {h.strength:.4g}, balance {h.balance_deg:.3g}°, distance {h.distance_A:.5g} Å"
         )
+        if "n_particles" in job.search.attrs:
+            names = job.search.attrs["micrographs"]
+            more = f" and {len(names) - 3} more, listed in run.log" if len(names) > 3 else ""
+            few = f"{job.search.attrs['n_particles']} particles of {', '.join(names[:3])}{more}"
+            rows.append(f"  {'searched on':28s}{few}")
     if job.particles is not None:
         written = job.particles["written"].values
         rows.append(f"  {'particles written':28s}{int(written.sum())} of {len(written)}")
@@ -375,7 +392,8 @@ def _simulate(options: argparse.Namespace) -> int:
         result = simulate(SimulationSettings(**given), options.out, console)
     print(
         f"{result.n_particles} particles on {result.settings.n_micrographs} movies in {result.folder}; rigid alignment is "
-        f"off by {result.rigid_error_A:.2f} Å, the reference reaches {result.fsc_resolution_A:.2f} Å"
+        f"off by {result.rigid_error_A:.2f} Å, the reference reaches "
+        + " and ".join(f"{resolution:.2f} Å" for resolution in result.fsc_resolutions_A)
     )
     return 0
 

@@ -52,17 +52,24 @@ def convert(folder: Path, out: Path, orientation: str = "cryosparc", container: 
 
     ``spline`` leads from a micrograph to coefficients in RELION's frame. Returns the arguments of ``open_cryosparc``.
     """
+    names = list(dict.fromkeys(starfile.read(folder / "Extract/particles.star")["particles"]["rlnMicrographName"]))
+    uids = {name: 10**18 + 7 * i for i, name in enumerate(names)}
+    exposures = [_exposure(name, _motion(folder, name), uids[name], out, folder, spline) for name in names]
+    columns = {key: np.array([one[key] for one in exposures]) for key in exposures[0]}
+    return {"exposures": save(out / "J2/exposures.cs", columns, container),
+            **refinement(folder, out, uids, orientation, container), "root": out}  # fmt: skip
+
+
+def refinement(
+    folder: Path, out: Path, uids: dict, orientation: str, container: bool = False, job: str = "J5",
+    table: str = "particles.star", maps: str = "Ref",
+) -> dict:  # fmt: skip
+    """Write the particles and the volume of a refinement; ``uids`` are those of the micrographs."""
     mirrored = orientation == "cryosparc"
-    particles = starfile.read(folder / "Extract/particles.star")
+    particles = starfile.read(folder / "Extract" / table)
     optics, table = particles["optics"], particles["particles"]
     optics = optics.iloc[0]
-    names = list(dict.fromkeys(table["rlnMicrographName"]))
-    uids = {name: 10**18 + 7 * i for i, name in enumerate(names)}
-    motion = {name: starfile.read(folder / Path(name).with_suffix(".star"), always_dict=True) for name in names}
-    exposures = [_exposure(name, motion[name], uids[name], out, folder, spline) for name in names]
-    columns = {key: np.array([one[key] for one in exposures]) for key in exposures[0]}
-    files = {"exposures": save(out / "J2/exposures.cs", columns, container)}
-    first = _general(motion[names[0]])
+    first = _general(_motion(folder, table["rlnMicrographName"].iloc[0]))
     height, width = int(first["rlnImageSizeY"]), int(first["rlnImageSizeX"])
     flip = np.diag([1.0, -1, 1]), np.diag([1.0, 1, -1])
     poses, shifts = [], []
@@ -71,7 +78,7 @@ def convert(folder: Path, out: Path, orientation: str = "cryosparc", container: 
         poses.append(pose(flip[0] @ a @ flip[1] if mirrored else a))
         shifts.append([row.rlnOriginXAngst, row.rlnOriginYAngst * (-1 if mirrored else 1)])
     n, pixel = len(table), float(optics["rlnImagePixelSize"])
-    uid = np.random.default_rng(5).permutation(n).astype(np.uint64) + np.uint64(1 << 62)
+    uid = np.random.default_rng(5).permutation(n).astype(np.uint64) + np.uint64((1 << 62) + 1000 * int(job[1:]))
     turned = -1 if mirrored else 1
     columns = {
         "uid": uid,
@@ -102,7 +109,7 @@ def convert(folder: Path, out: Path, orientation: str = "cryosparc", container: 
         "alignments3D/class": np.zeros(n, "u4"),
         "alignments3D/error": np.linspace(1, 2, n).astype("f4"),
     }  # fmt: skip
-    files["particles"] = save(out / "J5/particles.cs", columns, container)
+    files = {"particles": save(out / job / "particles.cs", columns, container)}
     shuffled = np.random.default_rng(6).permutation(n)
     passthrough = {
         "uid": uid,
@@ -121,9 +128,14 @@ def convert(folder: Path, out: Path, orientation: str = "cryosparc", container: 
             else 1 - table["rlnCoordinateY"] / height
         ).to_numpy("f4"),
     }
-    save(out / "J5/J5_passthrough_particles.cs", {key: np.asarray(v)[shuffled] for key, v in passthrough.items()})
-    files["volumes"] = _volume(folder, out, mirrored, container)
-    return {**files, "root": out}
+    save(
+        out / job / f"{job}_passthrough_particles.cs", {key: np.asarray(v)[shuffled] for key, v in passthrough.items()}
+    )
+    return {**files, "volumes": _volume(folder / maps, out, mirrored, container, job)}
+
+
+def _motion(folder: Path, name: str) -> dict:
+    return starfile.read(folder / Path(name).with_suffix(".star"), always_dict=True)
 
 
 def _general(blocks: dict) -> dict:
@@ -176,18 +188,18 @@ def _exposure(name: str, blocks: dict, uid: int, out: Path, folder: Path, spline
     }  # fmt: skip
 
 
-def _volume(folder: Path, out: Path, mirrored: bool, container: bool) -> Path:
+def _volume(maps: Path, out: Path, mirrored: bool, container: bool, job: str) -> Path:
     columns: dict = {"uid": np.array([3], np.uint64)}
     for name, file in (("map_half_A", "half1"), ("map_half_B", "half2"), ("mask_refine", "mask")):
-        with mrcfile.open(folder / f"Ref/{file}.mrc") as source:
+        with mrcfile.open(maps / f"{file}.mrc") as source:
             data, pixel = source.data.copy(), float(source.voxel_size.x)
         # the other hand, about the centre n // 2
         data = np.roll(data[::-1], 1, axis=0) if mirrored else data
-        path = out / f"J5/J5_volume_{name}.mrc"
+        path = out / job / f"{job}_volume_{name}.mrc"
         path.parent.mkdir(parents=True, exist_ok=True)
         with mrcfile.new(path, overwrite=True) as target:
             target.set_data(data)
             target.voxel_size = pixel
-        columns |= {f"{name}/path": [f"J5/{path.name}"], f"{name}/shape": np.array([data.shape], "u4"),
+        columns |= {f"{name}/path": [f"{job}/{path.name}"], f"{name}/shape": np.array([data.shape], "u4"),
                     f"{name}/psize_A": np.array([pixel], "f4")}  # fmt: skip
-    return save(out / "J5/J5_volume.cs", columns, container)
+    return save(out / job / f"{job}_volume.cs", columns, container)

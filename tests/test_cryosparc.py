@@ -18,7 +18,7 @@ from refmotion_nb.data.relion.motion import initial_displacement, rigid_displace
 from refmotion_nb.data.star import read_star
 from refmotion_nb.numerics.projection import euler_to_matrix
 from refmotion_nb.stages.alignment import Alignment, MotionPrior
-from refmotion_nb.stages.job import data_key
+from refmotion_nb.stages.keys import data_key
 
 SAME_A = 1e-3
 MIRRORED_A = 0.05  # a mirrored box holds another outermost row

@@ -9,8 +9,10 @@ import pytest
 
 import refmotion_nb
 from refmotion_nb.cli import _parameters, _parser
+from refmotion_nb.stages.micrographs import MicrographCorrection
 
 ROOT = Path(__file__).parents[1]
+OF_MICROGRAPHS = {name for name in MicrographCorrection.param if name != "name"}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -23,7 +25,7 @@ def test_parameter_tables_are_those_of_the_code(written):
     page = (ROOT / "docs/parameters.md").read_text(encoding="utf-8")
     assert page == written["parameters_page"](), "run python docs/make_parameters.py"
     assert README == written["with_table"](README), "run python docs/make_parameters.py"
-    assert set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) == set(_parameters())
+    assert set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) == set(_parameters()) | OF_MICROGRAPHS
 
 
 def test_every_parameter_is_explained():
@@ -43,7 +45,7 @@ def test_commands_in_the_readme_can_be_read():
 
 
 def _options():
-    for name in ("demo", "simulate", "check", "run"):
+    for name in ("demo", "simulate", "check", "run", "micrographs"):
         (commands,) = (action for action in _parser(name)._actions if action.choices)
         yield from commands.choices[name]._actions
 

@@ -270,7 +270,12 @@ def test_the_report_of_a_job_whose_weights_were_given(tiny: Simulation, tmp_path
     for expected in (
         "24 particles on 2 movies, as RELION left them", f"particles {tiny.particles}", f"dose weights {files[1]}",
         "2 8 4 32 1.6 512 × 512 300", "1 12 12 24", "Motion hyperparameters were given", "RELION's, 4 e/Å² per frame",
-        "Dose weights were read from bfactors.star", "float16 true false", "All other settings", "To repeat this run", "--float16",
+        "Dose weights were read from bfactors.star", "float16 true false", "All other settings", "To repeat this run",
     ):  # fmt: skip
         assert expected in shown, expected
     assert not (tmp_path / "out/refm_fcc.npy").exists() and (tmp_path / "out/refm_empirical_dw.npy").exists()
+
+
+def test_warnings_are_said_once_and_names_stay_as_they_are() -> None:
+    said = "mic_007: its movie cannot be read"
+    assert warnings({}, {"warnings": [said, said, "the frames are dark"]}) == [said, "The frames are dark"]

@@ -60,8 +60,7 @@ def check_dataset(
 ) -> Check:
     """Summarise a data set and read its references, adding what is wrong with them to ``problems``."""
     problems, notes = [*problems], [*notes]
-    facts = [*_particle_facts(dataset), *_movie_facts(dataset)]
-    facts += [(f"optics {i + 1}", _optics(one)) for i, one in enumerate(dataset.optics)]
+    facts = dataset_facts(dataset)
     for i, reference in enumerate(dataset.references):
         name = "reference" if len(dataset.references) == 1 else f"reference {i + 1}"
         try:
@@ -74,9 +73,21 @@ def check_dataset(
             problems += unlike_particles(reference, loaded.box_size, loaded.pixel_size_A, dataset)
     if not dataset.references:
         facts.append(("reference", "none given"))
-    reasons = Counter(skip.reason for skip in dataset.skipped if skip.row >= 0)
-    facts.append(("left out", "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common()) or "nothing"))
+    facts.append(
+        ("left out", "; ".join(f"{reason} ({n})" for reason, n in left_out(dataset).most_common()) or "nothing")
+    )
     return Check(title, tuple(facts), tuple(dict.fromkeys(problems)), tuple(dict.fromkeys(notes)), dataset)
+
+
+def dataset_facts(dataset: Dataset) -> list[tuple[str, str]]:
+    """Return what a data set holds (name, text), from its tables alone."""
+    optics = [(f"optics {i + 1}", _optics(one)) for i, one in enumerate(dataset.optics)]
+    return [*_particle_facts(dataset), *_movie_facts(dataset), *optics]
+
+
+def left_out(dataset: Dataset) -> Counter[str]:
+    """Return how many particles were left out for each reason."""
+    return Counter(skip.reason for skip in dataset.skipped if skip.row >= 0)
 
 
 def _particle_facts(dataset: Dataset) -> list[tuple[str, str]]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -10,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from refmotion_nb.data.schema import InputError
+
+_TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8}(\.[^.]+)?|[0-9a-f]{12})")  # of ``atomic``, and of a group of results
 
 
 @contextmanager
@@ -30,11 +35,36 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path, older_than_s: float = 3600.0) -> None:
-    """Remove what killed runs left of ``atomic`` in a folder; younger ones may belong to a run that is still going."""
-    for path in folder.glob(".*.????????.*"):
+    """Remove what killed runs left of ``atomic`` and of groups in a folder, if nobody may still be writing it."""
+    for path in folder.glob(".*"):
+        if _TEMPORARY.fullmatch(path.name) is None:
+            continue
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > older_than_s:
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def sole(folder: Path) -> Iterator[bool]:
+    """Hold a folder against other runs while the block lasts, however it ends; False if the file system cannot.
+
+    Raises
+    ------
+    InputError
+        Another process holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except BlockingIOError:
+            raise InputError(f"another run is writing to {folder}; wait for it, or choose another --out") from None
+        except OSError:  # some network file systems have no locks
+            held = False
+        yield held
+    finally:
+        os.close(handle)
 
 
 def read_text(path: str | Path) -> str:

@@ -107,11 +107,12 @@ class Reference:
 
 @dataclass(frozen=True)
 class Skipped:
-    """An input particle (or all those of a movie) that is not processed, and why."""
+    """An input particle (or a movie without any) that is not processed, and why."""
 
-    row: int  # row of the input particle table, from 0
+    row: int  # row of the input particle table, from 0; -1: a movie without particles
     micrograph: str
     reason: str
+    reference: int = 0  # whose particle table it is
 
 
 @dataclass(frozen=True)

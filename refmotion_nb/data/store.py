@@ -26,8 +26,8 @@ from refmotion_nb.data.schema import InputError
 if TYPE_CHECKING:
     import xarray as xr
 
-SINGLE = ("search", "dose_weights", "particles", "validation")
-PER_MICROGRAPH = ("tracks", "noise")
+SINGLE = ("audit", "search", "dose_weights", "particles", "validation", "corrected_micrographs")
+PER_MICROGRAPH = ("tracks", "noise", "micrographs")
 _KEY = "store_key"
 _STALE_S = 3600.0  # a group is written in much less: an older temporary folder is what a killed run left
 _HYPERPARAMETERS = (
@@ -62,7 +62,7 @@ class ResultStore:
         Parameters
         ----------
         group
-            ``search``, ``dose_weights``, ``particles``, ``validation``, ``tracks/<micrograph>`` or
+            ``audit``, ``search``, ``dose_weights``, ``particles``, ``validation``, ``tracks/<micrograph>`` or
             ``noise/<micrograph>``.
         dataset
             Numbers, truth values and text; attributes come back in JSON's types (tuples and arrays as lists).
@@ -83,6 +83,13 @@ class ResultStore:
             zarr_v2.write_group(temporary, dataset, {**dataset.attrs, **({_KEY: key} if key else {})})
             self._move(temporary, target)
         finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def remove(self, group: str) -> None:
+        """Remove ``group``, if it is there: at once, as seen by others."""
+        temporary = self._temporary()
+        with suppress(FileNotFoundError):
+            os.rename(self._folder(group), temporary)
             shutil.rmtree(temporary, ignore_errors=True)
 
     def read(self, group: str, key: str = "", lazy: bool = False) -> xr.Dataset | None:

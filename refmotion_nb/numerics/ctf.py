@@ -55,7 +55,13 @@ def frequencies(k: int, extent_A: float, magnification: np.ndarray | None = None
 
     An anisotropic magnification (RELION's rlnMagMat) turns the frequencies of the image into those of the specimen.
     """
-    ky, kx = band_indices(k)
+    return specimen_frequencies(*band_indices(k), extent_A, magnification)
+
+
+def specimen_frequencies(
+    ky: np.ndarray, kx: np.ndarray, extent_A: float, magnification: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the spatial frequencies (y, x) in 1/Å of the steps ky, kx of boxes ``extent_A`` wide; see ``frequencies``."""
     y, x = np.broadcast_arrays(ky / extent_A, kx / extent_A)
     if magnification is not None:
         m = np.asarray(magnification)

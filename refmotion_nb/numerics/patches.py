@@ -104,12 +104,12 @@ def mean_count(frame: np.ndarray, gain: np.ndarray, step: int = 7) -> np.float32
 
 def background_patches(coarse: np.ndarray, shape: tuple[int, ...], corners: np.ndarray, box: int) -> np.ndarray:
     """Return the patches (particle, box, box) at ``corners`` x y of an image (ky, kx) spread linearly over ``shape``."""
-    y = _linear(corners[:, 1, None] + np.arange(box), shape[0], coarse.shape[0])
-    x = _linear(corners[:, 0, None] + np.arange(box), shape[1], coarse.shape[1])
+    y = cell_weights(corners[:, 1, None] + np.arange(box), shape[0], coarse.shape[0])
+    x = cell_weights(corners[:, 0, None] + np.arange(box), shape[1], coarse.shape[1])
     return y @ coarse.astype(np.float32) @ x.transpose(0, 2, 1)
 
 
-def _linear(pixel: np.ndarray, size: int, n: int) -> np.ndarray:
+def cell_weights(pixel: np.ndarray, size: int, n: int) -> np.ndarray:
     """Weights (particle, pixel, n) of ``n`` equal cells along an axis of ``size`` pixels; constant beyond the last centres."""
     u = np.clip((pixel + 0.5) * n / size - 0.5, 0, n - 1)
     return np.clip(1 - np.abs(u[..., None] - np.arange(n)), 0, None).astype(np.float32)

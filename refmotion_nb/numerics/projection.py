@@ -82,6 +82,16 @@ def euler_to_matrix(euler_deg: np.ndarray) -> np.ndarray:
     return np.stack([np.stack(row, -1) for row in rows], -2)
 
 
+def slice_axes(matrices: np.ndarray, scale: float = 1.0, magnification: np.ndarray | None = None) -> np.ndarray:
+    """Return where steps of an image along kx and ky lead to in the map's transform (particle, 3, 2), in its steps.
+
+    That is A^T (kx', ky', 0) with the magnification applied to (kx, ky); ``scale`` is the ratio of the map's physical
+    extent to the image's.
+    """
+    m = np.eye(2) if magnification is None else np.asarray(magnification, np.float64)
+    return np.einsum("pij,ik->pjk", matrices[:, :2, :], m) * scale
+
+
 def slices(
     volume: FourierVolume,
     matrices: np.ndarray,  # (particle, 3, 3)
@@ -97,9 +107,7 @@ def slices(
     ``scale`` is the ratio of the map's physical extent to the image's (shell k of the image is shell scale·k of the
     map). With ``box`` > 0 the object is moved from the origin to pixel ``centre_px`` of an image of that box.
     """
-    m = np.eye(2) if magnification is None else np.asarray(magnification, np.float64)
-    # frequency in the map = A^T (kx', ky', 0), with the magnification applied to (kx, ky)
-    to_map = np.einsum("pij,ik->pjk", matrices[:, :2, :], m) * scale
+    to_map = slice_axes(matrices, scale, magnification)
     shift = np.zeros((len(matrices), 2))
     if box:
         shift = (centre_px - np.asarray(origin_px, np.float64)) / box

@@ -40,3 +40,12 @@ def retired(activity_local: np.ndarray) -> bool:
     """Return whether a ray with this history of local activity (step,) has come to rest."""
     recent = activity_local[-QUIET_STEPS:]
     return len(recent) == QUIET_STEPS and bool((recent < QUIET_A).all())
+
+
+def unrested(activity_local: np.ndarray, retired: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which rays (ray,) still moved at their last step, and their local activity there (ray,) Å.
+
+    ``activity_local`` (ray, step) is NaN beyond the end of a ray, ``retired`` (ray,) true for those that came to rest.
+    """
+    last = np.array([row[np.isfinite(row)][-1] if np.isfinite(row).any() else np.nan for row in activity_local])
+    return ~retired.astype(bool) & (last > QUIET_A), last

@@ -6,16 +6,20 @@ import re
 
 import numpy as np
 
+_PHI = 0.5 * (1 + np.sqrt(5))
+Axis = tuple[float, float, float]
 # (order, axis) of the generators; RELION's orientations
-_POLYHEDRAL: dict[str, tuple[tuple[int, tuple[float, float, float]], ...]] = {
-    "T": ((3, (0, 0, 1)), (2, (0, 0.816496, 0.577350))),
+_POLYHEDRAL: dict[str, tuple[tuple[int, Axis], ...]] = {
+    "T": ((3, (0, 0, 1)), (2, (0, np.sqrt(2), 1))),
     "O": ((3, (1, 1, 1)), (4, (0, 0, 1))),
-    "I1": ((2, (1, 0, 0)), (5, (0.85065080702670, 0, -0.5257311142635)), (3, (0.9341723640, 0.3568220765, 0))),
-    "I2": ((2, (0, 0, 1)), (5, (0.525731114, 0, 0.850650807)), (3, (0, 0.356822076, 0.934172364))),
+    "I1": ((2, (1, 0, 0)), (5, (_PHI, 0, -1)), (3, (_PHI**2, 1, 0))),
+    "I2": ((2, (0, 0, 1)), (5, (1, 0, _PHI)), (3, (0, 1, _PHI**2))),
+    "I3": ((5, (0, 0, 1)), (2, (-1, 0, _PHI))),
+    "I4": ((5, (0, 0, 1)), (2, (1, 0, _PHI))),
 }
 
 
-def rotation(order: int, axis: tuple[float, float, float]) -> np.ndarray:
+def rotation(order: int, axis: Axis) -> np.ndarray:
     """Return the rotation (3, 3) by 360° / order about an axis."""
     u = np.asarray(axis, float) / np.linalg.norm(axis)
     angle = 2 * np.pi / order
@@ -24,7 +28,7 @@ def rotation(order: int, axis: tuple[float, float, float]) -> np.ndarray:
 
 
 def operators(name: str) -> np.ndarray:
-    """Return the rotations (operator, 3, 3) of a point group: Cn, Dn, T, O, I (= I2), I1, I2.
+    """Return the rotations (operator, 3, 3) of a point group: Cn, Dn, T, O, I (= I2), I1, I2, I3, I4.
 
     Raises
     ------
@@ -32,17 +36,32 @@ def operators(name: str) -> np.ndarray:
         A name that is none of these.
     """
     name = name.strip().upper()
-    cyclic = re.fullmatch(r"([CD])([1-9]\d*)", name)
+    cyclic = re.fullmatch(r"([CD])([1-9]\d?)", name)
     if cyclic:
         generators = [rotation(int(cyclic[2]), (0, 0, 1))]
         if cyclic[1] == "D":
             generators.append(rotation(2, (1, 0, 0)))
     else:
-        name = "I2" if name == "I" else name
-        if name not in _POLYHEDRAL:
-            raise ValueError(f"symmetry {name}: give one of Cn, Dn, T, O, I1, I2")
-        generators = [rotation(*g) for g in _POLYHEDRAL[name]]
+        known = "I2" if name == "I" else name
+        if known not in _POLYHEDRAL:
+            raise ValueError(f"symmetry {name}: give one of Cn, Dn, T, O, I1, I2, I3, I4")
+        generators = [rotation(*g) for g in _POLYHEDRAL[known]]
     return _closure(generators)
+
+
+def grid_cosets(rotations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Split a group (operator, 3, 3) into its operators that map a cubic grid onto itself and one of each coset.
+
+    Returns the former (H) as integers and representatives r such that every operator is one h @ r: a transform filled
+    at the places r k only becomes symmetric by adding up, at every grid point, the values at its places h k.
+    """
+    on_grid = np.abs(rotations - np.rint(rotations)).max((1, 2)) < 1e-6
+    subgroup = np.rint(rotations[on_grid]).astype(np.int64)
+    representatives: list[np.ndarray] = []
+    for one in rotations:
+        if not any((np.abs(subgroup @ r - one).max((1, 2)) < 1e-4).any() for r in representatives):
+            representatives.append(one)
+    return subgroup, np.stack(representatives)
 
 
 def _closure(generators: list[np.ndarray]) -> np.ndarray:

@@ -179,7 +179,9 @@ class AlignedWindows:
     windows: Windows
     cross: float  # Σ X V* / σ² along the motion that motion correction found
     power: float  # Σ |V|² / σ²: cross / power is the scale
-    own_noise: dict[str, Any] = field(default_factory=dict)  # arguments of own_noise_windows, if it is to be removed
+    own_noise: list[tuple[np.ndarray, dict[str, Any]]] = field(
+        default_factory=list
+    )  # rows, own_noise_windows' arguments
 
     def scale(self, prior: MotionPrior) -> float:
         """Return the grey scale of the reference in this micrograph; its own, where the prior knows of no others."""
@@ -191,8 +193,8 @@ class AlignedWindows:
         """Return the windows in log-likelihood units, the expected own noise taken out."""
         scale = self.scale(prior)
         values = self.windows.values * np.float32(scale)
-        if self.own_noise:
-            values -= np.float32(scale**2) * own_noise_windows(**self.own_noise)
+        for rows, arguments in self.own_noise:
+            values[rows] -= np.float32(scale**2) * own_noise_windows(**arguments)
         return replace(self.windows, values=values)
 
 
@@ -228,17 +230,23 @@ def alignment_windows(
 def _own_noise(
     m: Micrograph, settings: Alignment, band: np.ndarray, decay: np.ndarray, whiten: np.ndarray, total: np.ndarray,
     windows: Windows, k: int,
-) -> dict[str, Any]:  # fmt: skip
+) -> list[tuple[np.ndarray, dict[str, Any]]]:  # fmt: skip
     if not settings.remove_own_noise:
-        return {}
-    # power of the half map without the CTF, shell by shell
-    transfer = band_power(m.ctf, k).sum(0)
-    unmodulated = np.divide(total.sum(0), transfer, out=np.zeros(k + 1), where=transfer > 0)
-    noise_share = (np.clip(1 - m.fsc[:, : k + 1], 0, 1) * band[:, : k + 1]).mean(0)
-    weight = noise_share * unmodulated * whiten * decay**2
+        return []
+    transfer = band_power(m.ctf, k)
     offset = m.placement.initial_A / m.movie.pixel_size_A - m.spectra.offset_px
-    return {"ctf": m.ctf[:, m.ctf.shape[2] - 1 - k : m.ctf.shape[2] + k, : k + 1].copy(), "weight": weight,
-            "offset_px": offset, "k": k, "grid": windows.grid, "box": m.spectra.box}  # fmt: skip
+    ctf = m.ctf[:, m.ctf.shape[2] - 1 - k : m.ctf.shape[2] + k, : k + 1]
+    which, parts = m.particles["reference"].values, []
+    for reference in np.unique(which):  # each has its own noise
+        rows = np.flatnonzero(which == reference)
+        # power of the half map without the CTF, shell by shell
+        passed = transfer[rows].sum(0)
+        unmodulated = np.divide(total[rows].sum(0), passed, out=np.zeros(k + 1), where=passed > 0)
+        noise_share = (np.clip(1 - m.fsc[rows, : k + 1], 0, 1) * band[rows, : k + 1]).mean(0)
+        weight = noise_share * unmodulated * whiten * decay**2
+        parts.append((rows, {"ctf": ctf[rows], "weight": weight, "offset_px": offset[rows], "k": k,
+                             "grid": windows.grid, "box": m.spectra.box}))  # fmt: skip
+    return parts
 
 
 @dataclass
@@ -259,14 +267,17 @@ def score_windows(micrograph: Micrograph, settings: Alignment, threads: int) -> 
     band = (shells >= low) & (shells < k)
     decay = settings.decay(m, k + 1)
     whiten = inverse_noise(m.noise_power)[: k + 1]
-    curve = np.ones_like(whiten) if settings.relion else np.clip(m.fsc[:, : k + 1], 0, 1).mean(0)
-    weight = decay * (band * curve * (np.sqrt(whiten) if settings.relion else whiten))
+    if settings.relion:
+        weight = (decay * (band * np.sqrt(whiten)))[None]
+    else:
+        weight = decay * (band * whiten * np.clip(m.fsc[:, : k + 1], 0, 1))[:, None]
     grid = spline_grid(k, spectra.box, settings.window_reach_A / m.movie.pixel_size_A)
-    values = correlation_windows(spectra, m.opposite, weight[None], k, grid, threads)
+    values = correlation_windows(spectra, m.opposite, weight, k, grid, threads)
     windows = Windows(values, grid, spectra.offset_px.astype(np.float64), m.movie.pixel_size_A)
-    reference = float((band_power(m.opposite, k).sum(0) * weight.sum(0)).sum())
-    per_pixel = m.noise_power[: k + 1] * m.n * np.pi * (2 * shells + 1)  # Σ |X|² of a shell
-    return ScoreWindows(windows, float((per_pixel * weight.sum(0)).sum()), reference)
+    over_frames = np.broadcast_to(weight.sum(1), (m.n, k + 1))
+    reference = float((band_power(m.opposite, k) * over_frames).sum())
+    power = m.noise_power[: k + 1] * np.pi * (2 * shells + 1)  # Σ |X|² of a shell
+    return ScoreWindows(windows, float((power * over_frames).sum()), reference)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import param
@@ -55,8 +59,47 @@ def hash_of(*content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@dataclass
+class Ran:
+    """The last run of a stage, for people to look at."""
+
+    state: str = "running"  # then done, cancelled or failed
+    started: float = field(default_factory=time.perf_counter)
+    seconds: float | None = None  # once it has ended
+    result: Any = None
+    error: str = ""
+
+
+def _remembered(run: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(run)
+    def remembering(self: Stage, *args: Any, **kwargs: Any) -> Any:
+        self.ran = ran = Ran()
+        try:
+            ran.result = run(self, *args, **kwargs)
+            ran.state = "done"
+            return ran.result
+        except (Cancelled, KeyboardInterrupt):
+            ran.state = "cancelled"
+            raise
+        except BaseException as error:
+            ran.state, ran.error = "failed", str(error)
+            raise
+        finally:
+            ran.seconds = time.perf_counter() - ran.started
+
+    return remembering
+
+
 class Stage(param.Parameterized):
     """One step of the job: settings declared once, which are also the options and the widgets."""
+
+    ran: Ran | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let ``run`` remember how it went."""
+        super().__init_subclass__(**kwargs)
+        if "run" in vars(cls):
+            type.__setattr__(cls, "run", _remembered(vars(cls)["run"]))
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that can change the result."""

@@ -58,7 +58,6 @@ class MotionCorrection(Alignment):
         out: str | Path,
         reporter: Reporter | None = None,
         image_root: Path | None = None,
-        data_key: str = "",
     ) -> xr.Dataset:
         """Correct all particles into ``out`` and return the table of what was written and what was not, with reasons.
 
@@ -75,7 +74,11 @@ class MotionCorrection(Alignment):
         out = Path(out)
         store = ResultStore(out / "results.zarr")
         prior = prior_from_attrs(search.attrs)
-        key = hash_of(self.settings(), self.track_key(prior), hash_of_weights(dose), data_key)
+        settings = self.settings(), self.track_key(prior), hash_of_weights(dose), session.keys.shared
+
+        def key(name: str) -> str:
+            return hash_of(settings, session.keys.of([name]))
+
         check_reach(session, dose)
         stacks = _stack_folder(out, image_root)
         sweep(out / "Particles")
@@ -84,7 +87,7 @@ class MotionCorrection(Alignment):
             name: table
             for name in session
             if (out / "Particles" / f"{name}.mrcs").exists()
-            and (table := store.read(f"tracks/{name}", key)) is not None
+            and (table := store.read(f"tracks/{name}", key(name))) is not None
         }
         reporter.advance(len(finished), from_an_earlier_run=len(finished))
         failed = []
@@ -93,7 +96,7 @@ class MotionCorrection(Alignment):
                 failed.append((name, session.failed[name]))
                 reporter.advance(micrograph=name, failed=session.failed[name])
                 continue
-            finished[name] = self._micrograph(session, m, prior, dose, out, store, key)
+            finished[name] = self._micrograph(session, m, prior, dose, out, store, key(name))
             reporter.advance(micrograph=name, particles=m.n)
         reporter.done()
         for name, table in finished.items():
@@ -120,6 +123,9 @@ class MotionCorrection(Alignment):
         tracks = session.track(m, self, prior)
         images = self.images(m, tracks, dose, session.threads)
         pixel = m.extent_A / images.shape[-1]
+        store.remove(
+            f"tracks/{name}"
+        )  # else, if this ends here, the group of other settings would vouch for this stack
         write_stack(out / "Particles" / f"{name}.mrcs", images, pixel, float16=self.float16)
         write_tracks(out / "Tracks" / f"{name}_tracks.star", tracks.displacement_A)
         table = tracks_table(m, tracks, images.shape[-1], pixel)
@@ -251,8 +257,9 @@ def particles_table(session: Session, written: list[Written], failed: list[tuple
             entries.append({"row": int(row), "reference": int(reference), "micrograph": name, "written": False,
                             "image_name": "", "reason": reason})  # fmt: skip
     for s in session.data.skipped:
-        entries.append({"row": s.row, "reference": 0, "micrograph": s.micrograph, "written": False, "image_name": "",
-                        "reason": s.reason})  # fmt: skip
+        if s.row >= 0:
+            entries.append({"row": s.row, "reference": s.reference, "micrograph": s.micrograph, "written": False,
+                            "image_name": "", "reason": s.reason})  # fmt: skip
     entries.sort(key=lambda e: (e["reference"], e["row"]))
     columns = {name: ("particle", np.array([e[name] for e in entries])) for name in entries[0]}
     return xr.Dataset(columns)

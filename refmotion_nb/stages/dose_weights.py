@@ -7,6 +7,7 @@ than one such group the table's first row is the pool of all; each group leans o
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -36,6 +37,7 @@ LOW_RESOLUTION_A = 20.0  # the FCC is fitted from here to FSC = 0.143, as in REL
 FEWEST_SHELLS = 4  # to fit a decay to
 POOL = "all"  # name of the first row
 BORROWED_PARTICLES = 1000  # the pool counts as so many particles of each group
+_MEASURING = "measuring dose weights"
 _SAME_DOSE = 0.01  # of a frame's dose
 
 
@@ -115,23 +117,32 @@ class DoseWeights(Alignment):
         session = data if isinstance(data, Session) else Session(data)
         reporter = reporter or Silent()
         prior = prior_from_attrs(search.attrs)
-        chosen = session.draw(list(session), self.target_particles, self.seed)
-        reporter.start(len(chosen), "measuring dose weights")
         groups: dict[Exposure, Measured] = {}
         extent = 0.0
-        for name, m in session.walk(chosen, self):
-            if m is None:
-                reporter.advance(micrograph=name, failed=session.failed[name])
-                continue
+        for m in self.sample(session, reporter):
             extent = extent or m.extent_A
             tracks = session.track(m, self, prior)
             group = groups.setdefault(Exposure.of(m), Measured(Exposure.of(m), extent, m.k_out))
             group.add(m, micrograph_fcc_sums(m, tracks.displacement_A, session.threads, extent))
-            reporter.advance(micrograph=name)
-        reporter.done()
         if not groups:
-            raise InputError(f"no movie can be used; the first: {session.failed[chosen[0]]}")
-        return weights_table(list(groups.values()), self.relion)
+            raise session.nothing_usable(list(session))
+        table = weights_table(list(groups.values()), self.relion)
+        return table.assign_attrs(micrographs_key=session.keys.of(table.attrs["micrographs"]))
+
+    def sample(self, session: Session, reporter: Reporter) -> Iterator[Micrograph]:
+        """Yield random micrographs to measure on; no group of movies exposed alike is left out."""
+        groups: dict[tuple[int, ...], list[str]] = {}
+        for name, (movie, particles) in session.micrographs.items():
+            optics = int(np.bincount(particles["optics"].values).argmax())
+            groups.setdefault((optics, *np.round(movie.dose_edges, 4)), []).append(name)
+        used = set()
+        for m in session.sample(list(session), self.target_particles, self.seed, self, reporter, _MEASURING):
+            used.add(m.movie.micrograph)
+            yield m
+        few = min(self.target_particles, BORROWED_PARTICLES)
+        for names in groups.values():
+            if used.isdisjoint(names):
+                yield from session.sample(names, few, self.seed, self, reporter, _MEASURING)
 
 
 def weights_table(groups: list[Measured], relion: bool = False) -> xr.Dataset:
@@ -148,7 +159,7 @@ def weights_table(groups: list[Measured], relion: bool = False) -> xr.Dataset:
         rows = [(POOL, pool, np.zeros_like(pool.total))]
         rows += [(label, group, _borrowed(pool, group)) for label, group in zip(_labels(groups), groups)]
     frames = max(len(group.exposure.edges) - 1 for _, group, _ in rows)
-    tables = [_row_table(group, borrowed, relion).pad(frame=(0, frames - len(group.exposure.edges) + 1))
+    tables = [_row_table(group, borrowed, relion).pad(frame=(0, frames - len(group.exposure.edges) + 1), keep_attrs=True)
               for _, group, borrowed in rows]  # fmt: skip
     table = xr.concat(tables, "group", join="outer", combine_attrs="override")
     table = table.assign_coords(

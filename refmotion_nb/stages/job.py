@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
+import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,23 +18,27 @@ import xarray as xr
 from refmotion_nb import __version__
 from refmotion_nb.data.cryosparc.hyperparameters import write_hyperparameter_group
 from refmotion_nb.data.cryosparc.write import write_particle_groups
+from refmotion_nb.data.files import sole, sweep
 from refmotion_nb.data.maps import check_reference
 from refmotion_nb.data.schema import Dataset, InputError
 from refmotion_nb.data.store import ResultStore, write_hyperparameters, write_netcdf
 from refmotion_nb.numerics.patches import movie_box
 from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.stages.alignment import MotionPrior
+from refmotion_nb.stages.audit import InputAudit, findings, summary
 from refmotion_nb.stages.base import Reporter, Silent, Stage, hash_of
 from refmotion_nb.stages.correction import MotionCorrection, check_reach
 from refmotion_nb.stages.describe import defaults, describe_inputs, versions
 from refmotion_nb.stages.dose_weights import DoseWeights
 from refmotion_nb.stages.execute import Execution
-from refmotion_nb.stages.reuse import default_prior, read_prior, read_weights, with_reference_scale
-from refmotion_nb.stages.search import HyperparameterSearch, prior_attrs, prior_from_attrs
+from refmotion_nb.stages.halves import check_split
+from refmotion_nb.stages.reuse import as_search, default_prior, read_prior, read_weights
+from refmotion_nb.stages.search import HyperparameterSearch, prior_attrs, prior_from_attrs, still_moving
 from refmotion_nb.stages.session import Session
 from refmotion_nb.stages.validation import COMBINATIONS, Combination, Validation
 
 FEWEST_FRAMES = 3  # two velocities, one acceleration
+STALE_S = 3600.0  # a file is written in much less
 UNTIL = ("hyperparameters", "dose-weights", "correct", "validate")
 
 
@@ -127,29 +130,35 @@ class Job:
         reporter = reporter or Silent()
         self._check_settings(until)
         writable(self.out)
+        with sole(self.out) as alone:
+            _sweep(self.out, alone)
+            return self._run(until, reporter)
+
+    def _run(self, until: str, reporter: Reporter) -> bool:
         store = ResultStore(self.out / "results.zarr")
         execution: Execution = self.stage(Execution)
-        session = Session(self.data, execution.threads, execution.cache_bytes)
+        session = Session(self.data, execution.threads, execution.cache_bytes, self.out)
         session.warnings += self.data.notes
-        key = data_key(self.data)
         self._describe(store)
-        self.search = search = self._search(session, store, key, reporter)
+        self._audit(session, store, reporter)
+        self.search = search = self._search(session, store, reporter)
         if until != "hyperparameters":
-            dose = self._dose(session, store, search, key, reporter)
+            dose = self._dose(session, store, search, reporter)
         complete = not session.failed
         if until in ("correct", "validate"):
             with self._timed("correction"):
                 correction: MotionCorrection = self.stage(MotionCorrection)
-                self.particles = table = correction.run(session, search, dose, self.out, reporter, self.image_root, key)
-            complete = bool(table["written"].values.all()) or not session.failed
+                self.particles = table = correction.run(session, search, dose, self.out, reporter, self.image_root)
+            complete = not _lost(table, session.failed)
             self._write_for_cryosparc(store, search, dose, table)
+            check_split(self.out, self.data, table)
         if until == "validate":
             with self._timed("validation"):
                 validation: Validation = self.stage(Validation)
-                self.validation = validation.run(session, search, dose, reporter, self.combinations)
+                self.validation = validation.run(session, search, dose, reporter, self.combinations, self.out)
             store.write("validation", self.validation)
-        for name, reason in session.failed.items():
-            self.warnings.append(f"{name}: {reason}")
+            complete = complete and not session.failed
+        self.warnings += [f"{name}: {session.failed[name]}" for name in session if name in session.failed]
         self.warnings += session.warnings
         self.seconds.update({f"{k} (part)": v for k, v in session.seconds.items()})
         store.update_attrs(seconds=self.seconds, warnings=self.warnings)
@@ -181,7 +190,8 @@ class Job:
         self._check_boxes()
         validation: Validation = self.stage(Validation)
         if until == "validate":
-            validation.rotations()
+            validation.rotations(len(self.data.references))
+            validation.combinations_to_write()
 
     def _check_boxes(self) -> None:
         """Refuse output boxes that do not fit, and optics groups on movies of different pixel sizes."""
@@ -205,7 +215,7 @@ class Job:
 
     def _describe(self, store: ResultStore) -> None:
         reused = {"hyperparameters": self.hyperparameters_file, "dose weights": self.dose_weights_file}
-        stages = (HyperparameterSearch, DoseWeights, MotionCorrection, Validation, Overrides, Execution)
+        stages = (HyperparameterSearch, DoseWeights, MotionCorrection, Validation, InputAudit, Overrides, Execution)
         store.update_attrs(
             version=__version__, command=self.command, settings={k: v for k, v in self.settings.items() if v is not None},
             defaults=defaults(stages), inputs=describe_inputs(self.data, reused), versions=versions(),
@@ -217,7 +227,20 @@ class Job:
         yield
         self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
 
-    def _search(self, session: Session, store: ResultStore, key: str, reporter: Reporter) -> xr.Dataset:
+    def _audit(self, session: Session, store: ResultStore, reporter: Reporter) -> None:
+        """Stop where particles, reference and half sets do not belong together."""
+        stage: InputAudit = self.stage(InputAudit)
+        key = stage.key(session.keys.all)
+        audit = store.read("audit", key)
+        if audit is None:
+            with self._timed("checking the input"):
+                audit = stage.run(session, reporter)
+        for line in [*summary(audit), *(one.text for one in findings(audit) if one.severity == "note")]:
+            self.say(line)
+        session.warnings += stage.judge(audit)
+        store.write("audit", audit, key)
+
+    def _search(self, session: Session, store: ResultStore, reporter: Reporter) -> xr.Dataset:
         stage: HyperparameterSearch = self.stage(HyperparameterSearch)
         dose = self.data.movies[0].dose_per_frame_e_A2
         given = self.stage(Overrides).hyperparameters(dose)
@@ -225,41 +248,31 @@ class Job:
             raise InputError("hyperparameters are given both as values and as a file; give one")
         prior = default_prior(given, stage) if given else None
         if self.hyperparameters_file is not None:
-            prior = read_prior(self.hyperparameters_file, stage, dose, key)
+            prior = read_prior(self.hyperparameters_file, stage, dose, session.keys.all)
         if prior is not None:
-            mine = hash_of(prior_attrs(prior), stage.key(key))
-            found = store.read("search", mine)
+            mine = hash_of(prior_attrs(prior), stage.key(session.keys.shared))
+            found = _still_valid(store.read("search", mine), session)
             if found is None:
                 with self._timed("reference scale"):
-                    prior = with_reference_scale(session, stage, prior, stage.seed, reporter)
-                found = xr.Dataset(attrs=prior_attrs(prior))
+                    found = as_search(session, stage, prior, stage.seed, reporter)
                 store.write("search", found, mine)
             search = found
         else:
-            found = store.read("search", stage.key(key))
+            mine = stage.key(session.keys.shared)
+            found = _still_valid(store.read("search", mine), session)
             if found is None:
                 with self._timed("hyperparameter search"):
                     found = stage.run(session, reporter)
-                store.write("search", found, stage.key(key))
+                store.write("search", found, mine)
             else:
                 self.say("hyperparameters: taken from the earlier run in this folder")
             search = found
-            self._judge(search)
+            self.warnings += still_moving(search)
         prior = prior_from_attrs(search.attrs)
-        _write_prior(self.out / "hyperparameters.json", prior, search.attrs, dose, stage.energy, key)
+        _write_prior(self.out / "hyperparameters.json", prior, search.attrs, dose, stage.energy, session.keys.all)
         return search
 
-    def _judge(self, search: xr.Dataset) -> None:
-        last = [t[np.isfinite(t)][-1] for t in search["activity_local"].values]
-        if max(last) > 0.2:
-            self.warnings.append(
-                f"trajectory activity is still {max(last):.2f} Å at the maximum total prior strength; if the best score "
-                f"is among the last steps of its ray, raise max_strength (now {search.attrs['max_strength']:g})"
-            )
-
-    def _dose(
-        self, session: Session, store: ResultStore, search: xr.Dataset, key: str, reporter: Reporter
-    ) -> xr.Dataset:
+    def _dose(self, session: Session, store: ResultStore, search: xr.Dataset, reporter: Reporter) -> xr.Dataset:
         stage: DoseWeights = self.stage(DoseWeights)
         if self.dose_weights_file is not None:
             dose = read_weights(
@@ -269,12 +282,13 @@ class Job:
             check_reach(session, dose)
             store.write("dose_weights", dose)
         else:
-            mine = stage.key(key, hash_of(prior_attrs(prior_from_attrs(search.attrs))))
-            stored = store.read("dose_weights", mine)
+            mine = stage.key(session.keys.shared, hash_of(prior_attrs(prior_from_attrs(search.attrs))))
+            stored = _still_valid(store.read("dose_weights", mine), session)
             if stored is None:
                 with self._timed("dose weights"):
-                    stored = stage.run(session, search, reporter)
-                store.write("dose_weights", stored, mine)
+                    store.write("dose_weights", stage.run(session, search, reporter), mine)
+                stored = store.read("dose_weights")  # as a rerun finds it, order and types included
+                assert stored is not None
             else:
                 self.say("dose weights: taken from the earlier run in this folder")
             dose = stored
@@ -296,35 +310,33 @@ def _write_prior(
     )  # fmt: skip
 
 
+def _still_valid(found: xr.Dataset | None, session: Session) -> xr.Dataset | None:
+    """Return a result of an earlier run if the micrographs it was found on are what they were, else None.
+
+    Others may have changed: a movie that was repaired does not put everything else in question.
+    """
+    if found is None:
+        return None
+    mine = session.keys.of(found.attrs.get("micrographs", []))
+    return found if found.attrs.get("micrographs_key") == mine else None
+
+
+def _lost(table: xr.Dataset, failed: dict[str, str]) -> bool:
+    """Return whether a particle was not written because its movie failed; others were left out on opening, as told."""
+    return bool((~table["written"].values & np.isin(table["reason"].values, list(failed.values()))).any())
+
+
+def _sweep(out: Path, alone: bool) -> None:
+    """Remove what killed runs left; where others may be writing, what is too old to be theirs."""
+    for folder in ("", "Particles", "Tracks", "Motion", "results.zarr", "results.zarr/tracks", "results.zarr/noise"):
+        sweep(out / folder, -math.inf if alone else STALE_S)
+
+
 def writable(out: Path) -> None:
     """Make sure that ``out`` is a folder that can be written to; InputError otherwise."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".write-test-{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=out):
+            pass
     except OSError as error:
         raise InputError(f"{out} cannot be written to ({error.strerror}); choose another --out") from None
-
-
-def data_key(data: Dataset) -> str:
-    """Return a hash of what a result depends on: particles, movies and references (files by path, size and time)."""
-    digest = hashlib.sha256()
-    for name in sorted(map(str, data.particles.variables)):
-        values = data.particles[name].values
-        digest.update(
-            name.encode() + (values.tobytes() if values.dtype.kind != "O" else "\n".join(map(str, values)).encode())
-        )
-    files = [movie.path for movie in data.movies]
-    files += [movie.background.path for movie in data.movies if movie.background is not None]
-    for reference in data.references:
-        files += [p for p in (reference.half1, reference.half2, reference.mask, reference.postprocess) if p is not None]
-    for path in files:
-        stat = Path(path).stat()
-        digest.update(json.dumps([str(path), stat.st_size, stat.st_mtime_ns]).encode())
-    for movie in data.movies:
-        digest.update(f"{movie.dose_per_frame_e_A2} {movie.pre_exposure_e_A2} {movie.n_frames} {movie.gain}".encode())
-        digest.update(b"rows as stored" * movie.rows_as_stored)
-        for motion in (movie.global_shift, movie.local_motion, movie.spline_motion):
-            digest.update(b"" if motion is None else np.ascontiguousarray(motion, float).tobytes())
-    return digest.hexdigest()[:16]

@@ -15,10 +15,11 @@ from refmotion_nb.data.movies.reader import open_movie
 from refmotion_nb.data.relion.motion import initial_displacement, rigid_displacement
 from refmotion_nb.data.schema import InputError, Movie, Optics
 from refmotion_nb.numerics.backend import over_chunks
-from refmotion_nb.numerics.ctf import aberration_phases, ctf, frequencies
+from refmotion_nb.numerics.fourier import band_indices
 from refmotion_nb.numerics.patches import PatchSpectra, integer_coordinate, movie_box, particle_power, patch_corners
 from refmotion_nb.numerics.projection import euler_to_matrix, slices
 from refmotion_nb.stages.references import PreparedReference
+from refmotion_nb.stages.transfer import Transfer
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Micrograph:
     spectra: PatchSpectra
     noise_power: np.ndarray  # (floor shell,) mean |X|², signal included
     ctf: np.ndarray  # (particle, 2K + 1, K + 1) float32
-    own: np.ndarray  # (particle, 2K + 1, K + 1) complex64, predicted from the particle's own half map
+    own: np.ndarray  # (particle, 2K + 1, K + 1) complex64, from the own half map; 0 beyond the reference's own band
     opposite: np.ndarray  # from the other
     fsc: np.ndarray  # (particle, shell) of each particle's reference, on the shells of the patch
     k_out: int  # first shell of the patch with an FSC below 0.143 (of the best reference)
@@ -183,7 +184,7 @@ def load_micrograph(
     spectra = read_spectra(movie, placement, not relion, repair, threads)
     noise = _relion_noise(spectra, threads) if relion else _noise(spectra, movie, threads)
     extent = spectra.box * movie.pixel_size_A
-    k = min(int(r.volumes[0].k_max * extent / r.extent_A) for r in references)
+    k = max(int(r.volumes[0].k_max * extent / r.extent_A) for r in references)
     transfer, own, opposite = _predict(
         movie, particles, placement, optics, references, min(k, spectra.box // 2), threads
     )
@@ -255,43 +256,20 @@ def _predict(
     origin_px = placement.origin_A / movie.pixel_size_A
     scale = particles["scale"].values.astype(np.float32)
     for g in np.unique(group):
-        o = optics[g]
-        magnification = np.asarray(o.magnification)
-        y, x = frequencies(k, extent, magnification)
-        odd, even = aberration_phases(
-            x, y, odd=o.odd_zernike, even=o.even_zernike, beam_tilt_mrad=o.beam_tilt_mrad,
-            spherical_aberration_mm=o.spherical_aberration_mm, voltage_kV=o.voltage_kV,
-        )  # fmt: skip
-        tilt = np.exp(1j * odd).astype(np.complex64) if np.any(odd) else None
+        transfer_of = Transfer.of(optics[g], *band_indices(k), extent)
         for r, h in {(int(a), int(b)) for a, b in zip(which[group == g], half[group == g])}:
             mine = np.flatnonzero((group == g) & (which == r) & (half == h))
 
-            def work(
-                part: slice, mine=mine, r=r, h=h, o=o, x=x, y=y, even=even, tilt=tilt, magnification=magnification
-            ) -> None:
+            def work(part: slice, mine=mine, r=r, h=h, transfer_of=transfer_of) -> None:
                 rows = mine[part]
-                transfer[rows] = _ctf(particles, rows, o, x, y, even)
+                transfer[rows] = transfer_of.ctf(particles, rows)
                 for out, volume in ((own, references[r].volumes[h - 1]), (opposite, references[r].volumes[2 - h])):
                     view = slices(
-                        volume, matrices[rows], origin_px[rows], k, references[r].extent_A / extent, magnification,
-                        placement.box // 2, placement.box,
+                        volume, matrices[rows], origin_px[rows], k, references[r].extent_A / extent,
+                        transfer_of.magnification, placement.box // 2, placement.box,
                     )  # fmt: skip
                     view *= transfer[rows] * scale[rows, None, None]
-                    out[rows] = view if tilt is None else view * tilt
+                    out[rows] = view if transfer_of.tilt is None else view * transfer_of.tilt
 
             over_chunks(len(mine), work, threads)
     return transfer, own, opposite
-
-
-def _ctf(
-    particles: xr.Dataset, rows: np.ndarray, o: Optics, x: np.ndarray, y: np.ndarray, even: np.ndarray
-) -> np.ndarray:
-    def of(name: str) -> np.ndarray:
-        return particles[name].values[rows].astype(float)
-
-    value = ctf(
-        x, y, defocus_u_A=of("defocus_u"), defocus_v_A=of("defocus_v"), defocus_angle_deg=of("defocus_angle"),
-        phase_shift_deg=of("phase_shift"), b_factor_A2=of("ctf_b_factor"), scale=of("ctf_scale"), voltage_kV=o.voltage_kV,
-        spherical_aberration_mm=o.spherical_aberration_mm, amplitude_contrast=o.amplitude_contrast, symmetric_phase=even,
-    )  # fmt: skip
-    return value

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from refmotion_nb.data.maps import LoadedReference, load_reference
-from refmotion_nb.data.schema import Dataset, InputError
+from refmotion_nb.data.schema import Dataset
 from refmotion_nb.numerics.energy import first_shell_below
 from refmotion_nb.numerics.projection import FourierVolume, prepare_volume
 from refmotion_nb.numerics.reconstruct import fsc_masked_corrected
@@ -43,13 +43,9 @@ def prepare_references(dataset: Dataset, all_shells: bool, threads: int) -> list
     Raises
     ------
     InputError
-        Maps that cannot be used, or references of different extent.
+        Maps that cannot be used.
     """
-    prepared = [_prepare(load_reference(reference), all_shells, threads) for reference in dataset.references]
-    extents = {round(one.extent_A, 1) for one in prepared}
-    if len(extents) > 1:
-        raise InputError(f"references have boxes of {sorted(extents)} Å; resample them to one box and pixel size")
-    return prepared
+    return [_prepare(load_reference(reference), all_shells, threads) for reference in dataset.references]
 
 
 def _prepare(loaded: LoadedReference, all_shells: bool, threads: int) -> PreparedReference:

@@ -21,7 +21,7 @@ from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, alignment_windows
 from refmotion_nb.stages.base import Reporter, Silent
 from refmotion_nb.stages.dose_weights import POOL
-from refmotion_nb.stages.search import COMMON_STD_A, PROFILES, prior_from_attrs
+from refmotion_nb.stages.search import COMMON_STD_A, PROFILES, prior_attrs, prior_from_attrs
 from refmotion_nb.stages.session import Session
 
 SCALE_PARTICLES = 1000  # to find the grey scale of a reference with
@@ -75,23 +75,40 @@ def with_reference_scale(
     InputError
         No movie can be used.
     """
+    return _measured(session, settings, prior, seed, reporter or Silent())[0]
+
+
+def as_search(
+    session: Session, settings: Alignment, prior: MotionPrior, seed: int, reporter: Reporter | None = None
+) -> xr.Dataset:
+    """Return a given prior as a search would, with the grey scale of the references measured.
+
+    Raises
+    ------
+    InputError
+        No movie can be used.
+    """
+    prior, names = _measured(session, settings, prior, seed, reporter or Silent())
+    return xr.Dataset(attrs={**prior_attrs(prior), "micrographs": names, "micrographs_key": session.keys.of(names)})
+
+
+def _measured(
+    session: Session, settings: Alignment, prior: MotionPrior, seed: int, reporter: Reporter
+) -> tuple[MotionPrior, list[str]]:
+    """Return the prior with the grey scale, and the micrographs that it was measured on."""
     if settings.relion or np.isfinite(prior.scale_pool):
-        return prior
-    reporter = reporter or Silent()
-    names = session.draw(list(session), SCALE_PARTICLES, seed)
-    reporter.start(len(names), "measuring the reference's grey scale")
-    cross, power = [], []
-    for name, m in session.walk(names, settings):
-        if m is not None:
-            raw = alignment_windows(m.distinct(), settings, False, session.threads, reach_A=1.0)
-            cross.append(raw.cross)
-            power.append(raw.power)
-        reporter.advance(micrograph=name)
-    reporter.done()
-    if not cross:
-        raise InputError(f"no movie can be used; the first: {session.failed[names[0]]}")
+        return prior, []
+    names, cross, power = [], [], []
+    what = "measuring the reference's grey scale"
+    for m in session.sample(list(session), SCALE_PARTICLES, seed, settings, reporter, what):
+        raw = alignment_windows(m.distinct(), settings, False, session.threads, reach_A=1.0)
+        names.append(m.movie.micrograph)
+        cross.append(raw.cross)
+        power.append(raw.power)
+    if not names:
+        raise session.nothing_usable(list(session))
     pool, spread2 = pooled_scale(np.array(cross), np.array(power))
-    return replace(prior, scale_pool=pool, scale_spread2=spread2)
+    return replace(prior, scale_pool=pool, scale_spread2=spread2), names
 
 
 def read_weights(

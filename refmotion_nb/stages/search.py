@@ -12,7 +12,7 @@ import xarray as xr
 from refmotion_nb.data.schema import Dataset, InputError
 from refmotion_nb.numerics.energy import pooled_scale
 from refmotion_nb.numerics.prior import Hyperparameters
-from refmotion_nb.numerics.rays import STEP, activity, ray_table, retired, strengths
+from refmotion_nb.numerics.rays import STEP, activity, ray_table, retired, strengths, unrested
 from refmotion_nb.numerics.trajectories import Windows
 from refmotion_nb.stages.alignment import (
     AlignedWindows,
@@ -93,8 +93,7 @@ class HyperparameterSearch(Alignment):
         """
         session = data if isinstance(data, Session) else Session(data)
         reporter = reporter or Silent()
-        chosen = self.choose(session)
-        read = self._read(session, chosen, reporter)
+        read = self._read(session, reporter)
         k_out = self._resolution(session)
         pool, spread2 = pooled_scale(
             np.array([raw.cross for _, _, raw, _ in read]), np.array([raw.power for _, _, raw, _ in read])
@@ -107,37 +106,34 @@ class HyperparameterSearch(Alignment):
         micrographs = []
         while read:  # unscaled windows make room for scaled ones, one by one
             name, geometry, raw, score = read.pop(0)
-            micrographs.append(SearchMicrograph(name, geometry, raw.scaled(prior), score))
+            windows = raw.scaled(prior)
+            del raw
+            micrographs.append(SearchMicrograph(name, geometry, _kept(session, windows), score))
         rays = self._walk(micrographs, prior, reporter)
         best = self._refine(micrographs, rays, reporter)
-        return self._table(rays, best, micrographs, k_out)
-
-    def choose(self, session: Session) -> list[str]:
-        """Return the names of random micrographs with at least ``target_particles`` in all, in the order they are read."""
-        names = [name for name in session if session.particle_count(name) > 1]
-        if not names:
-            raise InputError("no micrograph has two particles or more; the search needs neighbours to compare")
-        return session.draw(names, self.target_particles, self.seed)
+        table = self._table(rays, best, micrographs, k_out)
+        return table.assign_attrs(micrographs_key=session.keys.of(table.attrs["micrographs"]))
 
     def _resolution(self, session: Session) -> float:
         return max(r.k_out / r.extent_A for r in session.references(self.relion))
 
-    def _read(
-        self, session: Session, names: list[str], reporter: Reporter
-    ) -> list[tuple[str, Geometry, AlignedWindows, ScoreWindows]]:
-        reporter.start(len(names), "reading movies")
+    def _read(self, session: Session, reporter: Reporter) -> list[tuple[str, Geometry, AlignedWindows, ScoreWindows]]:
+        """Return both sets of windows of random micrographs; their values, and what scaling needs, as ``keep`` has room."""
+        names = [name for name in session if session.particle_count(name) > 1]
+        if not names:
+            raise InputError("no micrograph has two particles or more; the search needs neighbours to compare")
         out = []
-        for name, micrograph in session.walk(names, self):
-            if micrograph is None:
-                reporter.advance(micrograph=name, failed=session.failed[name])
-                continue
-            one = micrograph.distinct()
-            windows = alignment_windows(one, self, False, session.threads), score_windows(one, self, session.threads)
-            out.append((name, Geometry.of(one), *windows))
-            reporter.advance(micrograph=name, particles=micrograph.n)
-        reporter.done()
+        for m in session.sample(names, self.target_particles, self.seed, self, reporter, "reading movies"):
+            one = m.distinct()
+            raw, score = alignment_windows(one, self, False, session.threads), score_windows(one, self, session.threads)
+            raw.windows, score.windows = _kept(session, raw.windows), _kept(session, score.windows)
+            for _, arguments in raw.own_noise:
+                arguments["ctf"] = session.keep(arguments["ctf"])
+            out.append((m.movie.micrograph, Geometry.of(one), raw, score))
         if not out:
-            raise InputError(f"no movie can be used; the first: {session.failed[names[0]]}")
+            raise session.nothing_usable(names)
+        kept = session.spool
+        reporter.advance(0, kept_in_memory_MB=kept.held_bytes / 1e6, kept_on_disk_MB=kept.spilled_bytes / 1e6)
         return out
 
     def try_priors(
@@ -283,6 +279,22 @@ class HyperparameterSearch(Alignment):
             "resolution_A": 1 / k_out, "energy": self.energy,
         }  # fmt: skip
         return table
+
+
+def _kept(session: Session, windows: Windows) -> Windows:
+    return replace(windows, values=session.keep(windows.values))
+
+
+def still_moving(search: xr.Dataset) -> list[str]:
+    """Return a warning if trajectory activity has not come near zero at the last step of every ray, else nothing."""
+    moving, last = unrested(search["activity_local"].values, search["retired"].values)
+    if not moving.any():
+        return []
+    limit = float(search.attrs.get("max_strength", np.nanmax(search["strength"].values)))
+    return [
+        f"activity has not come near zero on {moving.sum()} of {moving.size} rays: at the maximum total prior strength "
+        f"({limit:g}) particles still move up to {last[moving].max():.3g} Å. Raise max_strength."
+    ]
 
 
 def prior_attrs(prior: MotionPrior) -> dict[str, float]:

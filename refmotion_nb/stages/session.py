@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Lock
 from time import perf_counter
 
@@ -12,8 +12,12 @@ import numpy as np
 import xarray as xr
 
 from refmotion_nb.data.schema import Dataset, InputError, Movie
+from refmotion_nb.data.spool import Spool
 from refmotion_nb.numerics.backend import cpu_count
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, Tracks, track
+from refmotion_nb.stages.base import Reporter
+from refmotion_nb.stages.grey_scale import on_one_scale
+from refmotion_nb.stages.keys import DataKeys
 from refmotion_nb.stages.micrograph import Micrograph, load_micrograph
 from refmotion_nb.stages.references import PreparedReference, prepare_references
 
@@ -21,19 +25,30 @@ TRACKS_SHARE = 0.1  # of the cache, for trajectories
 
 
 class Session:
-    """Prepared references and the micrographs last in use, kept within a memory limit."""
+    """Prepared references, and what was read or found of micrographs, kept within a memory limit.
 
-    def __init__(self, data: Dataset, threads: int = 0, cache_bytes: float = 1e9):
-        """Hold ``data``; ``threads`` 0 takes all processors, ``cache_bytes`` bounds what is kept of micrographs."""
+    Micrographs that do not fit are read again, arrays given to ``keep`` go to disk. Outside the limit are the references
+    and what is in hand: at most two micrographs (one worked on, one read ahead) with the windows of one.
+    """
+
+    def __init__(
+        self, data: Dataset, threads: int = 0, cache_bytes: float = 1e9, spill_folder: str | Path | None = None
+    ):
+        """Hold ``data``; ``threads`` 0 takes all processors, ``cache_bytes`` bounds what is kept in memory.
+
+        What goes to disk goes to ``spill_folder``, by default the system's for temporary files.
+        """
         self.data = data
         self.threads = threads or cpu_count()
         self.cache_bytes = cache_bytes
+        self.spool = Spool(cache_bytes, spill_folder)
         self._references: dict[bool, list[PreparedReference]] = {}
-        self._kept: OrderedDict[tuple[str, ...], Micrograph] = OrderedDict()
+        self._kept: dict[tuple[str, ...], Micrograph] = {}
         self._lock = Lock()
         self.tracks: dict[tuple[str, str], Tracks] = {}  # by micrograph and key of prior and settings
+        self._tracks_bytes = 0
         self.micrographs: dict[str, tuple[Movie, xr.Dataset]] = {m.micrograph: (m, p) for m, p in data.micrographs()}
-
+        self.keys = DataKeys(data, self.micrographs)
         self.failed: dict[str, str] = {}  # micrographs that could not be used, and why
         self.seconds: dict[str, float] = {}
         self.warnings: list[str] = []
@@ -46,23 +61,71 @@ class Session:
         """Return how many particles a micrograph has."""
         return int(self.micrographs[name][1].sizes["particle"])
 
+    def sample(
+        self, names: list[str], target_particles: int, seed: int, settings: Alignment, reporter: Reporter, what: str
+    ) -> Iterator[Micrograph]:
+        """Yield random micrographs with at least ``target_particles`` in all, in the order they are read.
+
+        Others take the place of those that cannot be used (see ``failed``).
+        """
+        drawn = _shuffled(names, seed)
+        count = 0
+        while drawn and count < target_particles:
+            n = self._fewest(drawn, target_particles - count)
+            batch, drawn = set(drawn[:n]), drawn[n:]
+            reporter.start(len(batch), what)
+            for name, micrograph in self.walk([name for name in self if name in batch], settings):
+                if micrograph is None:
+                    reporter.advance(micrograph=name, failed=self.failed[name])
+                    continue
+                yield micrograph
+                count += micrograph.n
+                reporter.advance(micrograph=name, particles=micrograph.n)
+            reporter.done()
+
     def draw(self, names: list[str], target_particles: int, seed: int) -> list[str]:
-        """Return the names of random micrographs with at least ``target_particles`` in all, in the order they are read."""
-        chosen, count = set(), 0
-        for i in np.random.default_rng(seed).permutation(len(names)):
-            if count >= target_particles:
-                break
-            chosen.add(names[i])
-            count += self.particle_count(names[i])
-        return [name for name in self if name in chosen]
+        """Return those of ``names`` that ``sample`` begins with, in the order they are read."""
+        drawn = _shuffled(names, seed)
+        batch = set(drawn[: self._fewest(drawn, target_particles)])
+        return [name for name in self if name in batch]
+
+    def nothing_usable(self, names: list[str]) -> InputError:
+        """Return the error to raise where none of these micrographs can be used."""
+        return InputError(
+            f"no movie can be used; the first: {next(self.failed[name] for name in self if name in names)}"
+        )
+
+    def _fewest(self, names: list[str], target_particles: int) -> int:
+        """Return how many of ``names``, from the first on, have at least ``target_particles`` in all."""
+        ends = np.cumsum([self.particle_count(name) for name in names])
+        return int(np.searchsorted(ends, target_particles)) + 1
 
     def references(self, relion: bool) -> list[PreparedReference]:
-        """Return the references ready for slicing; RELION's energy needs them to the Nyquist limit."""
+        """Return the references ready for slicing; RELION's energy needs them to the Nyquist limit.
+
+        Several are brought to one grey scale; RELION's energy takes them as they are.
+        """
         if relion not in self._references:
             start = perf_counter()
-            self._references[relion] = prepare_references(self.data, relion, self.threads)
+            found = prepare_references(self.data, relion, self.threads)
+            if len(found) > 1 and not relion:
+                found, warnings = on_one_scale(found, self.micrographs, self._as_yet, self.threads)
+                self.warnings += warnings
+            self._references[relion] = found
             self.seconds["preparing references"] = perf_counter() - start
         return self._references[relion]
+
+    def _as_yet(self, name: str, references: list[PreparedReference]) -> Micrograph | None:
+        """Return a micrograph with references whose grey scale is not known yet; None if it cannot be used."""
+        movie, particles = self.micrographs[name]
+        extent = max(r.extent_A for r in references)
+        try:
+            return load_micrograph(
+                movie, particles, self.data.optics, references, extent_A=extent, relion=False, recenter=True,
+                repair=True, threads=self.threads,
+            )  # fmt: skip
+        except InputError:
+            return None
 
     def extent_A(self, settings: Alignment) -> float:
         """Return the physical width of the boxes that particles are cut out in.
@@ -97,7 +160,6 @@ class Session:
         key = (name, settings.energy, str(settings.recenter), str(settings.repair_hot_pixels), str(settings.box_size))
         with self._lock:
             if key in self._kept:
-                self._kept.move_to_end(key)
                 return self._kept[key]
         movie, particles = self.micrographs[name]
         references = self.references(settings.relion)
@@ -145,16 +207,46 @@ class Session:
         if key in self.tracks:
             return self.tracks[key]
         found = track(micrograph, settings, prior, self.threads)
-        if len(self.tracks) * found.displacement_A.nbytes < TRACKS_SHARE * self.cache_bytes:
-            self.tracks[key] = found
+        size = found.displacement_A.nbytes
+        if self._tracks_bytes + size <= TRACKS_SHARE * self.cache_bytes:
+            self._make_room(size)
+            if self.spool.reserve(size):
+                self.tracks[key] = found
+                self._tracks_bytes += size
         return found
+
+    def keep(self, array: np.ndarray) -> np.ndarray:
+        """Return an array's numbers kept for the stage at work: in memory, for which micrographs make room, or on disk.
+
+        Raises
+        ------
+        OSError
+            The disk is full.
+        """
+        self._make_room(array.nbytes)
+        return self.spool.keep(array)
+
+    def _make_room(self, n_bytes: int) -> None:
+        """Give up micrographs, the last first, until ``n_bytes`` are free or none is left."""
+        with self._lock:
+            while self._kept and self.spool.held_bytes + n_bytes > self.cache_bytes:
+                _, last = self._kept.popitem()
+                self.spool.release(_size(last))
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory that the kept micrographs take."""
+        return sum(_size(m) for m in list(self._kept.values()))
 
     def _keep(self, key: tuple[str, ...], micrograph: Micrograph) -> None:
         """Keep a micrograph if it fits; those kept first stay, since stages walk through micrographs in one order."""
         with self._lock:
-            used = sum(_size(m) for m in self._kept.values())
-            if used + _size(micrograph) <= self.cache_bytes:
+            if key not in self._kept and self.spool.reserve(_size(micrograph)):
                 self._kept[key] = micrograph
+
+
+def _shuffled(names: list[str], seed: int) -> list[str]:
+    return [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
 
 
 def _size(m: Micrograph) -> int:

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import param
 import xarray as xr
-from scipy import fft
 
-from refmotion_nb.data.maps import load_reference
+from refmotion_nb.data.maps import write_map
 from refmotion_nb.data.schema import Dataset, InputError
-from refmotion_nb.numerics.ctf import ctf
 from refmotion_nb.numerics.energy import first_shell_below, grant_grigorieff
-from refmotion_nb.numerics.fourier import half_plane_indices
-from refmotion_nb.numerics.projection import euler_to_matrix
-from refmotion_nb.numerics.recombine import normalise, recombine
-from refmotion_nb.numerics.reconstruct import Transform, backproject, fsc_masked_corrected, reconstruct
+from refmotion_nb.numerics.reconstruct import BackProjector, MaskedFSC, Transform, fsc_masked_corrected
+from refmotion_nb.numerics.sharpening import guinier_b_factor, sharpened
 from refmotion_nb.numerics.symmetry import operators
 from refmotion_nb.stages.alignment import Alignment
 from refmotion_nb.stages.base import Reporter, Silent
 from refmotion_nb.stages.dose_weights import weights_on
+from refmotion_nb.stages.half_maps import Grid, half_maps, slices_of
 from refmotion_nb.stages.micrograph import Micrograph
 from refmotion_nb.stages.search import prior_from_attrs
 from refmotion_nb.stages.session import Session
+
+TRANSFORMS_SHARE = 0.5  # of the cache, for the transforms that are filled side by side
+CHUNK = 32  # particles whose images are in memory at once
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,17 @@ class Combination:
     corrected: bool  # along the final trajectories, else as motion correction found them
     empirical: bool  # with the measured dose weights, else Grant & Grigorieff's
 
+    @property
+    def file_name(self) -> str:
+        """How its maps are called."""
+        return self.name.removeprefix("+ ").replace(" ", "_")
+
+    @property
+    def meaning(self) -> str:
+        """In words what went into it."""
+        motion = "trajectories" if self.corrected else "rigid motion"
+        return f"{motion}, {'empirical' if self.empirical else 'standard'} weights"
+
 
 COMBINATIONS = (
     Combination("rigid", False, False),
@@ -43,10 +55,34 @@ COMBINATIONS = (
 )
 
 
+@dataclass(frozen=True)
+class Compared:
+    """How well two half maps agree, and how their mean falls off."""
+
+    curve: MaskedFSC
+    b_factor_A2: float  # NaN where too few shells agree to fit it
+
+    @classmethod
+    def of(cls, maps: tuple[np.ndarray, np.ndarray], mask: np.ndarray, grid: Grid, threads: int) -> Compared:
+        """Compare two half maps (z, y, x)."""
+        curve = fsc_masked_corrected(*maps, mask, threads=threads)
+        b_factor = guinier_b_factor(0.5 * (maps[0] + maps[1]), curve.corrected, grid.pixel_size_A, threads)
+        return cls(curve, b_factor)
+
+
 class Validation(Alignment):
     """Reconstruct both half sets at the given poses and compare them, for each combination asked for."""
 
-    symmetry = param.String(default="C1", doc="Point group of the reference, oriented as RELION's (C1, D7, O, I2 …).")
+    symmetry = param.String(
+        default="C1",
+        doc="Point group of the reference, oriented as RELION's (C1, D7, O, I2 …); of several references one for all, or "
+        "one each, separated by commas (O,C1).",
+    )
+    write_maps = param.String(
+        default="rigid,both",
+        doc="Combinations whose half maps and sharpened map are written to Maps: names separated by commas (rigid, weights, "
+        "trajectories, both), all, or none.",
+    )
 
     def run(
         self,
@@ -55,130 +91,170 @@ class Validation(Alignment):
         dose: xr.Dataset,
         reporter: Reporter | None = None,
         combinations: tuple[Combination, ...] = COMBINATIONS,
+        out: Path | None = None,
     ) -> xr.Dataset:
-        """Return masked and corrected FSC (reference, combination, frequency) and the resolutions they reach.
+        """Return FSC curves (reference, combination, frequency), the resolutions they reach and the maps' B-factors.
+
+        All combinations are made of the same particles in one pass over the movies, or as few as the session's cache
+        allows. With ``out`` the maps asked for are written to ``out/Maps``.
 
         Raises
         ------
         InputError
-            An unknown symmetry, a movie that cannot be used, or movies that give patches of different boxes.
+            An unknown symmetry or combination, a movie that cannot be used, a half set without particles.
         """
         session = data if isinstance(data, Session) else Session(data)
         reporter = reporter or Silent()
-        rotations = self.rotations()
-        prior = prior_from_attrs(search.attrs)
+        rotations = self.rotations(len(session.data.references))
+        kept = self.combinations_to_write() if out else ()
+        grid = Grid.of(session, self)
         names = [name for name in session if name not in session.failed]
-        reporter.start(len(combinations) * (len(names) + 1), "validating")
-        curves = []
-        for combination in combinations:
-            halves: dict[tuple[int, int], Transform] = {}
-            for name, m in session.walk(names, self):
-                if m is None:
-                    continue
-                last = m
-                tracks = session.track(m, self, prior)
-                moved = tracks.displacement_A if combination.corrected else m.placement.initial_A
-                _insert(halves, m, session, moved, self._weights(m, dose, combination.empirical), rotations)
-                reporter.advance(micrograph=name)
-            curves.append(self._curves(session, halves, last))
-            reporter.advance(combination=combination.name)
+        groups = _groups(combinations, grid, len(rotations), TRANSFORMS_SHARE * session.cache_bytes)
+        reporter.start(len(groups) * len(names) + len(combinations), "validating")
+        found: list[list[Compared]] = [[] for _ in rotations]
+        for group in groups:
+            projectors = self._back_project(session, names, search, dose, group, grid, rotations, reporter)
+            for number, reference in enumerate(session.data.references):
+                halves = [_finished(projectors, number, half) for half in (1, 2)]
+                mask = grid.mask(reference)
+                for combination, maps in zip(group, half_maps(halves, session.threads)):
+                    compared = Compared.of(maps, mask, grid, session.threads)
+                    found[number].append(compared)
+                    if out and combination.file_name in kept:
+                        ending = f"_{number + 1}" if len(rotations) > 1 else ""
+                        path = out / "Maps" / f"{combination.file_name}{ending}.mrc"
+                        _write_maps(path, maps, compared, grid, session.threads)
+            for combination in group:
+                reporter.advance(combination=combination.name)
         reporter.done()
-        return _table(np.stack(curves, 1), last, [c.name for c in combinations])
+        return _table(found, grid, combinations)
 
-    def rotations(self) -> np.ndarray:
-        """Return the operators (operator, 3, 3) of the symmetry; InputError if there is no such point group."""
+    def rotations(self, n_references: int) -> list[np.ndarray]:
+        """Return the operators (operator, 3, 3) of each reference's symmetry; InputError if there is no such point group."""
+        names = self.symmetry.split(",")
+        if len(names) not in (1, n_references):
+            raise InputError(
+                f"symmetry {self.symmetry} names {len(names)} point groups for {n_references} references; give one for all, "
+                "or one each"
+            )
         try:
-            return operators(self.symmetry)
+            found = [operators(name) for name in names]
         except ValueError as error:
             raise InputError(str(error)) from None
+        return found * n_references if len(found) == 1 else found
 
-    def _weights(self, m: Micrograph, dose: xr.Dataset, empirical: bool) -> np.ndarray:
+    def combinations_to_write(self) -> tuple[str, ...]:
+        """Return the file names of the combinations whose maps are kept; InputError if there is none of a name."""
+        known = tuple(c.file_name for c in COMBINATIONS)
+        if self.write_maps in ("all", "none"):
+            return known if self.write_maps == "all" else ()
+        names = tuple(name.strip().removeprefix("+ ") for name in self.write_maps.split(","))
+        if wrong := [name for name in names if name not in known]:
+            raise InputError(f"write_maps {wrong[0]!r}: give names out of {', '.join(known)}; or all, or none")
+        return names
+
+    def _back_project(
+        self, session: Session, names: list[str], search: xr.Dataset, dose: xr.Dataset, group: tuple[Combination, ...],
+        grid: Grid, rotations: list[np.ndarray], reporter: Reporter,
+    ) -> dict[tuple[int, int], BackProjector]:  # fmt: skip
+        """Insert all particles into the transforms of their reference and half set, once per combination of a group."""
+        prior = prior_from_attrs(search.attrs)
+        projectors: dict[tuple[int, int], BackProjector] = {}
+        for name, m in session.walk(names, self):
+            if m is None:
+                reporter.advance(micrograph=name, failed=session.failed[name])
+                continue
+            displacement = {False: m.placement.initial_A}
+            if any(c.corrected for c in group):
+                displacement[True] = session.track(m, self, prior).displacement_A
+            weight = {empirical: self.weights(m, dose, empirical) for empirical in {c.empirical for c in group}}
+            chosen = [(displacement[c.corrected] / m.movie.pixel_size_A, weight[c.empirical]) for c in group]
+            for start in range(0, m.n, CHUNK):
+                part = slice(start, min(start + CHUNK, m.n))
+                images, power, axes = slices_of(m, part, chosen, session, grid)
+                half, which = m.particles["half"].values[part], m.particles["reference"].values[part]
+                for key in sorted({(int(r), int(h)) for r, h in zip(which, half)}):
+                    if key not in projectors:
+                        projectors[key] = BackProjector(
+                            grid.size, len(group), rotations[key[0]], threads=session.threads
+                        )
+                    mine = (which == key[0]) & (half == key[1])
+                    projectors[key].insert(images[mine], power[mine], axes[mine])
+            reporter.advance(micrograph=name)
+        return projectors
+
+    def weights(self, m: Micrograph, dose: xr.Dataset, empirical: bool) -> np.ndarray:
+        """Return the dose weights (frame, shell) of a micrograph, normalised over frames: measured, or the standard curve's."""
         frequency = m.frequency(int(np.ceil(np.sqrt(2) * m.spectra.box / 2)) + 1)
         if empirical:
             return weights_on(dose, m.movie.dose_edges, frequency, m.group)
         standard = grant_grigorieff(frequency, m.mid_dose, m.movie.voltage_kV)
         return standard / standard.sum(0)
 
-    def _curves(self, session: Session, halves: dict[tuple[int, int], Transform], m: Micrograph) -> np.ndarray:
-        """Return masked and corrected FSC (reference, 2, shell)."""
-        out = []
-        for number, reference in enumerate(session.data.references):
-            mask = _on_box(load_reference(reference).mask, m.spectra.box)
-            maps = [reconstruct(halves[number, half]) for half in (1, 2)]
-            curve = fsc_masked_corrected(maps[0], maps[1], mask)
-            out.append(np.stack([curve.masked, curve.corrected]))
-        return np.stack(out)
+
+def _groups(
+    combinations: tuple[Combination, ...], grid: Grid, n_references: int, limit_bytes: float
+) -> list[tuple[Combination, ...]]:
+    """Divide combinations into groups whose transforms fit into memory side by side."""
+    fit = [n for n in range(1, len(combinations) + 1)
+           if 2 * n_references * BackProjector.bytes_needed(grid.size, n) <= limit_bytes]  # fmt: skip
+    together = max(fit, default=1)
+    return [combinations[i : i + together] for i in range(0, len(combinations), together)]
 
 
-def _on_box(mask: np.ndarray, box: int) -> np.ndarray:
-    """Return the mask sampled on another box of the same extent, by Fourier cropping or padding."""
-    n = len(mask)
-    if n == box:
-        return mask
-    ft = np.fft.fftshift(np.fft.fftn(mask))
-    out = np.zeros((box,) * 3, complex)
-    m = min(n, box)
-    a, b = n // 2 - m // 2, box // 2 - m // 2
-    out[b : b + m, b : b + m, b : b + m] = ft[a : a + m, a : a + m, a : a + m]
-    return np.clip(np.fft.ifftn(np.fft.ifftshift(out)).real * (box / n) ** 3, 0, 1).astype(np.float32)
+def _finished(projectors: dict[tuple[int, int], BackProjector], number: int, half: int) -> Transform:
+    if (number, half) not in projectors:
+        raise InputError(
+            f"reference {number + 1} has no particle of half set {half} in the movies that can be used; its half maps "
+            "cannot be compared"
+        )
+    return projectors.pop((number, half)).transform()
 
 
-def _insert(
-    halves: dict[tuple[int, int], Transform], m: Micrograph, session: Session, moved: np.ndarray, weight: np.ndarray,
-    rotations: np.ndarray,
-) -> None:  # fmt: skip
-    box = m.spectra.box
-    images = recombine(m.spectra, moved / m.movie.pixel_size_A, weight, box, session.threads)
-    images = normalise(images, min(max(m.mask_radius_px, 0.25 * box), 0.45 * box))
-    transfer, ramp = _transfer(m, session)
-    ft = fft.rfft2(images, workers=session.threads) * ramp * transfer
-    matrices = euler_to_matrix(m.particles["euler"].values)
-    half, which = m.particles["half"].values, m.particles["reference"].values
-    for key in {(int(r), int(h)) for r, h in zip(which, half)}:
-        mine = (which == key[0]) & (half == key[1])
-        part = backproject(ft[mine], transfer[mine] ** 2, matrices[mine], symmetry=rotations)
-        halves[key] = halves[key] + part if key in halves else part
+def _write_maps(
+    path: Path, halves: tuple[np.ndarray, np.ndarray], compared: Compared, grid: Grid, threads: int
+) -> None:
+    """Write half maps as they are, and their mean weighted by the FSC and sharpened."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number, half in enumerate(halves, 1):
+        write_map(path.with_name(f"{path.stem}_half{number}.mrc"), half, grid.pixel_size_A)
+    mean, b_factor = 0.5 * (halves[0] + halves[1]), np.nan_to_num(compared.b_factor_A2)
+    write_map(path, sharpened(mean, compared.curve.corrected, b_factor, grid.pixel_size_A, threads), grid.pixel_size_A)
 
 
-def _transfer(m: Micrograph, session: Session) -> tuple[np.ndarray, np.ndarray]:
-    """Return the CTF of every particle and the phase that brings its object to the first pixel, on half planes."""
-    box = m.spectra.box
-    ky, kx = half_plane_indices(box)
-    y, x = np.broadcast_arrays(ky / m.extent_A, kx / m.extent_A)
-    p = m.particles
-    transfer = np.empty((m.n, *x.shape), np.float32)
-    for g in np.unique(p["optics"].values):
-        o = session.data.optics[g]
-        mine = p["optics"].values == g
-        transfer[mine] = ctf(
-            x, y, defocus_u_A=p["defocus_u"].values[mine], defocus_v_A=p["defocus_v"].values[mine],
-            defocus_angle_deg=p["defocus_angle"].values[mine], phase_shift_deg=p["phase_shift"].values[mine],
-            b_factor_A2=p["ctf_b_factor"].values[mine], scale=p["ctf_scale"].values[mine], voltage_kV=o.voltage_kV,
-            spherical_aberration_mm=o.spherical_aberration_mm, amplitude_contrast=o.amplitude_contrast,
-        )  # fmt: skip
-    centre = box // 2 - m.placement.origin_A / m.movie.pixel_size_A
-    phase = 2j * np.pi / box * (kx[None] * centre[:, 0, None, None] + ky[None] * centre[:, 1, None, None])
-    return transfer, np.exp(phase).astype(np.complex64)
-
-
-def _table(curves: np.ndarray, m: Micrograph, names: list[str]) -> xr.Dataset:
-    frequency = m.frequency(curves.shape[-1])
-    corrected = curves[:, :, 1]
-
-    def resolution(level: float) -> np.ndarray:
-        return np.array([[1 / frequency[max(first_shell_below(c, level), 1)] for c in row] for row in corrected])
-
+def _table(found: list[list[Compared]], grid: Grid, combinations: tuple[Combination, ...]) -> xr.Dataset:
+    frequency = np.arange(grid.size // 2 + 1) / grid.extent_A
     dims = ("reference", "combination", "frequency")
+
+    def curve(name: str, about: str) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:
+        return (
+            dims,
+            np.array([[getattr(c.curve, name) for c in row] for row in found]),
+            {"units": "1", "long_name": about},
+        )
+
+    def resolution(level: float) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:
+        reached = [[1 / frequency[max(first_shell_below(c.curve.corrected, level), 1)] for c in row] for row in found]
+        return dims[:2], np.array(reached), {"units": "Å", "long_name": f"resolution at FSC = {level:g}"}
+
     return xr.Dataset(
         {
-            "fsc_masked": (dims, curves[:, :, 0], {"units": "1", "long_name": "FSC of masked half maps"}),
-            "fsc_corrected": (dims, corrected, {"units": "1", "long_name": "corrected FSC"}),
-            "resolution_0143": (dims[:2], resolution(0.143), {"units": "Å", "long_name": "resolution at FSC = 0.143"}),
-            "resolution_05": (dims[:2], resolution(0.5), {"units": "Å", "long_name": "resolution at FSC = 0.5"}),
+            "fsc_unmasked": curve("unmasked", "FSC of half maps"),
+            "fsc_masked": curve("masked", "FSC of masked half maps"),
+            "fsc_randomised": curve("randomised", "FSC of masked half maps with random phases"),
+            "fsc_corrected": curve("corrected", "corrected FSC"),
+            "resolution_0143": resolution(0.143),
+            "resolution_05": resolution(0.5),
+            "b_factor": (
+                dims[:2],
+                np.array([[c.b_factor_A2 for c in row] for row in found]),
+                {"units": "Å²", "long_name": "Guinier B-factor of the map"},
+            ),
         },
         coords={
-            "combination": names,
-            "reference": np.arange(len(curves)),
+            "combination": [c.name for c in combinations],
+            "meaning": ("combination", [c.meaning for c in combinations], {"long_name": "what the maps are made of"}),
+            "reference": np.arange(len(found)),
             "frequency": ("frequency", frequency, {"units": "1/Å", "long_name": "spatial frequency"}),
         },
     )

@@ -57,8 +57,7 @@ def write_report(
 
 def render_report(results: ResultStore | xr.DataTree, *, title: str, micrographs: int = SHOWN) -> str:
     """Return the report as HTML."""
-    names = dict.fromkeys((*SINGLE, "audit"))
-    groups = {name: found for name in names if (found := _get(results, name)) is not None}
+    groups = {name: found for name in SINGLE if (found := _get(results, name)) is not None}
     limits = dict(zip(PER_MICROGRAPH, (micrographs, MAX_SPECTRA)))
     each = {name: _some(results, name, limit) for name, limit in limits.items()}
     attrs = {str(name): value for name, value in results.attrs.items()}

@@ -268,21 +268,13 @@ def _activities(search: xr.Dataset, ray: int, step: int) -> list[float]:
     ]
 
 
-def search_warnings(search: xr.Dataset, said: bool) -> list[str]:
-    """Return what to look at in a search; ``said``: the maximum strength has been spoken of."""
+def search_warnings(search: xr.Dataset) -> list[str]:
+    """Return what to look at in a search, each with its remedy."""
+    from refmotion_nb.stages.search import still_moving
+
     if not search.sizes.get("ray", 0):
         return []
-    local, retired = search["activity_local"].values, search["retired"].values.astype(bool)
-    last = np.array([row[np.isfinite(row)][-1] if np.isfinite(row).any() else np.nan for row in local])
-    moving = ~retired & (last > STILL_A)
-    found = []
-    if moving.any() and not said:
-        limit = search.attrs.get("max_strength", np.nanmax(search["strength"].values))
-        found.append(
-            f"Activity has not come near zero on {moving.sum()} of {moving.size} rays: at the maximum total prior "
-            f"strength ({number(limit)}) particles still move up to {number(np.nanmax(last[moving]))} Å. Raise "
-            "max_strength."
-        )
+    found = still_moving(search)
     activity, _ = best_activity(search)
     if activity < STILL_A:
         found.append(

@@ -88,11 +88,10 @@ def _tell_particles(particles: xr.Dataset) -> str:
 
 def warnings(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> list[str]:
     """Return what needs attention, each with its remedy: what the stages noted, and what the results show."""
-    said = [str(text) for text in decoded(attrs.get("warnings", [])) or []]
-    found = [text for severity, text in audit_findings(groups.get("audit")) if severity != "note" and text not in said]
-    found = [text[:1].upper() + text[1:] for text in found + said]
-    if "search" in groups:
-        found += search_warnings(groups["search"], any("max_strength" in text for text in found))
+    found = [text for severity, text in audit_findings(groups.get("audit")) if severity != "note"]
+    found += [str(text) for text in decoded(attrs.get("warnings", [])) or []]
+    found += search_warnings(groups["search"]) if "search" in groups else []
+    found = [_sentence(text) for text in dict.fromkeys(found)]
     if "particles" in groups:
         written = groups["particles"]["written"].values.astype(bool)
         if written.size and written.mean() < FEW_WRITTEN:
@@ -102,6 +101,11 @@ def warnings(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> list
     if "validation" in groups:
         found += map_warnings(groups["validation"])
     return found
+
+
+def _sentence(text: str) -> str:
+    """Return ``text`` with a capital, unless it begins with a name."""
+    return text[:1].upper() + text[1:] if text.split(" ")[0].strip(",;").isalpha() else text
 
 
 def missing(there: set[str]) -> list[tuple[str, str]]:

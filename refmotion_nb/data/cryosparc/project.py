@@ -11,16 +11,18 @@ import numpy as np
 
 from refmotion_nb.data.check import Check, Findings, check_dataset, unlike_particles
 from refmotion_nb.data.cryosparc.csfile import names, text
+from refmotion_nb.data.cryosparc.csfile import table as cs_table
 from refmotion_nb.data.cryosparc.exposures import read_exposures, read_movies
-from refmotion_nb.data.cryosparc.files import Entry, first_file, job_of, read_reference
+from refmotion_nb.data.cryosparc.files import Entry, first_file, job_of, read_reference, without_uid
 from refmotion_nb.data.cryosparc.motion import ORIENTATIONS
 from refmotion_nb.data.cryosparc.orientation import best_orientation
 from refmotion_nb.data.cryosparc.particles import micrograph_shapes, particle_table, read_particle_rows
 from refmotion_nb.data.maps import check_reference
-from refmotion_nb.data.relion.micrographs import MovieSet, Options
+from refmotion_nb.data.micrographs import MovieTable, beside_absolute
+from refmotion_nb.data.relion.micrographs import MovieSet, Options, short_names
 from refmotion_nb.data.relion.particles import ParticleTable, assemble
 from refmotion_nb.data.relion.results import find_root
-from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference
+from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference, Skipped
 from refmotion_nb.data.star import table
 
 Entries = str | Path | Sequence[Entry]
@@ -190,7 +192,8 @@ def _unfit(dataset: Dataset, tables: list[ParticleTable]) -> list[str]:
     for number, part in enumerate(tables):
         halves = set(half[reference == number].tolist()) & {1, 2}
         if not (reference == number).any():
-            why = dataset.skipped[0].reason if dataset.skipped else "none is left"
+            reasons = [skip.reason for skip in dataset.skipped if skip.row >= 0 and skip.reference == number]
+            why = reasons[0] if reasons else "none is left"
             problems.append(f"{part.path}: no particle can be used ({why}); give the exposures they are from")
         elif len(halves) == 1:
             problems.append(f"{part.path}: all particles are of one half set (alignments3D/split {halves.pop() - 1}); "
@@ -239,3 +242,58 @@ def _root(files: list[Path], tables: list[tuple[Path, np.ndarray]]) -> Path:
 
 def _as_list(value: Any) -> list[Any]:
     return [] if value is None else [value] if isinstance(value, str | Path) else list(value)
+
+
+def open_exposures(
+    exposures: Entries,
+    root: str | Path | None = None,
+    *,
+    orientation: str = "cryosparc",
+    gain: Gain | str | Path | None = None,
+    **options: Any,
+) -> MovieTable:
+    """Open the movies of motion-corrected exposures, without particles; what cannot be used is ``skipped``.
+
+    The arguments are those of ``open_cryosparc``; ``orientation`` is ``cryosparc`` (rows as stored) or ``imported``.
+
+    Raises
+    ------
+    InputError
+        A table cannot be read, or none of its movies can be used.
+    """
+    if orientation not in ("cryosparc", "imported"):
+        raise InputError(f"orientation {orientation!r}; without particles, give cryosparc or imported")
+    problems = list[str]()
+    tables = read_exposures(_as_list(exposures), problems)
+    if problems or not tables:
+        raise InputError("\n".join(problems) or "no exposures given; give those of Patch Motion Correction")
+    home = (Path(root) if root is not None else _root([path for path, _ in tables], list(tables))).absolute()
+    tables = [(path, beside_absolute(rows, path.parent)) for path, rows in tables]
+    shapes = {uid: shape for _, rows in tables for uid, shape in _micrograph_blobs(rows).items()}
+    gain = Gain(Path(gain)) if isinstance(gain, str | Path) else gain
+    found = read_movies(tables, (), home, Options(gain, **options), ORIENTATIONS[orientation], shapes)
+    if not found.movies:
+        raise InputError(f"{tables[0][0]}: none of its movies can be used; the first: {found.idle[0].reason}")
+    common = [name for name in names(tables[0][1]) if all(name in names(rows) for _, rows in tables)]
+    joined = cs_table({name: np.concatenate([rows[name] for _, rows in tables]) for name in common})
+    reasons = {skip.micrograph: skip.reason for skip in found.idle}
+    listed = _short_names(joined)
+    usable = [i for i, name in enumerate(listed) if name not in reasons]
+    group = "mscope_params/exp_group_id"
+    groups = tuple(f"exposureGroup{int(joined[group][i])}" if group in common else "" for i in usable)
+    return MovieTable(
+        found.movies, tuple(usable), groups, home, cryosparc=joined,
+        skipped=tuple(Skipped(i, name, reasons[name]) for i, name in enumerate(listed) if name in reasons),
+    )  # fmt: skip
+
+
+def _micrograph_blobs(rows: np.ndarray) -> dict[str, tuple[int, int]]:
+    """Height and width (px) of the micrographs that the exposures list, by uid."""
+    if "micrograph_blob/shape" not in names(rows):
+        return {}
+    return {str(uid): (int(y), int(x)) for uid, (y, x) in zip(rows["uid"], rows["micrograph_blob/shape"])}
+
+
+def _short_names(rows: np.ndarray) -> list[str]:
+    paths = [Path(path) for path in text(rows, "movie_blob/path")]
+    return short_names([str(path.parent / without_uid(path.name)) for path in paths])

@@ -140,7 +140,7 @@ def assemble(
         for row in np.flatnonzero(off | (movie < 0)):
             name = str(part.micrograph[row])
             reason = "it lies outside its movie" if off[row] else unusable.get(name, unlisted)
-            skipped.append(Skipped(int(row), movies[movie[row]].micrograph if off[row] else name, reason))
+            skipped.append(Skipped(int(row), movies[movie[row]].micrograph if off[row] else name, reason, number))
         kept = ~off & (movie >= 0)
         values = {**part.values, "coordinate": coordinate, "optics": of_row, "reference": np.full(len(kept), number),
                   "micrograph": np.array([m.micrograph for m in movies] or [""])[movie]}  # fmt: skip

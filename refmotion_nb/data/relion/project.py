@@ -12,11 +12,12 @@ import pandas as pd
 
 from refmotion_nb.data.check import Check, Findings, check_dataset, unlike_particles
 from refmotion_nb.data.maps import check_reference
+from refmotion_nb.data.micrographs import MovieTable
 from refmotion_nb.data.relion.micrographs import MovieSet, Options, read_micrographs, read_movies
 from refmotion_nb.data.relion.particles import ParticleTable, assemble, listed, read_particles
 from refmotion_nb.data.relion.results import find_root
-from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference
-from refmotion_nb.data.star import table
+from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference, Skipped
+from refmotion_nb.data.star import read_star, table
 
 Paths = str | Path | Sequence[str | Path]
 
@@ -142,8 +143,8 @@ def _unfit(dataset: Dataset, tables: Sequence[ParticleTable]) -> list[str]:
     """Name the reference whose particles all fall out, or whose half sets are not two."""
     problems = []
     reference, half = dataset.particles["reference"].values, dataset.particles["half"].values
-    reasons = Counter(skip.reason for skip in dataset.skipped if skip.row >= 0)
     for number, part in enumerate(tables):
+        reasons = Counter(skip.reason for skip in dataset.skipped if skip.row >= 0 and skip.reference == number)
         halves = set(half[reference == number].tolist()) & {1, 2}
         if not (reference == number).any():
             why = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
@@ -174,3 +175,37 @@ def _as_gain(gain: Gain | str | Path | None, root: str | Path | None) -> Gain | 
         return None
     gain = gain if isinstance(gain, Gain) else Gain(Path(gain))
     return replace(gain, path=_given(gain.path, root).absolute())
+
+
+def open_movies(
+    micrographs: str | Path, root: str | Path | None = None, *, gain: Gain | str | Path | None = None, **options: Any
+) -> MovieTable:
+    """Open the movies of a ``corrected_micrographs.star``, without particles; what cannot be used is ``skipped``.
+
+    The arguments are those of ``open_relion``.
+
+    Raises
+    ------
+    InputError
+        The table cannot be read, or none of its movies can be used.
+    """
+    path = _given(micrographs, root)
+    rows = read_micrographs(path)
+    metadata = rows["rlnMicrographMetadata"].astype(str).tolist()
+    home = (Path(root) if root is not None else find_root([path], metadata[:3])).absolute()
+    found = read_movies(rows, path, (), home, Options(_as_gain(gain, root), **options))
+    if not found.movies:
+        raise InputError(f"{path}: none of its movies can be used; the first: {found.idle[0].reason}")
+    names = rows["rlnMicrographName"].astype(str).tolist()
+    reasons = {skip.micrograph: skip.reason for skip in found.idle}
+    usable = [i for i, name in enumerate(names) if name not in reasons]
+    optics = table(read_star(path, ("optics",)), "optics")
+    called = dict(zip(optics["rlnOpticsGroup"], optics["rlnOpticsGroupName"].astype(str)))
+    number = (
+        rows["rlnOpticsGroup"] if "rlnOpticsGroup" in rows.columns else optics["rlnOpticsGroup"].iloc[[0] * len(rows)]
+    )
+    return MovieTable(
+        found.movies, tuple(usable), tuple(called.get(number.iloc[i], "") for i in usable), home,
+        relion={"optics": optics, "micrographs": rows.drop(columns="rlnVoltage", errors="ignore")},
+        skipped=tuple(Skipped(i, name, reasons[name]) for i, name in enumerate(names) if name in reasons),
+    )  # fmt: skip

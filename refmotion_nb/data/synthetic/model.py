@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import gemmi
 import numpy as np
 import scipy.fft
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from refmotion_nb.data.schema import InputError
 
@@ -32,6 +33,7 @@ class AtomicModel:
     elements: tuple[str, ...]
     positions_A: tuple[np.ndarray, ...]  # per element (atom, xyz)
     occupancies: tuple[np.ndarray, ...]  # per element (atom,)
+    subunits: tuple[np.ndarray, ...]  # per element (atom,) number of the chain
     symmetry: np.ndarray  # (operator, 3, 3) rotations that leave the assembly as it is, the identity first
     has_hydrogens: bool
 
@@ -67,6 +69,7 @@ def read_model(path: Path | str | None = None) -> AtomicModel:
     names = np.array([cra.atom.element.name for cra in found])
     positions = np.array([cra.atom.pos.tolist() for cra in found])
     occupancy = np.array([cra.atom.occ for cra in found])
+    chain = np.unique([cra.chain.name for cra in found], return_inverse=True)[1]
     operators = [] if assembly is None else [o.transform for g in assembly.generators for o in g.operators]
     rotations, centre = _point_group(operators or [gemmi.Transform()], positions.mean(axis=0))
     positions -= centre
@@ -75,9 +78,34 @@ def read_model(path: Path | str | None = None) -> AtomicModel:
         elements,
         tuple(positions[names == e] for e in elements),
         tuple(occupancy[names == e] for e in elements),
+        tuple(chain[names == e] for e in elements),
         rotations,
         "H" in elements or "D" in elements,
     )
+
+
+def displaced(model: AtomicModel, outwards_A: float, turn_deg: float) -> AtomicModel:
+    """Return another conformation: every subunit moved outwards along its radius and turned about it, as a rigid body.
+
+    The symmetry of the assembly stays.
+
+    Raises
+    ------
+    InputError
+        There are no subunits around the centre.
+    """
+    atoms, chain = np.concatenate(model.positions_A), np.concatenate(model.subunits)
+    moved = np.empty_like(atoms)
+    for one in np.unique(chain):
+        mine = chain == one
+        middle = atoms[mine].mean(axis=0)
+        distance = np.linalg.norm(middle)
+        if distance < 1:
+            raise InputError("a subunit lies in the middle of the model and cannot move outwards; give a second_model")
+        turn = Rotation.from_rotvec(np.deg2rad(turn_deg) * middle / distance)
+        moved[mine] = turn.apply(atoms[mine] - middle) + middle * (1 + outwards_A / distance)
+    cuts = np.cumsum([len(part) for part in model.positions_A])[:-1]
+    return replace(model, positions_A=tuple(np.split(moved, cuts)))
 
 
 def _point_group(transforms: list[gemmi.Transform], middle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

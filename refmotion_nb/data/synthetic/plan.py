@@ -10,7 +10,7 @@ from refmotion_nb.data.schema import InputError
 from refmotion_nb.data.synthetic import motion as motions
 from refmotion_nb.data.synthetic.settings import SimulationSettings
 
-GAIN, PLACES, MOTION, RIGID, POSES, OPTICS, ICE, COUNTS, EVENTS, LIGHT = range(10)  # what a random draw is for
+GAIN, PLACES, MOTION, RIGID, POSES, OPTICS, ICE, COUNTS, EVENTS, LIGHT, SPECIES = range(11)  # what a random draw is for
 STEPS_PER_FRAME = 12
 GRID_POINTS = 5  # per axis, at which the motion of the whole field is taken
 
@@ -22,6 +22,7 @@ class MicrographPlan:
     name: str
     index: int
     positions_px: np.ndarray  # (particle, xy)
+    species: np.ndarray  # (particle,) 0, or 1 for the second
     total_A: np.ndarray  # (particle, frame, step, xy)
     local_A: np.ndarray  # (particle, frame, xy)
     drift_A: np.ndarray  # (frame, xy)
@@ -102,6 +103,7 @@ def plan_micrograph(settings: SimulationSettings, particle_radius_A: float, inde
         name=f"mic{index:04d}",
         index=index,
         positions_px=positions,
+        species=_species(settings, index, count),
         total_A=total,
         local_A=local[:count].mean(axis=2),
         drift_A=drift.mean(axis=1),
@@ -123,7 +125,7 @@ def plan_micrograph(settings: SimulationSettings, particle_radius_A: float, inde
 def _place(settings: SimulationSettings, radius_A: float, rng: np.random.Generator) -> np.ndarray:
     """Positions (particle, xy) px no closer than the particle's diameter allows; as many as find room."""
     apart = (settings.min_distance_A or 1.8 * radius_A) / settings.pixel_size_A
-    edge = settings.box_px / 2 + 12 if settings.edge_px is None else settings.edge_px
+    edge = max(settings.boxes_px) / 2 + 12 if settings.edge_px is None else settings.edge_px
     extent = np.array(settings.shape[::-1], float)
     if (extent <= 2 * edge).any():
         raise InputError(
@@ -137,6 +139,14 @@ def _place(settings: SimulationSettings, radius_A: float, rng: np.random.Generat
         if not len(found) or np.hypot(*(found - candidate).T).min() >= apart:
             found = np.vstack([found, candidate])
     return found
+
+
+def _species(settings: SimulationSettings, index: int, count: int) -> np.ndarray:
+    """Species (particle,) 0 or 1: some at random are of the second."""
+    species = np.zeros(count, int)
+    some = rng_for(settings, SPECIES, index).permutation(count)[: round(settings.second_share * count)]
+    species[some] = 1
+    return species
 
 
 def _grid() -> np.ndarray:

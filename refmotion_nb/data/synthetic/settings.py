@@ -51,6 +51,12 @@ class SimulationSettings:
     astigmatism_A: float = 340.0
     scale_spread: float = 0.05  # of the particles' contrast, RMS
 
+    second_share: float = 0.0  # of the particles that are of a second species, with a table and a reference of its own
+    second_model: Path | None = None  # PDB or mmCIF file; the first with its subunits displaced unless given
+    second_swelling_A: float = 6.0  # by which the second conformation's subunits lie farther out
+    second_turn_deg: float = 0.0  # by which they are turned about their radius
+    second_box_px: int | None = None  # as the first's unless given
+
     motion: str = "smooth"  # smooth, rough (exponential kernel), recorded (from motion STARs), none
     speed_A_per_dose: float = 2.2  # local motion at the start, RMS per axis, Å per e/Å²
     correlation_distance_A: float = 2500.0
@@ -79,7 +85,7 @@ class SimulationSettings:
         not_negative = (
             "pre_exposure_e_A2 spherical_aberration_mm b_factor_A2 defocus_spread_A astigmatism_A scale_spread "
             "speed_A_per_dose drift_A_per_dose motion_scale rigid_error_A pose_error_deg origin_error_A pick_error_A "
-            "ice_noise illumination_spread hot_pixels gain_spread seed"
+            "ice_noise illumination_spread hot_pixels gain_spread seed second_share"
         )
         for name in positive.split():
             if not getattr(self, name) > 0:
@@ -90,10 +96,14 @@ class SimulationSettings:
         for name, allowed in (("movie_format", FORMATS), ("motion", MOTIONS), ("symmetry", ("assembly", "none"))):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
-        if self.box_px % 2 or self.size_px % 2 or (self.height_px or 0) % 2:
-            raise InputError("box_px, size_px and height_px must be even")
+        if any((value or 0) % 2 for value in (self.box_px, self.second_box_px, self.size_px, self.height_px)):
+            raise InputError("box_px, second_box_px, size_px and height_px must be even")
         if not 0 <= self.amplitude_contrast < 1:
             raise InputError(f"amplitude_contrast is {self.amplitude_contrast}; it lies between 0 and 1")
+        if self.second_share >= 1:
+            raise InputError(
+                f"second_share is {self.second_share}; it lies between 0 and 1, so that both species are there"
+            )
         if self.defocus_max_A < self.defocus_min_A:
             raise InputError("defocus_max_A is below defocus_min_A")
         if self.motion == "recorded" and self.motion_stars is None:
@@ -103,6 +113,11 @@ class SimulationSettings:
     def shape(self) -> tuple[int, int]:
         """Height and width of the movie, px."""
         return self.height_px or self.size_px, self.size_px
+
+    @property
+    def boxes_px(self) -> tuple[int, ...]:
+        """Box of the reference of each species, px."""
+        return (self.box_px, self.second_box_px or self.box_px) if self.second_share > 0 else (self.box_px,)
 
     @property
     def dose_edges(self) -> np.ndarray:

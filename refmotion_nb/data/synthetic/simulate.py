@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from refmotion_nb.data.schema import InputError, Reference
 from refmotion_nb.data.synthetic import files as files
 from refmotion_nb.data.synthetic import images as images
 from refmotion_nb.data.synthetic import model as models
@@ -46,12 +47,22 @@ class Simulation:
     settings: SimulationSettings
     n_particles: int
     rigid_error_A: float  # trajectory error of the motion STARs, early frames weighted
-    fsc_resolution_A: float  # corrected half-map FSC 0.143 of the rigid reference
+    fsc_resolutions_A: tuple[float, ...]  # corrected half-map FSC 0.143 of the rigid reference of each species
+
+    @property
+    def fsc_resolution_A(self) -> float:
+        """Resolution of the (first) rigid reference."""
+        return self.fsc_resolutions_A[0]
 
     @property
     def particles(self) -> Path:
-        """Particle STAR file."""
-        return self.folder / "Extract" / "particles.star"
+        """Particle STAR file (of the first species)."""
+        return self.particle_tables[0]
+
+    @property
+    def particle_tables(self) -> tuple[Path, ...]:
+        """Particle STAR file of each species."""
+        return tuple(self.folder / "Extract" / tables.particle_table(s) for s in range(len(self.settings.boxes_px)))
 
     @property
     def micrographs(self) -> Path:
@@ -59,18 +70,25 @@ class Simulation:
         return self.folder / "MotionCorr" / "corrected_micrographs.star"
 
     @property
+    def references(self) -> tuple[Reference, ...]:
+        """Half maps, mask and FSC of each species."""
+        folders = [self.folder / _reference_folder(s) for s in range(len(self.settings.boxes_px))]
+        names = ("half1.mrc", "half2.mrc", "mask.mrc", "postprocess.star")
+        return tuple(Reference(*(folder / name for name in names)) for folder in folders)
+
+    @property
     def half_maps(self) -> tuple[Path, Path]:
-        """The two half maps."""
+        """The two half maps (of the first species)."""
         return self.folder / "Ref" / "half1.mrc", self.folder / "Ref" / "half2.mrc"
 
     @property
     def mask(self) -> Path:
-        """Soft mask of the particle."""
+        """Soft mask of the particle (of the first species)."""
         return self.folder / "Ref" / "mask.mrc"
 
     @property
     def postprocess(self) -> Path:
-        """STAR file with the FSC, naming half maps and mask."""
+        """STAR file with the FSC, naming half maps and mask (of the first species)."""
         return self.folder / "Ref" / "postprocess.star"
 
     def truth(self) -> dict[str, np.ndarray]:
@@ -82,6 +100,9 @@ class Simulation:
 def simulate(settings: SimulationSettings, out: Path | str, reporter: Reporter | None = None) -> Simulation:
     """Write a RELION-layout folder of simulated movies, particles, references and the truth about them.
 
+    A second species has ``Extract/particles_2.star`` and ``Ref2``; ``truth.npz`` holds the particles of both (see
+    ``tables.write_truth``).
+
     The same settings give the same bytes, whatever the number of workers.
 
     Raises
@@ -90,29 +111,64 @@ def simulate(settings: SimulationSettings, out: Path | str, reporter: Reporter |
         The model or a motion STAR cannot be read, or the field is too small for a particle.
     """
     out = Path(out)
-    for folder in ("Movies", "MotionCorr/Movies", "Extract", "Ref"):
+    species = read_species(settings)
+    for folder in ("Movies", "MotionCorr/Movies", "Extract", *map(_reference_folder, range(len(species)))):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    model = models.read_model(settings.model)
     sensitivity = planning.draw_sensitivity(settings)
     gain_name = files.write_gain(out, 1 / sensitivity, settings.movie_format, settings.pixel_size_A)
-    plans = [planning.plan_micrograph(settings, model.radius_A, index) for index in range(settings.n_micrographs)]
+    radius_A = max(model.radius_A for model in species)
+    plans = [planning.plan_micrograph(settings, radius_A, index) for index in range(settings.n_micrographs)]
+    _check_halves(plans, len(species))
     if reporter:
         reporter.start(settings.n_micrographs + 1, "simulating")
     averages = []
     with _mapping(settings.workers) as run:
         for plan in plans:
-            averages.append(_expose_and_average(settings, model, plan, sensitivity, out, run))
+            averages.append(_expose_and_average(settings, species, plan, sensitivity, out, run))
             tables.write_motion(settings, plan, gain_name, out)
             if reporter:
                 reporter.advance(1, micrograph=plan.name, particles=plan.count)
-        resolution_A = _write_reference(settings, model, plans, averages, out, run)
+        resolutions_A = [
+            _write_reference(settings, species[s], s, plans, [parts[s] for parts in averages], out, run)
+            for s in range(len(species))
+        ]
     tables.write_tables(settings, plans, out)
     tables.write_truth(settings, plans, out)
     if reporter:
-        reporter.advance(1, resolution_A=resolution_A)
+        reporter.advance(1, resolution_A=resolutions_A[0])
         reporter.done()
     error_A = _rigid_error_A(settings, plans)
-    return Simulation(out, settings, sum(p.count for p in plans), error_A, resolution_A)
+    return Simulation(out, settings, sum(p.count for p in plans), error_A, tuple(resolutions_A))
+
+
+def read_species(settings: SimulationSettings) -> list[models.AtomicModel]:
+    """Atomic models of one species or two.
+
+    Raises
+    ------
+    InputError
+        A model cannot be read, or the second is not given and the first has no subunits to displace.
+    """
+    first = models.read_model(settings.model)
+    if settings.second_share == 0:
+        return [first]
+    if settings.second_model is not None:
+        return [first, models.read_model(settings.second_model)]
+    return [first, models.displaced(first, settings.second_swelling_A, settings.second_turn_deg)]
+
+
+def _check_halves(plans: list[planning.MicrographPlan], n_species: int) -> None:
+    """Refuse a set in which one species has no particle in one of the half sets."""
+    there = {(int(s), int(h)) for plan in plans for s, h in zip(plan.species, plan.half)}
+    if n_species > 1 and len(there) < 2 * n_species:
+        raise InputError(
+            "one species has no particles in one of its half sets; raise particles_per_micrograph or n_micrographs, or "
+            "bring second_share nearer to 0.5"
+        )
+
+
+def _reference_folder(which: int) -> str:
+    return f"Ref{which + 1}" if which else "Ref"
 
 
 @contextmanager
@@ -122,9 +178,12 @@ def _mapping(workers: int | None) -> Iterator[Callable]:
         yield pool.map
 
 
-def _expose_and_average(settings, model, plan, sensitivity, out, run) -> np.ndarray:
-    """Write one movie and return its particles' rigid averages, normalised and centred: (particle, box, box//2+1)."""
-    exposure = _exposure(settings, model, plan, sensitivity, run)
+def _expose_and_average(settings, species, plan, sensitivity, out, run) -> list[np.ndarray]:
+    """Write one movie and return its particles' rigid averages, normalised and centred, for each species.
+
+    Averages are (particle, box, box//2+1).
+    """
+    exposure = _exposure(settings, species, plan, sensitivity, run)
     seeds = [planning.seed_for(settings, planning.COUNTS, plan.index, f) for f in range(settings.n_frames)]
     stack = files.write_movie(
         out / "Movies" / f"{plan.name}.{settings.movie_format}",
@@ -135,30 +194,41 @@ def _expose_and_average(settings, model, plan, sensitivity, out, run) -> np.ndar
         settings.eer_grouping,
         [planning.seed_for(settings, planning.EVENTS, plan.index, f) for f in range(settings.n_frames)],
     )
-    frequency = models.half_plane_frequency(settings.box_px, settings.pixel_size_A)
-    after = settings.dose_edges[1:, None, None]
-    weights = np.exp(-after / (2 * images.critical_dose(frequency, settings.voltage_kV))).astype(np.float32)
-    weights /= np.sqrt((weights**2).sum(axis=0))  # noise stays white
     gain = 1 / sensitivity
+    weights = [_weights(settings, box) for box in settings.boxes_px]
 
     def average(p: int) -> np.ndarray:
-        centre, shifts = plan.coordinates_px[p], -plan.particle_shift_px[p]
-        image = images.dose_weighted_average(stack, gain, plan.hot, centre, shifts, weights)
-        image = images.normalised(image, 1.05 * model.radius_A / settings.pixel_size_A)
+        centre, shifts, which = plan.coordinates_px[p], -plan.particle_shift_px[p], plan.species[p]
+        image = images.dose_weighted_average(stack, gain, plan.hot, centre, shifts, weights[which])
+        image = images.normalised(image, 1.05 * species[which].radius_A / settings.pixel_size_A)
         return images.centred(image, plan.origins_A[p] / settings.pixel_size_A)
 
-    return np.stack(list(run(average, range(plan.count))))
+    found = list(run(average, range(plan.count)))
+    empty = [np.zeros((0, box, box // 2 + 1), np.complex64) for box in settings.boxes_px]
+    return [
+        np.stack([found[p] for p in mine]) if (mine := np.flatnonzero(plan.species == s)).size else empty[s]
+        for s in range(len(species))
+    ]
 
 
-def _exposure(settings, model, plan, sensitivity, run) -> images.Exposure:
+def _weights(settings: SimulationSettings, box: int) -> np.ndarray:
+    """Dose weights (frame, box, box//2+1) that leave noise white."""
+    frequency = models.half_plane_frequency(box, settings.pixel_size_A)
+    after = settings.dose_edges[1:, None, None]
+    weights = np.exp(-after / (2 * images.critical_dose(frequency, settings.voltage_kV))).astype(np.float32)
+    return weights / np.sqrt((weights**2).sum(axis=0))
+
+
+def _exposure(settings, species, plan, sensitivity, run) -> images.Exposure:
     scope = settings.microscope
     spread = scope.wavelength_A * (settings.defocus_max_A + 3 * settings.defocus_spread_A) / SPREAD_RESOLUTION_A
-    box = models.render_size(model, settings.pixel_size_A, min(spread, 2 * model.radius_A))
+    box = max(models.render_size(m, settings.pixel_size_A, min(spread, 2 * m.radius_A)) for m in species)
     frequency = models.half_plane_frequency(box, settings.pixel_size_A)
-    factors = models.scattering_factors(model, frequency, settings.b_factor_A2)
+    factors = [models.scattering_factors(model, frequency, settings.b_factor_A2) for model in species]
 
     def spectrum(p: int) -> np.ndarray:
-        potential = models.project(model, plan.rotations[p], factors, settings.pixel_size_A)
+        which = plan.species[p]
+        potential = models.project(species[which], plan.rotations[p], factors[which], settings.pixel_size_A)
         ctf = scope.ctf(box, *plan.defocus_A[p], plan.astigmatism_deg)
         # weak phase object: relative intensity 1 - 2 φ·CTF in RELION's sign, so that protein is dark at low resolution
         strength = -2 * scope.interaction_rad_per_VA / settings.pixel_size_A**2 * plan.scale[p]
@@ -186,14 +256,16 @@ def _exposure(settings, model, plan, sensitivity, run) -> images.Exposure:
     )
 
 
-def _write_reference(settings, model, plans, averages, out, run) -> float:
-    """Half maps from the particles' own rigid averages, mask and FSC; return the resolution at 0.143 in Å."""
-    box = settings.box_px
+def _write_reference(settings, model, which, plans, averages, out, run) -> float:
+    """Half maps from a species' own rigid averages, mask and FSC; return the resolution at 0.143 in Å."""
+    box, folder = settings.boxes_px[which], out / _reference_folder(which)
     symmetry = model.symmetry if settings.symmetry == "assembly" else None
+    mine = [plan.species == which for plan in plans]
     stack = np.concatenate(averages)
-    half = np.concatenate([plan.half for plan in plans])
-    rotations = np.concatenate([plan.rotations_given for plan in plans])
-    ctf = np.stack([settings.microscope.ctf(box, *df, plan.astigmatism_deg) for plan in plans for df in plan.defocus_A])
+    half = np.concatenate([plan.half[m] for plan, m in zip(plans, mine)])
+    rotations = np.concatenate([plan.rotations_given[m] for plan, m in zip(plans, mine)])
+    scope = settings.microscope
+    ctf = np.stack([scope.ctf(box, *df, p.astigmatism_deg) for p, m in zip(plans, mine) for df in p.defocus_A[m]])
 
     def half_map(which: int) -> np.ndarray:
         mine = half == which
@@ -202,9 +274,9 @@ def _write_reference(settings, model, plans, averages, out, run) -> float:
     maps = list(run(half_map, (1, 2)))
     mask = models.soft_mask(model, box, settings.pixel_size_A, 3.0, 5.0)
     for name, volume in (("half1", maps[0]), ("half2", maps[1]), ("mask", mask)):
-        files.write_mrc(out / "Ref" / f"{name}.mrc", volume, settings.pixel_size_A, volume=True)
+        files.write_mrc(folder / f"{name}.mrc", volume, settings.pixel_size_A, volume=True)
     curves = fsc_masked_corrected(maps[0], maps[1], mask, seed=settings.seed)
-    tables.write_postprocess(out / "Ref" / "postprocess.star", curves, settings.pixel_size_A, box, mask)
+    tables.write_postprocess(folder / "postprocess.star", curves, settings.pixel_size_A, box, mask)
     below = np.flatnonzero(curves.corrected < 0.143)
     return box * settings.pixel_size_A / float(below[0] if below.size else box // 2)
 

@@ -77,9 +77,17 @@ def write_tables(settings: SimulationSettings, plans: list[MicrographPlan], out:
         "micrographs": pd.DataFrame(rows),
     }
     write_star(out / "MotionCorr" / "corrected_micrographs.star", blocks)
-    image = {"rlnImagePixelSize": pixel_A, "rlnImageSize": settings.box_px, "rlnImageDimensionality": 2}
     particles = pd.concat([_particle_rows(settings, plan) for plan in plans], ignore_index=True)
-    write_star(out / "Extract" / "particles.star", {"optics": _optics(scope, **image), "particles": particles})
+    species = np.concatenate([plan.species for plan in plans])
+    for which, box in enumerate(settings.boxes_px):
+        image = {"rlnImagePixelSize": pixel_A, "rlnImageSize": box, "rlnImageDimensionality": 2}
+        blocks = {"optics": _optics(scope, **image), "particles": particles[species == which]}
+        write_star(out / "Extract" / particle_table(which), blocks)
+
+
+def particle_table(which: int) -> str:
+    """Name of the particle table of a species."""
+    return f"particles_{which + 1}.star" if which else "particles.star"
 
 
 def _particle_rows(settings: SimulationSettings, plan: MicrographPlan) -> pd.DataFrame:
@@ -109,7 +117,12 @@ def _particle_rows(settings: SimulationSettings, plan: MicrographPlan) -> pd.Dat
 
 
 def write_truth(settings: SimulationSettings, plans: list[MicrographPlan], out: Path) -> None:
-    """Write truth.npz (displacements in Å per micrograph) and particles_truth.npz."""
+    """Write truth.npz (displacements in Å per micrograph) and particles_truth.npz.
+
+    Arrays hold all particles of a micrograph in the order in which they were placed, which is that of their numbers in
+    ``rlnImageName``. With a second species ``<micrograph>_species`` and ``species`` tell which are of it: row i of a
+    micrograph in the table of species s is the i-th particle with that value.
+    """
     truth: dict[str, Any] = {"dose_mid": settings.dose_mid}
     for plan in plans:
         truth[f"{plan.name}_total"] = plan.total_A.mean(axis=2)
@@ -117,6 +130,8 @@ def write_truth(settings: SimulationSettings, plans: list[MicrographPlan], out: 
         truth[f"{plan.name}_drift"] = plan.drift_A
         truth[f"{plan.name}_pos"] = plan.positions_px
         truth[f"{plan.name}_hot"] = plan.hot
+        if settings.second_share > 0:
+            truth[f"{plan.name}_species"] = plan.species
     np.savez(out / "truth.npz", **truth)
     columns: dict[str, list] = {
         "mic": [np.full(p.count, p.index) for p in plans],
@@ -132,6 +147,8 @@ def write_truth(settings: SimulationSettings, plans: list[MicrographPlan], out: 
         "half": [p.half for p in plans],
         "scale": [p.scale for p in plans],
     }
+    if settings.second_share > 0:
+        columns["species"] = [p.species for p in plans]
     arrays: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
     np.savez(out / "particles_truth.npz", **arrays)
 

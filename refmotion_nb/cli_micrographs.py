@@ -1,0 +1,120 @@
+"""The command ``refmotion micrographs``."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refmotion_nb.data.schema import InputError
+from refmotion_nb.stages.micrographs import MicrographCorrection
+from refmotion_nb.stages.particle_motion import ParticleMotion
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from refmotion_nb.data.micrographs import MovieTable
+
+NOT_NEEDED = ("particles", "half2", "mask", "fsc", "volume")
+
+
+def add_options(parser: argparse.ArgumentParser, add_parameter: Callable[..., None]) -> None:
+    """Add the options beside those of the input, of which particles are not required here."""
+    for action in parser._actions:
+        if action.dest == "particles":
+            action.required = False
+    parser.add_argument("--out", type=Path, required=True, help="output folder; the same folder again resumes")
+    parser.add_argument(
+        "--dose-weights", type=Path,
+        help="dose_weights.nc of a run, RELION's bfactors.star (with --half1 of its reference) or CryoSPARC's "
+        "refm_empirical_dw.npy; else the standard curve",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dose-weights-last-frequency-per-A", type=float,
+        help="frequency (1/Å) of the last bin of refm_empirical_dw.npy, where the files beside it do not tell",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tracks", type=Path, help="output folder of a run: micrographs move as their particles did, where it has some"
+    )
+    parser.add_argument("--threads", type=int, default=0, help="processors to use; 0: all")
+    group = parser.add_argument_group("parameters")
+    for name in _parameters():
+        add_parameter(group, name, MicrographCorrection.param[name])
+
+
+def write_micrographs(options: argparse.Namespace) -> int:
+    """Write the micrographs of all movies; the exit code is 0 only if all were written."""
+    from refmotion_nb.cli import Console
+    from refmotion_nb.numerics.backend import cpu_count
+    from refmotion_nb.stages.job import writable
+
+    given = {name: value for name in _parameters() if (value := getattr(options, name)) is not None}
+    try:
+        stage = MicrographCorrection(**given)
+    except ValueError as error:
+        raise InputError(" ".join(str(error).split())) from None
+    data = _open_movies(options)
+    dose = _dose_weights(options, data)
+    moved = ParticleMotion.of_run(options.tracks) if options.tracks else None
+    writable(options.out)
+    with Console(options.out / "run.log") as console:
+        console.say(shlex.join(["refmotion", *options.arguments]), log_only=True)
+        console.say(f"running on the CPU, {options.threads or cpu_count()} threads")
+        if unused := [f"--{name}" for name in NOT_NEEDED if getattr(options, name)]:
+            console.say(f"not needed for micrographs: {', '.join(unused)}; all movies of the table are processed")
+        start = time.perf_counter()
+        table = stage.run(data, dose, options.out, console, options.root or Path.cwd(), options.threads, moved)
+        for name, reason in zip(table["micrograph"].values, table["reason"].values):
+            if reason:
+                console.say(f"warning: {name}: {reason}")
+        complete = bool(table["written"].all())
+        console.say(_summary(options, table, time.perf_counter() - start))
+        if not complete:
+            console.say("refmotion: not everything was written; the reasons stand above")
+    return 0 if complete else 1
+
+
+def _parameters() -> list[str]:
+    return [name for name in MicrographCorrection.param if name != "name"]
+
+
+def _summary(options: argparse.Namespace, table: xr.Dataset, seconds: float) -> str:
+    rows = {
+        "micrographs": f"{seconds:8.1f} s",
+        "dose weights": options.dose_weights or "the standard curve (Grant & Grigorieff 2015)",
+        "micrographs written": f"{int(table['written'].sum())} of {table.sizes['row']}",
+    }
+    return "\n".join(["", *(f"  {what:28s}{value}" for what, value in rows.items()), f"  results in {options.out}"])
+
+
+def _dose_weights(options: argparse.Namespace, data: MovieTable) -> xr.Dataset | None:
+    """Read the dose weights given, None for the standard curve; RELION's come without frequencies."""
+    from refmotion_nb.data.maps import map_header
+    from refmotion_nb.stages.reuse import read_weights
+
+    if options.dose_weights is None:
+        return None
+    box, pixel_A = 0, 1.0
+    if options.dose_weights.suffix == ".star":
+        if not options.half1:
+            raise InputError(f"{options.dose_weights} does not say at which frequencies; give --half1 of its reference")
+        (box, _, _), pixel_A = map_header(options.half1[0])
+    return read_weights(options.dose_weights, data.movies, box, pixel_A, options.dose_weights_last_frequency_per_A)
+
+
+def _open_movies(options: argparse.Namespace) -> MovieTable:
+    from refmotion_nb.cli import _input_settings, _is_cryosparc
+    from refmotion_nb.data.cryosparc.project import open_exposures
+    from refmotion_nb.data.relion.project import open_movies
+
+    settings: dict[str, Any] = _input_settings(options)
+    settings.pop("skip_movies_with_wrong_frame_count")  # each movie has weights of its own
+    only_movies = dict.fromkeys(("half1", "half2", "fsc", "volume", "orientation"))
+    if not _is_cryosparc(argparse.Namespace(**{**vars(options), **only_movies})):
+        return open_movies(options.micrographs, **settings)
+    entries = [tuple(str(path).split(",")) if "," in str(path) else path for path in options.exposures]
+    orientation = "imported" if options.orientation == "imported" else "cryosparc"
+    return open_exposures(entries, orientation=orientation, **settings)

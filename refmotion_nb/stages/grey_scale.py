@@ -1,0 +1,88 @@
+"""Several references on one grey scale, found by comparing each with its own particles in a few movies.
+
+Maps of one refinement program, box and pixel size share their scale; others do not, and the scale of a reference decides
+how strongly its particles pull against the prior.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+import xarray as xr
+
+from refmotion_nb.data.schema import Movie
+from refmotion_nb.numerics.energy import band_power, inverse_noise
+from refmotion_nb.stages.alignment import Alignment, alignment_windows
+from refmotion_nb.stages.micrograph import Micrograph
+from refmotion_nb.stages.references import PreparedReference
+
+ENOUGH_PARTICLES = 20  # of each reference
+MOST_MICROGRAPHS = 8
+CERTAIN = 4.0  # standard errors from 0, below which a scale is not known
+
+
+def on_one_scale(
+    references: list[PreparedReference],
+    micrographs: Mapping[str, tuple[Movie, xr.Dataset]],
+    load: Callable[[str, list[PreparedReference]], Micrograph | None],
+    threads: int,
+) -> tuple[list[PreparedReference], list[str]]:
+    """Return the references on the grey scale of the first, and a warning for each whose scale cannot be told.
+
+    ``load`` reads a micrograph by name (None if it cannot be used).
+    """
+    cross, power = np.zeros(len(references)), np.zeros(len(references))
+    for name in choose(micrographs, len(references)):
+        if (m := load(name, references)) is None:
+            continue
+        for number in np.unique(m.particles["reference"].values):
+            sums = scale_sums(m, int(number), threads)
+            cross[number] += sums[0]
+            power[number] += sums[1]
+    known = cross > CERTAIN * np.sqrt(power)
+    scale = np.divide(cross, power, out=np.zeros_like(cross), where=power > 0)
+    warnings = [
+        f"reference {number + 1} has too few particles, or resembles them too little, to find its grey scale; it is taken "
+        "to be that of the others (half maps of one refinement program, box and pixel size)"
+        for number in np.flatnonzero(~known)
+    ]
+    if not known.any():
+        return references, warnings
+    relative = np.where(known, scale / scale[int(np.argmax(known))], 1.0)
+    return [_scaled(one, float(factor)) for one, factor in zip(references, relative)], warnings
+
+
+def choose(micrographs: Mapping[str, tuple[Movie, xr.Dataset]], n_references: int) -> list[str]:
+    """Return the names of a few micrographs that together have enough particles of every reference."""
+    left = {name: np.bincount(p["reference"].values, minlength=n_references) for name, (_, p) in micrographs.items()}
+    chosen: list[str] = []
+    total = np.zeros(n_references, int)
+    while left and len(chosen) < MOST_MICROGRAPHS and total.min() < ENOUGH_PARTICLES:
+        rarest = int(np.argmin(total))
+        name = max(left, key=lambda one: int(left[one][rarest]))
+        chosen.append(name)
+        total = total + left.pop(name)
+    return chosen
+
+
+def scale_sums(m: Micrograph, number: int, threads: int) -> tuple[float, float]:
+    """Return Σ X V* / σ² and Σ |V|² / σ² over one reference's particles, for the signal in V: their ratio is its scale.
+
+    V is from the opposite half map, which holds no noise of the particle; FSC · |V|² is what of its power is signal.
+    """
+    rows = np.flatnonzero(m.particles["reference"].values == number)
+    mine = replace(m.subset(rows), own=m.opposite[rows])
+    settings = Alignment()
+    cross = alignment_windows(mine, settings, False, threads, reach_A=1.0).cross
+    band = settings.band(mine, False)
+    k = min(int(np.flatnonzero(band.max(0) > 0)[-1]), m.own.shape[2] - 1)
+    signal = band_power(mine.own, k) * band[:, : k + 1] * np.clip(mine.fsc[:, : k + 1], 0, 1)
+    kept = (settings.decay(mine, k + 1) ** 2).sum(0) * inverse_noise(m.noise_power)[: k + 1]
+    return cross, float((signal * kept).sum())
+
+
+def _scaled(reference: PreparedReference, factor: float) -> PreparedReference:
+    first, second = (replace(v, ft=v.ft * np.complex64(factor)) for v in reference.volumes)
+    return replace(reference, volumes=(first, second))

@@ -1,0 +1,124 @@
+"""Half maps of particles while their movies are in memory: what each adds, and the grid all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import fft
+
+from refmotion_nb.data.maps import load_reference
+from refmotion_nb.data.schema import Reference
+from refmotion_nb.numerics.fourier import half_plane_indices
+from refmotion_nb.numerics.patches import PatchSpectra, movie_box
+from refmotion_nb.numerics.projection import euler_to_matrix, slice_axes
+from refmotion_nb.numerics.recombine import normalise, recombine
+from refmotion_nb.numerics.reconstruct import Transform, reconstruct, sampling_density
+from refmotion_nb.stages.alignment import Alignment
+from refmotion_nb.stages.micrograph import Micrograph
+from refmotion_nb.stages.session import Session
+from refmotion_nb.stages.transfer import Transfer
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The box of all maps: particles from movies of other pixel sizes are of one extent and go onto the finest."""
+
+    size: int  # px
+    pixel_size_A: float
+
+    @classmethod
+    def of(cls, session: Session, settings: Alignment) -> Grid:
+        """Return the grid of a dataset."""
+        finest = min(movie.pixel_size_A for movie, _ in session.micrographs.values())
+        return cls(movie_box(session.extent_A(settings), finest), finest)
+
+    @property
+    def extent_A(self) -> float:
+        """Physical width."""
+        return self.size * self.pixel_size_A
+
+    def mask(self, reference: Reference) -> np.ndarray:
+        """Return the mask of a reference on this grid (z, y, x); InputError if its files cannot be used."""
+        loaded = load_reference(reference)
+        n = movie_box(loaded.box_size * loaded.pixel_size_A, self.pixel_size_A)
+        return _centred(_resampled(loaded.mask, n), self.size)
+
+
+def particle_images(
+    m: Micrograph, part: slice, displacement_px: np.ndarray, weight: np.ndarray, threads: int
+) -> np.ndarray:
+    """Return images (particle, box, box) of some particles along displacements (all particles, frame, 2), background 0 ± 1."""
+    spectra = PatchSpectra(m.spectra.stored[part], m.spectra.scale[part], m.spectra.offset_px[part])
+    box = spectra.box
+    radius = min(max(m.mask_radius_px, 0.25 * box), 0.45 * box)
+    return normalise(recombine(spectra, displacement_px[part], weight, box, threads), radius, threads)
+
+
+def slices_of(
+    m: Micrograph, part: slice, chosen: list[tuple[np.ndarray, np.ndarray]], session: Session, grid: Grid
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what some particles of a micrograph add to maps on a grid.
+
+    That is, their images for each of the displacements (particle, frame, 2) px and weights (frame, shell) of ``chosen``:
+    transforms times the CTF (particle, choice, box, box//2+1), aberrations undone and the object at the first pixel; the
+    CTF² (particle, box, box//2+1); the axes of the slices (particle, 2, 3).
+    """
+    box, threads = m.spectra.box, session.threads
+    ky, kx = half_plane_indices(box)
+    centre = box // 2 - m.placement.origin_A[part] / m.movie.pixel_size_A
+    # noise of one pixel is 1 in all images: per Fourier component it is, too, once transforms are divided by their box
+    ramp = np.exp(2j * np.pi / box * kx[None] * centre[:, 0, None, None]).astype(np.complex64) * np.float32(
+        grid.size / box
+    )
+    ramp = ramp * np.exp(2j * np.pi / box * ky[None] * centre[:, 1, None, None]).astype(np.complex64)
+    power = np.empty(ramp.shape, np.float32)
+    axes = np.empty((len(ramp), 2, 3))
+    matrices = euler_to_matrix(m.particles["euler"].values[part])
+    group = m.particles["optics"].values[part]
+    for g in np.unique(group):
+        mine = np.flatnonzero(group == g)
+        transfer = Transfer.of(session.data.optics[g], ky, kx, m.extent_A)
+        value = transfer.ctf(m.particles, part.start + mine)
+        power[mine] = value**2
+        ramp[mine] *= value if transfer.tilt is None else value * transfer.tilt.conj()
+        scale = grid.extent_A / m.extent_A
+        axes[mine] = slice_axes(matrices[mine], scale, transfer.magnification).transpose(0, 2, 1)
+    images = np.empty((len(ramp), len(chosen), *ramp.shape[1:]), np.complex64)
+    for i, (displacement_px, weight) in enumerate(chosen):
+        seen = particle_images(m, part, displacement_px, weight, threads)
+        np.multiply(fft.rfft2(seen, workers=threads), ramp, out=images[:, i])
+    return images, power, axes
+
+
+def half_maps(halves: list[Transform], threads: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield both half maps of each combination, made from the transforms of half sets."""
+    density = [sampling_density(half, threads) for half in halves]
+    for i in range(halves[0].n_maps):
+        first, second = (reconstruct(half, i, d, threads) for half, d in zip(halves, density))
+        yield first, second
+
+
+def _resampled(mask: np.ndarray, box: int) -> np.ndarray:
+    """Return the mask sampled on another box of the same extent, by Fourier cropping or padding."""
+    n = len(mask)
+    if n == box:
+        return mask
+    ft = np.fft.fftshift(np.fft.fftn(mask))
+    out = np.zeros((box,) * 3, complex)
+    m = min(n, box)
+    a, b = n // 2 - m // 2, box // 2 - m // 2
+    out[b : b + m, b : b + m, b : b + m] = ft[a : a + m, a : a + m, a : a + m]
+    return np.clip(np.fft.ifftn(np.fft.ifftshift(out)).real * (box / n) ** 3, 0, 1).astype(np.float32)
+
+
+def _centred(mask: np.ndarray, box: int) -> np.ndarray:
+    """Return the mask in another box of the same pixel, cut or filled up with zeros about the centre."""
+    n, m = len(mask), min(len(mask), box)
+    if n == box:
+        return mask
+    out = np.zeros((box,) * 3, mask.dtype)
+    a, b = n // 2 - m // 2, box // 2 - m // 2
+    out[b : b + m, b : b + m, b : b + m] = mask[a : a + m, a : a + m, a : a + m]
+    return out

@@ -1,0 +1,84 @@
+"""What results are computed from, as short hashes, so that a rerun knows which of them still hold."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from refmotion_nb.data.schema import Dataset, Movie, Reference
+from refmotion_nb.stages.base import hash_of
+
+
+class DataKeys:
+    """Hashes of a dataset and of its parts: a result holds as long as what it was computed from has the same hash.
+
+    Files count by path, size and time of change.
+    """
+
+    def __init__(self, data: Dataset, micrographs: Mapping[str, tuple[Movie, xr.Dataset]]):
+        """Take a dataset and its micrographs with their particles, by name."""
+        self._micrographs = micrographs
+        self._of: dict[str, str] = {}
+        # the finest pixel decides on the box
+        finest = min((movie.pixel_size_A for movie in data.movies), default=0.0)
+        counts = [(name, particles.sizes["particle"]) for name, (_, particles) in micrographs.items()]
+        self.shared = _digest((data.references, data.optics, finest, counts))
+        """References, optics, and which micrographs have how many particles."""
+
+    def of(self, names: Iterable[str]) -> str:
+        """Return the hash of movies and particles of some micrographs; they and their order matter."""
+        return hash_of([self._one(name) for name in names])
+
+    @property
+    def all(self) -> str:
+        """Hash of everything."""
+        return hash_of(self.shared, self.of(self._micrographs))
+
+    def _one(self, name: str) -> str:
+        if name not in self._micrographs:
+            return f"no {name}"
+        if name not in self._of:
+            movie, particles = self._micrographs[name]
+            columns = {str(column): particles[column].values for column in sorted(map(str, particles.variables))}
+            self._of[name] = _digest((movie, columns))
+        return self._of[name]
+
+
+def data_key(data: Dataset) -> str:
+    """Return a hash of all that results depend on: particles, movies and references."""
+    return DataKeys(data, {movie.micrograph: (movie, particles) for movie, particles in data.micrographs()}).all
+
+
+def _digest(content: Any) -> str:
+    digest = hashlib.sha256()
+    _add(digest, content)
+    return digest.hexdigest()[:16]
+
+
+def _add(digest: Any, content: Any) -> None:
+    if isinstance(content, Reference):
+        _add(digest, [path and Path(path) for path in astuple(content)])
+    elif is_dataclass(content):
+        _add(digest, [getattr(content, field.name) for field in fields(content)])
+    elif isinstance(content, Mapping):
+        _add(digest, list(content.items()))
+    elif isinstance(content, list | tuple):
+        digest.update(f"[{len(content)}".encode())
+        for item in content:
+            _add(digest, item)
+    elif isinstance(content, Path):
+        stat = content.stat() if content.exists() else None
+        digest.update(f"{content} {stat and (stat.st_size, stat.st_mtime_ns)};".encode())
+    elif isinstance(content, np.ndarray) and content.dtype.kind != "O":
+        digest.update(f"{content.dtype.str}{content.shape}".encode())
+        digest.update(np.ascontiguousarray(content).tobytes())
+    elif isinstance(content, np.ndarray):
+        _add(digest, content.tolist())
+    else:
+        digest.update(f"{content!r};".encode())

@@ -1,0 +1,313 @@
+"""Dose-weighted micrographs: whole movies summed with their motion undone, weighted as measured or by the standard curve."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import param
+import xarray as xr
+
+from refmotion_nb.data.files import sweep
+from refmotion_nb.data.maps import write_stack
+from refmotion_nb.data.micrographs import MovieTable, WrittenMicrograph, write_cryosparc, write_relion
+from refmotion_nb.data.movies.detector import load_background, load_detector, load_gain
+from refmotion_nb.data.movies.eer import is_eer
+from refmotion_nb.data.movies.reader import open_movie
+from refmotion_nb.data.relion.motion import initial_displacement, rigid_displacement
+from refmotion_nb.data.schema import AXES, InputError, Movie
+from refmotion_nb.data.store import ResultStore
+from refmotion_nb.numerics.backend import cpu_count
+from refmotion_nb.numerics.dewarp import Camera, binned_shape, grid_nodes, radius_axis, spread, sum_frames
+from refmotion_nb.numerics.energy import grant_grigorieff
+from refmotion_nb.stages.base import Reporter, Silent, Stage, hash_of
+from refmotion_nb.stages.dose_weights import weights_on
+from refmotion_nb.stages.particle_motion import ParticleMotion, displacement
+
+FOLDER = "Micrographs"
+TYPICAL_A = 10.0  # resolution that decides where particles were found
+STILL_PX = 0.01  # local motion below it is none
+_SHOWN = 5  # positions along each side that the table shows motion at
+
+Weights = Callable[[np.ndarray], np.ndarray]  # frequencies 1/Å -> (frame, frequency)
+
+
+class MicrographCorrection(Stage):
+    """Write motion-corrected, dose-weighted micrographs; movie by movie, each finished before it counts."""
+
+    binning = param.Number(
+        default=None, allow_None=True, bounds=(1, None),
+        doc="Micrograph pixel over movie pixel, by Fourier cropping; not given: that of the input's micrographs.",
+    )  # fmt: skip
+    local_motion = param.Boolean(
+        default=True, doc="Undo local motion, where the input has it; off: motion of the whole frame only."
+    )
+    save_nodw = param.Boolean(default=False, doc="Also write the sum that is not dose-weighted, as NAME_noDW.mrc.")
+    float16 = param.Boolean(default=False, doc="Write images in 16-bit floating point (MRC mode 12).")
+    repair_hot_pixels = param.Boolean(
+        default=True, doc="Replace hot and defect pixels that the metadata lists by a good neighbour's count."
+    )
+
+    def run(
+        self,
+        data: MovieTable,
+        dose: xr.Dataset | None,
+        out: str | Path,
+        reporter: Reporter | None = None,
+        image_root: Path | None = None,
+        threads: int = 0,
+        particle_motion: ParticleMotion | None = None,
+    ) -> xr.Dataset:
+        """Correct all movies into ``out`` and return the table of what was written and what was not, with reasons.
+
+        ``dose`` is a table of dose weights, of these or other movies; without one, weights are those of Grant &
+        Grigorieff (2015). Beside the images in ``Micrographs/``, ``corrected_micrographs.star`` or ``exposures.cs`` lists
+        them; names in the former are written relative to ``image_root`` where ``out`` lies in it. With ``particle_motion``
+        micrographs move as their particles did. Micrographs finished by an earlier run with the same settings and input
+        are kept.
+
+        Raises
+        ------
+        InputError
+            Nothing could be written.
+        """
+        reporter = reporter or Silent()
+        out, threads = Path(out), threads or cpu_count()
+        store = ResultStore(out / "results.zarr")
+        sweep(out / FOLDER)
+        reporter.start(len(data.movies), "correcting micrographs")
+        written, failed = [], {skip.micrograph: skip.reason for skip in data.skipped}
+        for movie, row, group in zip(data.movies, data.rows, data.groups):
+            try:
+                weights = partial(frame_weights, dose, movie, group)
+                motion = self.motion(movie, weights, particle_motion)
+                table = self._finished(store, out, movie, weights, motion)
+                if table is None:
+                    table = self._movie(store, out, movie, weights, motion, threads)
+            except InputError as error:
+                failed[movie.micrograph] = str(error)
+                reporter.advance(micrograph=movie.micrograph, failed=str(error))
+                continue
+            written.append(_written(movie, row, table))
+            reporter.advance(micrograph=movie.micrograph)
+        reporter.done()
+        if not written:
+            raise InputError(f"no micrograph was written; the first: {next(iter(failed.values()))}")
+        if data.relion is not None:
+            write_relion(out, data, written, image_root)
+        else:
+            write_cryosparc(out, data, written)
+        found = _table(written, failed)
+        store.write("corrected_micrographs", found)
+        return found
+
+    def motion(self, movie: Movie, weights: Weights, particle_motion: ParticleMotion | None = None) -> Motion:
+        """Return how the field moves: as motion correction found it, or as a run's particles on it do.
+
+        Raises
+        ------
+        InputError
+            The trajectories do not belong to the movie.
+        """
+        tracks = particle_motion.of(movie) if particle_motion else None
+        if tracks is not None and particle_motion is not None:
+            early = weights(np.array([1 / TYPICAL_A]))[:, 0]
+            along = partial(displacement, movie, tracks, particle_motion.distance_A, frame_weight=early)
+        else:
+            along = partial(initial_displacement, movie)
+        return Motion(movie, along, tracks is not None, self.local_motion)
+
+    def images(
+        self, movie: Movie, weights: Weights, threads: int = 1, motion: Motion | None = None
+    ) -> list[np.ndarray]:
+        """Return the micrograph of a movie, (height, width) float32, and the one that is not dose-weighted if asked for.
+
+        ``weights`` gives what each frame weighs (frame, frequency) at frequencies (1/Å); ``motion`` is that of motion
+        correction unless given. As in RELION, frames are added
+        as Σ w X / √(Σ w²), which leaves white noise white; the other is their plain sum.
+
+        Raises
+        ------
+        InputError
+            The movie or its gain cannot be used.
+        """
+        shape = (movie.height, movie.width)
+        detector = load_detector(movie) if self.repair_hot_pixels else None
+        gain = detector.gain if detector else _gain(movie)
+        background = spread(load_background(movie.background), shape) if movie.background else None
+        weight = weights(radius_axis(shape) / movie.pixel_size_A)
+        tables = [weight / np.sqrt((weight**2).sum(0))]
+        if self.save_nodw:
+            tables.append(np.ones_like(weight))
+        rigid_px, local_px = (motion or self.motion(movie, weights)).on_grid()
+        with open_movie(movie) as reader:
+
+            def load(f: int) -> np.ndarray:
+                frame = reader.frame(f)
+                return detector.repair(frame, f) if detector else frame
+
+            return sum_frames(
+                load, Camera(gain, background), rigid_px, local_px, tables, binned_shape(shape, self._binning(movie)), threads,
+            )  # fmt: skip
+
+    def _binning(self, movie: Movie) -> float:
+        return float(movie.binning if self.binning is None else self.binning)
+
+    def _key(self, movie: Movie, weights: Weights, motion: Motion) -> str:
+        at = np.linspace(0, np.sqrt(0.5), 100) / movie.pixel_size_A
+        what = weights(at).tobytes() + motion.sample().tobytes()
+        return hash_of(self.settings(), hashlib.sha256(what).hexdigest(), _facts(movie))
+
+    def _finished(
+        self, store: ResultStore, out: Path, movie: Movie, weights: Weights, motion: Motion
+    ) -> xr.Dataset | None:
+        """Return the table of a micrograph that an earlier run wrote as it would be now."""
+        table = store.read(f"micrographs/{movie.micrograph}", self._key(movie, weights, motion))
+        if table is None or not all((out / name).exists() for name in _names(table)):
+            return None
+        return table
+
+    def _movie(
+        self, store: ResultStore, out: Path, movie: Movie, weights: Weights, motion: Motion, threads: int
+    ) -> xr.Dataset:
+        group = f"micrographs/{movie.micrograph}"
+        names = [f"{FOLDER}/{movie.micrograph}.mrc", f"{FOLDER}/{movie.micrograph}_noDW.mrc"]
+        images = self.images(movie, weights, threads, motion)
+        if store.has(group):
+            store.write(group, xr.Dataset())  # of other settings: void before the image it describes is replaced
+        pixel = movie.pixel_size_A * self._binning(movie)
+        for name, image in zip(names, images):
+            write_stack(out / name, image[None], pixel, float16=self.float16)
+        table = _micrograph_table(movie, motion, images[0], names[: len(images)], pixel)
+        store.write(group, table, self._key(movie, weights, motion))
+        return table
+
+
+@dataclass(frozen=True)
+class Motion:
+    """How the field of a movie moves."""
+
+    movie: Movie
+    along: Callable[[np.ndarray], np.ndarray]  # positions (position, 2) Å -> (position, frame, 2) Å
+    of_particles: bool
+    local: bool  # whether local motion counts
+
+    def at(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """Return the displacement at rows and columns (px): (y, x, frame, 2) Å."""
+        yx = np.stack(np.meshgrid(y, x, indexing="ij"), -1).reshape(-1, 2)
+        moved = self.along(yx[:, ::-1] * self.movie.pixel_size_A)
+        if not self.local:
+            moved[:] = moved.mean(0) if self.of_particles else rigid_displacement(self.movie)
+        return moved.reshape(len(y), len(x), self.movie.n_frames, 2)
+
+    def sample(self) -> np.ndarray:
+        """Return the displacement at ``places``, (y, x, frame, 2) Å."""
+        return self.at(*self.places)
+
+    @property
+    def places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns (px) that the field is shown at."""
+        y, x = ((np.arange(_SHOWN) + 0.5) / _SHOWN * size for size in (self.movie.height, self.movie.width))
+        return y, x
+
+    def on_grid(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the motion of the whole frame (frame, 2) and local motion (frame, gy, gx, 2) px, None if there is none."""
+        still = self.movie.local_motion is None and self.movie.spline_motion is None and not self.of_particles
+        if still or (not self.local and not self.of_particles):
+            return rigid_displacement(self.movie) / self.movie.pixel_size_A, None
+        moved = self.at(*grid_nodes((self.movie.height, self.movie.width))) / self.movie.pixel_size_A
+        rigid = moved.mean((0, 1)) if self.of_particles else rigid_displacement(self.movie) / self.movie.pixel_size_A
+        local = moved - rigid
+        return rigid, None if np.abs(local).max() < STILL_PX else np.moveaxis(local, 2, 0)
+
+
+def frame_weights(dose: xr.Dataset | None, movie: Movie, group: str, frequency_per_A: np.ndarray) -> np.ndarray:
+    """Return what each frame of a movie weighs (frame, frequency): by a table of dose weights, or the standard curve.
+
+    The standard curve is taken at the dose after each frame, as RELION and Grant & Grigorieff do.
+
+    Raises
+    ------
+    InputError
+        The table does not reach over the movie's dose.
+    """
+    if dose is None:
+        return grant_grigorieff(frequency_per_A, movie.dose_edges[1:], movie.voltage_kV)
+    return weights_on(dose, movie.dose_edges, frequency_per_A, _called(dose, group))
+
+
+def _called(dose: xr.Dataset, group: str) -> str:
+    """Return what a table calls a group: CryoSPARC's exposure groups are parts of its names."""
+    names = set(map(str, dose["optics_group"].values)) if "optics_group" in dose.coords else set()
+    alike = [name for name in names if name.endswith(f"_{group}")]
+    return alike[0] if group not in names and len(alike) == 1 else group
+
+
+def _gain(movie: Movie) -> np.ndarray | None:
+    return load_gain(movie.gain, (movie.height, movie.width), is_eer(movie.path)) if movie.gain else None
+
+
+def _facts(movie: Movie) -> list[Any]:
+    """Return what a micrograph depends on of its movie: files by path, size and time, numbers, motion."""
+    facts: list[Any] = []
+    for one in fields(movie):
+        value = getattr(movie, one.name)
+        if isinstance(value, np.ndarray):
+            value = hashlib.sha256(np.ascontiguousarray(value, float).tobytes()).hexdigest()
+        facts.append([one.name, str(value)])
+    extras = (movie.gain and movie.gain.path, movie.defects, movie.background and movie.background.path)
+    for path in (movie.path, *(path for path in extras if path)):
+        if Path(path).is_file():  # else opening it says what is wrong
+            stat = Path(path).stat()
+            facts.append([str(path), stat.st_size, stat.st_mtime_ns])
+    return facts
+
+
+def _micrograph_table(movie: Movie, motion: Motion, image: np.ndarray, names: list[str], pixel_A: float) -> xr.Dataset:
+    """Return the ``micrographs`` group of a movie: how it moved over the field, and what was written."""
+    y, x = motion.places
+    low, high = np.percentile(image[::8, ::8], [1, 99])
+    return xr.Dataset(
+        {
+            "displacement": (("y", "x", "frame", "axis"), motion.sample(),
+                             {"units": "Å", "long_name": "displacement that was undone"}),
+            "dose": ("frame", movie.dose_edges[1:], {"units": "e/Å²", "long_name": "dose after the frame"}),
+        },
+        coords={"axis": list(AXES), "y": ("y", y * movie.pixel_size_A, {"units": "Å"}),
+                "x": ("x", x * movie.pixel_size_A, {"units": "Å"})},
+        attrs={"motion_of_particles": motion.of_particles, "names": names,
+               "shape": list(image.shape), "pixel_size_A": pixel_A, "low": float(low), "high": float(high),
+               "mean": float(image.mean(dtype=float)), "std": float(image.std(dtype=float))},
+    )  # fmt: skip
+
+
+def _names(table: xr.Dataset) -> list[str]:
+    names = table.attrs.get("names", [])
+    return [str(name) for name in ([names] if isinstance(names, str) else names)]
+
+
+def _written(movie: Movie, row: int, table: xr.Dataset) -> WrittenMicrograph:
+    name, *nodw = _names(table)
+    attrs = table.attrs
+    height, width = (int(n) for n in attrs["shape"])
+    return WrittenMicrograph(
+        movie, row, name, nodw[0] if nodw else "", (height, width), float(attrs["pixel_size_A"]), float(attrs["low"]),
+        float(attrs["high"]),
+    )  # fmt: skip
+
+
+def _table(written: list[WrittenMicrograph], failed: dict[str, str]) -> xr.Dataset:
+    """Return the ``corrected_micrographs`` group: what was written and where, and why the others were not."""
+    entries = [
+        {"micrograph": one.movie.micrograph, "written": True, "image_name": one.name, "pixel_size_A": one.pixel_size_A,
+         "reason": ""} for one in written
+    ] + [
+        {"micrograph": name, "written": False, "image_name": "", "pixel_size_A": np.nan, "reason": reason}
+        for name, reason in failed.items()
+    ]  # fmt: skip
+    return xr.Dataset({name: ("row", np.array([entry[name] for entry in entries])) for name in entries[0]})

@@ -1,0 +1,76 @@
+"""What a run found out about the motion of particles, for the rest of their micrographs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from refmotion_nb.data.relion.motion import initial_displacement, rigid_displacement
+from refmotion_nb.data.schema import InputError, Movie
+from refmotion_nb.data.store import ResultStore, read_hyperparameters
+from refmotion_nb.numerics.motion_field import motion_field
+
+_SAME_A = 0.01  # rigid motion that differs by more is of another motion correction, or of mirrored movies
+
+
+@dataclass(frozen=True)
+class ParticleMotion:
+    """Trajectories of a finished run, and the distance over which its prior correlates them."""
+
+    store: ResultStore
+    distance_A: float
+
+    @classmethod
+    def of_run(cls, out: str | Path) -> ParticleMotion:
+        """Open the output folder of a run.
+
+        Raises
+        ------
+        InputError
+            It holds no trajectories or hyperparameters.
+        """
+        out = Path(out)
+        store = ResultStore(out / "results.zarr")
+        if not store.groups("tracks"):
+            raise InputError(f"{out} holds no trajectories; give the output folder of a finished refmotion run")
+        return cls(store, float(read_hyperparameters(out / "hyperparameters.json")["distance_A"]))
+
+    def of(self, movie: Movie) -> xr.Dataset | None:
+        """Return the trajectories on a movie; None if the run has none.
+
+        Raises
+        ------
+        InputError
+            They start from another motion correction, or are of other frames.
+        """
+        tracks = self.store.read(f"tracks/{movie.micrograph}")
+        if tracks is None:
+            return None
+        rigid = tracks["rigid"].values
+        if rigid.shape != (movie.n_frames, 2) or np.abs(rigid - rigid_displacement(movie)).max() > _SAME_A:
+            raise InputError(
+                f"{movie.path}: the trajectories in {self.store.path} start from another motion of the whole frame; give the "
+                "same frames, motion correction and orientation as for that run"
+            )
+        return tracks
+
+
+def displacement(
+    movie: Movie, tracks: xr.Dataset, distance_A: float, at_A: np.ndarray, frame_weight: np.ndarray
+) -> np.ndarray:
+    """Return how the field moved at positions (position, 2) Å, as its particles did: (position, frame, 2) Å.
+
+    Where a particle is in the first frame is mixed up with errors of its pose, so that only motion from there on is
+    carried over. The sum over frames by ``frame_weight`` (frame,) lies where motion correction left it: particles stay at
+    their coordinates.
+    """
+    first, position = np.unique(tracks["coordinate"].values, axis=0, return_index=True)[::-1]
+    along = tracks["rigid"].values + tracks["common"].values
+    local = tracks["shift"].values[first] - along
+    moved = along + motion_field(position, local - local[:, :1], at_A, distance_A)
+    before = initial_displacement(movie, at_A)
+    weight = frame_weight / frame_weight.sum()
+    return moved - np.einsum("f,pfa->pa", weight, moved - before)[:, None]

@@ -1,0 +1,56 @@
+"""What the microscope did to the particles of an optics group: CTF, aberrations, magnification."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from refmotion_nb.data.schema import Optics
+from refmotion_nb.numerics.ctf import aberration_phases, ctf, specimen_frequencies
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """An optics group at the Fourier components of an image.
+
+    The images are our own, cut out of movies: whether those that were refined were multiplied by the CTF does not matter.
+    """
+
+    optics: Optics
+    x: np.ndarray  # (ky, kx) 1/Å of the specimen
+    y: np.ndarray
+    even: np.ndarray  # (ky, kx) radians, adds to the phase of the CTF
+    tilt: (
+        np.ndarray | None
+    )  # (ky, kx) complex64 that the antisymmetric aberrations multiply images by, if there are any
+
+    @classmethod
+    def of(cls, optics: Optics, ky: np.ndarray, kx: np.ndarray, extent_A: float) -> Transfer:
+        """Return the transfer at the steps ky, kx of boxes ``extent_A`` wide."""
+        y, x = specimen_frequencies(ky, kx, extent_A, np.asarray(optics.magnification))
+        odd, even = aberration_phases(
+            x, y, odd=optics.odd_zernike, even=optics.even_zernike, beam_tilt_mrad=optics.beam_tilt_mrad,
+            spherical_aberration_mm=optics.spherical_aberration_mm, voltage_kV=optics.voltage_kV,
+        )  # fmt: skip
+        return cls(optics, x, y, even, np.exp(1j * odd).astype(np.complex64) if np.any(odd) else None)
+
+    @property
+    def magnification(self) -> np.ndarray:
+        """Anisotropic magnification (2, 2), from frequencies of the image to those of the specimen."""
+        return np.asarray(self.optics.magnification)
+
+    def ctf(self, particles: xr.Dataset, rows: np.ndarray) -> np.ndarray:
+        """Return the CTF (row, ky, kx) float32 of some particles, whichever their optics group."""
+
+        def of(name: str) -> np.ndarray:
+            return particles[name].values[rows].astype(float)
+
+        o = self.optics
+        return ctf(
+            self.x, self.y, defocus_u_A=of("defocus_u"), defocus_v_A=of("defocus_v"),
+            defocus_angle_deg=of("defocus_angle"), phase_shift_deg=of("phase_shift"), b_factor_A2=of("ctf_b_factor"),
+            scale=of("ctf_scale"), voltage_kV=o.voltage_kV, spherical_aberration_mm=o.spherical_aberration_mm,
+            amplitude_contrast=o.amplitude_contrast, symmetric_phase=self.even,
+        )  # fmt: skip

@@ -1,0 +1,29 @@
+"""Results as HoloViews (bokeh): pure functions from Datasets to elements that label themselves; ``.opts`` restyles them.
+
+What compares runs takes one result or a mapping from the runs' names to their results.
+"""
+
+from refmotion_nb.views.plots.dose import b_factors, fcc, fcc_curves, weights
+from refmotion_nb.views.plots.images import frame, micrograph, particles
+from refmotion_nb.views.plots.maps import fsc, noise
+from refmotion_nb.views.plots.motion import local_trajectories, motion, trajectories
+from refmotion_nb.views.plots.search import activity, rays, score_surface, scores
+
+__all__ = [
+    "activity",
+    "b_factors",
+    "fcc",
+    "fcc_curves",
+    "frame",
+    "fsc",
+    "local_trajectories",
+    "micrograph",
+    "motion",
+    "noise",
+    "particles",
+    "rays",
+    "score_surface",
+    "scores",
+    "trajectories",
+    "weights",
+]

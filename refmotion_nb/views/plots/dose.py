@@ -1,0 +1,141 @@
+"""Radiation damage: correlation of frames with the reference, the model of it, the weights that follow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import holoviews as hv
+import numpy as np
+import xarray as xr
+
+from refmotion_nb.data.schema import InputError
+from refmotion_nb.views.plots import look
+from refmotion_nb.views.plots.look import Runs
+
+CURVES = 6  # frames shown as curves
+RESOLUTIONS = 4  # shown as panels
+
+
+def fcc(dose: Runs, group: str | None = None) -> hv.Layout:
+    """Draw the Fourier cylinder correlation (frequency, dose) as an image; the colours span the fitted frequencies."""
+    runs = _runs(dose, group, "fcc")
+    inside = np.concatenate([run["fcc"].values[:, _fitted(run)].ravel() for run in runs.values()])
+    limits = min(0.0, look.percentile(inside, 0.5)), max(look.percentile(inside, 99.5), 1e-6)
+    return look.panels([_image(name, run, limits) for name, run in runs.items()], 2)
+
+
+def fcc_curves(dose: Runs, group: str | None = None) -> hv.Layout:
+    """Draw the Fourier cylinder correlation of some frames against frequency: points as measured, lines as modelled."""
+    return look.panels([_fcc_curves(name, run) for name, run in _runs(dose, group, "fcc").items()], 2)
+
+
+def weights(dose: Runs, group: str | None = None) -> hv.Layout:
+    """Draw the weight of a frame against dose at a few resolutions: each run with its confidence band, and the standard curve."""
+    runs = _runs(dose, group, "weight")
+    first = next(iter(runs.values()))
+    inside = _fitted(first)
+    shells = np.unique(inside[np.linspace(0, len(inside) - 1, RESOLUTIONS + 1).round().astype(int)[1:]])
+    frequencies = first["frequency"].values[shells]
+    return look.panels([_weights(runs, k, i == 0) for i, k in enumerate(frequencies)], 2)
+
+
+def b_factors(dose: Runs, group: str | None = None) -> hv.Layout:
+    """Draw B-factor and scale of each frame, relative to the best frame."""
+    runs = _runs(dose, group, "b_factor", "frame_scale")
+    return look.panels([_per_frame(runs, name) for name in ("b_factor", "frame_scale")], 2)
+
+
+def _runs(dose: Runs, group: str | None, *names: str) -> dict[str, xr.Dataset]:
+    """Return one row (frame, frequency) of each run's table: that of ``group``, or the pool."""
+    return {name: _row(run, group, names) for name, run in look.named(dose).items()}
+
+
+def _row(run: xr.Dataset, group: str | None, names: tuple[str, ...]) -> xr.Dataset:
+    look.require(run, "DoseWeights", "dose", *names)
+    known = [str(one) for one in run["group"].values] if "group" in run.coords else []
+    if group is not None and group not in known:
+        raise InputError(
+            f"there is no group {group!r} of dose weights; known: {', '.join(known) or 'one without a name'}"
+        )
+    return run.isel(group=known.index(group) if group else 0).dropna("frame", subset=["dose"])
+
+
+def _fitted(run: xr.Dataset, beyond: float = 1.0) -> np.ndarray:
+    """Return the shells the model was fitted to, and up to ``beyond`` times the highest frequency of them."""
+    frequency = run["frequency"].values
+    low, high = 1 / run.attrs.get("fitted_from_A", np.inf), beyond / max(run.attrs.get("fitted_to_A", 0.0), 1e-9)
+    inside = np.flatnonzero((frequency >= 0.999 * low) & (frequency <= 1.001 * high) & (frequency > 0))
+    return inside if inside.size else np.flatnonzero(frequency > 0)
+
+
+def _image(name: str, run: xr.Dataset, limits: tuple[float, float]) -> hv.Image:
+    dose, frequency = run["dose"].values, run["frequency"].values
+    y, x = look.edges(dose), look.edges(frequency)
+    dims = [look.frequency(run["frequency"]), look.dimension(run["dose"])]
+    number = np.broadcast_to(np.arange(1, len(dose) + 1)[:, None], run["fcc"].shape)
+    image = hv.Image(
+        np.dstack([run["fcc"].values, number])[::-1], dims,
+        [look.dimension(run["fcc"]), hv.Dimension(("number", "Frame"), unit="number")],
+        bounds=(x[0], y[0], x[-1], y[-1]),
+    )  # fmt: skip
+    return look.styled(
+        image, "Image", cmap="viridis", clim=limits, colorbar=True, tools=["hover"], **look.OVER_FREQUENCY,
+        clabel="FCC", **look.BAR, clipping_colors={"NaN": "#e9edf1"}, fontsize=look.FONTS,
+        title=look.heading(name, "Fourier cylinder correlation (grey: not measured)"), **look.PANEL, xlim=(0, x[-1]),
+    )  # fmt: skip
+
+
+def _fcc_curves(name: str, run: xr.Dataset) -> hv.Overlay:
+    run = run.isel(frequency=_fitted(run, beyond=1.3))
+    dims = [look.frequency(run["frequency"]), look.dimension(run["fcc"])]
+    x, dose = run["frequency"].values, run["dose"].values
+    unit = run["dose"].attrs.get("units", "")
+    items: list[Any] = []
+    for f in np.unique(np.linspace(0, len(dose) - 1, CURVES).round().astype(int)):
+        colour = look.sequence(f / max(len(dose) - 1, 1))
+        text = f"frame {f + 1}, {look.number(dose[f])} {unit}"
+        items.append(look.styled(hv.Scatter((x, run["fcc"].values[f]), *dims, label=text), "Scatter", color=colour, size=4,
+                                 alpha=0.75, tools=["hover"]))  # fmt: skip
+        if "fcc_model" in run:
+            items.append(look.styled(hv.Curve((x, run["fcc_model"].values[f]), *dims, label=text), "Curve", color=colour,
+                                     line_width=1.5))  # fmt: skip
+    return look.overlay(items, title=look.heading(name, "measured (dots) and modelled (lines)"), legend_position="right",
+                        **look.OVER_FREQUENCY)  # fmt: skip
+
+
+def _weights(runs: dict[str, xr.Dataset], frequency: float, legend: bool) -> hv.Overlay:
+    items: list[Any] = []
+    doses: set[tuple[float, ...]] = set()  # of the standard curves drawn
+    for i, (name, run) in enumerate(runs.items()):
+        at = run.interp(frequency=frequency)
+        x, colour = at["dose"].values, look.category(i)
+        dims = [look.dimension(run["dose"]), look.dimension(run["weight"])]
+        label = name or "measured"
+        if "weight_lo" in at and np.isfinite(at["weight_lo"].values).any():
+            low, high = (look.dimension(run[v]) for v in ("weight_lo", "weight_hi"))
+            band = hv.Area((x, at["weight_lo"].values, at["weight_hi"].values), dims[0], [low, high])
+            items.append(look.styled(band, "Area", color=colour, alpha=0.18, line_alpha=0))
+        if "reference_weight" in at and (x.size, *x.tolist()) not in doses:
+            text = "Grant & Grigorieff" if not doses else f"Grant & Grigorieff, {label}"
+            doses.add((x.size, *x.tolist()))
+            items.append(look.styled(hv.Curve((x, at["reference_weight"].values), *dims, label=text), "Curve",
+                                     color="#5a6675", line_dash="dashed", line_width=1.5, tools=["hover"]))  # fmt: skip
+        items.append(look.styled(hv.Curve((x, at["weight"].values), *dims, label=label), "Curve", color=colour,
+                                 line_width=2, tools=["hover"]))  # fmt: skip
+    return look.overlay(items, title=f"Weight at {1 / frequency:.1f} Å", show_legend=legend, legend_position="top_right",
+                        ylabel="Dose weight")  # fmt: skip
+
+
+def _per_frame(runs: dict[str, xr.Dataset], what: str) -> hv.Overlay:
+    items = []
+    for i, (name, run) in enumerate(runs.items()):
+        frames = np.arange(1, run.sizes["frame"] + 1)
+        dims = [look.dimension(run["dose"]), look.dimension(run[what])]
+        extra = hv.Dimension(("number", "Frame"), unit="number")
+        values = run["dose"].values, run[what].values
+        line = hv.Curve(values, *dims, label=name)
+        dots = hv.Points((*values, frames), dims, extra, label=name)
+        items += [look.styled(line, "Curve", color=look.category(i), line_width=1.5),
+                  look.styled(dots, "Points", color=look.category(i), size=5, tools=["hover"])]  # fmt: skip
+    titles = {"b_factor": "B-factor of each frame", "frame_scale": "Scale of each frame"}
+    return look.overlay(items, title=titles[what], show_legend=len(runs) > 1, padding=0.05)

@@ -1,0 +1,182 @@
+"""Pictures: one frame of a movie, the sum of a movie with its particles, particles before and after correction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import holoviews as hv
+import numpy as np
+import xarray as xr
+
+from refmotion_nb.data.movies.detector import Detector, load_detector
+from refmotion_nb.data.movies.reader import MovieReader, open_movie
+from refmotion_nb.data.relion.motion import rigid_displacement
+from refmotion_nb.data.schema import Dataset, InputError, Movie
+from refmotion_nb.numerics.energy import grant_grigorieff
+from refmotion_nb.numerics.recombine import normalise, recombine
+from refmotion_nb.stages.correction import MotionCorrection
+from refmotion_nb.stages.micrograph import Micrograph
+from refmotion_nb.stages.search import prior_from_attrs
+from refmotion_nb.stages.session import Session
+from refmotion_nb.views.plots import look
+
+_SIDE = 420  # px of a picture on the screen
+MOST_PIXELS = 700  # along a side; more are binned, which also shows more
+
+
+def frame(data: Dataset | Session, micrograph: str, number: int = 1) -> hv.Overlay:
+    """Show one frame (from 1) of a movie, gain-corrected, with its particles.
+
+    Raises
+    ------
+    InputError
+        No such micrograph or frame, or a movie that cannot be read.
+    """
+    movie, particles = _find(data, micrograph)
+    if not 1 <= number <= movie.n_frames:
+        raise InputError(f"{micrograph} has frames 1 to {movie.n_frames}, not {number}")
+    detector = load_detector(movie)
+    with open_movie(movie) as reader:
+        image = _bin(_corrected(reader, detector, number - 1), _factor(movie))
+    return _picture(data, image, movie, particles, f"{micrograph} · frame {number} of {movie.n_frames}")
+
+
+def micrograph(data: Dataset | Session, micrograph: str) -> hv.Overlay:
+    """Show the sum of a movie's frames, moved by their rigid motion, with its particles.
+
+    Raises
+    ------
+    InputError
+        No such micrograph, or a movie that cannot be read.
+    """
+    movie, particles = _find(data, micrograph)
+    factor = _factor(movie)
+    moved = np.rint(rigid_displacement(movie) / movie.pixel_size_A).astype(int)  # (frame, 2) px
+    total = np.zeros((movie.height, movie.width), np.float32)
+    detector = load_detector(movie)
+    with open_movie(movie) as reader:
+        for f, (x, y) in enumerate(moved):
+            total += np.roll(_corrected(reader, detector, f), (-y, -x), (0, 1))
+    return _picture(data, _bin(total, factor), movie, particles, f"{micrograph} · sum of {movie.n_frames} frames")
+
+
+def particles(
+    session: Session, micrograph: str, search: xr.Dataset, dose: Mapping[str, xr.Dataset] | xr.Dataset, number: int = 5,
+    low_pass_A: float = 10.0,
+) -> hv.Layout:  # fmt: skip
+    """Show some particles before correction (rigid motion, standard weights), after it, and as the reference predicts them.
+
+    ``search`` has the prior, ``dose`` the weights; several of these are compared by name. Noise beyond ``low_pass_A`` is
+    left out.
+    """
+    stage = MotionCorrection()
+    m = session.micrograph(_find(session, micrograph)[0].micrograph, stage)
+    rows = np.linspace(0, m.n - 1, min(number, m.n)).round().astype(int)
+    tracks = session.track(m, stage, prior_from_attrs(search.attrs))
+    pictures = {"before": _before(m, session.threads)}
+    for name, table in look.named(dose).items():
+        pictures[look.joined("after", name)] = stage.images(m, tracks, table, session.threads)
+    shown = {name: _smooth(images[rows], m.extent_A, low_pass_A) for name, images in pictures.items()}
+    shown["reference"] = _smooth(_predicted(m)[rows], m.extent_A, low_pass_A)
+    number_in = m.particles["row"].values[rows]
+    items = [_particle(images[i], m.extent_A, f"row {number_in[i]} · {name}", i == 0, name == "reference")
+             for name, images in shown.items() for i in range(len(rows))]  # fmt: skip
+    return look.panels(items, len(rows))
+
+
+def _dataset(data: Dataset | Session) -> Dataset:
+    return data.data if isinstance(data, Session) else data
+
+
+def _find(data: Dataset | Session, name: str) -> tuple[Movie, xr.Dataset]:
+    dataset = _dataset(data)
+    for movie, found in dataset.micrographs():
+        if movie.micrograph == name:
+            return movie, found
+    from difflib import get_close_matches
+
+    known = [movie.micrograph for movie in dataset.movies]
+    near = get_close_matches(name, known, n=1) or known[:1]
+    raise InputError(
+        f"no micrograph {name!r} with particles among {len(known)}; for example {', '.join(near) or 'none'}"
+    )
+
+
+def _corrected(reader: MovieReader, detector: Detector, f: int) -> np.ndarray:
+    image = detector.repair(reader.frame(f), f)
+    return image * detector.gain if detector.gain is not None else image
+
+
+def _factor(movie: Movie) -> int:
+    return max(1, -(-max(movie.height, movie.width) // MOST_PIXELS))
+
+
+def _bin(image: np.ndarray, factor: int) -> np.ndarray:
+    """Return the mean counts of blocks of pixels, what does not fill a block left out."""
+    height, width = (size // factor for size in image.shape)
+    cut = image[: height * factor, : width * factor].astype(np.float32)
+    return cut.reshape(height, factor, width, factor).mean((1, 3))
+
+
+def _picture(data: Dataset | Session, image: np.ndarray, movie: Movie, table: xr.Dataset, title: str) -> hv.Overlay:
+    step = _factor(movie) * movie.pixel_size_A
+    height, width = image.shape
+    dims = [hv.Dimension((axis, axis), unit="Å") for axis in "xy"]
+    limits = look.percentile(image, 0.5), look.percentile(image, 99.5)
+    picture = hv.Image(image[::-1], dims, hv.Dimension(("counts", "Mean counts per pixel"), unit="counts"),
+                       bounds=(0, 0, width * step, height * step))  # fmt: skip
+    at = table["coordinate"].values
+    points = hv.Points((*at.T, table["row"].values, table["half"].values), dims,
+                       [hv.Dimension(("row", "Row of the input")), hv.Dimension(("half", "Half set"))])  # fmt: skip
+    optics = [_dataset(data).optics[g] for g in np.unique(table["optics"].values)]
+    radius = max(one.box_size * one.pixel_size_A for one in optics) / 3
+    tall = round(_SIDE * height / width)
+    title = f"{title} · {len(at)} particles (circles: ⅔ of the box)"
+    return look.overlay(
+        [look.styled(picture, "Image", cmap="gray", clim=limits, tools=["hover"], colorbar=True,
+                     clabel="Mean counts per pixel", **look.BAR, frame_width=_SIDE, frame_height=tall, title=title),
+         look.styled(points, "Points", fill_alpha=0, line_width=1.5, radius=radius, tools=["hover"],
+                     color=look.colours("c")[4])],
+        title=title, frame_width=_SIDE, frame_height=tall, show_legend=False,
+    )  # fmt: skip
+
+
+def _before(m: Micrograph, threads: int) -> np.ndarray:
+    """Return particles (particle, box, box) along the motion of motion correction, with standard weights."""
+    frequency = m.frequency(int(np.ceil(np.sqrt(2) * m.spectra.box / 2)) + 1)
+    weight = grant_grigorieff(frequency, m.mid_dose, m.movie.voltage_kV)
+    moved = m.placement.initial_A / m.movie.pixel_size_A
+    images = recombine(m.spectra, moved, weight / weight.sum(0), m.spectra.box, threads)
+    return normalise(images, min(max(m.mask_radius_px, 0.25 * m.spectra.box), 0.45 * m.spectra.box), threads)
+
+
+def _predicted(m: Micrograph) -> np.ndarray:
+    """Return the views that particles are compared with (particle, box, box), from their own half maps."""
+    n, _, columns = m.own.shape
+    k, box = columns - 1, m.spectra.box
+    half = np.zeros((n, box, box // 2 + 1), np.complex64)
+    rows = np.arange(-k, k + 1)
+    keep = np.abs(rows) < box // 2
+    columns = min(columns, box // 2)
+    half[:, rows[keep] % box, :columns] = m.own[:, keep, :columns]
+    return np.fft.irfft2(half, (box, box))
+
+
+def _smooth(images: np.ndarray, extent_A: float, low_pass_A: float) -> np.ndarray:
+    box = images.shape[-1]
+    y, x = np.fft.fftfreq(box)[:, None] * box / extent_A, np.fft.rfftfreq(box) * box / extent_A
+    window = np.exp(-0.5 * ((y**2 + x**2) * low_pass_A**2))
+    return np.fft.irfft2(np.fft.rfft2(images) * window, (box, box))
+
+
+def _particle(image: np.ndarray, extent_A: float, title: str, first: bool, last: bool) -> hv.Image:
+    half = 0.5 * extent_A
+    dims = [hv.Dimension((f"d{axis}", axis), unit="Å") for axis in "xy"]
+    picture = hv.Image(image[::-1], dims, hv.Dimension(("value", "Grey value"), unit="σ of the background"),
+                       bounds=(-half, -half, half, half))  # fmt: skip
+    limits = look.percentile(image, 0.5), look.percentile(image, 99.5)
+    return look.styled(
+        picture, "Image", cmap="gray", clim=limits, frame_width=130, frame_height=130, title=title, tools=["hover"],
+        fontsize={**look.FONTS, "title": "8pt"}, xaxis="bottom" if last else "bare", yaxis="left" if first else "bare",
+        xticks=3, yticks=3,
+    )  # fmt: skip

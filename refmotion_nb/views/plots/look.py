@@ -1,0 +1,158 @@
+"""How all plots look: the report's colours, dimensions with units, resolution under frequencies, names of runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import holoviews as hv
+import numpy as np
+import xarray as xr
+
+from refmotion_nb.data.schema import InputError
+
+PANEL = {"frame_width": 300, "frame_height": 220}
+FONTS = {"title": "10pt", "labels": "9pt", "ticks": "8pt", "legend": "8pt"}
+STAR = {"marker": "star", "size": 16, "color": "white", "line_color": "black", "line_width": 1.5}
+BAR = {"colorbar_opts": {"title_standoff": 8}}
+_RESOLUTION = 'return tick > 0 ? tick.toFixed(2) + "\\n" + (1 / tick).toFixed(1) + " Å" : "0"'
+
+if "bokeh" not in hv.Store.loaded_backends():
+    hv.extension("bokeh", logo=False)
+
+Runs = xr.Dataset | Mapping[str, xr.Dataset]
+
+
+@cache
+def _style() -> str:
+    return resources.files("refmotion_nb.views").joinpath("report.css").read_text(encoding="utf-8")
+
+
+@cache
+def colours(letter: str) -> tuple[str, ...]:
+    """Return the report's colours (on white) of a kind: c, categories; f, from the first frame to the last."""
+    light = _style().split("@media", 1)[0]
+    return tuple(re.findall(rf"--{letter}\d: (#[0-9a-f]{{6}})", light))
+
+
+def category(i: int) -> str:
+    """Return the colour of the i-th of several things without an order."""
+    return colours("c")[i % len(colours("c"))]
+
+
+def sequence(fraction: float) -> str:
+    """Return the colour of what stands at ``fraction`` (0 to 1) of an order."""
+    steps = colours("f")
+    return steps[round(float(np.clip(fraction, 0, 1)) * (len(steps) - 1))]
+
+
+@cache
+def ramp() -> list[str]:
+    """Return the colours of an order, finely stepped: for colour bars."""
+    anchors = np.array([list(bytes.fromhex(colour[1:])) for colour in colours("f")], float)
+    at = np.linspace(0, len(anchors) - 1, 128)
+    channels = np.stack([np.interp(at, np.arange(len(anchors)), channel) for channel in anchors.T], -1)
+    return ["#" + bytes(colour).hex() for colour in channels.round().astype(np.uint8)]
+
+
+def named(runs: Runs) -> dict[str, xr.Dataset]:
+    """Return runs by name; a single one has none.
+
+    Raises
+    ------
+    InputError
+        There is no run, or something that is no Dataset.
+    """
+    found = {"": runs} if isinstance(runs, xr.Dataset) else {str(name): run for name, run in dict(runs).items()}
+    if not found:
+        raise InputError("no result to plot; give a Dataset, or a mapping from names to Datasets")
+    for name, run in found.items():
+        if not isinstance(run, xr.Dataset):
+            raise InputError(f"{name or 'the result'} is {type(run).__name__}, no Dataset; give the result of a stage")
+    return found
+
+
+def require(run: xr.Dataset, stage: str, *names: str) -> None:
+    """Make sure that a result has what a plot needs.
+
+    Raises
+    ------
+    InputError
+        What is missing, and whose result to give.
+    """
+    missing = [name for name in names if name not in run]
+    if missing:
+        raise InputError(f"the result has no {', '.join(missing)}; give the Dataset of {stage}")
+
+
+def joined(*parts: str) -> str:
+    """Return the parts of a label that there are."""
+    return " · ".join(part for part in parts if part)
+
+
+def heading(*parts: str) -> str:
+    """Return the parts of a title that there are, the first usually the name of a run."""
+    text = joined(*parts)
+    return text if not parts or parts[0] else text[:1].upper() + text[1:]
+
+
+def dimension(variable: xr.DataArray, name: str = "") -> hv.Dimension:
+    """Return what a variable is as an axis: its long name and unit."""
+    text = str(variable.attrs.get("long_name", variable.name))
+    unit = str(variable.attrs.get("units", "")).replace("(", "").replace(")/", " per ")
+    return hv.Dimension(
+        (name or str(variable.name), text[:1].upper() + text[1:]), unit=unit if unit not in ("", "1") else None
+    )
+
+
+def number(value: float) -> str:
+    """Return a value for a title or a label."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def resolution_ticks(plot: Any, element: Any) -> None:
+    """Write the resolution in Å under each frequency (a HoloViews hook)."""
+    from bokeh.models import CustomJSTickFormatter
+
+    plot.handles["xaxis"].formatter = CustomJSTickFormatter(code=_RESOLUTION)
+
+
+OVER_FREQUENCY: dict[str, Any] = {"hooks": [resolution_ticks], "xlabel": "Spatial frequency (1/Å), resolution below"}
+
+
+def frequency(variable: xr.DataArray) -> hv.Dimension:
+    """Return the axis of spatial frequency."""
+    return dimension(variable).clone(label="Spatial frequency")
+
+
+def edges(centres: np.ndarray) -> np.ndarray:
+    """Return where cells around ``centres`` (n,) begin and end (n + 1,)."""
+    if len(centres) == 1:
+        return centres[0] + np.array([-0.5, 0.5])
+    middle = 0.5 * (centres[1:] + centres[:-1])
+    return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
+
+
+def percentile(values: np.ndarray, percent: float) -> float:
+    """Return a percentile of the finite values; 0 if there are none."""
+    found = values[np.isfinite(values)]
+    return float(np.percentile(found, percent)) if found.size else 0.0
+
+
+def styled(item: Any, kind: str, **options: Any) -> Any:
+    """Return an element with options of the bokeh backend."""
+    return item.opts(getattr(hv.opts, kind)(**options), backend="bokeh")
+
+
+def overlay(items: Iterable[Any], **options: Any) -> hv.Overlay:
+    """Return elements in one panel, with what all panels have in common."""
+    together = hv.Overlay(list(items))
+    return styled(together, "Overlay", **{**PANEL, "fontsize": FONTS, "legend_opts": {"padding": 4}, **options})
+
+
+def panels(items: Iterable[Any], columns: int) -> hv.Layout:
+    """Return panels side by side, ``columns`` in a row."""
+    return styled(hv.Layout(list(items)).cols(columns), "Layout", toolbar="right")

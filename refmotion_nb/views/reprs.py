@@ -1,0 +1,276 @@
+"""What the objects of a notebook show of themselves: settings, state, contents, what was left out and why.
+
+The rooms below know nothing of it: ``attach`` gives the classes that are imported their ``__repr__`` and
+``_repr_html_``, when a public name is asked for. Both say the same (``repr_page``).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from html import escape
+from typing import Any
+
+from refmotion_nb.views.report_html import decoded, duration
+from refmotion_nb.views.repr_page import Page, Part, Row, html_of, text_of
+from refmotion_nb.views.svg import number
+
+_TENSES = {"running": "for", "done": "in"}
+_MAPS = 4  # micrographs drawn
+_LISTED = 20  # entries of a list that may be long
+
+
+def attach() -> None:
+    """Give every class below that is imported its reprs."""
+    for (module, name), page in _PAGES.items():
+        home = sys.modules.get(f"refmotion_nb.{module}")
+        kind = getattr(home, name, None)
+        if kind is not None and "_repr_html_" not in vars(kind):
+            _attach(kind, page)
+
+
+def _attach(kind: type, page: Callable[[Any], Page]) -> None:
+    type.__setattr__(kind, "_repr_html_", lambda self: html_of(page(self), text_of(page(self))))
+    type.__setattr__(kind, "__repr__", lambda self: text_of(page(self)))
+
+
+def stage_page(stage: Any) -> Page:
+    """Return what a stage shows: its settings, the changed ones first, and its last run."""
+    rows = [_setting(stage, name) for name in stage.param if name != "name"]
+    changed = tuple(row for row in rows if row.changed)
+    usual = tuple(row for row in rows if not row.changed)
+    parts = [Part("other settings, as by default" if changed else "settings, all as by default", usual)]
+    state, ran = "not run yet", stage.ran
+    if ran is not None:
+        seconds = ran.seconds if ran.seconds is not None else time.perf_counter() - ran.started
+        state = f"{ran.state} {_TENSES.get(ran.state, 'after')} {duration(seconds)}"
+        if ran.error:
+            parts.insert(0, Part("error", (Row("", ran.error),), open=True))
+        if ran.result is not None:
+            parts.append(_result(ran.result))
+    return Page(type(stage).__name__, state, changed, tuple(parts))
+
+
+def _setting(stage: Any, name: str) -> Row:
+    declared, value = type(stage).param[name], getattr(stage, name)
+    default = declared.default
+    changed = bool(value != default)
+    known = [f"Default {_value(default)}."]
+    low, high = getattr(declared, "bounds", None) or (None, None)
+    if low is not None or high is not None:
+        known.append(f"At least {_value(low)}." if high is None else f"At most {_value(high)}." if low is None
+                     else f"{_value(low)} to {_value(high)}.")  # fmt: skip
+    if objects := getattr(declared, "objects", None):
+        known.append(f"One of {', '.join(map(str, objects))}.")
+    hint = " ".join([str(declared.doc or "").strip(), *known]).strip()
+    return Row(name, _value(value), f"default {_value(default)}" if changed else "", hint, changed)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if value is None:
+        return "none"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _result(result: Any) -> Part:
+    rows = tuple(Row(name, found) for name, found in _contents(result))
+    drawing = f"<div>{result._repr_html_()}</div>" if hasattr(result, "_repr_html_") else ""
+    return Part("result", rows, drawing=drawing)
+
+
+def _contents(result: Any) -> list[tuple[str, str]]:
+    if not hasattr(result, "data_vars"):
+        return [(type(result).__name__, str(result))]
+    sizes = " × ".join(f"{size} {name}" for name, size in result.sizes.items())
+    chosen = result.attrs
+    found = [("dimensions", sizes or "none"), ("variables", ", ".join(map(str, result.data_vars)) or "none")]
+    if {"strength", "balance_deg", "distance_A"} <= set(chosen):
+        found.append(("chosen", f"strength {number(chosen['strength'], 4)}, balance {chosen['balance_deg']:.3g}°, "
+                                f"distance {number(chosen['distance_A'], 4)} Å"))  # fmt: skip
+    return found
+
+
+def dataset_page(data: Any) -> Page:
+    """Return what a data set shows: counts, doses, pixel sizes, what was left out and why, where the particles lie."""
+    from refmotion_nb.data.check import dataset_facts, left_out
+
+    n, movies = data.particles.sizes["particle"], len(data.movies)
+    state = f"{n} particles, {movies} movies, {_many(len(data.references), 'reference')}"
+    rows = [Row(name, text) for name, text in dataset_facts(data)]
+    references = tuple(
+        row for i, one in enumerate(data.references) for row in _reference_rows(one, i, len(data.references))
+    )
+    reasons = left_out(data)
+    without = Counter(skip.reason for skip in data.skipped if skip.row < 0)
+    parts = [Part("references", references)]
+    if reasons:
+        some = {skip.reason: skip.micrograph for skip in reversed(data.skipped) if skip.row >= 0}
+        entries = [Row(_many(n, "particle"), why, f"e.g. on {some[why]}") for why, n in reasons.most_common()]
+        parts.append(Part(f"left out: {_many(sum(reasons.values()), 'particle')}", tuple(entries), True))
+    if without:
+        entries = [Row(_many(n, "movie"), why) for why, n in without.most_common()]
+        parts.append(Part("movies left out", tuple(entries), True))
+    if data.notes:
+        parts.append(Part("worth a look", tuple(Row("", note) for note in data.notes), True))
+    parts.append(Part("where the particles lie", drawing=_maps(data)))
+    return Page("Dataset", state, tuple(rows), tuple(parts))
+
+
+def _maps(data: Any) -> str:
+    """Draw the particles of the first micrographs."""
+    drawn = []
+    for i, (movie, particles) in enumerate(data.micrographs()):
+        if i == _MAPS:
+            break
+        width, height = movie.width * movie.pixel_size_A, movie.height * movie.pixel_size_A
+        tall = round(140 * height / width)
+        dots = "".join(
+            f'<circle cx="{140 * x / width:.1f}" cy="{tall * (1 - y / height):.1f}" r="1.8"/>'
+            for x, y in particles["coordinate"].values
+        )
+        name = escape(movie.micrograph)
+        drawn.append(
+            f'<figure><svg width="141" height="{tall + 1}" viewBox="-.5 -.5 141 {tall + 1}" role="img" aria-label="{name}">'
+            f'<rect width="140" height="{tall}"/>{dots}</svg><figcaption>{name}<br>{_many(len(particles["row"]), "particle")}, '
+            f"{width / 1e4:.3g} × {height / 1e4:.3g} µm</figcaption></figure>"
+        )
+    return f'<div class="rm-maps">{"".join(drawn)}</div>' if drawn else ""
+
+
+def _reference_rows(reference: Any, i: int = 0, of: int = 1) -> list[Row]:
+    from refmotion_nb.data.maps import check_reference
+    from refmotion_nb.data.schema import InputError
+
+    number = f" {i + 1}" if of > 1 else ""
+    rows = [Row(f"half map 1{number and f', reference{number}'}", str(reference.half1)), Row("half map 2", str(reference.half2)),
+            Row("mask", str(reference.mask) if reference.mask else "none")]  # fmt: skip
+    if reference.postprocess:
+        rows.append(Row("FSC from", str(reference.postprocess)))
+    try:
+        box, pixel = check_reference(reference)
+    except InputError as error:
+        return [*rows, Row("cannot be used", str(error), changed=True)]
+    return [*rows, Row("box", f"{box} px of {pixel:.4g} Å, {box * pixel:.4g} Å wide")]
+
+
+def reference_page(reference: Any) -> Page:
+    """Return what a reference shows: its files, box and pixel size."""
+    return Page("Reference", "", tuple(_reference_rows(reference)))
+
+
+def hyperparameters_page(h: Any) -> Page:
+    """Return what hyperparameters show: the three, the strengths that follow, and RELION's units."""
+    s_vel, s_div, s_acc = h.to_relion(1.0)
+    rows = (
+        Row("strength", f"{number(h.strength, 4)} (e/Å²)/Å²", "", "Total prior strength r: larger allows less motion."),
+        Row("balance", f"{h.balance_deg:.4g}°", "0°: spatial only, 90°: acceleration only", "Balance θ."),
+        Row("distance", f"{number(h.distance_A, 4)} Å", "over which neighbours move alike", "Correlation distance z."),
+    )
+    follow = (
+        Row("spatial strength", number(h.spatial_strength, 4), "", "r cos θ"),
+        Row("acceleration strength", number(h.acceleration_strength, 4), "", "r sin θ"),
+        Row("s_vel", f"{number(s_vel)} Å per e/Å²", "", "RELION's sigma of velocity, for frames of 1 e/Å²"),
+        Row("s_div", f"{number(s_div, 4)} Å", "", "RELION's sigma of divergence"),
+        Row("s_acc", f"{number(s_acc)} Å per e/Å²", "", "RELION's sigma of acceleration, for frames of 1 e/Å²"),
+    )
+    return Page(
+        "Hyperparameters", "", rows, (Part("as strengths, and in RELION's units for frames of 1 e/Å²", follow),)
+    )
+
+
+def session_page(session: Any) -> Page:
+    """Return what a session shows: what is in memory, what took time, what could not be used."""
+    kept = session.kept_bytes
+    tracked = len({name for name, _ in session.tracks})
+    particles = sum(session.particle_count(name) for name in session)
+    state = f"{particles} particles on {_many(len(session.micrographs), 'micrograph')}"
+    rows = (
+        Row(
+            "in memory",
+            f"{kept / 1e9:.2f} of {session.cache_bytes / 1e9:.2f} GB",
+            "",
+            "Transforms and views of micrographs.",
+        ),
+        Row("processors", str(session.threads)),
+        Row("trajectories", f"found for {tracked} of {_many(len(session.micrographs), 'micrograph')}"),
+    )
+    return Page("Session", state, rows, (*_failures(session.failed), *_warnings(session.warnings), *_times(session.seconds),
+                                         _data_part(session.data)))  # fmt: skip
+
+
+def job_page(job: Any) -> Page:
+    """Return what a job shows: where it writes, its settings, which results are there."""
+    done = [name for name in ("search", "particles", "validation") if getattr(job, name) is not None]
+    rows = [Row("out", str(job.out)), *(Row(name, _value(value), changed=True) for name, value in job.settings.items())]
+    for name in ("hyperparameters_file", "dose_weights_file"):
+        if getattr(job, name):
+            rows.append(Row(name, str(getattr(job, name))))
+    parts = [*_warnings(job.warnings), *_times(job.seconds)]
+    for name in done:
+        parts.append(Part(f"result: {name}", _result(getattr(job, name)).rows))
+    state = f"done: {', '.join(done)}" if done else "not run yet"
+    return Page("Job", state, tuple(rows), (*parts, _data_part(job.data)))
+
+
+def store_page(store: Any) -> Page:
+    """Return what a result store shows: which results are there, and how the run that wrote them went."""
+    groups = Counter(name.split("/")[0] for name in store.groups())
+    rows = [Row(name, _many(n, "micrograph") if name in ("tracks", "noise") else "there") for name, n in groups.items()]
+    attrs = store.attrs
+    settings = decoded(attrs.get("settings") or {})
+    parts = [*_warnings(_list(decoded(attrs.get("warnings")))), *_times(decoded(attrs.get("seconds") or {}))]
+    if isinstance(settings, Mapping):
+        parts.append(Part("settings of the run", tuple(Row(str(k), _value(v)) for k, v in settings.items())))
+    known = [Row(name, str(attrs[name])) for name in ("version", "command") if attrs.get(name)]
+    return Page(f"ResultStore {store.path}", "" if groups else "empty", (*rows, *known), tuple(parts))
+
+
+def _data_part(data: Any) -> Part:
+    page = dataset_page(data)
+    return Part(f"data: {page.state}", page.rows)
+
+
+def _failures(failed: Mapping[str, str]) -> list[Part]:
+    rows = tuple(Row(name, reason) for name, reason in failed.items())
+    return [Part(f"could not be used: {_many(len(rows), 'micrograph')}", _cut(rows), True)] if rows else []
+
+
+def _warnings(warnings: Iterable[str]) -> list[Part]:
+    rows = tuple(Row("", str(text)) for text in warnings)
+    return [Part(_many(len(rows), "warning"), _cut(rows), True)] if rows else []
+
+
+def _times(seconds: Any) -> list[Part]:
+    if not isinstance(seconds, Mapping) or not seconds:
+        return []
+    whole = sum(value for name, value in seconds.items() if not name.endswith("(part)"))
+    title = f"time: {duration(whole)}" if whole else "time"
+    return [Part(title, tuple(Row(name, duration(value)) for name, value in seconds.items()))]
+
+
+def _cut(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    return rows if len(rows) <= _LISTED else (*rows[:_LISTED], Row("", f"… and {len(rows) - _LISTED} more"))
+
+
+def _list(value: Any) -> list[str]:
+    return [str(one) for one in value] if isinstance(value, list | tuple) else []
+
+
+def _many(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+# where the classes live; nothing is imported for their sake
+_PAGES: dict[tuple[str, str], Callable[[Any], Page]] = {
+    ("data.schema", "Dataset"): dataset_page,
+    ("data.schema", "Reference"): reference_page,
+    ("data.store", "ResultStore"): store_page,
+    ("numerics.prior", "Hyperparameters"): hyperparameters_page,
+    ("stages.base", "Stage"): stage_page,
+    ("stages.job", "Job"): job_page,
+    ("stages.session", "Session"): session_page,
+}

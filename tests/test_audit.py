@@ -1,0 +1,329 @@
+"""The audit of the input: wrong axes, wrong contrast, wrong half sets and leaky half maps are told apart by name."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cryosparc_project import convert
+from half_maps import Particles
+from job import GIVEN, copied, run, said, store
+
+import refmotion_nb as rm
+from refmotion_nb.data.maps import read_map, write_map
+from refmotion_nb.data.schema import InputError
+from refmotion_nb.data.star import read_star, write_star
+from refmotion_nb.data.synthetic.plan import euler_angles_deg
+from refmotion_nb.numerics.fourier import band_of
+from refmotion_nb.numerics.half_sets import ShellProducts, own_noise, resemblance, shell_products, wrong_share
+from refmotion_nb.numerics.projection import euler_to_matrix
+from refmotion_nb.stages.audit import findings, summary
+
+
+def opened(folder: Path) -> rm.Dataset:
+    ref = folder / "Ref"
+    maps = rm.Reference(ref / "half1.mrc", ref / "half2.mrc", ref / "mask.mrc")
+    micrographs = folder / "MotionCorr/corrected_micrographs.star"
+    return rm.open_relion(folder / "Extract/particles.star", micrographs, maps, root=folder)
+
+
+def audited(data: rm.Dataset, **settings):
+    return rm.InputAudit(**settings).run(rm.Session(data, 2))
+
+
+def found(data: rm.Dataset, **settings) -> list[tuple[str, str]]:
+    return [(one.severity, one.text) for one in findings(audited(data, **settings))]
+
+
+def only_error(data: rm.Dataset, **settings) -> str:
+    ((severity, text),) = found(data, **settings)
+    assert severity == "error"
+    return text
+
+
+def labelled(data: rm.Dataset, half: np.ndarray) -> rm.Dataset:
+    return replace(data, particles=data.particles.assign(half=data.particles["half"].copy(data=half)))
+
+
+def placed(data: rm.Dataset, coordinate_A: np.ndarray) -> rm.Dataset:
+    moved = data.particles["coordinate"].copy(data=coordinate_A)
+    return replace(data, particles=data.particles.assign(coordinate=moved))
+
+
+def swapped(data: rm.Dataset) -> rm.Dataset:
+    one = data.references[0]
+    return replace(data, references=(replace(one, half1=one.half2, half2=one.half1),))
+
+
+@pytest.fixture(scope="module")
+def small(tiny):
+    return opened(tiny.folder)
+
+
+@pytest.fixture(scope="module")
+def apoferritin(test_data):
+    return opened(test_data / "apoferritin")
+
+
+@pytest.fixture(scope="module")
+def particles(small):
+    return Particles(small)
+
+
+# numbers
+
+
+def test_products_are_plain_sums_over_shells_of_the_whole_plane():
+    rng = np.random.default_rng(1)
+    box, k = 16, 6
+    y, a, b = rng.normal(size=(3, 4, box, box))
+    back = -np.arange(box) % box
+    bands = [band_of(np.fft.rfft2(v), k).astype(np.complex64) for v in (y, a, b)]
+    found = shell_products(*bands, threads=2)
+    fy, fa, fb, mirrored, exchanged = (np.fft.fft2(v) for v in (y, a, b, y[:, back], y.transpose(0, 2, 1)))
+    n = np.fft.fftfreq(box, 1 / box)
+    shell = np.floor(np.hypot(n[:, None], n) + 0.5)
+    d = np.roll(fa - fb, -1, axis=0)
+    expected = {
+        "power": fy * fy.conj(), "own": fy * fa.conj(), "opposite": fy * fb.conj(), "mirrored": mirrored * fb.conj(),
+        "exchanged": exchanged * fb.conj(), "own_power": fa * fa.conj(), "opposite_power": fb * fb.conj(),
+        "both": fa * fb.conj(), "stranger": fy * d.conj(), "mean_stranger": (fa + fb) / 2 * d.conj(),
+    }  # fmt: skip
+    for name, products in expected.items():
+        sums = np.stack([products.real[:, shell == s].sum(1) for s in range(k + 1)], 1)
+        np.testing.assert_allclose(found[name], sums, rtol=1e-4, atol=1e-2, err_msg=name)
+    np.testing.assert_array_equal(found.count, [np.sum(shell == s) for s in range(k + 1)])
+
+
+def plain_sets(rng, n=400, k=10, mixed=0.0, foreign=False):
+    """Particles in units of their noise, views of one map by phases of their own instead of poses, and half sets mixed."""
+
+    def bands():
+        whole = np.fft.rfft2(rng.normal(size=(n, 64, 64)), norm="ortho")
+        return band_of(whole, k)
+
+    pose = np.exp(1j * np.angle(bands()))
+    signal, noise, other = 0.3 * bands()[0], bands(), bands()
+    half = np.arange(n) % 2
+    put = pose.conj() * (other if foreign else noise)
+    maps = [signal + put[half == h].mean(0) for h in (0, 1)]
+    said = np.where(rng.random(n) < mixed, 1 - half, half)
+    own, opposite = ((pose * np.array([maps[h] for h in which])).astype(np.complex64) for which in (said, 1 - said))
+    observed = 2.5 * (pose * signal + noise).astype(np.complex64)
+    return shell_products(observed, own, opposite), said != half
+
+
+@pytest.mark.parametrize("mixed", [0.0, 0.2, 0.5, 1.0])
+def test_own_noise_is_found_in_the_expected_amount(mixed):
+    parts, wrong = zip(*(plain_sets(np.random.default_rng(seed), mixed=mixed) for seed in range(10)), strict=True)
+    noise = [own_noise(part, 2.5, 2) for part in parts]
+    share, error = np.mean([one.found for one in noise], 0)
+    assert share == pytest.approx(1 - 2 * np.mean(wrong), abs=3 * error / np.sqrt(10))
+    squares = [one.amplitude[0] ** 2 for one in noise]
+    assert np.mean(squares) == pytest.approx(1, abs=3 * np.std(squares) / np.sqrt(10) + 0.02)
+    shares = np.array([wrong_share(one, 1.0) for one in noise])
+    assert np.mean(shares[:, 0]) == pytest.approx(np.mean(wrong), abs=0.03)
+    if mixed in (0.2, 0.5):  # at 0 and 1 the share is at the end of its range
+        assert np.std(shares[:, 0] - [w.mean() for w in wrong]) < np.mean(shares[:, 1])
+
+
+def test_particles_that_are_in_neither_map_leave_no_noise_there():
+    noise = [own_noise(plain_sets(np.random.default_rng(seed), foreign=True)[0], 2.5, 2) for seed in range(10)]
+    share, error = np.mean([one.found for one in noise], 0)
+    assert abs(share) < 3 * error / np.sqrt(10)
+    z = [one.excess / np.sqrt(one.variance) for one in noise]
+    assert np.std(z) == pytest.approx(1, abs=0.05)
+
+
+def test_products_of_micrographs_come_together_up_to_the_last_common_shell():
+    first, second = (plain_sets(np.random.default_rng(1), n=6, k=k)[0] for k in (10, 8))
+    both = ShellProducts.together([first, second])
+    assert both["own"].shape == (12, 9) and len(both.count) == 9
+    np.testing.assert_array_equal(both["own"][:6], first["own"][:, :9])
+    np.testing.assert_allclose(first.divided(2)["power"], first["power"] / 4)
+    np.testing.assert_allclose(
+        resemblance(first.divided(3), "opposite", 1, 8), resemblance(first, "opposite", 1, 8), rtol=1e-12
+    )
+
+
+# correct input
+
+
+@pytest.mark.parametrize("settings", [{}, {"energy": "relion"}, {"recenter": False}], ids=str)
+def test_correct_input_passes(small, settings):
+    audit = audited(small, **settings)
+    assert findings(audit) == []
+    assert audit["resemblance"] > 20 and audit["lead_mirrored"] < -10
+    assert audit["own_noise"] == pytest.approx(0.9, abs=0.15) and audit["own_noise_error"] < 0.05
+    assert "24 particles resemble it by" in summary(audit)[0]
+
+
+def test_correct_apoferritin_passes_through_both_entrances(apoferritin, test_data, tmp_path):
+    ours = audited(apoferritin)
+    theirs = audited(rm.open_cryosparc(**convert(test_data / "apoferritin", tmp_path)))
+    for audit in (ours, theirs):
+        assert findings(audit) == [] and audit["resemblance"] > 80 and audit["lead_mirrored"] < -40
+        assert audit["own_noise"] == pytest.approx(1, abs=0.1)
+    assert theirs["own_noise"] == pytest.approx(float(ours["own_noise"]), abs=0.01)
+
+
+def test_few_particles_pass_with_a_note(small):
+    few = replace(small, particles=small.particles.isel(particle=[0, 1]))
+    ((severity, text),) = found(few)
+    assert severity == "note" and text.startswith("2 particles")
+
+
+# axes and contrast
+
+
+def test_a_swapped_y_axis_of_the_coordinates_is_named(small, apoferritin):
+    for data in (small, apoferritin):
+        movie = data.movies[0]
+        coordinate = data.particles["coordinate"].values
+        mirrored = np.stack([coordinate[:, 0], movie.height * movie.pixel_size_A - coordinate[:, 1]], 1)
+        text = only_error(placed(data, mirrored))
+        assert text.startswith("the y axis of the coordinates runs against the rows of the movies: at mirrored y")
+        assert "replace y by the height of the micrograph minus y" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda c: c[:, ::-1], "x and y of the coordinates are exchanged"),
+        (lambda c: c / 2, "coordinates count pixels twice as large as said"),
+    ],
+)
+def test_coordinates_of_other_conventions_are_named(small, change, named):
+    assert only_error(placed(small, change(small.particles["coordinate"].values))).startswith(named)
+
+
+@pytest.mark.parametrize("energy", ["calibrated", "relion"])
+def test_movies_whose_rows_run_the_other_way_are_named(small, energy):
+    movies = tuple(
+        replace(m, rows_as_stored=True, gain=replace(m.gain, flip_y=not m.gain.flip_y)) for m in small.movies
+    )
+    text = only_error(replace(small, movies=movies), energy=energy)
+    assert text.startswith("the rows of the movies run against coordinates, poses and motion")
+
+
+def test_mirrored_poses_are_named_without_reading_movies_again(small):
+    p = small.particles
+    matrices = np.diag([1, -1, 1]) @ euler_to_matrix(p["euler"].values) @ np.diag([1, 1, -1])
+    poses = replace(small, particles=p.assign(
+        euler=p["euler"].copy(data=euler_angles_deg(matrices)), origin=p["origin"].copy(data=p["origin"].values * [1, -1]),
+        defocus_angle=-p["defocus_angle"]))  # fmt: skip
+    session = rm.Session(poses, 2)
+    audit = rm.InputAudit().run(session)
+    ((severity, text),) = ((one.severity, one.text) for one in findings(audit))
+    assert severity == "error" and text.startswith("the y axis of the poses runs against the rows of the movies")
+
+
+def test_inverted_contrast_is_named(small, tmp_path):
+    reference = small.references[0]
+    for name in ("half1", "half2"):
+        volume, pixel = read_map(getattr(reference, name))
+        write_map(tmp_path / f"{name}.mrc", -volume, pixel)
+    inverted = replace(reference, half1=tmp_path / "half1.mrc", half2=tmp_path / "half2.mrc")
+    assert only_error(replace(small, references=(inverted,))).startswith("the contrast of the reference is inverted")
+
+
+def test_particles_that_are_nowhere_near_get_a_warning(apoferritin):
+    size = apoferritin.movies[0].width * apoferritin.movies[0].pixel_size_A
+    somewhere = np.random.default_rng(1).uniform(0.15 * size, 0.85 * size, apoferritin.particles["coordinate"].shape)
+    ((severity, text),) = found(placed(apoferritin, somewhere))
+    assert severity == "warning" and text.startswith("particles hardly resemble their reference")
+
+
+# half sets
+
+
+@pytest.mark.parametrize("energy", ["calibrated", "relion"])
+def test_swapped_half_maps_are_named(small, energy):
+    text = only_error(swapped(small), energy=energy)
+    assert text.startswith("half1 and half2 are swapped") and "half1.mrc" in text
+
+
+def test_half_sets_of_another_refinement_are_named(small):
+    half = np.random.default_rng(3).permutation(small.particles["half"].values)
+    text = only_error(labelled(small, half))
+    assert text.startswith("leaky split: half sets are not those of the half maps") and "other half map;" in text
+
+
+def test_apoferritin_with_wrong_half_sets(apoferritin):
+    rng = np.random.default_rng(5)
+    half = apoferritin.particles["half"].values
+    assert only_error(swapped(apoferritin)).startswith("half1 and half2 are swapped")
+    assert "half sets are not those of the half maps" in only_error(labelled(apoferritin, rng.permutation(half)))
+    wrong = rng.random(len(half)) < 0.2
+    audit = audited(labelled(apoferritin, np.where(wrong, 3 - half, half)))
+    assert audit["wrong_share"] == pytest.approx(wrong.mean(), abs=0.01)
+    assert "half sets are not those of the half maps, " in findings(audit)[0].text
+    assert f"{100 * wrong.mean():.0f} ± 3 %" in findings(audit)[0].text
+
+
+def test_half_maps_both_made_from_all_particles_are_named(particles, small, tmp_path):
+    rng, every = np.random.default_rng(2), np.ones(len(particles.half), bool)
+    whole = particles.map(every)
+    with pytest.raises(InputError, match="are the same; give one of each half set"):
+        audited(particles.with_maps(tmp_path, whole, whole))
+    rounded = whole + rng.normal(scale=1e-4 * whole.std(), size=whole.shape).astype(np.float32)
+    assert "the same but for rounding" in only_error(particles.with_maps(tmp_path, whole, rounded))
+    turned = [particles.map(every, rng, 0.3, 0.25) for _ in "ab"]
+    both = particles.with_maps(tmp_path, *turned)
+    assert only_error(both).startswith("leaky split: both half maps are made from all particles")
+    assert only_error(both, energy="relion").startswith("leaky split: both half maps are made from all particles")
+    one = particles.with_maps(tmp_path, whole, turned[0])
+    assert only_error(one).startswith("leaky split: ")
+    apart = [particles.map(particles.half == h) for h in (1, 2)]
+    assert found(particles.with_maps(tmp_path, *apart)) == []
+
+
+def test_a_leaky_split_of_apoferritin_is_named(apoferritin, tmp_path):
+    rng, all_of = np.random.default_rng(2), Particles(apoferritin)
+    every = np.ones(len(all_of.half), bool)
+    leaky = all_of.with_maps(tmp_path, *(all_of.map(every, rng, 0.3, 0.25) for _ in "ab"))
+    assert only_error(leaky).startswith("leaky split: both half maps are made from all particles")
+
+
+def test_half_maps_of_other_particles_get_a_warning(particles, small, tmp_path):
+    first = (small.particles["micrograph"] == small.movies[0].micrograph).values
+    maps = [particles.map(~first & (particles.half == h)) for h in (1, 2)]
+    data = replace(particles.with_maps(tmp_path, *maps), particles=small.particles.isel(particle=np.flatnonzero(first)))
+    ((severity, text),) = found(data)
+    assert severity == "warning" and text.startswith("the half maps hold hardly anything of these particles")
+
+
+# the job
+
+
+def test_a_job_stops_at_swapped_half_maps_unless_told_otherwise(tiny, tmp_path, capsys):
+    project = copied(tiny.folder, tmp_path)
+    path = project / "Extract/particles.star"
+    blocks = read_star(path)
+    blocks["particles"]["rlnRandomSubset"] = 3 - blocks["particles"]["rlnRandomSubset"]
+    write_star(path, blocks)
+    out = tmp_path / "out"
+    assert run(project, out, *GIVEN, "--until", "hyperparameters") == 1
+    (line,) = said(capsys)
+    assert line.startswith("half1 and half2 are swapped") and "check_input" in line
+    assert not store(out).has("audit") and not (out / "hyperparameters.json").exists()
+    assert run(project, out, *GIVEN, "--until", "hyperparameters", "--no-check-input") == 0
+    assert any("half1 and half2 are swapped" in text for text in store(out).attrs["warnings"])
+    assert store(out).read("audit").attrs["findings"][0][0] == "error"
+
+
+def test_a_job_reads_no_movie_for_the_audit_alone(tiny, tmp_path, monkeypatch):
+    from refmotion_nb.stages import session
+
+    read = []
+    monkeypatch.setattr(
+        session,
+        "load_micrograph",
+        lambda *a, load=session.load_micrograph, **k: read.append(a[0].micrograph) or load(*a, **k),
+    )
+    data, out = opened(tiny.folder), tmp_path / "out"
+    rm.Job(data, out).run("hyperparameters")
+    assert sorted(read) == ["mic0000", "mic0001"]
+    read.clear()
+    rm.Job(data, out).run("hyperparameters")
+    assert read == []

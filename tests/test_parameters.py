@@ -1,0 +1,152 @@
+"""Each setting of the alignment changes what it says it changes, and in the direction it should."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import refmotion_nb as rm
+from refmotion_nb.data.relion.results import open_postprocess
+from refmotion_nb.data.synthetic.simulate import trajectory_error_A
+from refmotion_nb.numerics.energy import grant_grigorieff
+from refmotion_nb.stages.alignment import Alignment, Geometry, alignment_windows, solve, track
+from refmotion_nb.stages.reuse import default_prior, with_reference_scale
+from refmotion_nb.stages.search import prior_attrs
+
+CHOSEN = rm.Hyperparameters.from_strengths(1.5, 3000, 2)
+NAME = "mic0000"
+
+
+@pytest.fixture(scope="module")
+def opened(tiny):
+    reference, _ = open_postprocess(tiny.postprocess, tiny.folder)
+
+    def opened_with(**options):
+        return rm.open_relion(tiny.particles, tiny.micrographs, reference, tiny.folder, **options)
+
+    return opened_with
+
+
+@pytest.fixture(scope="module")
+def session(opened):
+    return rm.Session(opened(), threads=2)
+
+
+@pytest.fixture(scope="module")
+def prior(session):
+    return with_reference_scale(session, Alignment(), default_prior(CHOSEN, Alignment()), 0)
+
+
+def tracked(session, prior, **settings):
+    stage = Alignment(**settings)
+    return track(session.micrograph(NAME, stage), stage, prior, 2)
+
+
+def error_A(tiny, displacement):
+    truth = tiny.truth()
+    return trajectory_error_A(displacement, truth[f"{NAME}_total"], truth["dose_mid"])
+
+
+def test_recenter_moves_boxes_by_whole_pixels_of_the_origins(session, prior):
+    on, off = (session.micrograph(NAME, Alignment(recenter=flag)) for flag in (True, False))
+    pixel = on.movie.pixel_size_A
+    given = off.placement.origin_A
+    np.testing.assert_allclose(given, on.particles["origin"].values)
+    assert np.abs(given).max() > pixel and np.abs(on.placement.origin_A).max() <= pixel / 2 + 1e-9
+    moved = off.placement.centre_px - on.placement.centre_px
+    np.testing.assert_allclose(given - on.placement.origin_A, moved * pixel, atol=1e-9)
+    # the particle's motion is the same motion
+    tracks = [tracked(session, prior, recenter=flag).displacement_A for flag in (True, False)]
+    assert np.sqrt(np.mean((tracks[0] - tracks[1]) ** 2)) < 0.15
+
+
+def test_without_all_fourier_components_the_band_of_the_search_aligns(session, prior):
+    m = session.micrograph(NAME, Alignment())
+    on, off = Alignment(), Alignment(all_fourier_components=False)
+    assert np.flatnonzero(on.band(m, True).max(0))[-1] > np.flatnonzero(off.band(m, True).max(0))[-1]
+    windows = alignment_windows(m, on, False, 2).scaled(prior)
+    expected = solve(windows, Geometry.of(m), [prior], False).displacement_A[0]
+    np.testing.assert_allclose(
+        tracked(session, prior, all_fourier_components=False).displacement_A, expected, atol=1e-6
+    )
+    assert np.abs(tracked(session, prior).displacement_A - expected).max() > 0.02
+
+
+def test_alignment_fraction_moves_the_edge_of_the_band(session):
+    m = session.micrograph(NAME, Alignment())
+    edges = [Alignment(alignment_fraction=f).k_cut(m) for f in (0.25, 0.5, 1.0)]
+    assert edges == [int(m.k_out * np.sqrt(f)) for f in (0.25, 0.5, 1.0)]
+
+
+def test_dose_and_pre_exposure_set_the_decay_and_the_prior(opened, session, prior):
+    half, late = rm.Session(opened(dose_per_frame_e_A2=2.0), 2), rm.Session(opened(pre_exposure_e_A2=20.0), 2)
+    frequency = np.array([0.1])
+    for other, dose in ((session, 4 * (np.arange(8) + 0.5)), (half, 2 * (np.arange(8) + 0.5)),
+                        (late, 20 + 4 * (np.arange(8) + 0.5))):  # fmt: skip
+        m = other.micrograph(NAME, Alignment())
+        shell = round(0.1 * m.extent_A)
+        expected = grant_grigorieff(frequency * shell / (0.1 * m.extent_A), dose, 300)[:, 0]
+        np.testing.assert_allclose(Alignment().decay(m, shell + 1)[:, shell], expected, rtol=1e-6)
+    # velocities are per dose: the same strength at half the dose allows half as fast a motion per frame
+    paths = [np.linalg.norm(np.diff(tracked(s, replace(prior, common_std_A=0.0)).displacement_A
+                                    - tracked(s, replace(prior, common_std_A=0.0)).rigid_A, axis=1), axis=-1).sum()
+             for s in (session, half)]  # fmt: skip
+    assert paths[1] < 0.9 * paths[0]
+
+
+def test_split_motion_takes_up_errors_of_rigid_alignment(tiny, session, prior):
+    split = tracked(session, prior)
+    single = tracked(session, with_reference_scale(session, Alignment(), default_prior(
+        CHOSEN, Alignment(split_motion=False)), 0), split_motion=False)  # fmt: skip
+    assert np.abs(split.common_A).max() > 0.3 and not single.common_A.any()
+    assert error_A(tiny, split.displacement_A) < 0.9 * error_A(tiny, single.displacement_A)
+
+
+def test_dose_profile_slows_late_motion_down(session, prior):
+    flat = replace(prior, profile_decay_e_A2=np.inf, profile_floor=1.0)
+    assert default_prior(CHOSEN, Alignment(dose_profile=False)).profile_decay_e_A2 == np.inf
+    late = []
+    for one in (prior, flat):
+        found = tracked(session, one)
+        local = found.displacement_A - found.common_A - found.rigid_A
+        speed = np.linalg.norm(np.diff(local, axis=1), axis=-1).mean(0)
+        late.append(speed[-3:].sum() / speed.sum())
+    assert late[0] < 0.6 * late[1]
+
+
+def test_own_noise_pulls_back_to_where_the_particle_was(session, prior):
+    away = []
+    for flag in (True, False):
+        found = tracked(session, prior, remove_own_noise=flag)
+        away.append(np.sqrt(((found.displacement_A - found.rigid_A) ** 2).mean()))
+    assert away[1] < 0.98 * away[0]
+
+
+def test_windows_reach_as_far_as_is_asked_and_are_widened_where_that_is_too_little(session, prior):
+    m = session.micrograph(NAME, Alignment())
+    sizes = [alignment_windows(m, Alignment(window_reach_A=r), False, 2).windows.grid.reach_px * m.movie.pixel_size_A
+             for r in (4.0, 12.0)]  # fmt: skip
+    assert 4 <= sizes[0] < 8 and 12 <= sizes[1] < 16
+    usual, short = tracked(session, prior), tracked(session, prior, window_reach_A=1.0)
+    assert usual.edge_hits == 0
+    largest = np.abs(usual.displacement_A - m.spectra.offset_px * m.movie.pixel_size_A).max()
+    assert 1.0 < largest  # beyond the first window
+    np.testing.assert_allclose(short.displacement_A, usual.displacement_A, atol=0.1 if short.edge_hits == 0 else 3.0)
+
+
+def test_early_frames_blurred_by_motion_get_less_weight_than_damage_alone_would_give(test_data):
+    """The first frames of the apoferritin set moved by several Å each, and were exposed while they did."""
+    root = test_data / "apoferritin"
+    reference, _ = open_postprocess(root / "Ref/postprocess.star", root)
+    data = rm.open_relion(
+        root / "Extract/particles.star", root / "MotionCorr/corrected_micrographs.star", reference, root
+    )
+    session = rm.Session(data, threads=2)
+    prior = with_reference_scale(session, Alignment(), default_prior(CHOSEN, Alignment()), 0)
+    dose = rm.DoseWeights().run(session, xr.Dataset(attrs=prior_attrs(prior)))
+    at = dose.sel(group="all").sel(frequency=1 / 5, method="nearest")
+    weight, standard = at["weight"].values, at["reference_weight"].values
+    assert np.argmax(standard) == 0 and weight[0] < 0.7 * standard[0] and np.argmax(weight) > 0
+    assert (at["weight_lo"].values <= weight + 1e-9).all() and (at["weight_hi"].values >= weight - 1e-9).all()
+    assert weight[-1] < weight.max() / 3  # damage, after that

@@ -1,0 +1,551 @@
+"""Runs that end early, and memory that runs out: the same results as if nothing had happened."""
+
+import errno
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tifffile
+import xarray as xr
+from job import GIVEN, copied, inputs, run, said, store
+
+import refmotion_nb as rm
+from refmotion_nb.data import files, spool
+from refmotion_nb.data.synthetic.simulate import SimulationSettings, simulate
+from refmotion_nb.numerics.rays import unrested
+from refmotion_nb.stages import correction, session
+from refmotion_nb.stages.base import Cancelled, Silent
+from refmotion_nb.stages.search import still_moving
+
+# three micrographs, so small that a whole job with search and validation takes two seconds
+MINI = SimulationSettings(
+    n_micrographs=3, size_px=320, n_frames=6, pixel_size_A=2.4, dose_per_frame_e_A2=5.0, box_px=72,
+    particles_per_micrograph=8, hot_pixels=3, workers=2,
+)  # fmt: skip
+NAMES = ["mic0000", "mic0001", "mic0002"]
+
+
+@pytest.fixture(scope="module")
+def mini(tmp_path_factory):
+    return simulate(MINI, tmp_path_factory.mktemp("mini"))
+
+
+@pytest.fixture(scope="module")
+def project(mini):
+    return mini.folder
+
+
+@pytest.fixture(scope="module")
+def new_out(tmp_path_factory):
+    """Return a function that returns new output folders: names of one length, since they end up in fields of tables."""
+    numbers = iter(range(10, 100))
+    return lambda: tmp_path_factory.mktemp(f"run{next(numbers)}", numbered=False) / "out"
+
+
+@pytest.fixture
+def out(new_out):
+    return new_out()
+
+
+@pytest.fixture(scope="module")
+def calm(project, new_out):
+    """Return the output folder of an undisturbed job with search and validation; do not change it."""
+    out = new_out()
+    assert run(project, out, "--until", "validate") == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def quick(project, new_out):
+    """Return the output folder of an undisturbed job with given hyperparameters; do not change it."""
+    out = new_out()
+    assert run(project, out, *GIVEN) == 0
+    return out
+
+
+@pytest.fixture
+def opened(project):
+    ref = project / "Ref"
+    return rm.open_relion(
+        project / "Extract/particles.star", project / "MotionCorr/corrected_micrographs.star",
+        rm.Reference(ref / "half1.mrc", ref / "half2.mrc", ref / "mask.mrc"), project,
+    )  # fmt: skip
+
+
+# every file of two output folders, but for times
+
+
+def assert_same(found, expected):
+    """Two output folders hold the same: files byte for byte, but for the clock and the name of the folder itself."""
+    assert listing(found) == listing(expected)
+    for name in listing(expected):
+        assert content(found, name) == content(expected, name), name
+
+
+def listing(out):
+    return sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
+
+
+def content(out, name):
+    path = out / name
+    data = path.read_bytes().replace(str(out).encode(), b"OUT")
+    if name in ("run.log", "report.html"):  # seconds, dates
+        return None
+    if path.suffix == ".mrcs":  # the labels of a header tell when it was written
+        return data[:220] + data[1024:]
+    if path.suffix == ".csg":
+        return [line for line in data.splitlines() if b"created" not in line]
+    if name == "results.zarr/.zattrs":
+        attrs = json.loads(data)
+        attrs["settings"].pop("threads", None)
+        return {key: value for key, value in attrs.items() if key not in ("seconds", "command")}
+    if name == "results.zarr/particles/image_name/0":  # compressed
+        return [text.replace(str(out), "OUT") for text in store(out).read("particles")["image_name"].values]
+    return data
+
+
+def test_two_undisturbed_runs_are_the_same_and_others_are_not(project, out, quick):
+    assert run(project, out, *GIVEN) == 0
+    assert_same(out, quick)
+    stack = out / "Particles/mic0001.mrcs"
+    stack.write_bytes(stack.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(AssertionError, match="mic0001"):
+        assert_same(out, quick)
+
+
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_threads_change_no_bit(project, out, calm, threads):
+    assert run(project, out, "--threads", threads, "--until", "validate") == 0
+    assert_same(out, calm)
+
+
+# killed
+
+
+def steps(log):
+    """Return what a log says without the time of day."""
+    return [line[20:] for line in log.splitlines()]
+
+
+class Progress:
+    """How far a run that was started again has come, in lines of the log of an undisturbed run."""
+
+    def __init__(self, log, undisturbed):
+        self.log, self.undisturbed = log, undisturbed
+        self.offset = log.stat().st_size if log.exists() else 0
+        self.at = self.read = 0
+
+    def update(self):
+        if self.log.exists():
+            with open(self.log, encoding="utf-8") as file:
+                file.seek(self.offset)
+                lines = steps(file.read())
+            for line in lines[self.read :]:
+                if line in self.undisturbed[self.at :]:
+                    self.at += self.undisturbed[self.at :].index(line) + 1
+            self.read = len(lines)
+        return self.at
+
+
+# python -m refmotion_nb.cli, again and again, without the seconds that its imports take
+STARTED = """
+import os, runpy, sys
+import refmotion_nb.stages.job, refmotion_nb.views.report
+for _ in sys.stdin:
+    child = os.fork()
+    if not child:
+        runpy.run_module("refmotion_nb.cli", run_name="__main__", alter_sys=True)
+    print(child, flush=True)
+    _, status = os.waitpid(child, 0)
+    print(os.WIFSIGNALED(status), flush=True)
+"""
+
+
+def test_killed_at_ten_random_moments(project, out, calm):
+    undisturbed = steps((calm / "run.log").read_text(encoding="utf-8"))
+    undisturbed = undisturbed[1 : undisturbed.index("")]
+    rng = np.random.default_rng(3)
+    command = [sys.executable, "-c", STARTED, "run", *inputs(project), "--out", str(out), "--threads", "2"]
+    with subprocess.Popen(
+        [*command, "--until", "validate"], text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    ) as starter:  # fmt: skip
+        killed = 0
+        for moment in np.sort(rng.integers(0, len(undisturbed), 10)):
+            progress = Progress(out / "run.log", undisturbed)
+            print(file=starter.stdin, flush=True)
+            handle = os.pidfd_open(int(starter.stdout.readline()))
+            while progress.update() < moment and not select.select([handle], [], [], 0.002)[0]:
+                pass
+            time.sleep(rng.uniform(0, 0.1))
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+            os.close(handle)
+            killed += starter.stdout.readline() == "True\n"
+        starter.stdin.close()
+    assert killed >= 8  # the last ones may have come too late
+    assert run(project, out, "--until", "validate") == 0
+    assert_same(out, calm)
+
+
+KILLED = """
+import os, signal, sys
+import refmotion_nb.stages.job, refmotion_nb.views.report
+from refmotion_nb.cli import main
+real = {"replace": os.replace, "rename": os.rename}
+def counted(name):
+    def move(*paths):
+        global left
+        left -= 1
+        if left == 0 and before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            real[name](*paths)
+        finally:
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+    return move
+os.replace, os.rename = counted("replace"), counted("rename")
+for moment in range(2, 60, 3):  # a run that was started again has less to do
+    left, before = moment, moment % 2
+    child = os.fork()
+    if not child:
+        os._exit(main(sys.argv[1:]))
+    _, status = os.waitpid(child, 0)
+    if not os.WIFSIGNALED(status):
+        break
+print(moment)
+"""
+
+
+def test_killed_just_before_or_after_a_file_appears(project, out, quick):
+    command = [sys.executable, "-c", KILLED, "run", *inputs(project), "--out", str(out), *GIVEN, "--threads", "2"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert int(done.stdout) > 14  # the first that ended by itself
+    assert run(project, out, *GIVEN) == 0
+    assert_same(out, quick)
+
+
+def test_what_a_killed_run_left_is_removed(project, out, quick):
+    for name in ("Particles/.mic0000.01234567.mrcs", ".particles.01234567.star", "results.zarr/..zattrs.01234567"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(b"half")
+    (out / ".results.zarr.0123456789ab/shift").mkdir(parents=True)
+    (out / "Particles/.mine.txt").write_bytes(b"whole")
+    assert run(project, out, *GIVEN) == 0
+    (out / "Particles/.mine.txt").unlink()
+    assert_same(out, quick)
+
+
+def test_two_runs_at_a_time_in_one_folder_are_refused(project, tmp_path, capsys):
+    with files.sole(tmp_path):
+        assert run(project, tmp_path, *GIVEN) == 1
+    assert said(capsys) == [f"another run is writing to {tmp_path}; wait for it, or choose another --out"]
+    assert run(project, tmp_path, *GIVEN) == 0
+
+
+def test_a_stack_of_other_settings_is_not_taken_for_ones_own(project, out, quick, monkeypatch):
+    assert run(project, out, *GIVEN) == 0
+    with monkeypatch.context() as patch:  # a run with other settings ends when it has written one stack
+        patch.setattr(correction, "write_tracks", stop)
+        assert run(project, out, *GIVEN, "--recenter", "--no-repair-hot-pixels") == 130
+    assert run(project, out, *GIVEN) == 0
+    assert_same(out, quick)
+
+
+def stop(*_, **__):
+    raise KeyboardInterrupt
+
+
+# stopped
+
+
+class StopsAt(Silent):
+    """A reporter that cancels the work at its n-th advance."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.left = n
+
+    def advance(self, n=1, **facts):
+        self.left -= 1
+        if not self.left:
+            self.cancel()
+        super().advance(n, **facts)
+
+
+def test_cancelled_at_any_report_it_goes_on_from_there(project, opened, out, quick):
+    given = {"spatial_strength": 1.5, "correlation_distance": 3000.0, "acceleration_strength": 2.0}
+    # among the micrographs of the grey scale, of the dose weights, of the correction
+    for n, finished in ((2, 0), (4, 0), (3, 0), (4, 0), (2, 1), (2, 2), (2, 3)):
+        with pytest.raises(Cancelled):
+            rm.Job(opened, out, given, image_root=project).run(reporter=StopsAt(n))
+        assert store(out).groups("tracks") == [f"tracks/{name}" for name in NAMES[:finished]]
+        assert sorted(path.name for path in (out / "Particles").glob("*")) == [f"{n}.mrcs" for n in NAMES[:finished]]
+        assert not (out / "particles.star").exists()
+    assert run(project, out, *GIVEN) == 0
+    assert_same(out, quick)
+
+
+# a movie that fails
+
+
+def spoil(path):
+    """Damage the data of a frame in the middle of a TIFF movie; nothing else tells."""
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[3]
+        start, length = page.dataoffsets[0], page.databytecounts[0]
+    data = bytearray(path.read_bytes())
+    data[start : start + length] = b"\xff" * length
+    path.write_bytes(data)
+
+
+def reads(monkeypatch):
+    """Return a list that names every micrograph from now on when it is read."""
+    names, real = [], session.load_micrograph
+    monkeypatch.setattr(
+        session, "load_micrograph", lambda movie, *a, **o: names.append(movie.micrograph) or real(movie, *a, **o)
+    )
+    return names
+
+
+def test_one_movie_fails_and_only_it_is_done_when_it_was_repaired(project, tmp_path, out, monkeypatch, capsys):
+    here = copied(project, tmp_path)
+    movie = here / "Movies/mic0001.tif"
+    whole = movie.read_bytes()
+    spoil(movie)
+    assert run(here, out, "--until", "validate") == 1
+    text = capsys.readouterr().err
+    assert len([line for line in text.splitlines() if line.startswith("warning: mic0001: ")]) == 1
+    assert "refmotion: not everything was written" in text
+    assert store(out).groups("tracks") == ["tracks/mic0000", "tracks/mic0002"]
+    assert store(out).read("search").attrs["micrographs"] == ["mic0000", "mic0002"]
+    table = store(out).read("particles")
+    assert set(table["micrograph"].values[~table["written"].values]) == {"mic0001"}
+    assert run(here, out) == 1  # nothing changed
+    movie.write_bytes(whole)
+    before = {name: content(out, f"Particles/{name}.mrcs") for name in ("mic0000", "mic0002")}
+    times = {name: (out / f"Particles/{name}.mrcs").stat().st_mtime_ns for name in before}
+    names = reads(monkeypatch)
+    capsys.readouterr()
+    assert run(here, out) == 0
+    assert names == ["mic0001"]
+    text = capsys.readouterr().err
+    assert "hyperparameters: taken from the earlier run" in text and "dose weights: taken from" in text
+    assert {name: (out / f"Particles/{name}.mrcs").stat().st_mtime_ns for name in before} == times
+    assert store(out).read("particles")["written"].values.all()
+    assert (out / "Particles/mic0001.mrcs").exists()
+
+
+def test_a_movie_that_was_used_and_changed_puts_the_rest_in_question(project, tmp_path, out, monkeypatch):
+    here = copied(project, tmp_path)
+    assert run(here, out, *GIVEN) == 0
+    os.utime(here / "Movies/mic0001.tif", (0, 0))
+    names = reads(monkeypatch)
+    assert run(here, out, *GIVEN) == 0
+    assert names[:3] == NAMES  # for the dose weights
+
+
+def test_particles_left_out_on_opening_are_no_failure(project, tmp_path, out):
+    here = copied(project, tmp_path)
+    path = here / "Extract/particles.star"
+    path.write_text(path.read_text().replace("mic0001.mrc", "elsewhere.mrc"))
+    spoil(here / "Movies/mic0001.tif")  # nobody asks for it
+    assert run(here, out, *GIVEN) == 0
+    spoil(here / "Movies/mic0002.tif")
+    assert run(here, out, *GIVEN) == 1
+
+
+class Unlucky:
+    """Stand in for ``load_micrograph``: some micrographs cannot be used."""
+
+    def __init__(self, *names):
+        self.names, self.real = names, session.load_micrograph
+
+    def __call__(self, movie, *args, **options):
+        if movie.micrograph in self.names:
+            raise rm.InputError(f"{movie.micrograph} is damaged; copy it again")
+        return self.real(movie, *args, **options)
+
+
+def test_others_take_the_place_of_micrographs_that_fail(opened, monkeypatch):
+    search = rm.HyperparameterSearch(target_particles=10, max_strength=1.0)
+    first = search.run(opened)
+    assert len(first.attrs["micrographs"]) == 2 and first.attrs["n_particles"] == 16
+    (other,) = set(NAMES) - set(first.attrs["micrographs"])
+    monkeypatch.setattr(session, "load_micrograph", Unlucky(first.attrs["micrographs"][0]))
+    stage_session = rm.Session(opened)
+    found = search.run(stage_session)
+    assert found.attrs["micrographs"] == [first.attrs["micrographs"][1], other] and found.attrs["n_particles"] == 16
+    xr.testing.assert_identical(search.run(stage_session), found)  # what failed is known already
+    dose = rm.DoseWeights(target_particles=10).run(rm.Session(opened), found)
+    assert set(dose.attrs["micrographs"]) == {first.attrs["micrographs"][1], other}
+    monkeypatch.setattr(session, "load_micrograph", Unlucky(*NAMES))
+    with pytest.raises(rm.InputError, match="no movie can be used; the first: mic0000 is damaged"):
+        search.run(opened)
+
+
+# what the parameters of the search change
+
+
+@pytest.fixture(scope="module")
+def searched(project):
+    """Return a function that searches with other settings than a short search's, movies read once."""
+    ref = project / "Ref"
+    data = rm.open_relion(
+        project / "Extract/particles.star", project / "MotionCorr/corrected_micrographs.star",
+        rm.Reference(ref / "half1.mrc", ref / "half2.mrc", ref / "mask.mrc"), project,
+    )  # fmt: skip
+    one = rm.Session(data, threads=2)
+    return lambda **settings: rm.HyperparameterSearch(**{"max_strength": 3.0, **settings}).run(one)
+
+
+@pytest.mark.parametrize(("thoroughness", "rays"), [("fast", 9), ("balanced", 16), ("extensive", 36)])
+def test_thoroughness(searched, thoroughness, rays):
+    found = searched(thoroughness=thoroughness)
+    assert found.sizes["ray"] == rays
+    assert len(set(zip(found["balance"].values, found["distance"].values))) == rays
+
+
+def test_max_strength(searched):
+    weak, far = searched(max_strength=0.3), searched(max_strength=30000.0)
+    assert weak["strength"].max() == pytest.approx(0.3) and 3 < far["strength"].max() <= 30000.0
+    assert weak.attrs["strength"] < far.attrs["strength"]
+    (warning,) = still_moving(weak)
+    assert "on 9 of 9 rays: at the maximum total prior strength (0.3)" in warning
+    assert warning.endswith("Raise max_strength.") and not still_moving(far)
+    last = weak["activity_local"].values[:, -1].max()
+    assert f"still move up to {last:.3g} Å" in warning
+
+
+def test_activity_near_zero():
+    table = np.array([[0.5, 0.01, 0.02], [0.5, 0.3, np.nan], [0.9, 0.4, 0.06], [0.9, 0.4, 0.04]])
+    moving, last = unrested(table, np.array([True, True, False, False]))
+    assert moving.tolist() == [False, False, True, False] and last.tolist() == [0.02, 0.3, 0.06, 0.04]
+
+
+def test_alignment_fraction(searched):
+    half, most = searched(), searched(alignment_fraction=0.8)
+    assert most.attrs["k_cut_per_A"] == pytest.approx(half.attrs["k_cut_per_A"] * np.sqrt(0.8 / 0.5))
+    assert most.attrs["k_out_per_A"] == half.attrs["k_out_per_A"]
+    assert not np.allclose(most["cv_score"], half["cv_score"], rtol=1e-3)  # other shells are held out
+    assert most["activity_local"][0, 0] < half["activity_local"][0, 0]  # more data, less noise in the trajectories
+
+
+@pytest.mark.parametrize(("target", "micrographs"), [(1, 1), (8, 1), (9, 2), (17, 3), (5000, 3)])
+def test_target_particles(searched, target, micrographs):
+    found = searched(target_particles=target, max_strength=0.2)
+    assert found.attrs["n_particles"] == 8 * micrographs and len(found.attrs["micrographs"]) == micrographs
+
+
+def test_seed(searched):
+    chosen = {seed: searched(target_particles=1, seed=seed, max_strength=0.2) for seed in range(4)}
+    assert len({tuple(found.attrs["micrographs"]) for found in chosen.values()}) > 1
+    xr.testing.assert_identical(searched(target_particles=1, seed=3, max_strength=0.2), chosen[3])
+
+
+def test_the_micrographs_of_the_search_are_listed(calm, project, tmp_path, capsys):
+    log = (calm / "run.log").read_text(encoding="utf-8")
+    assert " searched on mic0000, mic0001, mic0002\n" in log
+    assert run(project, tmp_path, "--until", "hyperparameters", "--target-particles", "1", "--max-strength", "0.3") == 0
+    (name,) = store(tmp_path).read("search").attrs["micrographs"]
+    text = capsys.readouterr().err
+    assert f"8 particles of {name}\n" in text and "warning: activity has not come near zero on 9 of 9 rays" in text
+
+
+# memory
+
+
+def many(data, times):
+    """Return a dataset in which every movie stands several times."""
+    movies, particles = [], []
+    for i in range(times):
+        movies += [replace(movie, micrograph=f"{movie.micrograph}_{i}") for movie in data.movies]
+        names = np.array([f"{name}_{i}" for name in data.particles["micrograph"].values])
+        particles.append(data.particles.assign(micrograph=("particle", names)))
+    return replace(data, movies=tuple(movies), particles=xr.concat(particles, "particle"))
+
+
+def peak_MB(work):
+    tracemalloc.start()
+    try:
+        result = work()
+        return result, tracemalloc.get_traced_memory()[1] / 1e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_any_cache_gives_the_same_search_and_a_small_one_takes_little_memory(opened, tmp_path):
+    data = many(opened, 5)
+    search = rm.HyperparameterSearch(max_strength=0.2, window_reach_A=70.0, dose_profile=False, split_motion=False)
+    found, peak = {}, {}
+    for cache_MB in (0, 15, 1e4):
+        one = rm.Session(data, 2, cache_MB * 1e6, tmp_path)
+        one.references(False)
+        found[cache_MB], peak[cache_MB] = peak_MB(lambda one=one: search.run(one))
+        assert one.spool.peak_bytes <= cache_MB * 1e6 and one.spool.spilled_bytes == 0
+        assert not list(tmp_path.iterdir())
+    xr.testing.assert_identical(found[0], found[1e4])
+    xr.testing.assert_identical(found[15], found[1e4])
+    # 9, 21 and 42 MB: two micrographs in hand and the windows of one take 9 MB beside the cache
+    assert peak[0] < 13 and peak[15] < 15 + 13 and peak[1e4] > 2 * 13
+
+
+def test_spool(tmp_path, monkeypatch):
+    monkeypatch.setattr(spool, "SEGMENT_BYTES", 50_000)
+    kept = spool.Spool(10_000, tmp_path)
+    rng = np.random.default_rng(0)
+    given = [
+        rng.normal(size=(k, 10, 10)).astype(t) for k, t in ((10, "f4"), (9, "f8"), (0, "f8"), (30, "f8"), (90, "f4"))
+    ]
+    arrays = [kept.keep(array.copy()) for array in given]
+    for array, expected in zip(arrays, given):
+        assert array.dtype == expected.dtype and type(array) is np.ndarray
+        np.testing.assert_array_equal(array, expected)
+    assert kept.held_bytes == 4000 and kept.spilled_bytes == 7200 + 24000 + 36000
+    assert not list(tmp_path.iterdir())  # files without a name
+    part = arrays.pop(1)[3:5]  # a view holds what it is a part of
+    assert kept.spilled_bytes == 7200 + 24000 + 36000
+    np.testing.assert_array_equal(part, given[1][3:5])
+    del part
+    assert kept.spilled_bytes == 24000 + 36000
+    arrays[0] = kept.keep(np.zeros((50, 50), "f4")[:25])  # of which all 10 kB would stay
+    assert kept.held_bytes == 5000
+    assert kept.reserve(5000) and not kept.reserve(1)
+    del arrays, array
+    assert (kept.held_bytes, kept.spilled_bytes, kept.peak_bytes) == (5000, 0, 10_000)
+
+
+def test_a_full_disk_is_one_line(project, out, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(spool.os, "pwrite", full)
+    assert run(project, out, "--cache-size-GB", "0.000001", "--until", "hyperparameters") == 1
+    (line,) = said(capsys)
+    assert line.startswith(f"{out} No space left on device for ") and "beyond cache_size_GB; make room and run" in line
+
+
+SPILLING = """
+import os, signal, sys
+import numpy as np
+from refmotion_nb.data.spool import Spool
+kept = Spool(0, sys.argv[1])
+array = kept.keep(np.ones(10**6))
+assert kept.spilled_bytes == 8 * 10**6 and array.sum() == 10**6
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_run_leaves_nothing_of_what_went_to_disk(tmp_path):
+    done = subprocess.run([sys.executable, "-c", SPILLING, str(tmp_path)])
+    assert done.returncode == -signal.SIGKILL and not list(tmp_path.iterdir())
