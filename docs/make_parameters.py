@@ -12,13 +12,24 @@ from refmotion_nb.stages.audit import InputAudit
 from refmotion_nb.stages.correction import MotionCorrection
 from refmotion_nb.stages.dose_weights import DoseWeights
 from refmotion_nb.stages.execute import Execution
+from refmotion_nb.stages.inputs import Inputs
 from refmotion_nb.stages.job import Overrides
 from refmotion_nb.stages.micrographs import MicrographCorrection
 from refmotion_nb.stages.search import HyperparameterSearch
 from refmotion_nb.stages.validation import Validation
 
 HERE = Path(__file__).parent
-STAGES = (Alignment, HyperparameterSearch, DoseWeights, MotionCorrection, Validation, InputAudit, Overrides, Execution)
+STAGES = (
+    Inputs,
+    Alignment,
+    HyperparameterSearch,
+    DoseWeights,
+    MotionCorrection,
+    Validation,
+    InputAudit,
+    Overrides,
+    Execution,
+)
 MICROGRAPHS = "\nOf `refmotion micrographs`, with `float16` and `repair_hot_pixels` as above.\n"
 IN_README = (
     "thoroughness", "target_particles", "all_fourier_components", "fourier_crop_to", "float16", "recenter", "symmetry",
@@ -68,9 +79,11 @@ def table(rows: Iterable[tuple[type[param.Parameterized], str]]) -> str:
 
 
 def _default(one: param.Parameter) -> str:
+    if one.default is None:
+        return ""
     if isinstance(one, param.Boolean):
         return "on" if one.default else "off"
-    return "" if one.default is None else f"{one.default:g}" if isinstance(one.default, float) else str(one.default)
+    return f"{one.default:g}" if isinstance(one.default, float) else str(one.default)
 
 
 def _allowed(one: param.Parameter) -> str:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refmotion_nb import __version__
-from refmotion_nb.data.schema import Gain, InputError
+from refmotion_nb.data.schema import InputError
 
 if TYPE_CHECKING:
     import param
 
     from refmotion_nb.data.schema import Dataset, Reference
+    from refmotion_nb.stages.inputs import Inputs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,11 +58,12 @@ def _parser(command: str) -> argparse.ArgumentParser:
         _simulation_options(simulate)
     simulate.set_defaults(command=_simulate)
     check = commands.add_parser("check", help="validate and summarise the input, change nothing")
-    _input_options(check)
+    if command == "check":
+        _input_options(check)
     check.set_defaults(command=_check)
     run = commands.add_parser("run", help="estimate motion and dose weights, write corrected particles")
-    _input_options(run)
     if command == "run":
+        _input_options(run)
         _run_options(run)
     run.set_defaults(command=_run)
     micrographs = commands.add_parser("micrographs", help="write dose-weighted micrographs from movies, motion undone")
@@ -89,31 +91,16 @@ def _input_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--volume", type=Path, action="append", default=[], help="volume, .cs or .csg; once per reference"
     )
-    group.add_argument(
-        "--orientation", choices=("auto", "cryosparc", "relion", "imported"), default="auto",
-        help="CryoSPARC: how rows of TIFF movies lie; auto compares particles with the reference",
-    )  # fmt: skip
     group.add_argument("--half1", type=Path, action="append", default=[], help="half map 1; once per reference")
     group.add_argument("--half2", type=Path, action="append", default=[], help="half map 2")
     group.add_argument("--mask", type=Path, action="append", default=[], help="mask; wins over that of a volume")
     group.add_argument("--fsc", type=Path, action="append", default=[], help="postprocess.star: names all three")
     group.add_argument("--root", type=Path, help="project folder that paths in STAR files are relative to")
-    group.add_argument("--gain", type=Path, help="gain reference instead of the one the movies name")
-    flag = argparse.BooleanOptionalAction
-    group.add_argument("--gain-flip-x", action=flag, default=False, help="mirror the gain left to right")
-    group.add_argument("--gain-flip-y", action=flag, default=False, help="mirror the gain top to bottom")
-    group.add_argument(
-        "--gain-rotate", type=int, default=0, choices=range(4), help="quarter turns of the gain, before flips"
-    )
-    group.add_argument(
-        "--gain-invert", action=flag, default=None, help="divide by the gain; default: as RELION for EER"
-    )
-    group.add_argument("--dose-per-frame", type=float, help="e/Å² per frame, instead of the metadata's")
-    group.add_argument("--pre-exposure", type=float, help="e/Å² before the first frame, instead of the metadata's")
-    group.add_argument(
-        "--skip-movies-with-wrong-frame-count", action=argparse.BooleanOptionalAction, default=False,
-        help="keep movies with the most common frame count, list the others; off: fail",
-    )  # fmt: skip
+    from refmotion_nb.stages.inputs import Inputs
+
+    group = parser.add_argument_group("what is read")
+    for name, parameter in _declared(Inputs).items():
+        _add_parameter(group, name, parameter)
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
@@ -148,19 +135,23 @@ def _parameters() -> dict[str, param.Parameter]:
     from refmotion_nb.stages.search import HyperparameterSearch
     from refmotion_nb.stages.validation import Validation
 
-    found = {}
+    found: dict[str, param.Parameter] = {}
     for stage in (HyperparameterSearch, DoseWeights, MotionCorrection, Validation, InputAudit, Overrides, Execution):
-        for name in stage.param:
-            if name != "name":
-                found.setdefault(name, stage.param[name])
+        found = {**_declared(stage), **found}
     return found
+
+
+def _declared(stage: type[param.Parameterized]) -> dict[str, param.Parameter]:
+    """Return the parameters of a stage by name."""
+    return {name: stage.param[name] for name in stage.param if name != "name"}
 
 
 def _add_parameter(group: argparse._ArgumentGroup, name: str, parameter: param.Parameter) -> None:
     import param
 
     option = "--" + name.replace("_", "-")
-    about = f"{parameter.doc} Default: {parameter.default}.".replace("%", "%%")
+    default = "" if parameter.default is None else f" Default: {parameter.default}."
+    about = f"{parameter.doc}{default}".replace("%", "%%")
     if isinstance(parameter, param.Boolean):
         group.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=about)
     elif isinstance(parameter, param.Selector):
@@ -189,21 +180,19 @@ def _references(options: argparse.Namespace) -> list[Reference]:
     return [Reference(*files) for files in zip(options.half1, options.half2, masks, curves)]
 
 
-def _gain(options: argparse.Namespace) -> Gain | None:
-    turned = options.gain_flip_x or options.gain_flip_y or options.gain_rotate or options.gain_invert is not None
-    if options.gain is None:
-        if turned:
-            raise InputError("the gain is to be turned, flipped or inverted; name it with --gain too")
-        return None
-    return Gain(options.gain, options.gain_flip_x, options.gain_flip_y, options.gain_rotate, options.gain_invert)
-
-
 def _input_settings(options: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "root": options.root, "gain": _gain(options), "dose_per_frame_e_A2": options.dose_per_frame,
-        "pre_exposure_e_A2": options.pre_exposure,
-        "skip_movies_with_wrong_frame_count": options.skip_movies_with_wrong_frame_count,
-    }  # fmt: skip
+    """Return the arguments that ``open_relion`` and ``open_cryosparc`` share."""
+    return {"root": options.root, **_inputs(options).arguments()}
+
+
+def _inputs(options: argparse.Namespace) -> Inputs:
+    from refmotion_nb.stages.inputs import Inputs
+
+    given = {name: value for name in _declared(Inputs) if (value := getattr(options, name)) is not None}
+    try:
+        return Inputs(**given)
+    except ValueError as error:
+        raise InputError(" ".join(str(error).split())) from None
 
 
 def _is_cryosparc(options: argparse.Namespace) -> bool:
@@ -212,12 +201,11 @@ def _is_cryosparc(options: argparse.Namespace) -> bool:
         raise InputError("both --exposures (CryoSPARC) and --micrographs (RELION) are given; give one")
     if not (options.exposures or options.micrographs):
         raise InputError("no movies; give --micrographs (RELION) or --exposures (CryoSPARC)")
-    wrong = ("half1", "half2", "fsc") if options.exposures else ("volume",)
+    wrong = ("half1", "half2", "fsc") if options.exposures else ("volume", "orientation")
     if given := [f"--{name}" for name in wrong if getattr(options, name)]:
         program = "CryoSPARC's --exposures" if options.exposures else "RELION's --micrographs"
-        raise InputError(
-            f"{given[0]} does not go with {program}; give {'--volume' if options.exposures else '--half1'}"
-        )
+        remedies = {"--volume": "give --half1", "--orientation": "leave it out"}
+        raise InputError(f"{given[0]} does not go with {program}; {remedies.get(given[0], 'give --volume')}")
     return bool(options.exposures)
 
 
@@ -227,8 +215,8 @@ def _cryosparc_input(options: argparse.Namespace) -> dict[str, Any]:
 
     return {
         "exposures": entries(options.exposures), "particles": entries(options.particles),
-        "volumes": entries(options.volume), "masks": options.mask or None, "orientation": options.orientation,
-        **_input_settings(options),
+        "volumes": entries(options.volume), "masks": options.mask or None,
+        "orientation": _inputs(options).orientation, **_input_settings(options),
     }  # fmt: skip
 
 

@@ -42,8 +42,9 @@ def from_relion(tiny):
 def relion(folder):
     reference = rm.Reference(*(folder / f"Ref/{name}.mrc" for name in ("half1", "half2", "mask")))
     return rm.open_relion(
-        folder / "Extract/particles.star", folder / "MotionCorr/corrected_micrographs.star", reference, folder
-    )
+        folder / "Extract/particles.star", folder / "MotionCorr/corrected_micrographs.star", reference, folder,
+        subtract_background=False,
+    )  # fmt: skip
 
 
 @pytest.fixture

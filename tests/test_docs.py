@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import refmotion_nb
-from refmotion_nb.cli import _parameters, _parser
+from refmotion_nb.cli import _declared, _parameters, _parser
+from refmotion_nb.stages.inputs import Inputs
 from refmotion_nb.stages.micrographs import MicrographCorrection
 
 ROOT = Path(__file__).parents[1]
@@ -25,11 +26,11 @@ def test_parameter_tables_are_those_of_the_code(written):
     page = (ROOT / "docs/parameters.md").read_text(encoding="utf-8")
     assert page == written["parameters_page"](), "run python docs/make_parameters.py"
     assert README == written["with_table"](README), "run python docs/make_parameters.py"
-    assert set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) == set(_parameters()) | OF_MICROGRAPHS
+    assert set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) == {*_parameters(), *_declared(Inputs)} | OF_MICROGRAPHS
 
 
 def test_every_parameter_is_explained():
-    for name, parameter in _parameters().items():
+    for name, parameter in {**_parameters(), **_declared(Inputs)}.items():
         assert parameter.doc and parameter.doc.endswith("."), name
 
 

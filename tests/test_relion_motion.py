@@ -11,7 +11,6 @@ from refmotion_nb.data.relion.motion import (
     local_motion,
     read_local_shifts,
     read_motion,
-    regroup_eer,
     rigid_displacement,
 )
 from refmotion_nb.data.schema import InputError
@@ -83,7 +82,7 @@ def test_local_motion_terms():
         coefficients[18 + 3 * index + 1] = 1  # z² of this term, for y
         x, y = 0.25, -0.5
         value = {"1": 1, "x": x, "x2": x * x, "y": y, "y2": y * y, "xy": x * y}[term]
-        shift = local_motion(coefficients, np.array([[x, y]]), 4)
+        shift = local_motion(coefficients, np.array([[x, y]]), np.arange(4))
         np.testing.assert_allclose(shift[0, :, 1], value * np.arange(4) ** 2)
         assert not shift[..., 0].any()
 
@@ -92,7 +91,7 @@ def test_fit_gives_back_the_model():
     rng = np.random.default_rng(5)
     coefficients = rng.normal(size=36)
     xy, frame = rng.uniform(-0.5, 0.5, (200, 2)), rng.integers(0, 40, 200)
-    shift = local_motion(coefficients, xy, 40)[np.arange(200), frame]
+    shift = local_motion(coefficients, xy, np.arange(40))[np.arange(200), frame]
     np.testing.assert_allclose(fit_local_motion(xy, frame, shift), coefficients, rtol=1e-6)
     for few in (slice(0, 10), np.zeros(60, int)):
         with pytest.raises(InputError, match="do not determine a local motion model"):
@@ -112,20 +111,6 @@ def test_displacement_is_minus_the_shift(tmp_path):
     assert not initial_displacement(still, at).any()
 
 
-def test_regrouped_eer_moves_alike(tmp_path):
-    coefficients = np.random.default_rng(6).normal(size=36)
-    movie = dataclasses.replace(read(tmp_path, with_model(coefficients)), eer_grouping=20)
-    finer = regroup_eer(movie, 10)
-    assert (finer.n_frames, finer.eer_grouping, finer.dose_per_frame_e_A2) == (8, 10, 0.75)
-    np.testing.assert_allclose(finer.dose_edges[-1], movie.dose_edges[-1])
-    at = np.array([[10.0, 50.0]])
-    np.testing.assert_allclose(initial_displacement(finer, at)[:, ::2], initial_displacement(movie, at))
-    coarser = regroup_eer(movie, 30)
-    assert coarser.n_frames == 2
-    with pytest.raises(InputError, match="80 raw frames cannot be grouped by 100"):
-        regroup_eer(movie, 100)
-
-
 def test_no_patches(tmp_path):
     read(tmp_path)
     with pytest.raises(InputError, match="has no data_local_shift"):
@@ -139,8 +124,8 @@ def test_refit_of_relions_own_patches(test_data):
     grid = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)
     for path in files:
         movie = read_motion(path, path.stem)
-        refitted = local_motion(fit_local_motion(*read_local_shifts(path)), grid, movie.n_frames)
-        difference = refitted - local_motion(movie.local_motion, grid, movie.n_frames)
+        refitted = local_motion(fit_local_motion(*read_local_shifts(path)), grid, np.arange(movie.n_frames))
+        difference = refitted - local_motion(movie.local_motion, grid, np.arange(movie.n_frames))
         assert np.sqrt((difference**2).sum(-1).mean()) < 0.15, path.name  # px
 
 

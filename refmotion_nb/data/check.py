@@ -124,7 +124,8 @@ def _movie_facts(dataset: Dataset) -> list[tuple[str, str]]:
         ("exposure", f"{dose} e/Å² per frame, {total} in all{after}, {_span([m.voltage_kV for m in movies])} kV"),
         ("motion", f"whole-frame for {len(movies)}, local for {local} movies"),
         ("camera", f"gain {', '.join(gains[:2])}{' …' if len(gains) > 2 else ''}; " * bool(gains)
-                   + f"{_span([len(m.hot_pixels) for m in movies])} hot pixels per movie"),
+                   + f"{_span([len(m.hot_pixels) for m in movies])} hot pixels listed per movie"
+                   + ", to be found where there are none" * any(m.hot_pixel_threshold > 0 for m in movies)),
     ]  # fmt: skip
     for upsampling, grouping in sorted(eer):
         facts.append(("EER", f"upsampling {upsampling}, {grouping} raw frames per fraction"))

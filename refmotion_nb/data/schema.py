@@ -85,14 +85,24 @@ class Movie:
     global_shift: np.ndarray | None = None  # (frame, 2) movie px, RELION's sign: the correction, minus the displacement
     local_motion: np.ndarray | None = None  # (36,) RELION's third-order polynomial, 18 for x then 18 for y
     spline_motion: np.ndarray | None = None  # (2, KZ, KY, KX) px: B-spline of the local displacement, x, y
+    motion_frames: int | None = None  # how many frames motion correction saw, where they are not those used
+    # (frame, sample) where frames lie on its frames, from 0: local motion is the mean over samples; None: one by one
+    motion_time: np.ndarray | None = None
     rows_as_stored: bool = False  # TIFF rows are not flipped; all positions and poses are CryoSPARC's
     background: Background | None = None  # subtracted from every frame
+    estimate_background: bool = False  # from the movie, where there is none
+    hot_pixel_threshold: float = 0.0  # standard deviations; 0: hot pixels are those listed
 
     @property
     def dose_edges(self) -> np.ndarray:
         """Accumulated dose before each frame and after the last, pre-exposure included: (frame + 1,) e/Å²."""
         n = self.first_frame + np.arange(self.n_frames + 1)
         return self.pre_exposure_e_A2 + n * self.dose_per_frame_e_A2
+
+    @property
+    def local_times(self) -> np.ndarray:
+        """Where each frame lies on the frames of motion correction, from 0: (frame, sample)."""
+        return np.arange(self.n_frames)[:, None] if self.motion_time is None else self.motion_time
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,19 @@ import numpy as np
 
 
 def spline_displacement(
-    coefficients: np.ndarray, xy_px: np.ndarray, n_frames: int, shape: tuple[int, int]
+    coefficients: np.ndarray, xy_px: np.ndarray, n_frames: int, shape: tuple[int, int], time: np.ndarray | None = None
 ) -> np.ndarray:
-    """Evaluate local motion at positions (position, 2) x y px of a movie of ``shape``: (position, frame, 2) px."""
+    """Evaluate local motion at positions (position, 2) x y px of a movie of ``shape``: (position, frame, 2) px.
+
+    The spline spans ``n_frames`` frames; ``time`` (time,) evaluates it between and beyond them (there it goes on
+    straight) instead of at each: (position, time, 2).
+    """
     c = np.asarray(coefficients, float)
     _, kz, ky, kx = c.shape
     height, width = shape
     xy = np.asarray(xy_px, float).reshape(-1, 2)
-    z = _basis(np.arange(n_frames), n_frames, kz)
+    frames = np.arange(n_frames)
+    z = _basis(frames, n_frames, kz) if time is None else _straight_on(np.asarray(time, float), n_frames, kz)
     y, x = _basis(xy[:, 1], height, ky), _basis(xy[:, 0], width, kx)
     return np.einsum("azyx,fz,py,px->pfa", c, z, y, x, optimize=True)
 
@@ -28,6 +33,18 @@ def mirrored(coefficients: np.ndarray) -> np.ndarray:
     flipped = np.array(coefficients)[:, :, ::-1]
     flipped[1] *= -1
     return flipped
+
+
+def _straight_on(at: np.ndarray, samples: int, knots: int) -> np.ndarray:
+    """Weights as of ``_basis``; outside the samples the tangent, since odd reflection leaves no curvature at the ends."""
+    basis = _basis(at, samples, knots)
+    u = at * (knots - 1) / max(samples - 1, 1)
+    beyond = u - u.clip(0, knots - 1)
+    inner = min(1, knots - 1)
+    for outside, end, next_to in ((beyond < 0, 0, inner), (beyond > 0, knots - 1, knots - 1 - inner)):
+        basis[outside, end] += np.abs(beyond[outside])
+        basis[outside, next_to] -= np.abs(beyond[outside])
+    return basis
 
 
 def _basis(at: np.ndarray, samples: int, knots: int) -> np.ndarray:

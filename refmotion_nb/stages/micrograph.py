@@ -9,8 +9,7 @@ from functools import cached_property
 import numpy as np
 import xarray as xr
 
-from refmotion_nb.data.movies.detector import load_background, load_detector, load_gain
-from refmotion_nb.data.movies.eer import is_eer
+from refmotion_nb.data.movies.look import look_at
 from refmotion_nb.data.movies.reader import open_movie
 from refmotion_nb.data.relion.motion import initial_displacement, rigid_displacement
 from refmotion_nb.data.schema import InputError, Movie, Optics
@@ -62,32 +61,16 @@ def read_spectra(movie: Movie, placement: Placement, follow: bool, repair: bool,
     spectra = PatchSpectra.empty(n, movie.n_frames, placement.box)
     if follow:
         spectra.offset_px[:] = np.rint(placement.initial_A / movie.pixel_size_A)
-    detector = load_detector(movie) if repair else None
-    gain = detector.gain if detector else _gain(movie)  # that of a detector is repaired as well
-    if gain is None:
-        gain = np.ones((movie.height, movie.width), np.float32)
-    background = load_background(movie.background) if movie.background and follow else None
-    with open_movie(movie) as reader:
+    with open_movie(movie) as reader, ThreadPoolExecutor(max(1, threads)) as pool:
+        look = look_at(movie, reader, repair, follow, pool.map)
 
         def one_frame(f: int) -> None:
-            frame = reader.frame(f)
-            if detector:
-                frame = detector.repair(frame, f)
             corners = patch_corners(placement.centre_px, placement.box, spectra.offset_px[:, f])
-            spectra.add_frame(f, frame, gain, corners, background)
+            spectra.add_frame(f, look.frame(reader, f), look.gain, corners, look.background)
 
-        if threads <= 1:
-            for f in range(movie.n_frames):
-                one_frame(f)
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                for _ in pool.map(one_frame, range(movie.n_frames)):
-                    pass
+        for _ in pool.map(one_frame, range(movie.n_frames)):
+            pass
     return spectra
-
-
-def _gain(movie: Movie) -> np.ndarray | None:
-    return load_gain(movie.gain, (movie.height, movie.width), is_eer(movie.path)) if movie.gain else None
 
 
 @dataclass

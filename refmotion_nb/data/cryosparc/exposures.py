@@ -14,7 +14,6 @@ from refmotion_nb.data.cryosparc.csfile import names, text
 from refmotion_nb.data.cryosparc.files import Entry, first_file, locate, read_rows, without_uid
 from refmotion_nb.data.cryosparc.motion import Orientation, in_frame, oriented_gain, read_rigid, read_spline
 from refmotion_nb.data.relion.micrographs import MovieSet, Options, short_names, usable_movies
-from refmotion_nb.data.relion.motion import regroup_eer
 from refmotion_nb.data.schema import Background, Gain, InputError, Movie
 
 WANTED = ("movie_blob/path", "movie_blob/shape", "movie_blob/psize_A", "rigid_motion/path", "rigid_motion/psize_A")
@@ -98,7 +97,7 @@ def _movie(
     )
     if background is not None and not background.is_file():
         raise InputError(f"{background}, the background of a movie, was not found; give root, or correct motion again")
-    movie = Movie(
+    return Movie(
         micrograph=short, path=path.absolute(), n_frames=last - first, height=height, width=width, pixel_size_A=pixel,
         dose_per_frame_e_A2=_dose(row, path, table, n_in_movie, options),
         pre_exposure_e_A2=options.pre_exposure_e_A2 or 0.0,
@@ -109,9 +108,6 @@ def _movie(
         rows_as_stored=orientation.rows_as_stored,
         background=None if background is None else Background(background, orientation.y_reversed),
     )  # fmt: skip
-    if options.eer_fractions and path.suffix.lower() == ".eer":
-        return regroup_eer(movie, max(1, round(movie.n_frames * grouping / options.eer_fractions)))
-    return movie
 
 
 def _binning(path: Path, movie: tuple[int, int], micrograph: tuple[int, int] | None) -> float:

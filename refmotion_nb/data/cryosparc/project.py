@@ -42,8 +42,12 @@ def open_cryosparc(
     dose_per_frame_e_A2: float | None = None,
     pre_exposure_e_A2: float | None = None,
     eer_fractions: int | None = None,
+    first_frame: int = 1,
+    last_frame: int = 0,
     skip_movies_with_wrong_frame_count: bool = False,
     mixed_frame_counts: bool = False,
+    hot_pixel_threshold: float = 6.0,
+    subtract_background: bool = True,
 ) -> Dataset:
     """Open results of CryoSPARC as a checked data set.
 
@@ -68,16 +72,21 @@ def open_cryosparc(
         by comparing particles with the reference.
     gain, dose_per_frame_e_A2, pre_exposure_e_A2
         Replace what the exposures say.
-    eer_fractions, skip_movies_with_wrong_frame_count, mixed_frame_counts
+    eer_fractions, first_frame, last_frame, skip_movies_with_wrong_frame_count, mixed_frame_counts
         As for ``open_relion``.
+    hot_pixel_threshold, subtract_background
+        As for ``open_relion``; CryoSPARC lists no hot pixels, and writes backgrounds.
 
     Raises
     ------
     InputError
         Anything needed is missing, contradictory or not a number; one line for each kind of problem.
     """
-    options = Options(Gain(Path(gain)) if isinstance(gain, str | Path) else gain, dose_per_frame_e_A2, pre_exposure_e_A2,
-                      eer_fractions, skip_movies_with_wrong_frame_count, mixed_frame_counts)  # fmt: skip
+    options = Options(
+        Gain(Path(gain)) if isinstance(gain, str | Path) else gain, dose_per_frame_e_A2, pre_exposure_e_A2,
+        eer_fractions, first_frame, last_frame, skip_movies_with_wrong_frame_count, mixed_frame_counts,
+        hot_pixel_threshold, subtract_background,
+    )  # fmt: skip
     read = _read(exposures, particles, volumes, masks, root, orientation, options)
     for reference in read.dataset.references:
         try:
@@ -163,7 +172,7 @@ def _assembled(
         tuple(rows for _, rows in particles),
         sources=(*(("particles", path) for path, _ in particles), *(("exposures", path) for path, _ in exposures)),
     )  # fmt: skip
-    unfit = _unfit(dataset, tables) if exposures else []
+    unfit = _unfit(dataset, tables) if movies.movies or (exposures and not movies.problems) else []
     problems = [*(problem for part in tables for problem in part.problems), *movies.problems, *unfit]
     return dataset, replace(movies, problems=tuple(problems))
 
@@ -180,7 +189,7 @@ def _oriented(
     some = uid[listed][np.argsort(-count[listed], kind="stable")][:_SAMPLE]
     few_exposures = [(one, table[np.isin(table["uid"], some)]) for one, table in exposures]
     few_particles = [(path, rows[np.isin(rows["location/micrograph_uid"], some)])]
-    relaxed = replace(options, skip_movies_with_wrong_frame_count=True)
+    relaxed = replace(options, skip_movies_with_wrong_frame_count=not options.mixed_frame_counts)
     return best_orientation({
         name: _assembled([one for one in few_exposures if len(one[1])], few_particles, references[:1], root, name, relaxed)[0]
         for name in ORIENTATIONS})  # fmt: skip

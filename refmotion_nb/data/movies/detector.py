@@ -49,12 +49,22 @@ class Detector:
 
 def load_detector(movie: Movie) -> Detector:
     """Read gain, defects and hot pixels of a movie; InputError where one is missing, damaged or of the wrong size."""
+    bad, gain = load_camera(movie)
+    return make_detector(bad, gain, reach_of(movie))
+
+
+def reach_of(movie: Movie) -> int:
+    """Return how far away (px) a bad pixel finds its replacements, as in RELION."""
+    return 4 if is_eer(movie.path) else 2
+
+
+def load_camera(movie: Movie) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read which pixels are bad, (height, width) bool, and the gain as it is stored; InputError as ``load_detector``."""
     shape = (movie.height, movie.width)
-    eer = is_eer(movie.path)
     bad = np.zeros(shape, bool)
     gain = None
     if movie.gain is not None:
-        gain = load_gain(movie.gain, shape, eer)
+        gain = load_gain(movie.gain, shape, is_eer(movie.path))
         bad |= gain <= 0
     if movie.defects is not None:
         bad |= load_defects(movie.defects, shape, flip_tiff=not movie.rows_as_stored)
@@ -64,7 +74,7 @@ def load_detector(movie: Movie) -> Detector:
         x, y = hot[outside[0]]
         raise InputError(f"{movie.path}: hot pixel x {x}, y {y} is outside its frames: check the motion STAR file")
     bad[hot[:, 1], hot[:, 0]] = True
-    return make_detector(bad, gain, reach=4 if eer else 2)
+    return bad, gain
 
 
 def make_detector(bad: np.ndarray, gain: np.ndarray | None, reach: int) -> Detector:

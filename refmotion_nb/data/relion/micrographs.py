@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
 
-from refmotion_nb.data.relion.motion import read_motion, regroup_eer
+from refmotion_nb.data.relion.motion import read_motion
 from refmotion_nb.data.relion.particles import listed, needs_optics
 from refmotion_nb.data.schema import Gain, InputError, Movie, Skipped
 from refmotion_nb.data.star import read_star, table
@@ -28,8 +29,28 @@ class Options:
     dose_per_frame_e_A2: float | None = None
     pre_exposure_e_A2: float | None = None
     eer_fractions: int | None = None
+    first_frame: int = 1
+    last_frame: int = 0
     skip_movies_with_wrong_frame_count: bool = False
     mixed_frame_counts: bool = False
+    hot_pixel_threshold: float = 6.0
+    subtract_background: bool = True
+
+    def __post_init__(self) -> None:
+        for name, low in (("eer_fractions", 1), ("first_frame", 1), ("last_frame", 0), ("hot_pixel_threshold", 0),
+                          ("pre_exposure_e_A2", 0)):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= low):
+                raise InputError(f"{name} is {value}; give {low} or more")
+        dose = self.dose_per_frame_e_A2
+        if dose is not None and not 0 < dose < math.inf:
+            raise InputError(f"dose_per_frame_e_A2 is {dose}; give a positive dose")
+        if 0 < self.last_frame < self.first_frame:
+            raise InputError(f"last_frame {self.last_frame} comes before first_frame {self.first_frame}; swap them")
+        if self.skip_movies_with_wrong_frame_count and self.mixed_frame_counts:
+            raise InputError(
+                "skip_movies_with_wrong_frame_count leaves movies out that mixed_frame_counts keeps; give one"
+            )
 
 
 @dataclass(frozen=True)
@@ -87,8 +108,11 @@ def usable_movies(
     the ``wanted`` names, as particles write them, to rows.
     """
     needed = set(listed_as.values())
+    out = _without_last_frame(read, options)
+    read, unlike = _as_asked({i: movie for i, movie in read.items() if i not in out}, options)
+    failed = {**failed, **unlike}
     problems = _grouped({i: failure for i, failure in failed.items() if i in needed})
-    out = {i: message for i, (_, message) in failed.items()}
+    out |= {i: message for i, (_, message) in failed.items()}
     absent = [i for i, movie in read.items() if not movie.path.is_file()]
     out |= {i: f"its movie {read[i].path} was not found" for i in absent if i not in needed}
     if lost := [_within(read[i].path, root) for i in absent if i in needed]:
@@ -160,14 +184,43 @@ def _read_motion(
 
 
 def _one_movie(path: Path, short: str, root: Path, voltage_kV: float | None, options: Options) -> Movie:
-    movie = read_motion(
+    return read_motion(
         path, short, locate=lambda name: root / name, dose_per_frame_e_A2=options.dose_per_frame_e_A2,
         pre_exposure_e_A2=options.pre_exposure_e_A2, voltage_kV=voltage_kV, gain=options.gain,
     )  # fmt: skip
-    if options.eer_fractions and movie.path.suffix.lower() == ".eer":
-        raw_frames = movie.n_frames * movie.eer_grouping
-        movie = regroup_eer(movie, max(1, round(raw_frames / options.eer_fractions)))
-    return movie
+
+
+def _without_last_frame(read: Mapping[int, Movie], options: Options) -> dict[int, str]:
+    """Movies to leave out since they end before ``last_frame``, with the reason, if such may be left out."""
+    if not options.skip_movies_with_wrong_frame_count or options.eer_fractions is not None:
+        return {}
+    ends = {i: movie.first_frame + movie.n_frames for i, movie in read.items()}
+    return {i: f"its movie has {end} frames, last_frame is {options.last_frame}"
+            for i, end in ends.items() if end < options.last_frame}  # fmt: skip
+
+
+def _as_asked(read: Mapping[int, Movie], options: Options) -> tuple[dict[int, Movie], dict[int, tuple[Path, str]]]:
+    """Cut movies into the frames asked for and keep those to be used; and file and reason of those that cannot be."""
+    from refmotion_nb.data.movies.frames import keep_frames, regroup_eer
+
+    cut: dict[int, Movie] = {}
+    failed: dict[int, tuple[Path, str]] = {}
+    for i, movie in read.items():
+        try:
+            if options.eer_fractions is not None and movie.path.is_file():
+                movie = regroup_eer(movie, options.eer_fractions)
+            last = options.last_frame
+            if options.mixed_frame_counts:
+                last = min(last, movie.first_frame + movie.n_frames)
+            movie = keep_frames(movie, options.first_frame, last)
+        except InputError as error:
+            failed[i] = movie.path, str(error)
+        else:
+            detect = options.hot_pixel_threshold if not len(movie.hot_pixels) else 0.0
+            background = movie.background if options.subtract_background else None
+            cut[i] = replace(movie, hot_pixel_threshold=detect, background=background,
+                             estimate_background=options.subtract_background and background is None)  # fmt: skip
+    return cut, failed
 
 
 def _wrong_frame_count(
@@ -184,7 +237,7 @@ def _wrong_frame_count(
         return wrong
     named = [f"{read[i].micrograph} ({read[i].n_frames})" for i in wrong if i in needed]
     problems.append(f"{len(named)} of {sum(counts.values())} movies do not have {usual} frames: {listed(named)}; "
-                    "use skip_movies_with_wrong_frame_count")  # fmt: skip
+                    "use skip_movies_with_wrong_frame_count to leave them out, or mixed_frame_counts to keep them")  # fmt: skip
     return {}
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from refmotion_nb.data.schema import Gain, InputError, Movie
 from refmotion_nb.data.spline_motion import spline_displacement
@@ -51,17 +51,16 @@ def read_motion(
         raise InputError(f"{path} is not a whole motion STAR file ({error}); run motion correction again") from None
 
 
-def local_motion(coefficients: np.ndarray, xy_fraction: np.ndarray, n_frames: int) -> np.ndarray:
-    """Evaluate RELION's third-order local motion model: shifts (position, frame, 2) px, RELION's sign, 0 in frame 0.
+def local_motion(coefficients: np.ndarray, xy_fraction: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """Evaluate RELION's third-order local motion model: shifts (position, time, 2) px, RELION's sign, 0 at time 0.
 
     ``coefficients`` (36,): per axis (x, then y) and per term of 1, x, x², y, y², xy those of z, z², z³, with z the
-    frame from 0; ``xy_fraction`` (position, 2): position over movie size minus one half. Source: RELION's
-    ThirdOrderPolynomialModel.
+    ``time`` (time,) in frames from the first that was corrected; ``xy_fraction`` (position, 2): position over movie
+    size minus one half. Source: RELION's ThirdOrderPolynomialModel.
     """
     space = _space_terms(np.asarray(xy_fraction, float))  # (position, 6)
-    time = _time_terms(np.arange(n_frames))  # (frame, 3)
     per_axis = np.asarray(coefficients, float).reshape(2, 6, 3)
-    return np.einsum("ps,ast,ft->pfa", space, per_axis, time, optimize=True)
+    return np.einsum("ps,ast,ft->pfa", space, per_axis, _time_terms(np.asarray(time, float)), optimize=True)
 
 
 def fit_local_motion(xy_fraction: np.ndarray, frame: np.ndarray, shift: np.ndarray) -> np.ndarray:
@@ -112,41 +111,21 @@ def initial_displacement(movie: Movie, coordinate_A: np.ndarray) -> np.ndarray:
     CryoSPARC's spline see ``spline_displacement``.
     """
     displacement = np.repeat(rigid_displacement(movie)[None], len(coordinate_A), axis=0)
+    times = movie.local_times
+
+    def of_frames(local: np.ndarray) -> np.ndarray:
+        return local.reshape(-1, *times.shape, 2).mean(axis=2) * movie.pixel_size_A
+
     if movie.local_motion is not None:
         size = np.array([movie.width, movie.height]) * movie.pixel_size_A
-        local = local_motion(movie.local_motion, np.asarray(coordinate_A) / size - 0.5, movie.n_frames)
-        displacement -= local * movie.pixel_size_A
+        displacement -= of_frames(
+            local_motion(movie.local_motion, np.asarray(coordinate_A) / size - 0.5, times.ravel())
+        )
     if movie.spline_motion is not None:
-        at = np.asarray(coordinate_A) / movie.pixel_size_A
-        local = spline_displacement(movie.spline_motion, at, movie.n_frames, (movie.height, movie.width))
-        displacement += local * movie.pixel_size_A
+        at, shape = np.asarray(coordinate_A) / movie.pixel_size_A, (movie.height, movie.width)
+        seen = movie.motion_frames or movie.n_frames
+        displacement += of_frames(spline_displacement(movie.spline_motion, at, seen, shape, times.ravel()))
     return displacement
-
-
-def regroup_eer(movie: Movie, grouping: int) -> Movie:
-    """Cut an EER movie into fractions of another number of raw frames; motion and dose are carried over.
-
-    Global shifts are interpolated at the start of each fraction, polynomial coefficients rescaled in time.
-
-    Raises
-    ------
-    InputError
-        The movie has fewer raw frames than one fraction needs, or does not start at its first frame.
-    """
-    raw_frames = movie.n_frames * movie.eer_grouping
-    ratio, n_frames = grouping / movie.eer_grouping, raw_frames // grouping
-    if n_frames < 1 or movie.first_frame:
-        raise InputError(f"{movie.micrograph}: its {raw_frames} raw frames cannot be grouped by {grouping}; "
-                         "group fewer, and correct motion from the first frame on")  # fmt: skip
-    shift, local = movie.global_shift, movie.local_motion
-    if shift is not None:
-        at = np.arange(n_frames) * ratio
-        shift = np.stack([np.interp(at, np.arange(len(shift)), axis) for axis in np.asarray(shift, float).T], axis=1)
-    if local is not None:
-        local = (local.reshape(12, 3) * ratio ** np.arange(1, 4)).reshape(36)
-    dose = movie.dose_per_frame_e_A2 * ratio
-    return replace(movie, n_frames=n_frames, eer_grouping=grouping, dose_per_frame_e_A2=dose, global_shift=shift,
-                   local_motion=local)  # fmt: skip
 
 
 def _movie(
@@ -181,6 +160,7 @@ def _movie(
         eer_upsampling=int(general.get("rlnEERUpsampling", 1)),
         eer_grouping=int(general.get("rlnEERGrouping", 1)),
         global_shift=_global_shift(blocks, path, n_frames)[first_frame:],
+        motion_frames=_last_observed(blocks, n_frames) - first_frame,
         local_motion=_local_coefficients(blocks, path) if int(general.get("rlnMotionModelVersion", 0)) else None,
     )
 
@@ -199,13 +179,24 @@ def _global_shift(blocks: dict[str, Block], path: str | Path, n_frames: int) -> 
     rows = table(blocks, "global_shift")
     if rows.empty:
         raise InputError(f"{path} has no data_global_shift; run motion correction again")
+    shift, observed = _observed(rows, n_frames)
+    last = np.maximum.accumulate(np.where(observed, np.arange(n_frames), -1))
+    return np.where(last[:, None] >= 0, shift[last], 0.0)
+
+
+def _observed(rows: pd.DataFrame, n_frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """Shifts (frame, 2) as written, and which frames have one (frame,)."""
     shift = np.full((n_frames, 2), NOT_OBSERVED)
     frame = rows["rlnMicrographFrameNumber"].to_numpy(int) - 1
     inside = (frame >= 0) & (frame < n_frames)
     shift[frame[inside]] = rows.loc[inside, ["rlnMicrographShiftX", "rlnMicrographShiftY"]].to_numpy(float)
-    observed = (shift > NOT_OBSERVED).all(axis=1)
-    last = np.maximum.accumulate(np.where(observed, np.arange(n_frames), -1))
-    return np.where(last[:, None] >= 0, shift[last], 0.0)
+    return shift, np.all(shift > NOT_OBSERVED, axis=1)
+
+
+def _last_observed(blocks: dict[str, Block], n_frames: int) -> int:
+    """Return the number of frames up to the last with a shift: motion correction was told to leave out those after it."""
+    seen = np.flatnonzero(_observed(table(blocks, "global_shift"), n_frames)[1])
+    return int(seen[-1]) + 1 if seen.size else n_frames
 
 
 def _local_coefficients(blocks: dict[str, Block], path: str | Path) -> np.ndarray:

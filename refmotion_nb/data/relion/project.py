@@ -32,8 +32,12 @@ def open_relion(
     dose_per_frame_e_A2: float | None = None,
     pre_exposure_e_A2: float | None = None,
     eer_fractions: int | None = None,
+    first_frame: int = 1,
+    last_frame: int = 0,
     skip_movies_with_wrong_frame_count: bool = False,
     mixed_frame_counts: bool = False,
+    hot_pixel_threshold: float = 6.0,
+    subtract_background: bool = True,
 ) -> Dataset:
     """Open a RELION project as a checked data set.
 
@@ -51,19 +55,29 @@ def open_relion(
     gain, dose_per_frame_e_A2, pre_exposure_e_A2
         Replace what motion correction noted.
     eer_fractions
-        About how many fractions to make of each EER movie, instead of those of motion correction.
+        Into how many fractions to cut each EER movie, instead of those of motion correction, whose motion and dose are
+        carried over; it must have seen all of them.
+    first_frame, last_frame
+        Use these frames of every movie only, counted from 1, both included; ``last_frame`` 0 is the last.
     skip_movies_with_wrong_frame_count
         Keep the movies with the most common number of frames and list the others as skipped, instead of failing.
     mixed_frame_counts
-        Keep movies of all frame counts.
+        Keep movies of all frame counts, each on its own dose axis.
+    hot_pixel_threshold
+        Find the hot pixels of movies that none are listed for: they count more than their neighbourhood by more than is
+        expected at this many standard deviations of a normal distribution; 0: never.
+    subtract_background
+        Subtract the background of each movie, which is estimated from it where none is given.
 
     Raises
     ------
     InputError
         Anything needed is missing, contradictory or not a number; one line for each kind of problem.
     """
-    options = Options(_as_gain(gain, root), dose_per_frame_e_A2, pre_exposure_e_A2, eer_fractions,
-                      skip_movies_with_wrong_frame_count, mixed_frame_counts)  # fmt: skip
+    options = Options(
+        _as_gain(gain, root), dose_per_frame_e_A2, pre_exposure_e_A2, eer_fractions, first_frame, last_frame,
+        skip_movies_with_wrong_frame_count, mixed_frame_counts, hot_pixel_threshold, subtract_background,
+    )  # fmt: skip
     read = _read(_as_list(particles), micrographs, _as_list(references), root, options)
     for reference in read.dataset.references:
         try:
@@ -120,7 +134,10 @@ def _read(
     )  # fmt: skip
     if references and len(references) != len(particle_paths):
         problems.append(f"{len(particle_paths)} particle files for {len(references)} references; give one for each")
-    problems += [*found.problems, *(_unfit(dataset, tables) if len(rows) else [])]
+    problems += [
+        *found.problems,
+        *(_unfit(dataset, tables) if found.movies or (len(rows) and not found.problems) else []),
+    ]
     notes += found.notes
     if mtf := sorted({str(name) for one in dataset.tables for name in one["optics"].get("rlnMtfFileName", [])}):
         notes.append(f"the MTF of the detector is not used ({listed(mtf)})")

@@ -1,0 +1,174 @@
+"""The field of view as a whole: how its brightness varies, and which pixels count far too much.
+
+Both are read off a sum of frames, ``total`` (height, width) raw counts times ``gain``, block by block of some 64 px.
+Counts need not be electrons: their variance is measured in each block, per unit of gain. A pixel of expected level λ and
+variance v then counts as a Poisson variable of mean m = λ²/v does, in units of v/λ, and is hot where the probability of
+its count is below that of ``threshold`` standard deviations of a normal distribution.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from scipy.special import gammainc, ndtr
+
+BLOCK = 64  # px
+_ROUNDS = 4  # of finding hot pixels: the variance of a block is overestimated as long as some are in it
+_LEAST, _MOST, _STEPS = 1e-6, 1e6, 241  # mean counts that limits are tabulated for
+_ORDER = 3  # of the waves that a background is made of: none is shorter than two thirds of the field
+
+
+def blocks_of(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the edges (block + 1,) of blocks along y and x: equal but for rounding, as ``background_patches`` has them."""
+    y, x = (np.arange(n + 1) * size // n for size in shape for n in [max(1, size // BLOCK)])
+    return y, x
+
+
+def block_level(total: np.ndarray, gain: np.ndarray, bad: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return level, variance per gain, and number of good pixels of each block (ky, kx); NaN where there is none."""
+    y, x = blocks_of(total.shape)
+    out = np.zeros((3, len(y) - 1, len(x) - 1))
+    _block_kernel(total, gain, bad, y, x, out)
+    level, variance, count = out
+    none = count == 0
+    level[none] = variance[none] = np.nan
+    return level, variance, count
+
+
+def find_hot_pixels(total: np.ndarray, gain: np.ndarray, bad: np.ndarray, threshold: float) -> np.ndarray:
+    """Return the hot pixels (n, 2) x y; ``bad`` (height, width) bool are known already.
+
+    A hot pixel exceeds both the level of its blocks and the median of the 24 pixels around it: particles and edges of the
+    ice are no hot pixels.
+    """
+    limits, counts = _limits(threshold), bool(total.min() >= 0)
+    if not counts:  # a level about zero then says nothing of how values are distributed
+        limits = np.full_like(limits, threshold)
+    y, x = blocks_of(total.shape)
+    bad, found = bad.copy(), np.zeros((0, 2), np.int64)
+    for _ in range(_ROUNDS):
+        level, variance, _ = block_level(total, gain, bad)
+        new = np.zeros(total.shape, bool)
+        _hot_kernel(total, gain, bad, y, x, _smoothed(level), _smoothed(variance), threshold, limits, counts, new)
+        if not new.any():
+            break
+        found = np.concatenate([found, np.argwhere(new)[:, ::-1]])
+        bad |= new
+    return found[np.lexsort((found[:, 0], found[:, 1]))]
+
+
+def smooth_background(level: np.ndarray, count: np.ndarray) -> np.ndarray | None:
+    """Return the slow variation of the level of blocks (ky, kx) with mean 1, float32; None where the level is not positive.
+
+    It is a sum of cosines along y and x, of orders up to 3 in all, fitted by weighted least squares with Tukey's weights,
+    so that particles, ice and holes which are not the rule do not bend it.
+    """
+    known = count > 0
+    y, x = (np.cos(np.pi * np.arange(min(_ORDER, n - 1) + 1)[:, None] * (np.arange(n) + 0.5) / n) for n in level.shape)
+    order = np.add.outer(np.arange(len(y)), np.arange(len(x)))
+    waves = np.einsum("ay,bx->abyx", y, x)[order <= _ORDER]  # (wave, ky, kx)
+    design, values = waves[:, known].T, level[known]
+    if len(values) < 2 * design.shape[1]:
+        design, waves = design[:, :1], waves[:1]
+    weight = np.sqrt(count[known] / count.max())
+    robust = np.ones(len(values))
+    for _ in range(6):
+        root = weight * np.sqrt(robust)
+        coefficients = np.linalg.lstsq(design * root[:, None], values * root, rcond=None)[0]
+        residual = np.abs(values - design @ coefficients) * weight
+        robust = np.clip(1 - (residual / max(6 * np.median(residual), 1e-30)) ** 2, 0, None) ** 2
+    field = np.tensordot(coefficients, waves, 1)
+    mean = field.mean()
+    if not mean > 0:
+        return None
+    return np.clip(field / mean, 0, None).astype(np.float32)
+
+
+def _limits(threshold: float) -> np.ndarray:
+    """Return by how many standard deviations a Poisson count exceeds its mean as rarely as a normal one by ``threshold``.
+
+    For means from 1e-6 to 1e6 in equal steps of the logarithm: solves P(N ≥ k) = gammainc(k, m) for k by bisection.
+    """
+    rare = ndtr(-threshold)
+    mean = np.geomspace(_LEAST, _MOST, _STEPS)
+    low, high = mean.copy(), mean + threshold**2 + 2 * threshold * np.sqrt(mean) + 60
+    for _ in range(80):
+        middle = 0.5 * (low + high)
+        above = gammainc(middle, mean) > rare
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    return np.maximum((high - mean) / np.sqrt(mean), threshold)
+
+
+def _smoothed(blocks: np.ndarray) -> np.ndarray:
+    """Median of 3 × 3 blocks, those without pixels left out: a block full of hot pixels takes after its neighbours."""
+    padded = np.pad(blocks, 1, constant_values=np.nan)
+    around = np.lib.stride_tricks.sliding_window_view(padded, (3, 3)).reshape(*blocks.shape, 9)
+    known = np.isfinite(around).any(-1)
+    out = np.zeros(blocks.shape)  # nothing is hot where nothing is known
+    out[known] = np.nanmedian(around[known], axis=-1)
+    return out
+
+
+@njit(nogil=True, cache=True)
+def _block_kernel(total, gain, bad, y, x, out):
+    """Level, variance per gain and number of good pixels of blocks: out (3, ky, kx)."""
+    for by in range(y.size - 1):
+        for bx in range(x.size - 1):
+            n, first, second, gains = 0, 0.0, 0.0, 0.0
+            for i in range(y[by], y[by + 1]):
+                for j in range(x[bx], x[bx + 1]):
+                    if not bad[i, j]:
+                        value = float(total[i, j]) * float(gain[i, j])
+                        n += 1
+                        first += value
+                        second += value * value
+                        gains += float(gain[i, j])
+            if n > 0:
+                out[0, by, bx] = first / n
+                out[1, by, bx] = max(second - first * first / n, 0.0) / gains
+                out[2, by, bx] = n
+
+
+@njit(nogil=True, cache=True)
+def _hot_kernel(total, gain, bad, y, x, level, variance, threshold, limits, counts, out):
+    """Mark hot pixels in ``out`` (height, width)."""
+    height, width = total.shape
+    around = np.empty(24, np.float64)
+    for by in range(y.size - 1):
+        for bx in range(x.size - 1):
+            mean = level[by, bx]
+            for i in range(y[by], y[by + 1]):
+                for j in range(x[bx], x[bx + 1]):
+                    spread = variance[by, bx] * float(gain[i, j])
+                    excess = float(total[i, j]) * float(gain[i, j]) - mean
+                    if bad[i, j] or spread <= 0 or excess <= threshold * np.sqrt(spread):
+                        continue
+                    n = 0
+                    for di in range(-2, 3):
+                        for dj in range(-2, 3):
+                            ii, jj = i + di, j + dj
+                            if (di != 0 or dj != 0) and 0 <= ii < height and 0 <= jj < width and not bad[ii, jj]:
+                                around[n] = float(total[ii, jj]) * float(gain[ii, jj])
+                                n += 1
+                    near = np.median(around[:n]) if n > 0 else mean
+                    if near > mean:
+                        spread *= near / mean if counts and mean > 0 else 1.0
+                        excess -= near - mean
+                        expected = near
+                    else:
+                        expected = mean
+                    if excess > _limit(expected, spread, threshold, limits) * np.sqrt(spread):
+                        out[i, j] = True
+
+
+@njit(nogil=True, cache=True)
+def _limit(level, variance, threshold, limits):
+    """Return how many standard deviations a pixel may exceed its level by."""
+    if level <= 0 or variance <= 0:
+        return threshold
+    at = (np.log(level * level / variance) - np.log(_LEAST)) / (np.log(_MOST) - np.log(_LEAST)) * (limits.size - 1)
+    if at >= limits.size - 1:
+        return threshold
+    left = max(int(at), 0)
+    part = max(at, 0.0) - left
+    return limits[left] + part * (limits[left + 1] - limits[left])

@@ -1,0 +1,257 @@
+"""Parameters of what is read: declared once, each of them changes the result as it should, nonsense is refused."""
+
+import inspect
+import re
+import shutil
+
+import mrcfile
+import numpy as np
+import pytest
+from cryosparc_project import convert
+from job import GIVEN, copied, error_A, inputs, left_behind, run, said, store, tracks
+from relion_project import edit
+from two_frame_counts import with_two_frame_counts
+
+import refmotion_nb as rm
+from refmotion_nb.cli import main
+from refmotion_nb.data.relion.micrographs import Options
+from refmotion_nb.data.schema import Gain, InputError
+from refmotion_nb.data.synthetic.simulate import SimulationSettings, simulate
+from refmotion_nb.stages.inputs import GAIN, Inputs
+from refmotion_nb.stages.job import data_key
+
+HYPERPARAMETERS = {"spatial_strength": 1.5, "correlation_distance": 3000.0, "acceleration_strength": 2.0}
+
+
+def names():
+    return [name for name in Inputs.param if name != "name"]
+
+
+def opened(folder, **more):
+    reference = rm.Reference(*(folder / f"Ref/{name}.mrc" for name in ("half1", "half2", "mask")))
+    return rm.open_relion(
+        folder / "Extract/particles.star", folder / "MotionCorr/corrected_micrographs.star", reference, folder, **more
+    )
+
+
+# declared once
+
+
+@pytest.mark.parametrize("function", [rm.open_relion, rm.open_cryosparc])
+def test_arguments_are_the_parameters(function):
+    """Every parameter is a keyword of both programs' functions, with the same default; a gain is one object there."""
+    keywords = {k: p.default for k, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    declared = {n: Inputs.param[n].default for n in names() if n not in GAIN[1:]}
+    if function is rm.open_relion:
+        del declared["orientation"]
+    assert keywords == declared
+    shared = {name: default for name, default in declared.items() if name != "orientation"}
+    assert shared == {f: getattr(Options(), f) for f in shared} and set(Inputs().arguments()) == set(shared)
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_every_parameter_is_an_option(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    for name in names():
+        assert f"--{name.replace('_', '-')}" in text, name
+
+
+def test_options_reach_the_movies(tiny, tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        "refmotion_nb.data.relion.project.survey", lambda *files, **options: seen.update(options) or 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        main(["check", *inputs(tiny.folder), "--dose-per-frame", "2", "--pre-exposure", "3.5", "--first-frame", "2",
+              "--gain", "g.mrc", "--gain-flip-x", "--gain-rotate", "3", "--no-gain-invert", "--no-subtract-background",
+              "--hot-pixel-threshold", "8"])  # fmt: skip
+    assert seen["gain"] == Gain(seen["gain"].path, True, False, 3, False) and seen["gain"].path.name == "g.mrc"
+    assert (seen["dose_per_frame_e_A2"], seen["pre_exposure_e_A2"], seen["first_frame"]) == (2.0, 3.5, 2)
+    assert (
+        seen["subtract_background"] is False
+        and seen["hot_pixel_threshold"] == 8
+        and seen["mixed_frame_counts"] is False
+    )
+
+
+# each changes the result
+
+
+def weights(folder, out, *more):
+    assert run(folder, out, *GIVEN, "--until", "dose-weights", *more) == 0
+    return store(out).read("dose_weights")
+
+
+def test_doses(tiny, tmp_path):
+    as_written = weights(tiny.folder, tmp_path / "a")
+    other = weights(tiny.folder, tmp_path / "b", "--dose-per-frame", "1.5", "--pre-exposure", "10")
+    np.testing.assert_allclose(as_written["dose"].values.ravel(), 4 * (np.arange(8) + 0.5))
+    np.testing.assert_allclose(other["dose"].values.ravel(), 10 + 1.5 * (np.arange(8) + 0.5))
+
+
+def test_a_gain_that_is_given(tiny, tmp_path):
+    """A gain that lies otherwise: turned and mirrored back, nothing changes; left as it is, much does."""
+    project = copied(tiny.folder, tmp_path)
+    gain = mrcfile.read(project / "gain.mrc")
+    turned = np.ascontiguousarray(np.rot90(gain)[:, ::-1])
+    with mrcfile.new(project / "turned.mrc") as file:
+        file.set_data(turned)
+    back = [
+        (x, y, turns) for x in (False, True) for y in (False, True) for turns in range(4)
+        if np.array_equal(np.rot90(turned, -turns)[:: -1 if y else 1, :: -1 if x else 1], gain)
+    ]  # fmt: skip
+    assert back  # clockwise turns before mirrors, as the options say
+    found = {}
+    for name, given in {
+        "own": None,
+        "back": Gain(project / "turned.mrc", *back[0]),
+        "as it is": project / "turned.mrc",
+    }.items():
+        assert rm.Job(opened(project, gain=given), tmp_path / name, dict(HYPERPARAMETERS)).run()
+        found[name] = tracks(tmp_path / name)
+    for name, track in found["own"].items():
+        np.testing.assert_array_equal(track, found["back"][name])
+        assert np.abs(track - found["as it is"][name]).max() > 0.1
+
+
+def test_movies_of_two_frame_counts(tiny, tmp_path, capsys):
+    project = with_two_frame_counts(tiny.folder, tmp_path / "project")
+    assert run(project, tmp_path / "out", *GIVEN) == 1
+    assert (
+        "mic0001 (6); use skip_movies_with_wrong_frame_count to leave them out, or mixed_frame_counts to"
+        in said(capsys)[0]
+    )
+    assert main(["check", *inputs(project), "--mixed-frame-counts"]) == 0
+    assert "1 of 512 × 512 px, 6 frames" in capsys.readouterr().out
+    assert run(project, tmp_path / "out", *GIVEN, "--skip-movies-with-wrong-frame-count") == 0
+    assert list(tracks(tmp_path / "out")) == ["mic0000"]
+
+
+@pytest.fixture(scope="module")
+def cryosparc(tiny, tmp_path_factory):
+    return convert(tiny.folder, tmp_path_factory.mktemp("cs"), "relion")
+
+
+def cryosparc_error(tiny, given, out, **more):
+    data = rm.open_cryosparc(**given, orientation="relion", **more)
+    assert rm.Job(data, out, dict(HYPERPARAMETERS)).run()
+    return error_A(tracks(out), tiny.truth()), data
+
+
+def test_hot_pixels_are_found_where_none_are_listed(tiny, cryosparc, tmp_path):
+    """A CryoSPARC project lists none: found, they are replaced as those that RELION lists for the same movies."""
+    left, data = cryosparc_error(tiny, cryosparc, tmp_path / "left", hot_pixel_threshold=0.0)
+    found, other = cryosparc_error(tiny, cryosparc, tmp_path / "found")
+    assert all(movie.hot_pixel_threshold == 6 and not len(movie.hot_pixels) for movie in other.movies)
+    assert data_key(data) != data_key(other)
+    images, theirs = {}, opened(tiny.folder, subtract_background=False)  # the converted project's is flat
+    assert all(movie.hot_pixel_threshold == 0 and len(movie.hot_pixels) == 3 for movie in theirs.movies)
+    assert rm.Job(theirs, tmp_path / "relion", dict(HYPERPARAMETERS)).run()
+    for name in ("left", "found", "relion"):
+        images[name] = np.concatenate([mrcfile.read(p) for p in sorted((tmp_path / name / "Particles").glob("*.mrcs"))])
+    apart = {name: np.sqrt(np.mean((images[name] - images["relion"]) ** 2)) for name in ("left", "found")}
+    assert apart["found"] < 0.2 * apart["left"]
+    assert abs(found - error_A(tracks(tmp_path / "relion"), tiny.truth())) < 0.02 and found < left + 0.02
+
+
+@pytest.fixture(scope="module")
+def lit(tmp_path_factory):
+    """Two micrographs under very uneven light."""
+    settings = SimulationSettings(
+        n_micrographs=2, size_px=512, n_frames=8, pixel_size_A=1.6, dose_per_frame_e_A2=4.0, box_px=112,
+        particles_per_micrograph=12, hot_pixels=0, illumination_spread=0.4, workers=2, seed=5,
+    )  # fmt: skip
+    return simulate(settings, tmp_path_factory.mktemp("lit"))
+
+
+def test_an_estimated_background_leaves_particles_flat(lit, tmp_path):
+    flat, error = {}, {}
+    for name, switch in {"on": "--subtract-background", "off": "--no-subtract-background"}.items():
+        assert run(lit.folder, tmp_path / name, *GIVEN, switch) == 0
+        error[name] = error_A(tracks(tmp_path / name), lit.truth())
+        images = np.concatenate([mrcfile.read(p) for p in sorted((tmp_path / name / "Particles").glob("*.mrcs"))])
+        rim = np.concatenate([images[:, :20].mean((1, 2)) - images[:, -20:].mean((1, 2)),
+                              images[:, :, :20].mean((1, 2)) - images[:, :, -20:].mean((1, 2))])  # fmt: skip
+        flat[name] = np.sqrt(np.mean(rim**2))
+    assert flat["on"] < 0.6 * flat["off"] and error["on"] < error["off"] + 0.01
+
+
+def test_backgrounds_are_estimated_only_where_there_are_none(lit, cryosparc):
+    on, off = opened(lit.folder), opened(lit.folder, subtract_background=False)
+    assert all(movie.estimate_background for movie in on.movies) and data_key(on) != data_key(off)
+    assert not any(movie.estimate_background for movie in off.movies)
+    on = rm.open_cryosparc(**cryosparc, orientation="relion")
+    assert all(movie.background is not None and not movie.estimate_background for movie in on.movies)
+    off = rm.open_cryosparc(**cryosparc, orientation="relion", subtract_background=False)
+    assert all(movie.background is None and not movie.estimate_background for movie in off.movies)
+
+
+def test_relions_energy_keeps_the_background(lit, tmp_path):
+    found = {}
+    for name in ("on", "off"):
+        data = opened(lit.folder, subtract_background=name == "on")
+        assert rm.Job(data, tmp_path / name, {**HYPERPARAMETERS, "energy": "relion"}).run()
+        found[name] = tracks(tmp_path / name)
+    for name, track in found["on"].items():
+        np.testing.assert_array_equal(track, found["off"][name])
+
+
+# nonsense
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--first-frame", "0"], "first_frame.* at least 1"),
+        (["--first-frame", "9"], r"mic0000.tif: no frame is left from first_frame 9 .*; give a smaller first_frame"),
+        (["--first-frame", "5", "--last-frame", "4"], "last_frame 4 comes before first_frame 5; swap them"),
+        (
+            ["--last-frame", "12"],
+            r"last_frame is 12, but 8 frames were corrected; give a smaller .*\(and 1 more like it",
+        ),
+        (["--last-frame", "2"], "mic0000.tif has 2 frames .*; motion cannot be followed"),
+        (["--eer-fractions", "16"], r"mic0000.tif is no EER movie, .*; leave eer_fractions out \(and 1 more"),
+        (["--eer-fractions", "0"], "eer_fractions.* at least 1"),
+        (["--dose-per-frame", "0"], "dose_per_frame_e_A2.* greater than 0"),
+        (["--dose-per-frame", "nan"], "dose_per_frame_e_A2"),
+        (["--pre-exposure", "-1"], "pre_exposure_e_A2.* at least 0"),
+        (["--hot-pixel-threshold", "-2"], "hot_pixel_threshold.*-2"),
+        (["--gain-rotate", "4"], "gain_rotate.*4"),
+        (["--gain-flip-y"], "the gain is to be turned, flipped or inverted; name it with --gain too"),
+        (["--orientation", "relion"], "--orientation does not go with RELION's --micrographs; leave it out"),
+        (["--mixed-frame-counts", "--skip-movies-with-wrong-frame-count"], "leaves movies out that mixed_.*; give one"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_input_options_that_make_no_sense(tiny, tmp_path, options, expected, capsys):
+    assert run(tiny.folder, tmp_path / "out", *GIVEN, *options) == 1
+    lines = said(capsys)
+    assert len(lines) == 1 and re.search(expected, lines[0]), lines
+    assert not left_behind(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"eer_fractions": 0}, "eer_fractions is 0; give 1 or more"),
+        ({"first_frame": 0}, "first_frame is 0; give 1 or more"),
+        ({"last_frame": -1}, "last_frame is -1; give 0 or more"),
+        ({"hot_pixel_threshold": -1.0}, "hot_pixel_threshold is -1.0; give 0 or more"),
+        ({"pre_exposure_e_A2": float("nan")}, "pre_exposure_e_A2 is nan; give 0 or more"),
+        ({"dose_per_frame_e_A2": 0.0}, "dose_per_frame_e_A2 is 0.0; give a positive dose"),
+    ],
+)
+def test_arguments_that_make_no_sense(tiny, more, expected):
+    with pytest.raises(InputError, match=expected):
+        opened(tiny.folder, **more)
+
+
+def test_a_short_movie_is_named_with_its_remedies(tiny, tmp_path, capsys):
+    project = with_two_frame_counts(tiny.folder, tmp_path / "project")
+    assert run(project, tmp_path / "out", *GIVEN, "--last-frame", "7") == 1
+    assert re.search("mic0001.tif: last_frame is 7, but 6 frames were corrected; give a smaller", said(capsys)[0])
+    shutil.rmtree(tmp_path / "out")
+    edit(project / "Extract/particles.star", "particles", lambda t: t[t["rlnMicrographName"].str.contains("mic0000")])
+    assert run(project, tmp_path / "out", *GIVEN, "--last-frame", "7") == 0  # no particle is on the short one
