@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -363,12 +362,7 @@ def test_lines_break_where_values_are_missing() -> None:
     assert re.findall(r"<title>(.)</title>", drawing) == list("abde")
 
 
-def test_the_report_is_quick_and_imports_no_plotting_library(store: ResultStore) -> None:
-    fill(store)
-    render_report(store, title="t")
-    start = time.perf_counter()
-    render_report(store, title="t")
-    assert time.perf_counter() - start < 1.0
+def test_the_report_imports_no_plotting_library() -> None:
     plotting = {"bokeh", "panel", "holoviews", "matplotlib"}
     code = f"import sys, refmotion_nb.views.report; print(sorted({plotting} & {{*sys.modules}}))"
     folder = Path(svg.__file__).parents[2]

@@ -11,6 +11,7 @@ import numpy as np
 from refmotion_nb.views.report_html import (
     count,
     decoded,
+    folded,
     grid,
     listing,
     name_of,
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     import xarray as xr
 
 NAMED = 3  # micrographs named for each reason
+_ORDER = (  # of the figures of the check: some are told by the one before
+    "particles", "resemblance", "resemblance_mirrored", "resemblance_exchanged", "lead_mirrored", "lead_exchanged", "own_noise",
+    "own_noise_error", "power", "amplitude", "amplitude_square_error", "wrong_share", "wrong_share_error", "wrong_share_1",
+    "wrong_share_2", "map_correlation", "map_correlation_at_A",
+)  # fmt: skip
 _KNOWN = {"program", "files", "movies", "particles", "exposures", "half_sets", "optics_groups", "skipped"}
 
 
@@ -150,7 +156,10 @@ def _audit(audit: xr.Dataset) -> str:
         ["Nothing speaks against it: particles look like their reference, and half sets are those of the half maps as far as "
          "that can be told."]
     )  # fmt: skip
-    figures = [v for v in audit.data_vars.values() if v.dims in ((), ("reference",)) and v.dtype.kind in "fiu"]
+    found_in = sorted(audit.data_vars, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
+    figures = [
+        v for v in (audit[name] for name in found_in) if v.dims in ((), ("reference",)) and v.dtype.kind in "fiu"
+    ]
     if not figures:
         return verdict
     n = max(int(np.atleast_1d(v.values).size) for v in figures)
@@ -166,4 +175,4 @@ def _audit(audit: xr.Dataset) -> str:
     ]
     told = paragraphs(["Resemblance is how much better particles agree with views of their reference than chance would have "
                        "it, in standard errors; above 5 or so they belong together."])  # fmt: skip
-    return verdict + told + table(head, lines, css="narrow")
+    return verdict + told + folded("The figures of this check", table(head, lines, css="narrow"))

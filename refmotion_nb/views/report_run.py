@@ -53,7 +53,7 @@ def _repeat(attrs: Mapping[str, Any]) -> str:
         lines_of = escape(command).replace(" --", f" {_BREAK}  --")
         parts.append(titled("To repeat this run", f"<pre>{lines_of}</pre>{paragraphs([_RESUME])}"))
     if settings:
-        lines = [(str(name), text_of(value), text_of(default.get(name, "–"))) for name, value in settings.items()]
+        lines = [(str(name), _shown(value), _shown(default.get(name, "–"))) for name, value in settings.items()]
         parts.append(titled("Settings given", table(("Setting", "Value", "Default"), lines, css="narrow")))
     elif default:
         parts.append(titled("Settings given", paragraphs(["None: all settings had their defaults."])))
