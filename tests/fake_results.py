@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from html import unescape
 
 import numpy as np
 import xarray as xr
@@ -12,6 +14,16 @@ from refmotion_nb.data.store import ResultStore
 N_FRAMES, DOSE = 24, 1.25
 CUMULATED = DOSE * (np.arange(N_FRAMES) + 0.5)
 FREQUENCY = np.arange(1, 65) / 192.0
+
+
+def text_of(html: str) -> str:
+    """What a reader sees, tags replaced by spaces."""
+    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]*>", " ", re.sub(r"(?s)<style>.*?</style>", "", html))))
+
+
+def figures_of(html: str) -> list[str]:
+    """The drawings of a report."""
+    return re.findall(r"<svg.*?</svg>", html, re.DOTALL)
 
 
 def labelled(dims: object, values: object, long_name: str, units: str = "1") -> tuple[object, object, dict[str, str]]:
@@ -54,11 +66,12 @@ def fake_search(retire: bool = True) -> xr.Dataset:
         attrs={"strength": float(strength[ray, step]), "balance_deg": float(balance[ray]),
                "distance_A": float(distance[ray]), "best_ray": int(ray), "best_step": int(step), "common_std_A": 0.71,
                "profile_decay_e_A2": 4.6, "profile_floor": 0.12, "n_particles": 5012, "max_strength": 655.36,
-               "micrographs": [f"mic_{i:03d}" for i in range(8)], "k_cut": 0.162, "k_out": 0.229, "box_A": 288.0},
+               "micrographs": [f"mic_{i:03d}" for i in range(8)], "k_cut_per_A": 0.162, "k_out_per_A": 0.229},
     )  # fmt: skip
 
 
-def fake_dose_weights(groups: int = 1) -> xr.Dataset:
+def fake_dose_weights(groups: int = 1, fewer_frames: int = 0) -> xr.Dataset:
+    """With several groups the first is the pool, and the last has ``fewer_frames``: NaN stands for those it lacks."""
     rng = np.random.default_rng(2)
     b_factor = 3.1 * np.abs(np.arange(N_FRAMES) - 2.0) ** 1.05 + 38 * np.exp(-np.arange(N_FRAMES) / 0.7)
     b_factor -= b_factor.min()
@@ -73,7 +86,8 @@ def fake_dose_weights(groups: int = 1) -> xr.Dataset:
     def stack(values: np.ndarray) -> np.ndarray:
         return np.stack([values * 1.0] * groups).astype("f4")
 
-    return xr.Dataset(
+    names = ["all", *(f"opticsGroup{i}" for i in range(1, groups))]
+    table = xr.Dataset(
         {
             "fcc": labelled(full, stack(fcc), "Fourier cylinder correlation"),
             "fcc_model": labelled(full, stack(model), "Fourier cylinder correlation, model"),
@@ -82,11 +96,22 @@ def fake_dose_weights(groups: int = 1) -> xr.Dataset:
             "weight_hi": labelled(full, stack(weight * (1 + band)), "Dose weight, 95 %"),
             "reference_weight": labelled(full, stack(reference), "Grant–Grigorieff weight"),
             "dose": labelled(each, stack(CUMULATED), "Accumulated dose", "e/Å²"),
+            "frame_dose": labelled(each, stack(np.full(N_FRAMES, DOSE)), "Dose of the frame", "e/Å²"),
+            "particles": labelled("group", [3000 * max(groups - 1, 1)] + [3000] * (groups - 1), "Particles measured"),
             "b_factor": labelled(each, stack(b_factor), "B-factor relative to the best frame", "Å²"),
             "frame_scale": labelled(each, stack(scale), "Scale factor"),
         },
-        coords={"frequency": labelled("frequency", FREQUENCY, "Spatial frequency", "1/Å")},
+        coords={
+            "group": names,
+            "optics_group": ("group", ["", *names[1:]]),
+            "frequency": labelled("frequency", FREQUENCY, "Spatial frequency", "1/Å"),
+        },
+        attrs={"fitted_from_A": 20.0, "fitted_to_A": 3.6},
     )
+    if fewer_frames:
+        for name in (name for name, variable in table.data_vars.items() if "frame" in variable.dims):
+            table[name][-1, -fewer_frames:] = np.nan
+    return table
 
 
 def fake_tracks(seed: int = 0, particles: int = 36, width: float = 5760.0, height: float = 4092.0) -> xr.Dataset:
@@ -143,9 +168,9 @@ def fake_particles(micrographs: int = 48, each: int = 52) -> xr.Dataset:
     )
 
 
-def fake_validation() -> xr.Dataset:
+def fake_validation(references: int = 1) -> xr.Dataset:
     names = ["rigid", "+ weights", "+ trajectories", "both"]
-    cut = np.array([[3.84, 3.62, 3.31, 3.15]])
+    cut = np.array([[3.84, 3.62, 3.31, 3.15]]) + 0.5 * np.arange(references)[:, None]
     fsc = 1 / (1 + 6 * (FREQUENCY * cut[..., None]) ** 9)
     rng = np.random.default_rng(5)
     masked = np.clip(fsc + rng.normal(0, 0.006, fsc.shape), -1, 1)
@@ -155,16 +180,38 @@ def fake_validation() -> xr.Dataset:
         {
             "fsc_corrected": labelled(full, fsc, "FSC, corrected for the mask"),
             "fsc_masked": labelled(full, masked, "FSC, masked"),
+            "fsc_unmasked": labelled(full, masked * 0.9, "FSC"),
+            "fsc_randomised": labelled(full, np.where(fsc < 0.8, 0.05, masked), "FSC, masked, phases randomised"),
+            "b_factor": labelled(each, 90.0 - 10 * np.arange(4) + 0 * cut, "Guinier B-factor of the map", "Å²"),
             "resolution_0143": labelled(each, cut, "Resolution at FSC 0.143", "Å"),
             "resolution_05": labelled(each, half, "Resolution at FSC 0.5", "Å"),
         },
         coords={
             "combination": names,
+            "meaning": ("combination", [f"what {name} means" for name in names]),
             "frequency": labelled("frequency", FREQUENCY, "Spatial frequency", "1/Å"),
         },
     )
 
 
+def fake_audit() -> xr.Dataset:
+    return xr.Dataset(
+        {"resemblance": labelled("reference", [12.3], "correlation with the reference", "standard errors")},
+        attrs={"findings": [["warning", "5 % of the particles are in the other half map"], ["note", "few particles"]]},
+    )
+
+
+EXPOSURE = {"frames": N_FRAMES, "first_frame": 0, "dose_per_frame_e_A2": DOSE, "pre_exposure_e_A2": 0.0,
+            "pixel_size_A": 0.85, "width_px": 5760, "height_px": 4092, "voltage_kV": 300.0}  # fmt: skip
+INPUTS = {
+    "program": "RELION",
+    "files": [["particles", "Extract/job012/particles.star"], ["micrographs", "MotionCorr/job002/corrected_micrographs.star"],
+              ["half map 1", "Refine3D/job020/run_half1_class001_unfil.mrc"]],
+    "movies": 48, "particles": 2496, "exposures": [{"movies": 48, **EXPOSURE}], "half_sets": [[1, 1240, 1256]],
+    "optics_groups": [{"name": "opticsGroup1", "particles": 2496, "pixel_size_A": 0.85, "box_size": 384}],
+    "skipped": [{"reason": "it has no particles", "particles": 0, "n_micrographs": 5, "micrographs": ["mic_050", "mic_051"]}],
+}  # fmt: skip
+COMMAND = "refmotion run --particles Extract/job012/particles.star --out polished --target-particles 5000"
 SECONDS = {"alignment": 148.2, "search": 61.5, "dose weights": 3.1, "motion correction": 212.7, "validation": 35.4}
 
 
@@ -180,8 +227,11 @@ def fill(store: ResultStore, micrographs: int = 6, retire: bool = True) -> Resul
     store.update_attrs(
         seconds=json.dumps(SECONDS),
         version="0.1.0",
+        command=COMMAND,
+        versions={"Python": "3.12.1", "numpy": "2.1.0"},
+        defaults={"target_particles": 10000, "thoroughness": "balanced", "float16": False, "seed": 77},
         settings={"target_particles": 5000, "thoroughness": "fast", "float16": True},
-        inputs={"particles": "Extract/job012/particles.star", "half1": "Refine3D/job020/run_half1_class001_unfil.mrc"},
+        inputs=INPUTS,
         warnings=[],
     )
     return store

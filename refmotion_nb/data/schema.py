@@ -144,6 +144,7 @@ class Dataset:
     tables: tuple[dict[str, pd.DataFrame], ...] = ()  # the input tables, one per reference, for writing them back
     cs_rows: tuple[np.ndarray, ...] = ()  # CryoSPARC's particle rows, one structured array per reference, likewise
     notes: tuple[str, ...] = ()  # what is worth a look, one line each
+    sources: tuple[tuple[str, Path], ...] = ()  # what each table it was made from holds, and where that lies
 
     def micrographs(self) -> Iterator[tuple[Movie, xr.Dataset]]:
         """Each movie with its particles, in RELION's order (by stack index)."""

@@ -29,6 +29,7 @@ from refmotion_nb.stages.alignment import MotionPrior
 from refmotion_nb.stages.audit import InputAudit, findings, summary
 from refmotion_nb.stages.base import Reporter, Silent, Stage, hash_of
 from refmotion_nb.stages.correction import MotionCorrection, check_reach
+from refmotion_nb.stages.describe import defaults, describe_inputs, versions
 from refmotion_nb.stages.dose_weights import DoseWeights
 from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.halves import check_split
@@ -214,12 +215,11 @@ class Job:
                 )
 
     def _describe(self, store: ResultStore) -> None:
+        reused = {"hyperparameters": self.hyperparameters_file, "dose weights": self.dose_weights_file}
+        stages = (HyperparameterSearch, DoseWeights, MotionCorrection, Validation, InputAudit, Overrides, Execution)
         store.update_attrs(
             version=__version__, command=self.command, settings={k: v for k, v in self.settings.items() if v is not None},
-            inputs={
-                "movies": len(self.data.movies), "particles": int(self.data.particles.sizes["particle"]),
-                "skipped": len(self.data.skipped), "half_maps": [[str(r.half1), str(r.half2)] for r in self.data.references],
-            },
+            defaults=defaults(stages), inputs=describe_inputs(self.data, reused), versions=versions(),
         )  # fmt: skip
 
     @contextmanager

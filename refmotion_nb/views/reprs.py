@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from html import escape
 from typing import Any
 
-from refmotion_nb.views.report_words import decoded, duration
+from refmotion_nb.views.report_html import decoded, duration
 from refmotion_nb.views.repr_page import Page, Part, Row, html_of, text_of
 from refmotion_nb.views.svg import number
 

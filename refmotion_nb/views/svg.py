@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any
 
 import numpy as np
 
@@ -45,9 +44,13 @@ class Axis:
     high: float
     log: bool = False
     resolution: bool = False  # spatial frequency: the resolution in Å is written under each tick
+    whole: bool = False  # whole numbers only
 
     @classmethod
-    def of(cls, label: str, *values: object, log: bool = False, zero: bool = False, resolution: bool = False) -> Axis:
+    def of(
+        cls, label: str, *values: object, log: bool = False, zero: bool = False, resolution: bool = False,
+        whole: bool = False,
+    ) -> Axis:  # fmt: skip
         """Return the axis that holds all finite ``values`` (on a log axis: positive ones), and zero if asked to."""
         found = np.concatenate([np.ravel(np.asarray(value, float)) for value in values] or [np.zeros(0)])
         found = found[np.isfinite(found) & (found > 0 if log else True)]
@@ -60,7 +63,7 @@ class Axis:
         room = 0.05 * (high - low) or max(abs(high), 1.0) * 0.05
         low_room = 0.0 if zero and low == 0 else room
         high_room = 0.0 if zero and high == 0 > low else room
-        return cls(label, low - low_room, high + high_room, resolution=resolution)
+        return cls(label, low - low_room, high + high_room, resolution=resolution, whole=whole)
 
     def at(self, values: object) -> np.ndarray:
         """Return where ``values`` lie, from 0 at the low end to 1 at the high end."""
@@ -87,9 +90,10 @@ class Axis:
         return self._log_ticks() if self.log and self.high > 10 * self.low else self._linear_ticks()
 
     def _linear_ticks(self) -> list[tuple[float, str]]:
-        raw = (self.high - self.low) / 5
+        raw = max((self.high - self.low) / 5, 1.0 if self.whole else 0.0)
         power = 10.0 ** math.floor(math.log10(raw))
-        step = power * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+        factors = (1, 2, 5, 10) if self.whole else (1, 2, 2.5, 5, 10)
+        step = power * next(factor for factor in factors if factor * power >= raw * 0.999)
         shown = step / 10.0**self.power
         digits = max(0, -math.floor(math.log10(shown) + 1e-9) + (step / power == 2.5))
         first, last = math.ceil(self.low / step - 1e-6), math.floor(self.high / step + 1e-6)
@@ -202,30 +206,25 @@ class Legend:
         return f'<div class="legend">{"".join(self.items)}</div>' if self.items else ""
 
 
-def figure(title: str, drawing: str, legend: Legend | None = None, subtitle: str = "", css: str = "") -> str:
-    """Return a titled figure."""
+def figure(
+    title: str, drawing: str, reading: str, *, legend: Legend | None = None, subtitle: str = "", css: str = ""
+) -> str:
+    """Return a titled figure; ``reading`` is its caption: what is drawn, how to read it, what good looks like."""
     small = f"<small>{escape(subtitle)}</small>" if subtitle else ""
-    caption = f"<figcaption><b>{escape(title)}</b>{small}</figcaption>"
-    return f'<figure class="card {css}">{caption}{drawing}{legend or ""}</figure>'
+    head = f'<div class="head"><b>{escape(title)}</b>{small}</div>'
+    caption = f"<figcaption>{escape(reading)}</figcaption>"
+    return f'<figure class="card {css}">{head}{drawing}{legend or ""}{caption}</figure>'
+
+
+def panels(drawings: Iterable[tuple[str, str]]) -> str:
+    """Return several drawings of one figure side by side, each with a name."""
+    each = "".join(f"<div><b>{escape(name)}</b>{drawing}</div>" for name, drawing in drawings)
+    return f'<div class="panels">{each}</div>'
 
 
 def step_colour(fraction: float) -> str:
     """Return the colour of the sequential scale of lines at ``fraction`` of it."""
     return f"var(--f{min(N_STEPS - 1, max(0, round(fraction * (N_STEPS - 1))))})"
-
-
-def line_chart(
-    title: str,
-    x: Axis,
-    y: Axis,
-    lines: Iterable[Line],
-    *,
-    legend: Legend | None = None,
-    subtitle: str = "",
-    **more: Any,
-) -> str:
-    """Return a figure of curves; ``more`` goes to `line_drawing`."""
-    return figure(title, line_drawing(title, x, y, lines, **more), legend, subtitle)
 
 
 def line_drawing(
@@ -246,18 +245,19 @@ def line_drawing(
     return plot.draw("".join(parts), label)
 
 
-def heat_map(
-    title: str,
+def heat_drawing(
+    label: str,
     x: Axis,
     y: Axis,
     values: np.ndarray,
     colour: Axis,
     *,
-    subtitle: str = "",
+    marks: Iterable[Mark] = (),
     size: tuple[int, int] = (400, 270),
 ) -> str:
-    """Return a figure of ``values`` (row, column), the first row at the bottom; axes end where the image ends."""
-    plot = Plot(x, y, size, (46, 10, 78, 53 if x.resolution else 42))
+    """Return the SVG of ``values`` (row, column), the first row at the bottom; axes end where the image ends."""
+    widest = max((len(text) for _, text in colour.ticks()), default=4)
+    plot = Plot(x, y, size, (46, 10, 54 + 6 * widest, 53 if x.resolution else 42))
     left, top, width, height = plot.box
     image = _image(_levels(values, colour)[::-1], left, top, width, height)
     bar_left = left + width + 10
@@ -266,13 +266,13 @@ def heat_map(
         f'<text x="{bar_left + 13}" y="{_n(top + (1 - float(colour.at(value))) * height + 3.5)}">{text}</text>'
         for value, text in colour.ticks()
     )
-    label = _axis_label(colour.title, size[0] - 4, top + height / 2, height, upright=True)
-    drawing = plot.draw(image, title).replace("</svg>", f"{bar}{ticks}{label}</svg>")
-    return figure(title, drawing, None, subtitle)
+    title = _axis_label(colour.title, size[0] - 4, top + height / 2, height, upright=True)
+    content = image + "".join(_mark(plot, mark) for mark in marks)
+    return plot.draw(f"{content}{bar}{ticks}{title}", label)
 
 
-def track_map(
-    title: str,
+def track_drawing(
+    label: str,
     x: Axis,
     y: Axis,
     places: np.ndarray,
@@ -280,10 +280,9 @@ def track_map(
     names: Sequence[str],
     *,
     unit: str = "Å",
-    subtitle: str = "",
     width: int = 400,
 ) -> str:
-    """Return a figure of ``tracks`` (particle, frame, 2), magnified, at ``places`` (particle, 2) of a micrograph."""
+    """Return the SVG of ``tracks`` (particle, frame, 2), magnified, at ``places`` (particle, 2) of a micrograph."""
     margins = (46, 10, 12, 42)
     inner = width - margins[0] - margins[2]
     height = round(inner * min(1.6, max(0.4, (y.high - y.low) / (x.high - x.low)))) + margins[1] + margins[3]
@@ -308,8 +307,7 @@ def track_map(
         f'<text x="{_n(margins[0] + length + 6)}" y="{height - 4}">{escape(f"{number(bar)} {unit}, ×{number(scale)}")}'
         "</text>"
     )
-    legend = Legend().sequence("first frame", "last")
-    return figure(title, plot.draw(content, title), legend, subtitle)
+    return plot.draw(content, label)
 
 
 def _n(value: float) -> str:
@@ -324,14 +322,19 @@ def _axis_label(text: str, x: float, y: float, room: float, upright: bool = Fals
 
 
 def _path(points: np.ndarray) -> str:
-    """Return an SVG path through ``points`` (point, 2), broken where one is not finite."""
-    parts, pen = [], "M"
+    """Return an SVG path through ``points`` (point, 2), broken where one is not finite; steps are shorter than places."""
+    parts: list[str] = []
+    x = y = None
     for px, py in points.tolist():
         if not (math.isfinite(px) and math.isfinite(py)):
-            pen = "M"
+            x = y = None
             continue
-        parts.append(f"{pen}{_n(px)} {_n(py)}")
-        pen = "L"
+        tenth_x, tenth_y = round(10 * px), round(10 * py)
+        if x is None or y is None:
+            parts.append(f"M{_n(tenth_x / 10)} {_n(tenth_y / 10)}")
+        elif (tenth_x, tenth_y) != (x, y):  # steps between rounded places: errors do not add up
+            parts.append(f"l{_n((tenth_x - x) / 10)} {_n((tenth_y - y) / 10)}")
+        x, y = tenth_x, tenth_y
     return "".join(parts)
 
 

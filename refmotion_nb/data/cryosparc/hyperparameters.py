@@ -27,7 +27,7 @@ def write_hyperparameter_group(
 ) -> Path:
     """Write ``hyperparams.cs`` and ``.csg``, and with dose weights ``refm_empirical_dw.npy`` and ``refm_fcc.npy``.
 
-    The first row of ``dose`` (the pool of all groups) is written.
+    The first row of ``dose`` (the pool of all groups) is written; weights from a file may come without an FCC.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -39,6 +39,8 @@ def write_hyperparameter_group(
         n_bins = max(2, int(np.count_nonzero(frequency <= 0.5 / pixel_size_A)))
         step = 0.5 / pixel_size_A / n_bins
         for name, variable, bins in (("refm_fcc", "fcc", n_bins), ("refm_empirical_dw", "weight", 2 * n_bins)):
+            if variable not in dose:
+                continue
             at = np.arange(bins) * step
             curves = np.nan_to_num(dose[variable].values)
             array = np.stack([np.interp(at, frequency, curve) for curve in curves]).astype(np.float32)
@@ -47,8 +49,9 @@ def write_hyperparameter_group(
             "refmotion_doseweights/path": [">refm_empirical_dw.npy"],
             "refmotion_doseweights/shape": np.array([array.shape], np.uint32),
             "refmotion_doseweights/psize_A": np.array([pixel_size_A], np.float32),
-            "refmotion_doseweights/fcc_path": [">refm_fcc.npy"],
         }
+        if "fcc" in dose:
+            values["refmotion_doseweights/fcc_path"] = [">refm_fcc.npy"]
         results.append("refmotion_doseweights")
     values |= {f"refmotion_hyperparameters/{name}": np.array([value]) for name, value in hyperparameters.items()}
     path = out / "hyperparams.cs"

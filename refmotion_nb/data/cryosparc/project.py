@@ -170,6 +170,7 @@ def _assembled(
         movies.movies, values, optics, references, (*skipped, *movies.idle),
         tuple({block: table(part.blocks, block) for block in part.blocks} for part in tables),
         tuple(rows for _, rows in particles),
+        sources=(*(("particles", path) for path, _ in particles), *(("exposures", path) for path, _ in exposures)),
     )  # fmt: skip
     unfit = _unfit(dataset, tables) if movies.movies or (exposures and not movies.problems) else []
     problems = [*(problem for part in tables for problem in part.problems), *movies.problems, *unfit]

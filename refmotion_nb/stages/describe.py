@@ -1,0 +1,95 @@
+"""What a job works on and with, as plain values for the record: inputs, what was skipped, default settings, versions."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refmotion_nb.data.schema import Dataset
+from refmotion_nb.stages.base import Stage
+
+PROGRAMS = ("numpy", "scipy", "numba", "xarray")  # that numbers depend on
+NAMED = 5  # micrographs named for each reason
+
+
+def describe_inputs(data: Dataset, reused: Mapping[str, Path | None] | None = None) -> dict[str, Any]:
+    """Return the files, numbers and skipped particles of a dataset; ``reused`` are files of other runs."""
+    references = list(enumerate(data.references, 1))
+    maps = [
+        (f"{what}{f', reference {i}' * (len(references) > 1)}", path)
+        for i, r in references
+        for what, path in (("half map 1", r.half1), ("half map 2", r.half2), ("mask", r.mask), ("FSC", r.postprocess))
+    ]
+    gains = [("gain", path) for path in sorted({movie.gain.path for movie in data.movies if movie.gain})]
+    given = [*data.sources, *maps, *gains, *(reused or {}).items()]
+    return {
+        "program": "CryoSPARC" if data.cs_rows else "RELION",
+        "files": [[what, str(path)] for what, path in given if path is not None],
+        "movies": len(data.movies),
+        "particles": int(data.particles.sizes["particle"]),
+        "exposures": _exposures(data),
+        "half_sets": _half_sets(data),
+        "optics_groups": _optics_groups(data),
+        "skipped": _skipped(data),
+    }
+
+
+def _exposures(data: Dataset) -> list[dict[str, Any]]:
+    """Return how many movies were exposed alike, the most common first."""
+    counts = Counter(
+        (m.n_frames, m.first_frame, m.dose_per_frame_e_A2, m.pre_exposure_e_A2, m.pixel_size_A, m.width, m.height, m.voltage_kV)
+        for m in data.movies
+    )  # fmt: skip
+    names = ("frames", "first_frame", "dose_per_frame_e_A2", "pre_exposure_e_A2", "pixel_size_A", "width_px", "height_px",
+             "voltage_kV")  # fmt: skip
+    return [{"movies": n, **dict(zip(names, exposure))} for exposure, n in counts.most_common()]
+
+
+def _half_sets(data: Dataset) -> list[list[int]]:
+    """Return rows of reference (from 1), particles in half set 1 and in half set 2."""
+    reference, half = data.particles["reference"].values, data.particles["half"].values
+    return [
+        [i + 1, *(int(np.count_nonzero((reference == i) & (half == h))) for h in (1, 2))]
+        for i in range(len(data.references))
+    ]
+
+
+def _optics_groups(data: Dataset) -> list[dict[str, Any]]:
+    counts = Counter(data.particles["optics"].values.tolist())
+    return [
+        {"name": o.name, "particles": counts[i], "pixel_size_A": o.pixel_size_A, "box_size": o.box_size}
+        for i, o in enumerate(data.optics)
+    ]
+
+
+def _skipped(data: Dataset) -> list[dict[str, Any]]:
+    """Return for each reason how many particles and micrographs were left out, and the first of these by name."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in data.skipped:
+        entry = found.setdefault(one.reason, {"reason": one.reason, "particles": 0, "micrographs": {}})
+        entry["particles"] += one.row >= 0  # row -1: a movie that has none
+        entry["micrographs"][one.micrograph] = None
+    return [
+        {**entry, "n_micrographs": len(entry["micrographs"]), "micrographs": list(entry["micrographs"])[:NAMED]}
+        for entry in sorted(found.values(), key=lambda entry: -entry["particles"])
+    ]
+
+
+def defaults(stages: Iterable[type[Stage]]) -> dict[str, Any]:
+    """Return the default of every parameter of the stages."""
+    return {name: stage.param[name].default for stage in stages for name in stage.param if name != "name"}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that numbers depend on, and the machine's type."""
+    return {
+        "Python": platform.python_version(),
+        **{name: version(name) for name in PROGRAMS},
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
