@@ -13,7 +13,7 @@ from fake_results import fake_search, fill
 
 import refmotion_nb as rm
 from refmotion_nb.data.schema import Skipped
-from refmotion_nb.stages.base import Cancelled, Silent
+from refmotion_nb.stages.base import Cancelled, Stage
 from refmotion_nb.views.repr_page import Page, Part, Row, html_of, text_of
 
 NASTY = "<script>alert('x')</script> & \"quoted\""
@@ -78,29 +78,25 @@ def test_every_stage_has_both(kind):
     assert text.startswith(f"{kind}: not run yet") and "details" in tags.seen
 
 
-def test_a_stage_tells_how_its_last_run_went(monkeypatch):
-    stage = rm.HyperparameterSearch()
-
-    class Looks(Silent):
-        def start(self, total, what):
-            seen.append(repr(stage).splitlines()[0])
-
-    seen = []
-    monkeypatch.setattr(type(stage), "choose", lambda self, session: ["a"])
-    monkeypatch.setattr(type(stage), "_read", lambda self, session, names, reporter: reporter.start(1, "x") or stop())
+def test_a_stage_tells_how_its_last_run_went():
+    class Step(Stage):
+        def run(self, act):
+            seen.append(repr(self))
+            return act()
 
     def stop():
         raise Cancelled
 
+    seen, step = [], Step()
     with pytest.raises(Cancelled):
-        stage.run(object.__new__(rm.Session), Looks())
-    assert seen[0].startswith("HyperparameterSearch: running for ")
-    assert repr(stage).startswith("HyperparameterSearch: cancelled after ")
-    monkeypatch.setattr(type(stage), "choose", lambda self, session: 1 / 0)
+        step.run(stop)
+    assert seen[0].startswith("Step: running for ")
+    assert repr(step).startswith("Step: cancelled after ")
     with pytest.raises(ZeroDivisionError):
-        stage.run(object.__new__(rm.Session))
-    text, _ = shown(stage)
-    assert text.startswith("HyperparameterSearch: failed after ") and "division by zero" in text
+        step.run(lambda: 1 / 0)
+    text, _ = shown(step)
+    assert text.startswith("Step: failed after ") and "division by zero" in text
+    assert step.run(lambda: 3) == step.ran.result == 3 and repr(step).startswith("Step: done in ")
 
 
 def test_a_stage_that_ran_shows_its_result(data):
