@@ -183,13 +183,13 @@ def damage(dose: xr.Dataset) -> list[str]:
                 (("weight", "Weights used"), ("reference_weight", "Standard curve (Grant & Grigorieff)"))
                 if name in dose]  # fmt: skip
         colour = Axis(label(dose["weight"]), 0.0, max(1e-6, *(_percentile(v.values, 99.5) for _, v in both)))
-        drawings = panels([(title, heat_drawing(title, x, y, values.values, colour)) for title, values in both])
+        images = panels([(title, heat_drawing(title, x, y, values.values, colour)) for title, values in both])
         pair = len(both) > 1
         reading = _IMAGES.format(
             both=_BOTH_IMAGES if pair else "",
             like=", much like the standard curve but for the first frames" if pair else "",
         )
-        figures.append(figure("Weights of all frames", drawings, reading, css="double" if pair else ""))
+        figures.append(figure("Weights of all frames", images, reading, css="double" if pair else ""))
     return figures
 
 

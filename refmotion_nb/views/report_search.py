@@ -210,7 +210,8 @@ def hyperparameter_tables(search: xr.Dataset, doses: list[float]) -> list[str]:
         ("Acceleration prior strength", number(attrs["strength"] * np.sin(theta), 4)),
     ]
     at = _best_index(search)
-    if at and abs(step := float(search["strength"].isel(at))) and abs(step - attrs["strength"]) > 1e-3 * step:
+    step = float(search["strength"].isel(at)) if at else np.nan
+    if abs(step - attrs["strength"]) > 1e-3 * step:
         chosen.insert(1, ("… before refinement (★)", number(step, 4)))
     tables = [table(("Hyperparameter", "Chosen" if search.sizes.get("ray", 0) else "Given"), chosen)]
     tables += [_relion_table(attrs, dose) for dose in doses if np.isfinite(dose) and dose > 0]
