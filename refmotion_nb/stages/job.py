@@ -231,11 +231,12 @@ class Job:
     def _audit(self, session: Session, store: ResultStore, reporter: Reporter) -> None:
         """Stop where particles, reference and half sets do not belong together."""
         stage: InputAudit = self.stage(InputAudit)
-        key = stage.key(session.keys.all)
-        audit = store.read("audit", key)
+        key = stage.key(session.keys.shared)
+        audit = _still_valid(store.read("audit", key), session)
         if audit is None:
             with self._timed("checking the input"):
                 audit = stage.run(session, reporter)
+            audit = audit.assign_attrs(micrographs_key=session.keys.of(audit.attrs["micrographs"]))
         for line in [*summary(audit), *(one.text for one in findings(audit) if one.severity == "note")]:
             self.say(line)
         session.warnings += stage.judge(audit)
