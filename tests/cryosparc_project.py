@@ -47,14 +47,17 @@ def cross(v):
     return np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])
 
 
-def convert(folder: Path, out: Path, orientation: str = "cryosparc", container: bool = False, spline=None) -> dict:
+def convert(
+    folder: Path, out: Path, orientation: str = "cryosparc", container: bool = False, spline=None, background=None
+) -> dict:
     """Write exposures, particles and volume; ``cryosparc``: everything mirrored as by rows in the order of the file.
 
-    ``spline`` leads from a micrograph to coefficients in RELION's frame. Returns the arguments of ``open_cryosparc``.
+    ``spline`` leads from a micrograph to coefficients, ``background`` to an image, in RELION's frame. Returns the
+    arguments of ``open_cryosparc``.
     """
     names = list(dict.fromkeys(starfile.read(folder / "Extract/particles.star")["particles"]["rlnMicrographName"]))
     uids = {name: 10**18 + 7 * i for i, name in enumerate(names)}
-    exposures = [_exposure(name, _motion(folder, name), uids[name], out, folder, spline) for name in names]
+    exposures = [_exposure(name, _motion(folder, name), uids[name], out, folder, spline, background) for name in names]
     columns = {key: np.array([one[key] for one in exposures]) for key in exposures[0]}
     return {"exposures": save(out / "J2/exposures.cs", columns, container),
             **refinement(folder, out, uids, orientation, container), "root": out}  # fmt: skip
@@ -143,7 +146,7 @@ def _general(blocks: dict) -> dict:
     return dict(general) if isinstance(general, dict) else general.iloc[0].to_dict()
 
 
-def _exposure(name: str, blocks: dict, uid: int, out: Path, folder: Path, spline) -> dict:
+def _exposure(name: str, blocks: dict, uid: int, out: Path, folder: Path, spline, background) -> dict:
     general = _general(blocks)
     movie = folder / general["rlnMicrographMovieName"]
     stem, pixel = Path(name).stem, float(general["rlnMicrographOriginalPixelSize"])
@@ -164,7 +167,8 @@ def _exposure(name: str, blocks: dict, uid: int, out: Path, folder: Path, spline
         knots = np.array(spline[stem])[:, :, ::-1] * np.array([1, -1])[:, None, None, None]
     np.save(made / f"{stem}_spline_traj.npy", knots)
     with mrcfile.new(made / f"{stem}_background.mrc", overwrite=True) as file:
-        file.set_data(np.ones((height // 32, width // 32), np.float32))
+        flat = np.ones((height // 32, width // 32), np.float32)
+        file.set_data(flat if background is None else 17 * background[stem][::-1].copy())  # in its rows, of any scale
     return {
         "uid": np.uint64(uid),
         "movie_blob/path": f"J1/imported/{link.name}", "movie_blob/shape": np.array([frames, height, width], "u4"),

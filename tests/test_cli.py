@@ -325,7 +325,7 @@ def test_simulate(tmp_path, capsys):
     assert main(["simulate", "--out", str(tmp_path), *size, "--particles-per-micrograph", "3", "--edge-px", "44"]) == 0
     assert "3 particles on 1 movies" in capsys.readouterr().out
     assert main(["simulate", "--out", str(tmp_path), "--box-px", "71"]) == 1
-    assert said(capsys) == ["box_px, size_px and height_px must be even"]
+    assert said(capsys) == ["box_px, second_box_px, size_px and height_px must be even"]
 
 
 def test_particles_that_cannot_be_used_stand_in_the_table_with_their_reason(tiny, tmp_path, capsys):

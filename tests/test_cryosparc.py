@@ -14,6 +14,8 @@ from refmotion_nb.cli import main
 from refmotion_nb.data.cryosparc.csfile import columns, read_cs, read_csg, table, write_cs
 from refmotion_nb.data.cryosparc.hyperparameters import read_dose_weights
 from refmotion_nb.data.cryosparc.write import write_particle_groups
+from refmotion_nb.data.movies.look import look_at
+from refmotion_nb.data.movies.reader import open_movie
 from refmotion_nb.data.relion.motion import initial_displacement, rigid_displacement
 from refmotion_nb.data.star import read_star
 from refmotion_nb.numerics.projection import euler_to_matrix
@@ -39,11 +41,11 @@ def from_relion(tiny):
     return relion(tiny.folder)
 
 
-def relion(folder):
+def relion(folder, subtract_background=False):
     reference = rm.Reference(*(folder / f"Ref/{name}.mrc" for name in ("half1", "half2", "mask")))
     return rm.open_relion(
         folder / "Extract/particles.star", folder / "MotionCorr/corrected_micrographs.star", reference, folder,
-        subtract_background=False,
+        subtract_background=subtract_background,
     )  # fmt: skip
 
 
@@ -110,10 +112,15 @@ def test_the_same_trajectories(projects, from_relion, name, tolerance_A):
 
 
 def test_the_same_trajectories_on_the_shared_data(test_data, tmp_path):
-    folder = test_data / "apoferritin"
-    data = rm.open_cryosparc(**convert(folder, tmp_path, "relion"))
-    names = ["mic0000", "mic0003"]
-    ours, theirs = trajectories(data, names), trajectories(relion(folder), names)
+    """The background that is estimated for RELION's project is carried by CryoSPARC's tables."""
+    folder, names = test_data / "apoferritin", ["mic0000", "mic0003"]
+    expected, background = relion(folder, subtract_background=True), {}
+    for movie in expected.movies:
+        with open_movie(movie) as reader:
+            background[movie.micrograph] = look_at(movie, reader, False, True).background
+    assert np.ptp(background["mic0000"]) > 0.02
+    data = rm.open_cryosparc(**convert(folder, tmp_path, "relion", background=background))
+    ours, theirs = trajectories(data, names), trajectories(expected, names)
     for name in names:
         assert np.abs(ours[name] - theirs[name]).max() < SAME_A and len(ours[name]) > 30
 

@@ -49,8 +49,8 @@ def joint(two, data, tmp_path_factory):
     return job
 
 
-def opened(two, references=None):
-    return rm.open_relion(two.particle_tables, two.micrographs, references or two.references, two.folder)
+def opened(two, references=None, **options):
+    return rm.open_relion(two.particle_tables, two.micrographs, references or two.references, two.folder, **options)
 
 
 def errors(two, tracks):
@@ -242,7 +242,7 @@ def test_both_entrances_agree(two, tracks, tmp_path):
         project["exposures"], [project["particles"], other["particles"]], [project["volumes"], other["volumes"]],
         root=tmp_path,
     )  # fmt: skip
-    relion = opened(two, [replace(one, postprocess=None) for one in two.references])
+    relion = opened(two, [replace(one, postprocess=None) for one in two.references], subtract_background=False)
     assert data.particles["reference"].values.tolist() == relion.particles["reference"].values.tolist()
     ours, theirs = (tracked(one, repair_hot_pixels=False)[0] for one in (data, relion))
     for name, track in theirs.items():
