@@ -14,6 +14,7 @@ import pytest
 import xarray as xr
 from job import GIVEN, MICROGRAPHS, copied, error_A, inputs, run, said, store, tracks
 
+import refmotion_nb as rm
 from refmotion_nb.cli import main
 from refmotion_nb.data.relion.results import read_bfactors
 from refmotion_nb.data.star import read_star
@@ -257,6 +258,21 @@ def test_validate(tiny, tmp_path, quick):
     gain = found["fsc_corrected"].sel(combination="both") - found["fsc_corrected"].sel(combination="rigid")
     middle = (found["frequency"] > 1 / 12) & (found["frequency"] < 1 / 6)
     assert float(gain.where(middle).mean()) > 0
+
+
+def test_a_validation_stands_as_long_as_what_it_was_made_of(tiny, tmp_path, monkeypatch, capsys):
+    validate = [*GIVEN, "--until", "validate", "--symmetry", "O", "--write-maps", "both"]
+    assert run(tiny.folder, tmp_path, *validate) == 0
+    first = store(tmp_path).read("validation")
+    with monkeypatch.context() as context:
+        context.setattr(rm.Validation, "run", lambda *a: pytest.fail("validated again"))
+        assert run(tiny.folder, tmp_path, *validate) == 0
+    assert "validation: taken from the earlier run" in capsys.readouterr().err
+    (tmp_path / "Maps/both.mrc").unlink()
+    assert run(tiny.folder, tmp_path, *validate) == 0 and (tmp_path / "Maps/both.mrc").exists()
+    xr.testing.assert_identical(store(tmp_path).read("validation"), first)
+    assert run(tiny.folder, tmp_path, *GIVEN, "--symmetry", "O", "--write-maps", "both", "--no-split-motion") == 0
+    assert store(tmp_path).read("validation") is None  # of other trajectories than those written now
 
 
 def test_hyperparameters_and_weights_of_another_run_give_the_same_tracks(tiny, tmp_path, finished):

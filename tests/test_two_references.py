@@ -247,3 +247,11 @@ def test_both_entrances_agree(two, tracks, tmp_path):
     ours, theirs = (tracked(one, repair_hot_pixels=False)[0] for one in (data, relion))
     for name, track in theirs.items():
         assert np.abs(ours[name] - track).max() < 1e-3 and np.abs(track).max() > 3
+
+
+def test_particles_of_two_references_at_once_are_told(two):
+    reference = two.references[0]
+    data = rm.open_relion([two.particles] * 2, two.micrographs, [reference] * 2, two.folder)
+    n = data.particles.sizes["particle"] // 2
+    assert any(note.startswith(f"{n} particles are listed for more than one reference") for note in data.notes)
+    assert not [note for note in opened(two).notes if "more than one reference" in note]

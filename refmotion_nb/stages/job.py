@@ -28,7 +28,7 @@ from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.stages.alignment import MotionPrior
 from refmotion_nb.stages.audit import InputAudit, findings, summary
 from refmotion_nb.stages.base import Reporter, Silent, Stage, hash_of
-from refmotion_nb.stages.correction import MotionCorrection, check_reach
+from refmotion_nb.stages.correction import MotionCorrection, check_reach, hash_of_weights
 from refmotion_nb.stages.describe import defaults, describe_inputs, versions
 from refmotion_nb.stages.dose_weights import DoseWeights
 from refmotion_nb.stages.execute import Execution
@@ -153,17 +153,35 @@ class Job:
             complete = not _lost(table, session.failed)
             self._write_for_cryosparc(store, search, dose, table)
             check_split(self.out, self.data, table)
+            if not store.has("validation", self._validation_key(session, search, dose)):
+                store.remove("validation")  # of other settings
         if until == "validate":
-            with self._timed("validation"):
-                validation: Validation = self.stage(Validation)
-                self.validation = validation.run(session, search, dose, reporter, self.combinations, self.out)
-            store.write("validation", self.validation)
+            self._validate(session, store, search, dose, reporter)
             complete = complete and not session.failed
         self.warnings += [f"{name}: {session.failed[name]}" for name in session if name in session.failed]
         self.warnings += session.warnings
         self.seconds.update({f"{k} (part)": v for k, v in session.seconds.items()})
         store.update_attrs(seconds=self.seconds, warnings=self.warnings)
         return complete
+
+    def _validation_key(self, session: Session, search: xr.Dataset, dose: xr.Dataset) -> str:
+        stage: Validation = self.stage(Validation)
+        names = [combination.name for combination in self.combinations]
+        prior = prior_attrs(prior_from_attrs(search.attrs))
+        return stage.key(session.keys.all, hash_of(prior, names), hash_of_weights(dose))
+
+    def _validate(
+        self, session: Session, store: ResultStore, search: xr.Dataset, dose: xr.Dataset, reporter: Reporter
+    ) -> None:
+        stage: Validation = self.stage(Validation)
+        key = self._validation_key(session, search, dose)
+        self.validation = store.read("validation", key)
+        if self.validation is not None and stage.maps_are_there(self.out, len(self.data.references), self.combinations):
+            self.say("validation: taken from the earlier run in this folder")
+            return
+        with self._timed("validation"):
+            self.validation = stage.run(session, search, dose, reporter, self.combinations, self.out)
+        store.write("validation", self.validation, key)
 
     def _write_for_cryosparc(self, store: ResultStore, search: xr.Dataset, dose: xr.Dataset, table: xr.Dataset) -> None:
         written = np.unique(table["micrograph"].values[table["written"].values]).tolist()

@@ -233,11 +233,6 @@ class Session:
                 _, last = self._kept.popitem()
                 self.spool.release(_size(last))
 
-    @property
-    def kept_bytes(self) -> int:
-        """Memory that the kept micrographs take."""
-        return sum(_size(m) for m in list(self._kept.values()))
-
     def _keep(self, key: tuple[str, ...], micrograph: Micrograph) -> None:
         """Keep a micrograph if it fits; those kept first stay, since stages walk through micrographs in one order."""
         with self._lock:

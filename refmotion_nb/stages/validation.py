@@ -121,8 +121,7 @@ class Validation(Alignment):
                     compared = Compared.of(maps, mask, grid, session.threads)
                     found[number].append(compared)
                     if out and combination.file_name in kept:
-                        ending = f"_{number + 1}" if len(rotations) > 1 else ""
-                        path = out / "Maps" / f"{combination.file_name}{ending}.mrc"
+                        path = _map_path(out, combination, number, len(rotations))
                         _write_maps(path, maps, compared, grid, session.threads)
             for combination in group:
                 reporter.advance(combination=combination.name)
@@ -152,6 +151,11 @@ class Validation(Alignment):
         if wrong := [name for name in names if name not in known]:
             raise InputError(f"write_maps {wrong[0]!r}: give names out of {', '.join(known)}; or all, or none")
         return names
+
+    def maps_are_there(self, out: Path, n_references: int, combinations: tuple[Combination, ...]) -> bool:
+        """Return whether the maps that ``run`` writes for these combinations are in ``out``."""
+        kept = [c for c in combinations if c.file_name in self.combinations_to_write()]
+        return all(_map_path(out, c, number, n_references).exists() for c in kept for number in range(n_references))
 
     def _back_project(
         self, session: Session, names: list[str], search: xr.Dataset, dose: xr.Dataset, group: tuple[Combination, ...],
@@ -209,6 +213,11 @@ def _finished(projectors: dict[tuple[int, int], BackProjector], number: int, hal
             "cannot be compared"
         )
     return projectors.pop((number, half)).transform()
+
+
+def _map_path(out: Path, combination: Combination, number: int, n_references: int) -> Path:
+    ending = f"_{number + 1}" if n_references > 1 else ""
+    return out / "Maps" / f"{combination.file_name}{ending}.mrc"
 
 
 def _write_maps(

@@ -184,7 +184,7 @@ def hyperparameters_page(h: Any) -> Page:
 
 def session_page(session: Any) -> Page:
     """Return what a session shows: what is in memory, what took time, what could not be used."""
-    kept = session.kept_bytes
+    kept = session.spool.held_bytes
     tracked = len({name for name, _ in session.tracks})
     particles = sum(session.particle_count(name) for name in session)
     state = f"{particles} particles on {_many(len(session.micrographs), 'micrograph')}"

@@ -150,6 +150,21 @@ def assemble(
     return particle_dataset(joined), tuple(optics), tuple(skipped)
 
 
+def shared_places(particles: xr.Dataset) -> list[str]:
+    """Say how many places on the movies are listed for more than one reference, a line for that if there are any."""
+    whole = np.floor(particles["coordinate"].values).astype(int)
+    place = list(zip(particles["micrograph"].values.tolist(), *whole.T.tolist()))
+    of_place: dict[tuple[str, int, int], set[int]] = {}
+    for where, reference in zip(place, particles["reference"].values.tolist()):
+        of_place.setdefault(where, set()).add(reference)
+    shared = [where for where, references in of_place.items() if len(references) > 1]
+    if not shared:
+        return []
+    name, x, y = shared[0]
+    return [f"{len(shared)} particles are listed for more than one reference (the first on {name} at x {x}, y {y} Å); each "
+            "is aligned once, to the first of them: give every particle one reference"]  # fmt: skip
+
+
 def particle_dataset(values: Mapping[str, np.ndarray]) -> xr.Dataset:
     """Label particle values (particle, ...) with dimensions, units and names as ``schema.Dataset`` describes them."""
     extra = {"coordinate": ("axis",), "origin": ("axis",), "euler": ("angle",)}

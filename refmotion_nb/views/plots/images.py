@@ -8,7 +8,7 @@ import holoviews as hv
 import numpy as np
 import xarray as xr
 
-from refmotion_nb.data.movies.detector import Detector, load_detector
+from refmotion_nb.data.movies.look import Look, look_at
 from refmotion_nb.data.movies.reader import MovieReader, open_movie
 from refmotion_nb.data.relion.motion import rigid_displacement
 from refmotion_nb.data.schema import Dataset, InputError, Movie
@@ -35,9 +35,9 @@ def frame(data: Dataset | Session, micrograph: str, number: int = 1) -> hv.Overl
     movie, particles = _find(data, micrograph)
     if not 1 <= number <= movie.n_frames:
         raise InputError(f"{micrograph} has frames 1 to {movie.n_frames}, not {number}")
-    detector = load_detector(movie)
     with open_movie(movie) as reader:
-        image = _bin(_corrected(reader, detector, number - 1), _factor(movie))
+        seen = look_at(movie, reader, repair=True, flatten=False)
+        image = _bin(_corrected(reader, seen, number - 1), _factor(movie))
     return _picture(data, image, movie, particles, f"{micrograph} · frame {number} of {movie.n_frames}")
 
 
@@ -53,10 +53,10 @@ def micrograph(data: Dataset | Session, micrograph: str) -> hv.Overlay:
     factor = _factor(movie)
     moved = np.rint(rigid_displacement(movie) / movie.pixel_size_A).astype(int)  # (frame, 2) px
     total = np.zeros((movie.height, movie.width), np.float32)
-    detector = load_detector(movie)
     with open_movie(movie) as reader:
+        seen = look_at(movie, reader, repair=True, flatten=False)
         for f, (x, y) in enumerate(moved):
-            total += np.roll(_corrected(reader, detector, f), (-y, -x), (0, 1))
+            total += np.roll(_corrected(reader, seen, f), (-y, -x), (0, 1))
     return _picture(data, _bin(total, factor), movie, particles, f"{micrograph} · sum of {movie.n_frames} frames")
 
 
@@ -102,9 +102,8 @@ def _find(data: Dataset | Session, name: str) -> tuple[Movie, xr.Dataset]:
     )
 
 
-def _corrected(reader: MovieReader, detector: Detector, f: int) -> np.ndarray:
-    image = detector.repair(reader.frame(f), f)
-    return image * detector.gain if detector.gain is not None else image
+def _corrected(reader: MovieReader, seen: Look, f: int) -> np.ndarray:
+    return seen.frame(reader, f) * seen.gain
 
 
 def _factor(movie: Movie) -> int:
