@@ -8,28 +8,12 @@ from pathlib import Path
 import param
 
 from refmotion_nb.stages.alignment import Alignment
-from refmotion_nb.stages.audit import InputAudit
-from refmotion_nb.stages.correction import MotionCorrection
-from refmotion_nb.stages.dose_weights import DoseWeights
-from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.inputs import Inputs
-from refmotion_nb.stages.job import Overrides
+from refmotion_nb.stages.job import STAGES
 from refmotion_nb.stages.micrographs import MicrographCorrection
-from refmotion_nb.stages.search import HyperparameterSearch
-from refmotion_nb.stages.validation import Validation
 
 HERE = Path(__file__).parent
-STAGES = (
-    Inputs,
-    Alignment,
-    HyperparameterSearch,
-    DoseWeights,
-    MotionCorrection,
-    Validation,
-    InputAudit,
-    Overrides,
-    Execution,
-)
+SHOWN = (Inputs, Alignment, *STAGES)
 MICROGRAPHS = "\nOf `refmotion micrographs`, with `float16` and `repair_hot_pixels` as above.\n"
 IN_README = (
     "thoroughness", "target_particles", "all_fourier_components", "fourier_crop_to", "float16", "recenter", "symmetry",
@@ -47,7 +31,7 @@ def parameters_page() -> str:
     """Return docs/parameters.md."""
     parts = [INTRODUCTION]
     told: set[str] = set()
-    for stage in STAGES:
+    for stage in SHOWN:
         new = [name for name in stage.param if name not in {"name", *told}]
         told |= set(new)
         if new:

@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,16 +128,10 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
 
 def _parameters() -> dict[str, param.Parameter]:
     """Return the parameters of all stages by name."""
-    from refmotion_nb.stages.audit import InputAudit
-    from refmotion_nb.stages.correction import MotionCorrection
-    from refmotion_nb.stages.dose_weights import DoseWeights
-    from refmotion_nb.stages.execute import Execution
-    from refmotion_nb.stages.job import Overrides
-    from refmotion_nb.stages.search import HyperparameterSearch
-    from refmotion_nb.stages.validation import Validation
+    from refmotion_nb.stages.job import STAGES
 
     found: dict[str, param.Parameter] = {}
-    for stage in (HyperparameterSearch, DoseWeights, MotionCorrection, Validation, InputAudit, Overrides, Execution):
+    for stage in STAGES:
         found = {**_declared(stage), **found}
     return found
 
@@ -165,8 +160,11 @@ def _references(options: argparse.Namespace) -> list[Reference]:
     from refmotion_nb.data.relion.results import open_postprocess
     from refmotion_nb.data.schema import Reference
 
-    if options.fsc and not options.half1:
-        return [open_postprocess(path, options.root)[0] for path in options.fsc]
+    if options.fsc and not (options.half1 or options.half2):
+        named = [open_postprocess(path, options.root)[0] for path in options.fsc]
+        if options.mask and len(options.mask) != len(named):
+            raise InputError(f"{len(options.mask)} --mask for {len(named)} --fsc; give one for each, or none")
+        return [replace(one, mask=mask) for one, mask in zip(named, options.mask)] if options.mask else named
     if len(options.half1) != len(options.half2):
         raise InputError(f"{len(options.half1)} --half1 but {len(options.half2)} --half2; give both of every reference")
     if not options.half1:
@@ -250,6 +248,7 @@ def _open(options: argparse.Namespace) -> Dataset:
 
 def _run(options: argparse.Namespace) -> int:
     from refmotion_nb.stages.execute import Execution
+    from refmotion_nb.stages.inputs import Inputs
     from refmotion_nb.stages.job import Job, writable
 
     writable(options.out)
@@ -259,7 +258,7 @@ def _run(options: argparse.Namespace) -> int:
         start = time.perf_counter()
         data = _open(options)
         job = Job(
-            data, options.out, {name: getattr(options, name) for name in _parameters()},
+            data, options.out, {name: getattr(options, name) for name in (*_declared(Inputs), *_parameters())},
             options.hyperparameters, options.dose_weights, options.dose_weights_last_frequency_per_A,
             image_root=options.root or Path.cwd(), command=command, say=console.say,
         )  # fmt: skip

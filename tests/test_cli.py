@@ -330,6 +330,22 @@ def test_the_fsc_of_postprocess_names_the_maps(tiny, tmp_path):
     assert main(["run", *by_fsc, "--out", str(tmp_path), *GIVEN, "--until", "dose-weights"]) == 0
 
 
+def test_a_mask_given_beside_fsc_wins(tiny, tmp_path, capsys):
+    names = ["--particles", f"{tiny.particles}", "--micrographs", f"{tiny.micrographs}", "--root", f"{tiny.folder}"]
+    assert main(["check", *names, "--fsc", f"{tiny.postprocess}", "--mask", f"{tiny.half_maps[0]}"]) in (0, 1)
+    assert f"mask {tiny.half_maps[0]}" in " ".join(capsys.readouterr().out.split())
+    assert main(["check", *names, "--fsc", f"{tiny.postprocess}", *(2 * ["--mask", f"{tiny.mask}"])]) == 1
+    assert "2 --mask for 1 --fsc; give one for each, or none" in capsys.readouterr().err
+
+
+def test_no_acceleration_prior_is_a_prior(tiny, tmp_path, capsys):
+    options = ["--spatial-strength", "2", "--correlation-distance", "3000", "--until", "hyperparameters"]
+    assert run(tiny.folder, tmp_path, *options, "--acceleration-strength", "0") == 0
+    assert read_hyperparameters(tmp_path / "hyperparameters.json")["balance_deg"] == 0
+    assert run(tiny.folder, tmp_path, "--spatial-strength", "0", *options[2:], "--acceleration-strength", "0") == 1
+    assert "are both 0; give one above 0" in said(capsys)[-1]
+
+
 def test_check(tiny, capsys):
     assert main(["check", *inputs(tiny.folder)]) == 0
     text = capsys.readouterr().out

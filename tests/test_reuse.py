@@ -26,6 +26,7 @@ from refmotion_nb.numerics.dose import fcc, sums_at_doses, weights_at_doses
 from refmotion_nb.numerics.energy import grant_grigorieff
 from refmotion_nb.stages.alignment import Alignment
 from refmotion_nb.stages.base import Silent
+from refmotion_nb.stages.correction import hash_of_weights
 from refmotion_nb.stages.dose_weights import weights_on
 from refmotion_nb.stages.reuse import read_prior, read_weights
 
@@ -206,6 +207,12 @@ def test_weights_of_cryosparc(quick, data, tmp_path):
         found = read_weights(quick / name, data.movies, 112, 1.6)
         np.testing.assert_allclose(weights_on(found, edges, k), weights_on(own, edges, k), rtol=0.02)
     alone = shutil.copy(quick / "refm_empirical_dw.npy", tmp_path)
+    edited = np.load(alone)
+    edited[0] = 0  # the first frame is not wanted
+    np.save(alone, edited)
+    found = read_weights(tmp_path / "refm_empirical_dw.npy", data.movies, 112, 1.6, 0.5)
+    assert (weights_on(found, edges, k)[0] == 0).all()
+    np.save(alone, np.load(quick / "refm_empirical_dw.npy"))
     with pytest.raises(rm.InputError, match=r"without refm_fcc.npy .* give dose_weights_last_frequency_per_A"):
         read_weights(tmp_path / "refm_empirical_dw.npy", data.movies, 112, 1.6)
     top = 1 / 1.6 * (1 - 1 / np.load(alone).shape[1])
@@ -355,12 +362,43 @@ def test_one_optics_group_has_one_pixel_size(two_pixel_sizes, tmp_path, capsys):
     root = shutil.copytree(two_pixel_sizes[0], tmp_path / "project")
     edit(root / PARTICLES, "particles", lambda t: t.assign(rlnOpticsGroup=1))
     assert run(root, tmp_path / "out", *GIVEN) == 1
-    assert "opticsGroup1 has particles on movies of 1.6 and of 1.4 Å/px (fine); give them different" in said(capsys)[0]
+    line = "opticsGroup1 has particles on movies of 1.6 and of 1.4 Å/px (fine); give them different"
+    assert line in said(capsys)[0]
+    assert main(["check", *inputs(root)]) == 1 and line in " ".join(capsys.readouterr().out.split())
 
 
 def test_fourier_crop_must_fit_all_boxes(two_pixel_sizes, tmp_path, capsys):
     assert run(two_pixel_sizes[0], tmp_path / "out", *GIVEN, "--fourier-crop-to", "120") == 1
     assert "fourier_crop_to 120: the box in movie pixels is 112; give an even number up to that" in said(capsys)[0]
+
+
+def test_a_longer_exposure_of_few_particles_is_measured_too(tiny, project, quick):
+    """Most particles are on the shorter movie: the pool must reach as far as the longest all the same."""
+    cut_otherwise(project, "mic0001", [(0,), (1,), (2,), (3,), (4,), (5,)])
+    edit(
+        project / PARTICLES, "particles", lambda t: t.drop(t.index[t["rlnMicrographName"].str.contains("mic0000")][:6])
+    )
+    files = ["--hyperparameters", f"{quick}/hyperparameters.json", "--mixed-frame-counts"]
+    assert run(project, project / "out", *files) == 0
+    dose = read_netcdf(project / "out/dose_weights.nc")
+    assert list(dose["particles"].values) == [18, 6, 12]
+    assert float(dose["dose"].isel(group=0).max()) == 30  # of 0 to 32 e/Å²
+    again = ["--hyperparameters", f"{quick}/hyperparameters.json", "--dose-weights", f"{project}/out/bfactors.star"]
+    assert run(tiny.folder, project / "out2", *again) == 0
+
+
+def test_files_of_other_weights_do_not_stay(tiny, tmp_path, quick):
+    options = ["--hyperparameters", f"{quick}/hyperparameters.json"]
+    assert run(tiny.folder, tmp_path, *options) == 0
+    assert (tmp_path / "bfactors.star").exists() and (tmp_path / "refm_fcc.npy").exists()
+    assert run(tiny.folder, tmp_path, *options, "--dose-weights", f"{quick}/refm_empirical_dw.npy") == 0
+    assert not (tmp_path / "bfactors.star").exists() and not (tmp_path / "refm_fcc.npy").exists()
+
+
+def test_doses_and_groups_of_edited_weights_count(quick):
+    table = read_netcdf(quick / "dose_weights.nc")
+    others = [table.assign(frame_dose=table["frame_dose"] * 0.9), table.assign_coords(group=["another"])]
+    assert len({hash_of_weights(one) for one in (table, *others)}) == 3
 
 
 # box size

@@ -15,6 +15,7 @@ from refmotion_nb.data.maps import LoadedReference, load_reference
 from refmotion_nb.data.schema import Dataset, InputError, Optics, Reference
 
 _WIDTH = 118
+FEWEST_FRAMES = 3  # two velocities, one acceleration
 _SAME = 0.01  # relative; calibrations of the pixel size that differ by less do no harm
 
 
@@ -55,11 +56,34 @@ class Findings:
     notes: list[str] = field(default_factory=list)
 
 
+def cannot_be_processed(dataset: Dataset) -> list[str]:
+    """Name what no setting can make up for: movies too short to follow motion in, optics groups of two pixel sizes."""
+    problems = []
+    short = [movie for movie in dataset.movies if movie.n_frames < FEWEST_FRAMES]
+    if short:
+        problems.append(
+            f"{short[0].path} has {short[0].n_frames} frames ({len(short)} movies have fewer than {FEWEST_FRAMES}); "
+            "motion cannot be followed, leave these movies out"
+        )
+    of_movie = {movie.micrograph: movie.pixel_size_A for movie in dataset.movies}
+    columns = (dataset.particles[name].values.tolist() for name in ("reference", "optics", "micrograph"))
+    found: dict[tuple[int, int], float] = {}
+    for reference, group, name in zip(*columns):
+        pixel = found.setdefault((reference, group), of_movie[name])
+        if abs(pixel - of_movie[name]) > 1e-3 * pixel:
+            problems.append(
+                f"optics group {dataset.optics[group].name} has particles on movies of {pixel:g} and of "
+                f"{of_movie[name]:g} Å/px ({name}); give them different optics groups"
+            )
+            break
+    return problems
+
+
 def check_dataset(
     dataset: Dataset, problems: Iterable[str] = (), notes: Iterable[str] = (), title: str = "Data set"
 ) -> Check:
     """Summarise a data set and read its references, adding what is wrong with them to ``problems``."""
-    problems, notes = [*problems], [*notes]
+    problems, notes = [*problems, *cannot_be_processed(dataset)], [*notes]
     facts = dataset_facts(dataset)
     for i, reference in enumerate(dataset.references):
         name = "reference" if len(dataset.references) == 1 else f"reference {i + 1}"
@@ -117,12 +141,15 @@ def _movie_facts(dataset: Dataset) -> list[tuple[str, str]]:
     dose, total, before = (_span(values) for values in zip(*((
         m.dose_per_frame_e_A2, m.n_frames * m.dose_per_frame_e_A2, m.pre_exposure_e_A2) for m in movies)))  # fmt: skip
     after = f", after {before}" if before != "0" else ""
-    local = sum(m.local_motion is not None for m in movies)
+    local = sum(m.local_motion is not None or m.spline_motion is not None for m in movies)
+    given = sum(m.background is not None for m in movies)
+    background = f"given for {given}" + f", estimated for {len(movies) - given}" * (given < len(movies)) + " movies"
     gains = sorted({str(m.gain.path) for m in movies if m.gain})
     facts = [
         ("movies", "; ".join(shapes) + (" …" if len(kinds) > 4 else "") + binned + empty),
         ("exposure", f"{dose} e/Å² per frame, {total} in all{after}, {_span([m.voltage_kV for m in movies])} kV"),
         ("motion", f"whole-frame for {len(movies)}, local for {local} movies"),
+        ("background", background if given or any(m.estimate_background for m in movies) else "left as it is"),
         ("camera", f"gain {', '.join(gains[:2])}{' …' if len(gains) > 2 else ''}; " * bool(gains)
                    + f"{_span([len(m.hot_pixels) for m in movies])} hot pixels listed per movie"
                    + ", to be found where there are none" * any(m.hot_pixel_threshold > 0 for m in movies)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import param
@@ -63,6 +64,10 @@ class InputAudit(Alignment):
     )  # fmt: skip
     target_particles = HyperparameterSearch.param["target_particles"]
     seed = HyperparameterSearch.param["seed"]
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that can change the figures, not what is made of them."""
+        return {name: value for name, value in super().settings().items() if name != "check_input"}
 
     def run(self, data: Dataset | Session, reporter: Reporter | None = None) -> xr.Dataset:
         """Return the figures of every reference; ``findings`` reads what follows from them.

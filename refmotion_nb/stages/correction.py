@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,8 @@ from refmotion_nb.numerics.recombine import normalise, recombine
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, Tracks
 from refmotion_nb.stages.base import Reporter, Silent, hash_of
 from refmotion_nb.stages.dose_weights import weights_on
-from refmotion_nb.stages.micrograph import Micrograph
+from refmotion_nb.stages.keys import digest
+from refmotion_nb.stages.micrograph import Micrograph, optics_group
 from refmotion_nb.stages.search import prior_from_attrs
 from refmotion_nb.stages.session import Session
 
@@ -87,6 +87,7 @@ class MotionCorrection(Alignment):
             name: table
             for name in session
             if (out / "Particles" / f"{name}.mrcs").exists()
+            and (out / "Tracks" / f"{name}_tracks.star").exists()
             and (table := store.read(f"tracks/{name}", key(name))) is not None
         }
         reporter.advance(len(finished), from_an_earlier_run=len(finished))
@@ -267,9 +268,8 @@ def particles_table(session: Session, written: list[Written], failed: list[tuple
 
 def hash_of_weights(dose: xr.Dataset) -> str:
     """Return a hash of what weights do: their values, doses, frequencies and groups."""
-    digest = hashlib.sha256(dose["weight"].values.tobytes() + dose["dose"].values.tobytes())
-    digest.update(dose["frequency"].values.tobytes() + "\n".join(map(str, dose["group"].values)).encode())
-    return digest.hexdigest()
+    names = ("weight", "dose", "frame_dose", "frequency", "group", "optics_group")
+    return digest([dose[name].values for name in names if name in dose.variables])
 
 
 def check_reach(session: Session, dose: xr.Dataset) -> None:
@@ -281,26 +281,32 @@ def check_reach(session: Session, dose: xr.Dataset) -> None:
         The weights do not reach as far as a movie's exposure: which movie, and by how much.
     """
     known = set()
-    for name, (movie, _) in session.micrographs.items():
-        edges = tuple(movie.dose_edges.tolist())
-        if edges in known:
+    for name, (movie, particles) in session.micrographs.items():
+        group = optics_group(particles, session.data.optics)
+        exposure = (group, *movie.dose_edges.tolist())
+        if exposure in known:
             continue
-        known.add(edges)
+        known.add(exposure)
         try:
-            weights_on(dose, movie.dose_edges, dose["frequency"].values[:1])
+            weights_on(dose, movie.dose_edges, dose["frequency"].values[:1], group)
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
 
 
 def _write_bfactors(out: Path, dose: xr.Dataset) -> None:
     """Write B-factors and ln scales in RELION's form and sign: the pool's, and of each further group its own."""
+    written = set()
     for i in range(dose.sizes["group"]):
         row = dose.isel(group=i)
         if "b_factor" not in row or not np.isfinite(row["b_factor"].values).any():
             continue
         row = row.dropna("frame", subset=["b_factor"])
         safe = re.sub(r"[^\w.-]+", "_", str(row["group"].values))
+        path = out / ("bfactors.star" if i == 0 else f"bfactors_{safe}.star")
+        written.add(path)
         write_bfactors(
-            out / ("bfactors.star" if i == 0 else f"bfactors_{safe}.star"),
-            -row["b_factor"].values * relion_gauge(row.sizes["frequency"]), np.log(row["frame_scale"].values),
+            path, -row["b_factor"].values * relion_gauge(row.sizes["frequency"]), np.log(row["frame_scale"].values),
         )  # fmt: skip
+    for path in out.glob("bfactors*.star"):  # of an earlier run with other weights
+        if path not in written:
+            path.unlink()

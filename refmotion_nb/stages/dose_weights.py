@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -29,7 +30,7 @@ from refmotion_nb.numerics.dose import (
 from refmotion_nb.numerics.energy import grant_grigorieff
 from refmotion_nb.stages.alignment import Alignment
 from refmotion_nb.stages.base import Reporter, Silent
-from refmotion_nb.stages.micrograph import Micrograph
+from refmotion_nb.stages.micrograph import Micrograph, optics_group
 from refmotion_nb.stages.search import HyperparameterSearch, prior_from_attrs
 from refmotion_nb.stages.session import Session
 
@@ -131,10 +132,10 @@ class DoseWeights(Alignment):
 
     def sample(self, session: Session, reporter: Reporter) -> Iterator[Micrograph]:
         """Yield random micrographs to measure on; no group of movies exposed alike is left out."""
-        groups: dict[tuple[int, ...], list[str]] = {}
+        groups: dict[tuple[Any, ...], list[str]] = {}
         for name, (movie, particles) in session.micrographs.items():
-            optics = int(np.bincount(particles["optics"].values).argmax())
-            groups.setdefault((optics, *np.round(movie.dose_edges, 4)), []).append(name)
+            exposure = (optics_group(particles, session.data.optics), *np.round(movie.dose_edges, 4))
+            groups.setdefault(exposure, []).append(name)
         used = set()
         for m in session.sample(list(session), self.target_particles, self.seed, self, reporter, _MEASURING):
             used.add(m.movie.micrograph)
@@ -180,8 +181,8 @@ def weights_table(groups: list[Measured], relion: bool = False) -> xr.Dataset:
 
 
 def _pool(groups: list[Measured]) -> Measured:
-    """Return all groups as one, on the doses of the largest of them."""
-    largest = max(groups, key=lambda group: group.particles)
+    """Return all groups as one, on the doses of the one exposed longest (of several the largest)."""
+    largest = max(groups, key=lambda group: (group.exposure.dose_edges[-1], group.particles))
     edges = largest.exposure.edges
     sums = [sums_at_doses(one, group.exposure.edges, edges) for group in groups for one in group.sums]
     names = [name for group in groups for name in group.names]

@@ -16,12 +16,13 @@ import param
 import xarray as xr
 
 from refmotion_nb import __version__
+from refmotion_nb.data.check import cannot_be_processed
 from refmotion_nb.data.cryosparc.hyperparameters import write_hyperparameter_group
 from refmotion_nb.data.cryosparc.write import write_particle_groups
 from refmotion_nb.data.files import sole, sweep
 from refmotion_nb.data.maps import check_reference
 from refmotion_nb.data.schema import Dataset, InputError
-from refmotion_nb.data.store import ResultStore, write_hyperparameters, write_netcdf
+from refmotion_nb.data.store import PER_MICROGRAPH, ResultStore, write_hyperparameters, write_netcdf
 from refmotion_nb.numerics.backend import one_blas_thread
 from refmotion_nb.numerics.patches import movie_box
 from refmotion_nb.numerics.prior import Hyperparameters
@@ -33,13 +34,24 @@ from refmotion_nb.stages.describe import defaults, describe_inputs, versions
 from refmotion_nb.stages.dose_weights import DoseWeights
 from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.halves import check_split
+from refmotion_nb.stages.inputs import Inputs
 from refmotion_nb.stages.reuse import as_search, default_prior, read_prior, read_weights
 from refmotion_nb.stages.search import HyperparameterSearch, prior_attrs, prior_from_attrs, still_moving
 from refmotion_nb.stages.session import Session
 from refmotion_nb.stages.validation import COMBINATIONS, Combination, Validation
 
-FEWEST_FRAMES = 3  # two velocities, one acceleration
 STALE_S = 3600.0  # a file is written in much less
+FOLDERS = (
+    "",
+    "Particles",
+    "Tracks",
+    "Motion",
+    "Maps",
+    "results.zarr",
+    *(f"results.zarr/{one}" for one in PER_MICROGRAPH),
+)
+TIMED = {"checking the input": "audit", "hyperparameter search": "search", "reference scale": "search",
+         "dose weights": "dose_weights", "validation": "validation"}  # the group that each leaves  # fmt: skip
 UNTIL = ("hyperparameters", "dose-weights", "correct", "validate")
 
 
@@ -49,15 +61,24 @@ class Overrides(Stage):
     spatial_strength = param.Number(
         default=None, allow_None=True, bounds=(0, None), doc="Spatial prior strength, r cos θ."
     )
-    correlation_distance = param.Number(default=None, allow_None=True, bounds=(0, None), doc="Correlation distance, Å.")
+    correlation_distance = param.Number(
+        default=None, allow_None=True, bounds=(0, None), inclusive_bounds=(False, True), doc="Correlation distance, Å."
+    )
     acceleration_strength = param.Number(
         default=None, allow_None=True, bounds=(0, None), doc="Acceleration prior strength, r sin θ."
     )
-    s_vel = param.Number(default=None, allow_None=True, bounds=(0, None), doc="RELION's sigma of velocity, Å per e/Å².")
-    s_div = param.Number(default=None, allow_None=True, bounds=(0, None), doc="RELION's sigma of divergence, Å.")
+    s_vel = param.Number(
+        default=None, allow_None=True, bounds=(0, None), inclusive_bounds=(False, True),
+        doc="RELION's sigma of velocity, Å per e/Å².",
+    )  # fmt: skip
+    s_div = param.Number(
+        default=None, allow_None=True, bounds=(0, None), inclusive_bounds=(False, True),
+        doc="RELION's sigma of divergence, Å.",
+    )  # fmt: skip
     s_acc = param.Number(
-        default=None, allow_None=True, bounds=(0, None), doc="RELION's sigma of acceleration, Å per e/Å²."
-    )
+        default=None, allow_None=True, bounds=(0, None), inclusive_bounds=(False, True),
+        doc="RELION's sigma of acceleration, Å per e/Å².",
+    )  # fmt: skip
 
     def hyperparameters(self, dose_per_frame_e_A2: float) -> Hyperparameters | None:
         """Return the hyperparameters given, or None.
@@ -76,14 +97,19 @@ class Overrides(Stage):
             return None
         if len(given) > 1:
             raise InputError("hyperparameters are given both as strengths and in RELION's units; give one kind")
-        missing = [name for name, value in given[0].items() if not value]
+        missing = [name for name, value in given[0].items() if value is None]
         if missing:
             raise InputError(
                 f"{', '.join(missing)} not given; give all three of {', '.join(given[0])}, or none to search"
             )
         if given[0] is ours:
+            if not (self.spatial_strength or self.acceleration_strength):
+                raise InputError("spatial_strength and acceleration_strength are both 0; give one above 0")
             return Hyperparameters.from_strengths(*ours.values())
         return Hyperparameters.from_relion(relion["s_vel"], relion["s_div"], relion["s_acc"], dose_per_frame_e_A2)
+
+
+STAGES = (HyperparameterSearch, DoseWeights, MotionCorrection, Validation, InputAudit, Overrides, Execution)
 
 
 @dataclass
@@ -145,7 +171,6 @@ class Job:
         self.search = search = self._search(session, store, reporter)
         if until != "hyperparameters":
             dose = self._dose(session, store, search, reporter)
-        complete = not session.failed
         if until in ("correct", "validate"):
             with self._timed("correction"):
                 correction: MotionCorrection = self.stage(MotionCorrection)
@@ -158,11 +183,29 @@ class Job:
         if until == "validate":
             self._validate(session, store, search, dose, reporter)
             complete = complete and not session.failed
-        self.warnings += [f"{name}: {session.failed[name]}" for name in session if name in session.failed]
+        failed = self._failed(store, session)
+        if until in ("hyperparameters", "dose-weights"):
+            complete = not failed
+        self.warnings += [f"{name}: {failed[name]}" for name in session if name in failed]
         self.warnings += session.warnings
         self.seconds.update({f"{k} (part)": v for k, v in session.seconds.items()})
-        store.update_attrs(seconds=self.seconds, warnings=self.warnings)
+        store.update_attrs(seconds={**self._earlier_seconds(store), **self.seconds}, warnings=self.warnings)
         return complete
+
+    def _failed(self, store: ResultStore, session: Session) -> dict[str, str]:
+        """Return why micrographs could not be used, those of earlier runs included that no stage had to read again."""
+        known = {name: [reason, session.keys.of([name])] for name, reason in session.failed.items()}
+        earlier = store.attrs.get("failed", {})
+        known |= {name: [reason, key] for name, (reason, key) in earlier.items()
+                  if name not in known and session.keys.of([name]) == key and not store.has(f"tracks/{name}")}  # fmt: skip
+        store.update_attrs(failed=known)
+        return {name: reason for name, (reason, _) in known.items()}
+
+    def _earlier_seconds(self, store: ResultStore) -> dict[str, float]:
+        """Return what stages took in earlier runs, of those whose results stand."""
+        return {
+            name: value for name, value in store.attrs.get("seconds", {}).items() if store.has(TIMED.get(name, "none"))
+        }
 
     def _validation_key(self, session: Session, search: xr.Dataset, dose: xr.Dataset) -> str:
         stage: Validation = self.stage(Validation)
@@ -200,12 +243,8 @@ class Job:
         for kind in (HyperparameterSearch, DoseWeights, Overrides):
             self.stage(kind)
         self.stage(Execution).check()
-        short = [movie for movie in self.data.movies if movie.n_frames < FEWEST_FRAMES]
-        if short:
-            raise InputError(
-                f"{short[0].path} has {short[0].n_frames} frames ({len(short)} movies have fewer than {FEWEST_FRAMES}); "
-                "motion cannot be followed, leave these movies out"
-            )
+        if problems := cannot_be_processed(self.data):
+            raise InputError("\n".join(problems))
         self._check_boxes()
         validation: Validation = self.stage(Validation)
         if until == "validate":
@@ -213,7 +252,7 @@ class Job:
             validation.combinations_to_write()
 
     def _check_boxes(self) -> None:
-        """Refuse output boxes that do not fit, and optics groups on movies of different pixel sizes."""
+        """Refuse output boxes that do not fit."""
         correction: MotionCorrection = self.stage(MotionCorrection)
         pixel_sizes = sorted({movie.pixel_size_A for movie in self.data.movies})
         extent = max(box * pixel for box, pixel in map(check_reference, self.data.references))
@@ -221,23 +260,12 @@ class Job:
             extent = correction.box_size * pixel_sizes[0]
         for pixel in pixel_sizes:
             correction.output_box(movie_box(extent, pixel))
-        of_movie = {movie.micrograph: movie.pixel_size_A for movie in self.data.movies}
-        particles = self.data.particles
-        found: dict[tuple[int, int], float] = {}
-        for reference, group, name in zip(*(particles[v].values for v in ("reference", "optics", "micrograph"))):
-            pixel = found.setdefault((int(reference), int(group)), of_movie[str(name)])
-            if abs(pixel - of_movie[str(name)]) > 1e-3 * pixel:
-                raise InputError(
-                    f"optics group {self.data.optics[group].name} has particles on movies of {pixel:g} and of "
-                    f"{of_movie[str(name)]:g} Å/px ({name}); give them different optics groups"
-                )
 
     def _describe(self, store: ResultStore) -> None:
         reused = {"hyperparameters": self.hyperparameters_file, "dose weights": self.dose_weights_file}
-        stages = (HyperparameterSearch, DoseWeights, MotionCorrection, Validation, InputAudit, Overrides, Execution)
         store.update_attrs(
             version=__version__, command=self.command, settings={k: v for k, v in self.settings.items() if v is not None},
-            defaults=defaults(stages), inputs=describe_inputs(self.data, reused), versions=versions(),
+            defaults=defaults((Inputs, *STAGES)), inputs=describe_inputs(self.data, reused), versions=versions(),
         )  # fmt: skip
 
     @contextmanager
@@ -255,11 +283,11 @@ class Job:
             with self._timed("checking the input"):
                 audit = stage.run(session, reporter)
             audit = audit.assign_attrs(micrographs_key=session.keys.of(audit.attrs["micrographs"]))
+            if audit.attrs["micrographs"]:  # else no movie can be used, which the next stage says
+                store.write("audit", audit, key)
         for line in [*summary(audit), *(one.text for one in findings(audit) if one.severity == "note")]:
             self.say(line)
         session.warnings += stage.judge(audit)
-        if audit.attrs["micrographs"]:  # else no movie can be used, which the next stage says
-            store.write("audit", audit, key)
 
     def _search(self, session: Session, store: ResultStore, reporter: Reporter) -> xr.Dataset:
         stage: HyperparameterSearch = self.stage(HyperparameterSearch)
@@ -349,7 +377,7 @@ def _lost(table: xr.Dataset, failed: dict[str, str]) -> bool:
 
 def _sweep(out: Path, alone: bool) -> None:
     """Remove what killed runs left; where others may be writing, what is too old to be theirs."""
-    for folder in ("", "Particles", "Tracks", "Motion", "results.zarr", "results.zarr/tracks", "results.zarr/noise"):
+    for folder in FOLDERS:
         sweep(out / folder, -math.inf if alone else STALE_S)
 
 

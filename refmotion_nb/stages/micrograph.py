@@ -150,6 +150,11 @@ class Micrograph:
         return np.arange(n_shells) / self.extent_A
 
 
+def optics_group(particles: xr.Dataset, optics: tuple[Optics, ...]) -> str:
+    """Return the name of the optics group of most particles of a micrograph."""
+    return optics[int(np.bincount(particles["optics"].values).argmax())].name
+
+
 def load_micrograph(
     movie: Movie,
     particles: xr.Dataset,
@@ -178,7 +183,7 @@ def load_micrograph(
     )
     k_out = max(int(r.k_out * extent / r.extent_A + 0.5) for r in references)
     radius = max(r.mask_radius_A for r in references) / movie.pixel_size_A
-    group = optics[int(np.bincount(particles["optics"].values).argmax())].name
+    group = optics_group(particles, optics)
     return Micrograph(
         movie,
         group,

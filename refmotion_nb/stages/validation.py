@@ -155,7 +155,8 @@ class Validation(Alignment):
     def maps_are_there(self, out: Path, n_references: int, combinations: tuple[Combination, ...]) -> bool:
         """Return whether the maps that ``run`` writes for these combinations are in ``out``."""
         kept = [c for c in combinations if c.file_name in self.combinations_to_write()]
-        return all(_map_path(out, c, number, n_references).exists() for c in kept for number in range(n_references))
+        paths = [_map_path(out, c, number, n_references) for c in kept for number in range(n_references)]
+        return all(path.exists() for whole in paths for path in (whole, *_half_paths(whole)))
 
     def _back_project(
         self, session: Session, names: list[str], search: xr.Dataset, dose: xr.Dataset, group: tuple[Combination, ...],
@@ -220,13 +221,17 @@ def _map_path(out: Path, combination: Combination, number: int, n_references: in
     return out / "Maps" / f"{combination.file_name}{ending}.mrc"
 
 
+def _half_paths(path: Path) -> list[Path]:
+    return [path.with_name(f"{path.stem}_half{number}.mrc") for number in (1, 2)]
+
+
 def _write_maps(
     path: Path, halves: tuple[np.ndarray, np.ndarray], compared: Compared, grid: Grid, threads: int
 ) -> None:
     """Write half maps as they are, and their mean weighted by the FSC and sharpened."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for number, half in enumerate(halves, 1):
-        write_map(path.with_name(f"{path.stem}_half{number}.mrc"), half, grid.pixel_size_A)
+    for half_path, half in zip(_half_paths(path), halves):
+        write_map(half_path, half, grid.pixel_size_A)
     mean, b_factor = 0.5 * (halves[0] + halves[1]), np.nan_to_num(compared.b_factor_A2)
     write_map(path, sharpened(mean, compared.curve.corrected, b_factor, grid.pixel_size_A, threads), grid.pixel_size_A)
 

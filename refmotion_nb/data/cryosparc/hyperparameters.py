@@ -40,6 +40,7 @@ def write_hyperparameter_group(
         step = 0.5 / pixel_size_A / n_bins
         for name, variable, bins in (("refm_fcc", "fcc", n_bins), ("refm_empirical_dw", "weight", 2 * n_bins)):
             if variable not in dose:
+                (out / f"{name}.npy").unlink(missing_ok=True)  # of an earlier run with other weights
                 continue
             at = np.arange(bins) * step
             curves = np.nan_to_num(dose[variable].values)
@@ -107,8 +108,8 @@ def read_dose_weights(path: str | Path, last_frequency_per_A: float | None = Non
     """
     path = Path(path)
     weights = _array(path)
-    if not (np.isfinite(weights).all() and (weights > 0).all()):
-        raise InputError(f"{path} holds weights that are not positive numbers; compute them again")
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and (weights.sum(0) > 0).all()):
+        raise InputError(f"{path} holds weights below 0, or bins without any weight; compute them again")
     if last_frequency_per_A is not None:
         return weights, np.linspace(0, last_frequency_per_A, weights.shape[1])
     if not path.with_name("refm_fcc.npy").exists():
