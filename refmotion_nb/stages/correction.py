@@ -148,8 +148,7 @@ class MotionCorrection(Alignment):
         frequency = m.frequency(int(np.ceil(np.sqrt(2) * m.spectra.box / 2)) + 1)
         weight = weights_on(dose, m.movie.dose_edges, frequency, m.group)
         images = recombine(m.spectra, tracks.displacement_A / m.movie.pixel_size_A, weight, box_out, threads)
-        radius = min(max(m.mask_radius_px / m.spectra.box, 0.25), 0.45) * box_out
-        return normalise(images, radius, threads)
+        return normalise(images, m.background_radius_px(box_out), threads)
 
     def _finish(
         self,

@@ -52,7 +52,7 @@ def particle_images(
     """Return images (particle, box, box) of some particles along displacements (all particles, frame, 2), background 0 ± 1."""
     spectra = PatchSpectra(m.spectra.stored[part], m.spectra.scale[part], m.spectra.offset_px[part])
     box = spectra.box
-    radius = min(max(m.mask_radius_px, 0.25 * box), 0.45 * box)
+    radius = m.background_radius_px(box)
     return normalise(recombine(spectra, displacement_px[part], weight, box, threads), radius, threads)
 
 

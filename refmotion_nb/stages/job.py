@@ -231,10 +231,9 @@ class Job:
         tracks = {name: found for name in written if (found := store.read(f"tracks/{name}")) is not None}
         write_particle_groups(self.out, self.data, tracks)
         h = prior_from_attrs(search.attrs).hyperparameters
-        angle = np.deg2rad(h.balance_deg)
         values = {
-            "spatial_strength": h.strength * np.cos(angle), "correlation_distance": h.distance_A,
-            "acceleration_strength": h.strength * np.sin(angle),
+            "spatial_strength": h.spatial_strength, "correlation_distance": h.distance_A,
+            "acceleration_strength": h.acceleration_strength,
         }  # fmt: skip
         write_hyperparameter_group(self.out, values, dose, self.data.movies[0].pixel_size_A)
 

@@ -116,6 +116,10 @@ class Micrograph:
         """Positions of the particles on the micrograph (particle, 2) Å."""
         return self.placement.centre_px * self.movie.pixel_size_A
 
+    def background_radius_px(self, box: int) -> float:
+        """Return the radius (px) beyond which an image of the particle, ``box`` px wide, shows background."""
+        return min(max(self.mask_radius_px / self.spectra.box, 0.25), 0.45) * box
+
     @cached_property
     def representatives(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the first particle at each position (position,), and for every particle its position (particle,).

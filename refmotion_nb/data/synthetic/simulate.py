@@ -50,11 +50,6 @@ class Simulation:
     fsc_resolutions_A: tuple[float, ...]  # corrected half-map FSC 0.143 of the rigid reference of each species
 
     @property
-    def fsc_resolution_A(self) -> float:
-        """Resolution of the (first) rigid reference."""
-        return self.fsc_resolutions_A[0]
-
-    @property
     def particles(self) -> Path:
         """Particle STAR file (of the first species)."""
         return self.particle_tables[0]

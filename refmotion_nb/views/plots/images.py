@@ -146,7 +146,7 @@ def _before(m: Micrograph, threads: int) -> np.ndarray:
     weight = grant_grigorieff(frequency, m.mid_dose, m.movie.voltage_kV)
     moved = m.placement.initial_A / m.movie.pixel_size_A
     images = recombine(m.spectra, moved, weight / weight.sum(0), m.spectra.box, threads)
-    return normalise(images, min(max(m.mask_radius_px, 0.25 * m.spectra.box), 0.45 * m.spectra.box), threads)
+    return normalise(images, m.background_radius_px(m.spectra.box), threads)
 
 
 def _predicted(m: Micrograph) -> np.ndarray:
