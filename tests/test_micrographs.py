@@ -186,6 +186,7 @@ def test_fourier_cropping_keeps_the_picture():
     for local in (None, still):
         (image,) = summed(frame, local=local, shape_out=binned_shape((120, 96), 2))
         np.testing.assert_allclose(image, want, atol=1e-4)
+    assert binned_shape((3838, 3710), 3838 / 714) == (714, 690)  # though 3838 / (3838 / 714) is just below 714
     assert binned_shape((75, 64), 1) == (75, 64) and binned_shape((75, 64), 1.5) == (50, 42)
 
 
@@ -430,6 +431,17 @@ def test_micrographs_of_an_optics_group_with_two_pixel_sizes_are_two_groups(movi
     assert blocks["optics"]["rlnMicrographPixelSize"].tolist() == [1.6, 3.2]
     assert blocks["micrographs"]["rlnOpticsGroup"].tolist() == blocks["optics"]["rlnOpticsGroup"].tolist() == [1, 2]
     assert blocks["micrographs"]["rlnMicrographName"][0] == "./Micrographs/mic0000.mrc"
+
+
+def test_the_pixel_size_is_that_of_the_image_written(moving, tmp_path):
+    assert run(moving.folder, tmp_path, "--binning", "3") == 0
+    with mrcfile.open(tmp_path / "Micrographs/mic0000.mrc") as file:
+        assert file.data.squeeze().shape == (170, 170)
+        assert float(file.voxel_size.x) == pytest.approx(1.6 * 512 / 170, abs=1e-5)
+    blocks = starfile.read(tmp_path / "corrected_micrographs.star")
+    assert blocks["optics"]["rlnMicrographPixelSize"][0] == pytest.approx(1.6 * 512 / 170, abs=1e-5)
+    movie = rm.open_movies(tmp_path / "corrected_micrographs.star", moving.folder).movies[0]
+    assert movie.binning == pytest.approx(512 / 170, abs=1e-5)
 
 
 # CryoSPARC

@@ -175,7 +175,7 @@ class MicrographCorrection(Stage):
         images = self.images(movie, weights, threads, motion)
         if store.has(group):
             store.write(group, xr.Dataset())  # of other settings: void before the image it describes is replaced
-        pixel = movie.pixel_size_A * self._binning(movie)
+        pixel = movie.height * movie.pixel_size_A / images[0].shape[0]  # sizes are whole, a binning need not be
         for name, image in zip(names, images):
             write_stack(out / name, image[None], pixel, float16=self.float16)
         table = _micrograph_table(movie, motion, images[0], names[: len(images)], pixel)
