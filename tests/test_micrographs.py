@@ -505,7 +505,7 @@ def test_the_weights_of_an_exposure_group_are_found_by_its_number(exposures):
 
 
 def test_exposures_that_cannot_be_used(exposures, tmp_path):
-    with pytest.raises(rm.InputError, match="orientation 'auto'"):
+    with pytest.raises(rm.InputError, match="orientation 'auto'; without particles, give"):
         rm.open_exposures(exposures["exposures"], orientation="auto")
     with pytest.raises(rm.InputError, match="does not exist"):
         rm.open_exposures(tmp_path / "none.cs")
@@ -599,3 +599,67 @@ def test_tracks_that_do_not_belong_to_the_movies_are_refused(tiny, polished, tmp
     mirrored = replace(movie, global_shift=movie.global_shift * [1, -1])
     with pytest.raises(rm.InputError, match="another motion of the whole frame"):
         found.of(mirrored)
+
+
+# orientation
+
+
+def micrograph_of(exposures: dict, out: Path, *more: str) -> int:
+    given = ["--exposures", str(exposures["exposures"]), "--root", str(exposures["root"])]
+    return main(["micrographs", *given, "--out", str(out), "--threads", "2", *more])
+
+
+def test_what_auto_means_without_particles_is_said(exposures, moving, tmp_path, capsys):
+    assert micrograph_of(exposures, tmp_path / "auto") == 0
+    assert "orientation cryosparc is taken: there are no particles to compare" in capsys.readouterr().err
+    assert rm.open_exposures(exposures["exposures"], exposures["root"], orientation="imported").movies[0].path.is_file()
+    stored, relion = (
+        rm.open_exposures(exposures["exposures"], exposures["root"], orientation=name).movies[0]
+        for name in ("cryosparc", "relion")
+    )  # locations and motion lie the same in both, and so do micrographs
+    assert stored.rows_as_stored and relion.rows_as_stored
+    assert np.array_equal(stored.global_shift, relion.global_shift)
+    assert run(moving.folder, tmp_path / "out", "--orientation", "imported") == 1
+    assert said(capsys)[-1] == "--orientation does not go with RELION's --micrographs; leave it out"
+
+
+@pytest.fixture(scope="module")
+def seen_both_ways(tiny, tmp_path_factory) -> dict:
+    """Return CryoSPARC's results with particles in RELION's frame, and a run on them that finds the orientation."""
+    folder = tmp_path_factory.mktemp("seen")
+    project = convert(tiny.folder, folder, "relion")
+    given = ["--exposures", str(project["exposures"]), "--particles", str(project["particles"]),
+             "--volume", str(project["volumes"]), "--root", str(project["root"])]  # fmt: skip
+    assert main(["run", *given, "--out", str(folder / "run"), "--threads", "2", *GIVEN]) == 0
+    return project | {"run": folder / "run"}
+
+
+def test_the_orientation_is_that_of_the_run_whose_tracks_are_given(seen_both_ways, tiny, polished, tmp_path, capsys):
+    """Found on RELION's rows, undone on the rows as stored: the mirror image of the micrograph of RELION's entrance."""
+    record = rm.ResultStore(seen_both_ways["run"] / "results.zarr").attrs["inputs"]
+    assert record["orientation"] == "relion"
+    tracks = ["--tracks", str(seen_both_ways["run"])]
+    assert micrograph_of(seen_both_ways, tmp_path / "out", *tracks, "--no-repair-hot-pixels") == 0
+    assert "orientation relion: as of the run in" in capsys.readouterr().err
+    assert run(tiny.folder, tmp_path / "relion", "--tracks", str(polished), "--no-repair-hot-pixels") == 0
+    stores = [rm.ResultStore(tmp_path / name / "results.zarr") for name in ("out", "relion")]
+    stored, ours = (store.read("micrographs/mic0000")["displacement"].values for store in stores)
+    local = np.ptp(ours, axis=(0, 1)).max()
+    assert np.abs(stored[::-1] * [1, -1] - ours).max() < 0.05 * local
+    assert np.abs(stored * [1, -1] - ours).max() > 0.5 * local
+    for wrong in ("cryosparc", "imported"):
+        assert micrograph_of(seen_both_ways, tmp_path / "no", *tracks, "--orientation", wrong) == 1
+        assert "is of a run with orientation relion; leave --orientation out" in said(capsys)[-1]
+    assert micrograph_of(seen_both_ways, tmp_path / "no", "--tracks", str(polished)) == 1
+    assert "is of a run on RELION's input" in said(capsys)[-1]
+
+
+def test_tracks_of_another_orientation_are_refused(seen_both_ways):
+    found = ParticleMotion.of_run(seen_both_ways["run"])
+    movies = [
+        rm.open_exposures(seen_both_ways["exposures"], seen_both_ways["root"], orientation=name).movies[0]
+        for name in ("relion", "imported")
+    ]
+    assert found.of(movies[0]) is not None
+    with pytest.raises(rm.InputError, match="are of orientation relion, its rows lie the other way"):
+        found.of(movies[1])

@@ -30,6 +30,7 @@ class MovieTable:
     relion: Mapping[str, pd.DataFrame] | None = None  # `optics` and `micrographs`
     cryosparc: np.ndarray | None = None  # exposures
     skipped: tuple[Skipped, ...] = ()  # what the table lists but cannot be used
+    orientation: str = ""  # how CryoSPARC's tables lie on the movies (see ``open_exposures``); empty for RELION
 
 
 @dataclass(frozen=True)

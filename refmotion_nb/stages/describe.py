@@ -30,6 +30,7 @@ def describe_inputs(data: Dataset, reused: Mapping[str, Path | None] | None = No
     given = [*data.sources, *maps, *gains, *(reused or {}).items()]
     return {
         "program": "CryoSPARC" if data.cs_rows else "RELION",
+        "orientation": data.orientation,
         "files": [[what, str(path)] for what, path in given if path is not None],
         "movies": len(data.movies),
         "particles": int(data.particles.sizes["particle"]),
