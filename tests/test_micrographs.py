@@ -12,12 +12,13 @@ import starfile
 import xarray as xr
 from conftest import TINY
 from cryosparc_project import convert, dataset_class
-from job import GIVEN, said
+from job import GIVEN, left_behind, said
 from job import run as polish
 from scipy.ndimage import map_coordinates, spline_filter
 
 import refmotion_nb as rm
 from refmotion_nb.cli import main
+from refmotion_nb.data.files import sole
 from refmotion_nb.data.micrographs import MovieTable
 from refmotion_nb.data.movies.detector import load_detector
 from refmotion_nb.data.movies.reader import open_movie
@@ -409,6 +410,8 @@ def test_a_movie_that_cannot_be_used_is_named_and_the_others_are_written(moving,
     movie.unlink()
     assert run(folder, tmp_path / "out") == 1
     assert "was not found" in (tmp_path / "out/run.log").read_text(encoding="utf-8")
+    table = rm.ResultStore(tmp_path / "out/results.zarr").read("corrected_micrographs")
+    assert table["micrograph"].values.tolist() == ["mic0000", "mic0001"]  # one kind of name, opened or not
     (folder / "Movies/mic0000.tif").unlink()
     assert run(folder, tmp_path / "none") == 1
     assert "none of its movies can be used" in said(capsys)[-1] and not (tmp_path / "none").exists()
@@ -421,6 +424,48 @@ def test_particles_and_half_maps_are_not_asked_for_but_may_be_given(moving, tmp_
     assert "give --half1" in said(capsys)[-1]
     assert run(moving.folder, tmp_path / "out", "--binning", "0.5") == 1
     assert "binning" in said(capsys)[-1]
+
+
+def test_options_that_change_nothing_here_are_named(moving, exposures, tmp_path, capsys):
+    given = ["--skip-movies-with-wrong-frame-count", "--subtract-background"]
+    assert run(moving.folder, tmp_path / "out", *given) == 0
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if "without effect" in one]
+    assert all(option in line for option in given)
+    assert run(moving.folder, tmp_path / "out", "--mixed-frame-counts") == 0
+    assert "without effect on micrographs: --mixed-frame-counts" in capsys.readouterr().err
+    # where it lets shorter movies end earlier it has an effect, and so has the background of CryoSPARC's movies
+    assert run(moving.folder, tmp_path / "out", "--mixed-frame-counts", "--last-frame", "99") == 0
+    assert micrograph_of(exposures, tmp_path / "J9", "--subtract-background", "--orientation", "cryosparc") == 0
+    assert "without effect" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "what"), [("--threads", "-1", "threads"), ("--device", "cuda", "CPU"), ("--device", "x", "not known")]
+)  # fmt: skip
+def test_threads_and_device_are_those_of_a_run(moving, tmp_path, capsys, option, value, what):
+    assert run(moving.folder, tmp_path / "out", option, value) == 1
+    assert what in said(capsys)[-1] and not (tmp_path / "out").exists()
+
+
+def test_one_command_at_a_time_writes_to_a_folder(moving, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    with sole(out):
+        assert run(moving.folder, out) == 1
+        assert "another run is writing to" in said(capsys)[-1]
+        assert left_behind(out) == []
+    assert run(moving.folder, out, "--device", "cpu", "--binning", "2") == 0
+
+
+def test_how_micrographs_came_about_is_recorded_beside_what_a_run_notes(moving, tmp_path):
+    rm.ResultStore(tmp_path / "results.zarr").update_attrs(command="of a run")
+    assert run(moving.folder, tmp_path, "--binning", "2") == 0
+    attrs = rm.ResultStore(tmp_path / "results.zarr").attrs
+    assert attrs["command"] == "of a run"
+    record = attrs["micrographs"]
+    assert record["command"].startswith("refmotion micrographs --micrographs") and record["settings"]["binning"] == 2
+    assert record["inputs"]["files"][0] == ["micrographs", str(moving.micrographs)] and record["inputs"]["movies"] == 2
+    assert record["version"] == rm.__version__ and record["versions"]["numpy"] == np.__version__
 
 
 def test_micrographs_of_an_optics_group_with_two_pixel_sizes_are_two_groups(moving, tmp_path):

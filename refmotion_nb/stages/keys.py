@@ -31,7 +31,7 @@ class DataKeys:
         counts = [(name, particles.sizes["particle"]) for name, (_, particles) in micrographs.items()]
         several = len(data.references) > 1
         scaled_on = choose(micrographs, len(data.references)) if several else []
-        self.shared = _digest((data.references, data.optics, finest, counts, self.of(scaled_on)))
+        self.shared = digest((data.references, data.optics, finest, counts, self.of(scaled_on)))
         """References, optics, which micrographs have how many particles, and what references were brought to one scale on."""
 
     def of(self, names: Iterable[str]) -> str:
@@ -49,7 +49,7 @@ class DataKeys:
         if name not in self._of:
             movie, particles = self._micrographs[name]
             columns = {str(column): particles[column].values for column in sorted(map(str, particles.variables))}
-            self._of[name] = _digest((movie, columns))
+            self._of[name] = digest((movie, columns))
         return self._of[name]
 
 
@@ -58,10 +58,11 @@ def data_key(data: Dataset) -> str:
     return DataKeys(data, {movie.micrograph: (movie, particles) for movie, particles in data.micrographs()}).all
 
 
-def _digest(content: Any) -> str:
-    digest = hashlib.sha256()
-    _add(digest, content)
-    return digest.hexdigest()[:16]
+def digest(content: Any) -> str:
+    """Return a hash of a dataclass, mapping, list, array or plain value and all in it; files as of ``DataKeys``."""
+    found = hashlib.sha256()
+    _add(found, content)
+    return found.hexdigest()[:16]
 
 
 def _add(digest: Any, content: Any) -> None:

@@ -296,6 +296,7 @@ def open_exposures(
     groups = tuple(f"exposureGroup{int(joined[group][i])}" if group in common else "" for i in usable)
     return MovieTable(
         found.movies, tuple(usable), groups, home, cryosparc=joined, orientation=orientation,
+        sources=tuple(("exposures", path) for path, _ in tables),
         skipped=tuple(Skipped(i, name, reasons[name]) for i, name in enumerate(listed) if name in reasons),
     )  # fmt: skip
 
