@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refmotion_nb.data.schema import InputError
+from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.micrographs import MicrographCorrection
 from refmotion_nb.stages.particle_motion import ParticleMotion
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from refmotion_nb.data.micrographs import MovieTable
 
 NOT_NEEDED = ("particles", "half2", "mask", "fsc", "volume")
+EXECUTION = ("threads", "device")
 
 
 def add_options(parser: argparse.ArgumentParser, add_parameter: Callable[..., None]) -> None:
@@ -39,34 +42,36 @@ def add_options(parser: argparse.ArgumentParser, add_parameter: Callable[..., No
     parser.add_argument(
         "--tracks", type=Path, help="output folder of a run: micrographs move as their particles did, where it has some"
     )
-    parser.add_argument("--threads", type=int, default=0, help="processors to use; 0: all")
     group = parser.add_argument_group("parameters")
     for name in _parameters():
         add_parameter(group, name, MicrographCorrection.param[name])
+    for name in EXECUTION:
+        add_parameter(group, name, Execution.param[name])
 
 
 def write_micrographs(options: argparse.Namespace) -> int:
     """Write the micrographs of all movies; the exit code is 0 only if all were written."""
     from refmotion_nb.cli import Console
-    from refmotion_nb.numerics.backend import cpu_count
     from refmotion_nb.stages.job import writable
 
-    given = {name: value for name in _parameters() if (value := getattr(options, name)) is not None}
-    try:
-        stage = MicrographCorrection(**given)
-    except ValueError as error:
-        raise InputError(" ".join(str(error).split())) from None
-    data = _open_movies(options)
-    dose = _dose_weights(options, data)
+    stage, execution = _stage(MicrographCorrection, _parameters(), options), _stage(Execution, EXECUTION, options)
+    execution.check()
+    command = shlex.join(["refmotion", *options.arguments])
     moved = ParticleMotion.of_run(options.tracks) if options.tracks else None
+    data, moved, about = _open_movies(options, moved)
+    dose = _dose_weights(options, data)
     writable(options.out)
     with Console(options.out / "run.log") as console:
-        console.say(shlex.join(["refmotion", *options.arguments]), log_only=True)
-        console.say(f"running on the CPU, {options.threads or cpu_count()} threads")
+        console.say(command, log_only=True)
+        console.say(f"running on the CPU, {execution.n_threads} threads")
         if unused := [f"--{name}" for name in NOT_NEEDED if getattr(options, name)]:
             console.say(f"not needed for micrographs: {', '.join(unused)}; all movies of the table are processed")
+        for line in (*about, *_without_effect(options, data)):
+            console.say(line)
         start = time.perf_counter()
-        table = stage.run(data, dose, options.out, console, options.root or Path.cwd(), options.threads, moved)
+        table = stage.run(
+            data, dose, options.out, console, options.root or Path.cwd(), execution.threads, moved, command
+        )
         for name, reason in zip(table["micrograph"].values, table["reason"].values):
             if reason:
                 console.say(f"warning: {name}: {reason}")
@@ -75,6 +80,26 @@ def write_micrographs(options: argparse.Namespace) -> int:
         if not complete:
             console.say("refmotion: not everything was written; the reasons stand above")
     return 0 if complete else 1
+
+
+def _stage(kind: type[Any], names: Sequence[str], options: argparse.Namespace) -> Any:
+    """Return a stage with those of its parameters that were given; InputError where one is out of bounds."""
+    try:
+        return kind(**{name: value for name in names if (value := getattr(options, name)) is not None})
+    except ValueError as error:
+        raise InputError(" ".join(str(error).split())) from None
+
+
+def _without_effect(options: argparse.Namespace, data: MovieTable) -> list[str]:
+    """Name options of reading that were given and change nothing here, in one line with the reasons."""
+    found = []
+    if options.skip_movies_with_wrong_frame_count:
+        found.append("--skip-movies-with-wrong-frame-count (each movie is weighted by its own dose)")
+    if options.mixed_frame_counts and not options.last_frame:  # else it lets movies end before that
+        found.append("--mixed-frame-counts (each movie is weighted by its own dose)")
+    if options.subtract_background and not any(movie.background for movie in data.movies):
+        found.append("--subtract-background (only backgrounds that CryoSPARC has measured are)")
+    return [f"without effect on micrographs: {', '.join(found)}"] if found else []
 
 
 def _parameters() -> list[str]:
@@ -105,16 +130,43 @@ def _dose_weights(options: argparse.Namespace, data: MovieTable) -> xr.Dataset |
     return read_weights(options.dose_weights, data.movies, box, pixel_A, options.dose_weights_last_frequency_per_A)
 
 
-def _open_movies(options: argparse.Namespace) -> MovieTable:
+def _open_movies(
+    options: argparse.Namespace, moved: ParticleMotion | None
+) -> tuple[MovieTable, ParticleMotion | None, list[str]]:
+    """Open the movies and bring the motion of particles to their orientation; the last is what to say about it."""
     from refmotion_nb.cli import _input_settings, _is_cryosparc
     from refmotion_nb.data.cryosparc.project import open_exposures
     from refmotion_nb.data.relion.project import open_movies
 
     settings: dict[str, Any] = _input_settings(options)
     settings.pop("skip_movies_with_wrong_frame_count")  # each movie has weights of its own
-    only_movies = dict.fromkeys(("half1", "half2", "fsc", "volume", "orientation"))
-    if not _is_cryosparc(argparse.Namespace(**{**vars(options), **only_movies})):
-        return open_movies(options.micrographs, **settings)
+    not_needed = dict.fromkeys(("half1", "half2", "fsc", "volume"))
+    if not _is_cryosparc(argparse.Namespace(**{**vars(options), **not_needed})):
+        return open_movies(options.micrographs, **settings), moved, []
     entries = [tuple(str(path).split(",")) if "," in str(path) else path for path in options.exposures]
-    orientation = "imported" if options.orientation == "imported" else "cryosparc"
-    return open_exposures(entries, orientation=orientation, **settings)
+    orientation, why = _orientation(options, moved)
+    data = open_exposures(entries, orientation=orientation, **settings)
+    return data, moved and replace(moved, orientation=orientation), [why]
+
+
+def _orientation(options: argparse.Namespace, moved: ParticleMotion | None) -> tuple[str, str]:
+    """Return the orientation of CryoSPARC's movies and where it is from: a run found it out, here nothing can be compared."""
+    given = None if options.orientation == "auto" else options.orientation
+    if moved is None:
+        if given:
+            return given, f"orientation {given}: as given"
+        return "cryosparc", (
+            "orientation cryosparc is taken: there are no particles to compare; give --orientation imported where the "
+            "exposures are micrographs of another program, or --tracks of a run, which found it out"
+        )
+    if moved.program == "RELION":
+        raise InputError(f"{options.tracks} is of a run on RELION's input; give its --micrographs, or --tracks of a run "
+                         "on these exposures")  # fmt: skip
+    if given and moved.orientation not in ("", given):
+        raise InputError(f"--orientation {given}, but {options.tracks} is of a run with orientation {moved.orientation}; "
+                         "leave --orientation out")  # fmt: skip
+    if not (given or moved.orientation):
+        raise InputError(f"{options.tracks} does not record the orientation of its run; give it as --orientation")
+    return (given, f"orientation {given}: as given") if given else (
+        moved.orientation, f"orientation {moved.orientation}: as of the run in {options.tracks}"
+    )  # fmt: skip

@@ -12,12 +12,13 @@ import starfile
 import xarray as xr
 from conftest import TINY
 from cryosparc_project import convert, dataset_class
-from job import GIVEN, said
+from job import GIVEN, left_behind, said
 from job import run as polish
 from scipy.ndimage import map_coordinates, spline_filter
 
 import refmotion_nb as rm
 from refmotion_nb.cli import main
+from refmotion_nb.data.files import sole
 from refmotion_nb.data.micrographs import MovieTable
 from refmotion_nb.data.movies.detector import load_detector
 from refmotion_nb.data.movies.reader import open_movie
@@ -186,6 +187,7 @@ def test_fourier_cropping_keeps_the_picture():
     for local in (None, still):
         (image,) = summed(frame, local=local, shape_out=binned_shape((120, 96), 2))
         np.testing.assert_allclose(image, want, atol=1e-4)
+    assert binned_shape((3838, 3710), 3838 / 714) == (714, 690)  # though 3838 / (3838 / 714) is just below 714
     assert binned_shape((75, 64), 1) == (75, 64) and binned_shape((75, 64), 1.5) == (50, 42)
 
 
@@ -408,6 +410,8 @@ def test_a_movie_that_cannot_be_used_is_named_and_the_others_are_written(moving,
     movie.unlink()
     assert run(folder, tmp_path / "out") == 1
     assert "was not found" in (tmp_path / "out/run.log").read_text(encoding="utf-8")
+    table = rm.ResultStore(tmp_path / "out/results.zarr").read("corrected_micrographs")
+    assert table["micrograph"].values.tolist() == ["mic0000", "mic0001"]  # one kind of name, opened or not
     (folder / "Movies/mic0000.tif").unlink()
     assert run(folder, tmp_path / "none") == 1
     assert "none of its movies can be used" in said(capsys)[-1] and not (tmp_path / "none").exists()
@@ -422,6 +426,48 @@ def test_particles_and_half_maps_are_not_asked_for_but_may_be_given(moving, tmp_
     assert "binning" in said(capsys)[-1]
 
 
+def test_options_that_change_nothing_here_are_named(moving, exposures, tmp_path, capsys):
+    given = ["--skip-movies-with-wrong-frame-count", "--subtract-background"]
+    assert run(moving.folder, tmp_path / "out", *given) == 0
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if "without effect" in one]
+    assert all(option in line for option in given)
+    assert run(moving.folder, tmp_path / "out", "--mixed-frame-counts") == 0
+    assert "without effect on micrographs: --mixed-frame-counts" in capsys.readouterr().err
+    # where it lets shorter movies end earlier it has an effect, and so has the background of CryoSPARC's movies
+    assert run(moving.folder, tmp_path / "out", "--mixed-frame-counts", "--last-frame", "99") == 0
+    assert micrograph_of(exposures, tmp_path / "J9", "--subtract-background", "--orientation", "cryosparc") == 0
+    assert "without effect" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "what"), [("--threads", "-1", "threads"), ("--device", "cuda", "CPU"), ("--device", "x", "not known")]
+)  # fmt: skip
+def test_threads_and_device_are_those_of_a_run(moving, tmp_path, capsys, option, value, what):
+    assert run(moving.folder, tmp_path / "out", option, value) == 1
+    assert what in said(capsys)[-1] and not (tmp_path / "out").exists()
+
+
+def test_one_command_at_a_time_writes_to_a_folder(moving, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    with sole(out):
+        assert run(moving.folder, out) == 1
+        assert "another run is writing to" in said(capsys)[-1]
+        assert left_behind(out) == []
+    assert run(moving.folder, out, "--device", "cpu", "--binning", "2") == 0
+
+
+def test_how_micrographs_came_about_is_recorded_beside_what_a_run_notes(moving, tmp_path):
+    rm.ResultStore(tmp_path / "results.zarr").update_attrs(command="of a run")
+    assert run(moving.folder, tmp_path, "--binning", "2") == 0
+    attrs = rm.ResultStore(tmp_path / "results.zarr").attrs
+    assert attrs["command"] == "of a run"
+    record = attrs["micrographs"]
+    assert record["command"].startswith("refmotion micrographs --micrographs") and record["settings"]["binning"] == 2
+    assert record["inputs"]["files"][0] == ["micrographs", str(moving.micrographs)] and record["inputs"]["movies"] == 2
+    assert record["version"] == rm.__version__ and record["versions"]["numpy"] == np.__version__
+
+
 def test_micrographs_of_an_optics_group_with_two_pixel_sizes_are_two_groups(moving, tmp_path):
     data = rm.open_movies(moving.micrographs, moving.folder)
     mixed = replace(data, movies=(data.movies[0], replace(data.movies[1], binning=2.0)))
@@ -430,6 +476,17 @@ def test_micrographs_of_an_optics_group_with_two_pixel_sizes_are_two_groups(movi
     assert blocks["optics"]["rlnMicrographPixelSize"].tolist() == [1.6, 3.2]
     assert blocks["micrographs"]["rlnOpticsGroup"].tolist() == blocks["optics"]["rlnOpticsGroup"].tolist() == [1, 2]
     assert blocks["micrographs"]["rlnMicrographName"][0] == "./Micrographs/mic0000.mrc"
+
+
+def test_the_pixel_size_is_that_of_the_image_written(moving, tmp_path):
+    assert run(moving.folder, tmp_path, "--binning", "3") == 0
+    with mrcfile.open(tmp_path / "Micrographs/mic0000.mrc") as file:
+        assert file.data.squeeze().shape == (170, 170)
+        assert float(file.voxel_size.x) == pytest.approx(1.6 * 512 / 170, abs=1e-5)
+    blocks = starfile.read(tmp_path / "corrected_micrographs.star")
+    assert blocks["optics"]["rlnMicrographPixelSize"][0] == pytest.approx(1.6 * 512 / 170, abs=1e-5)
+    movie = rm.open_movies(tmp_path / "corrected_micrographs.star", moving.folder).movies[0]
+    assert movie.binning == pytest.approx(512 / 170, abs=1e-5)
 
 
 # CryoSPARC
@@ -493,7 +550,7 @@ def test_the_weights_of_an_exposure_group_are_found_by_its_number(exposures):
 
 
 def test_exposures_that_cannot_be_used(exposures, tmp_path):
-    with pytest.raises(rm.InputError, match="orientation 'auto'"):
+    with pytest.raises(rm.InputError, match="orientation 'auto'; without particles, give"):
         rm.open_exposures(exposures["exposures"], orientation="auto")
     with pytest.raises(rm.InputError, match="does not exist"):
         rm.open_exposures(tmp_path / "none.cs")
@@ -587,3 +644,67 @@ def test_tracks_that_do_not_belong_to_the_movies_are_refused(tiny, polished, tmp
     mirrored = replace(movie, global_shift=movie.global_shift * [1, -1])
     with pytest.raises(rm.InputError, match="another motion of the whole frame"):
         found.of(mirrored)
+
+
+# orientation
+
+
+def micrograph_of(exposures: dict, out: Path, *more: str) -> int:
+    given = ["--exposures", str(exposures["exposures"]), "--root", str(exposures["root"])]
+    return main(["micrographs", *given, "--out", str(out), "--threads", "2", *more])
+
+
+def test_what_auto_means_without_particles_is_said(exposures, moving, tmp_path, capsys):
+    assert micrograph_of(exposures, tmp_path / "auto") == 0
+    assert "orientation cryosparc is taken: there are no particles to compare" in capsys.readouterr().err
+    assert rm.open_exposures(exposures["exposures"], exposures["root"], orientation="imported").movies[0].path.is_file()
+    stored, relion = (
+        rm.open_exposures(exposures["exposures"], exposures["root"], orientation=name).movies[0]
+        for name in ("cryosparc", "relion")
+    )  # locations and motion lie the same in both, and so do micrographs
+    assert stored.rows_as_stored and relion.rows_as_stored
+    assert np.array_equal(stored.global_shift, relion.global_shift)
+    assert run(moving.folder, tmp_path / "out", "--orientation", "imported") == 1
+    assert said(capsys)[-1] == "--orientation does not go with RELION's --micrographs; leave it out"
+
+
+@pytest.fixture(scope="module")
+def seen_both_ways(tiny, tmp_path_factory) -> dict:
+    """Return CryoSPARC's results with particles in RELION's frame, and a run on them that finds the orientation."""
+    folder = tmp_path_factory.mktemp("seen")
+    project = convert(tiny.folder, folder, "relion")
+    given = ["--exposures", str(project["exposures"]), "--particles", str(project["particles"]),
+             "--volume", str(project["volumes"]), "--root", str(project["root"])]  # fmt: skip
+    assert main(["run", *given, "--out", str(folder / "run"), "--threads", "2", *GIVEN]) == 0
+    return project | {"run": folder / "run"}
+
+
+def test_the_orientation_is_that_of_the_run_whose_tracks_are_given(seen_both_ways, tiny, polished, tmp_path, capsys):
+    """Found on RELION's rows, undone on the rows as stored: the mirror image of the micrograph of RELION's entrance."""
+    record = rm.ResultStore(seen_both_ways["run"] / "results.zarr").attrs["inputs"]
+    assert record["orientation"] == "relion"
+    tracks = ["--tracks", str(seen_both_ways["run"])]
+    assert micrograph_of(seen_both_ways, tmp_path / "out", *tracks, "--no-repair-hot-pixels") == 0
+    assert "orientation relion: as of the run in" in capsys.readouterr().err
+    assert run(tiny.folder, tmp_path / "relion", "--tracks", str(polished), "--no-repair-hot-pixels") == 0
+    stores = [rm.ResultStore(tmp_path / name / "results.zarr") for name in ("out", "relion")]
+    stored, ours = (store.read("micrographs/mic0000")["displacement"].values for store in stores)
+    local = np.ptp(ours, axis=(0, 1)).max()
+    assert np.abs(stored[::-1] * [1, -1] - ours).max() < 0.05 * local
+    assert np.abs(stored * [1, -1] - ours).max() > 0.5 * local
+    for wrong in ("cryosparc", "imported"):
+        assert micrograph_of(seen_both_ways, tmp_path / "no", *tracks, "--orientation", wrong) == 1
+        assert "is of a run with orientation relion; leave --orientation out" in said(capsys)[-1]
+    assert micrograph_of(seen_both_ways, tmp_path / "no", "--tracks", str(polished)) == 1
+    assert "is of a run on RELION's input" in said(capsys)[-1]
+
+
+def test_tracks_of_another_orientation_are_refused(seen_both_ways):
+    found = ParticleMotion.of_run(seen_both_ways["run"])
+    movies = [
+        rm.open_exposures(seen_both_ways["exposures"], seen_both_ways["root"], orientation=name).movies[0]
+        for name in ("relion", "imported")
+    ]
+    assert found.of(movies[0]) is not None
+    with pytest.raises(rm.InputError, match="are of orientation relion, its rows lie the other way"):
+        found.of(movies[1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pandas as pd
 
 from refmotion_nb.data.cryosparc.csfile import columns, names, text, write_cs, write_csg
 from refmotion_nb.data.cryosparc.csfile import table as cs_table
+from refmotion_nb.data.cryosparc.write import now
 from refmotion_nb.data.schema import Movie, Skipped
 from refmotion_nb.data.star import read_star, table, write_star
 
@@ -30,6 +30,8 @@ class MovieTable:
     relion: Mapping[str, pd.DataFrame] | None = None  # `optics` and `micrographs`
     cryosparc: np.ndarray | None = None  # exposures
     skipped: tuple[Skipped, ...] = ()  # what the table lists but cannot be used
+    sources: tuple[tuple[str, Path], ...] = ()  # what each table it was made from holds, and where that lies
+    orientation: str = ""  # how CryoSPARC's tables lie on the movies (see ``open_exposures``); empty for RELION
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def write_cryosparc(out: Path, data: MovieTable, written: Sequence[WrittenMicrog
     results = dict.fromkeys(name.split("/")[0] for name in values if "/" in name)
     write_csg(path.with_suffix(".csg"), "exposures", "exposure", "Dose-weighted micrographs",
               {name: (path.name, f"exposure.{_FULL_TYPE.get(name, name)}", len(rows)) for name in results},
-              datetime.now().strftime("%Y-%m-%d %H:%M:%S.%f"))  # fmt: skip
+              now())  # fmt: skip
     return path
 
 

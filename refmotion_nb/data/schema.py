@@ -145,6 +145,7 @@ class Dataset:
     cs_rows: tuple[np.ndarray, ...] = ()  # CryoSPARC's particle rows, one structured array per reference, likewise
     notes: tuple[str, ...] = ()  # what is worth a look, one line each
     sources: tuple[tuple[str, Path], ...] = ()  # what each table it was made from holds, and where that lies
+    orientation: str = ""  # how CryoSPARC's tables lie on the movies (see ``open_cryosparc``); empty for RELION
 
     def micrographs(self) -> Iterator[tuple[Movie, xr.Dataset]]:
         """Each movie with its particles, in RELION's order (by stack index)."""

@@ -56,7 +56,8 @@ def binned_shape(shape: tuple[int, int], binning: float) -> tuple[int, int]:
     """Return height and width after Fourier cropping: as RELION's, even."""
     if binning == 1:
         return shape
-    height, width = (int(size / binning) // 2 * 2 for size in shape)
+    # a binning that is a quotient of sizes must give these sizes back
+    height, width = (int(size / binning + 1e-6) // 2 * 2 for size in shape)
     return height, width
 
 

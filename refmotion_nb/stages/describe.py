@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from refmotion_nb.data.schema import Dataset
+from refmotion_nb import __version__
+from refmotion_nb.data.micrographs import MovieTable
+from refmotion_nb.data.schema import Dataset, Movie
 from refmotion_nb.stages.base import Stage
 
 PROGRAMS = ("numpy", "scipy", "numba", "xarray")  # that numbers depend on
@@ -30,21 +32,22 @@ def describe_inputs(data: Dataset, reused: Mapping[str, Path | None] | None = No
     given = [*data.sources, *maps, *gains, *(reused or {}).items()]
     return {
         "program": "CryoSPARC" if data.cs_rows else "RELION",
+        "orientation": data.orientation,
         "files": [[what, str(path)] for what, path in given if path is not None],
         "movies": len(data.movies),
         "particles": int(data.particles.sizes["particle"]),
-        "exposures": _exposures(data),
+        "exposures": _exposures(data.movies),
         "half_sets": _half_sets(data),
         "optics_groups": _optics_groups(data),
         "skipped": _skipped(data),
     }
 
 
-def _exposures(data: Dataset) -> list[dict[str, Any]]:
+def _exposures(movies: Iterable[Movie]) -> list[dict[str, Any]]:
     """Return how many movies were exposed alike, the most common first."""
     counts = Counter(
         (m.n_frames, m.first_frame, m.dose_per_frame_e_A2, m.pre_exposure_e_A2, m.pixel_size_A, m.width, m.height, m.voltage_kV)
-        for m in data.movies
+        for m in movies
     )  # fmt: skip
     names = ("frames", "first_frame", "dose_per_frame_e_A2", "pre_exposure_e_A2", "pixel_size_A", "width_px", "height_px",
              "voltage_kV")  # fmt: skip
@@ -79,6 +82,34 @@ def _skipped(data: Dataset) -> list[dict[str, Any]]:
         {**entry, "n_micrographs": len(entry["micrographs"]), "micrographs": list(entry["micrographs"])[:NAMED]}
         for entry in sorted(found.values(), key=lambda entry: -entry["particles"])
     ]
+
+
+def record(
+    stages: Iterable[type[Stage]], settings: Mapping[str, Any], inputs: Mapping[str, Any], command: str
+) -> dict[str, Any]:
+    """Return what a result store notes of how its results came about: version, command, settings, inputs."""
+    return {
+        "version": __version__,
+        "command": command,
+        "settings": {name: value for name, value in settings.items() if value is not None},
+        "defaults": defaults(stages),
+        "inputs": dict(inputs),
+        "versions": versions(),
+    }
+
+
+def describe_movies(data: MovieTable, tracks: Path | None = None) -> dict[str, Any]:
+    """Return the files and numbers of movies without particles; ``tracks`` are those of a run that they move by."""
+    gains = [("gain", path) for path in sorted({movie.gain.path for movie in data.movies if movie.gain})]
+    given = [*data.sources, *gains, ("tracks", tracks)]
+    return {
+        "program": "CryoSPARC" if data.relion is None else "RELION",
+        "orientation": data.orientation,
+        "files": [[what, str(path)] for what, path in given if path is not None],
+        "movies": len(data.movies),
+        "exposures": _exposures(data.movies),
+        "skipped": [[skip.micrograph, skip.reason] for skip in data.skipped],
+    }
 
 
 def defaults(stages: Iterable[type[Stage]]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import numpy as np
 import param
 import xarray as xr
 
-from refmotion_nb import __version__
 from refmotion_nb.data.check import cannot_be_processed
 from refmotion_nb.data.cryosparc.hyperparameters import write_hyperparameter_group
 from refmotion_nb.data.cryosparc.write import write_particle_groups
@@ -30,7 +29,7 @@ from refmotion_nb.stages.alignment import MotionPrior
 from refmotion_nb.stages.audit import InputAudit, findings, summary
 from refmotion_nb.stages.base import Reporter, Silent, Stage, hash_of
 from refmotion_nb.stages.correction import MotionCorrection, check_reach, hash_of_weights
-from refmotion_nb.stages.describe import defaults, describe_inputs, versions
+from refmotion_nb.stages.describe import describe_inputs, record
 from refmotion_nb.stages.dose_weights import DoseWeights
 from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.halves import check_split
@@ -262,10 +261,7 @@ class Job:
 
     def _describe(self, store: ResultStore) -> None:
         reused = {"hyperparameters": self.hyperparameters_file, "dose weights": self.dose_weights_file}
-        store.update_attrs(
-            version=__version__, command=self.command, settings={k: v for k, v in self.settings.items() if v is not None},
-            defaults=defaults((Inputs, *STAGES)), inputs=describe_inputs(self.data, reused), versions=versions(),
-        )  # fmt: skip
+        store.update_attrs(**record((Inputs, *STAGES), self.settings, describe_inputs(self.data, reused), self.command))
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:

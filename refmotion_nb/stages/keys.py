@@ -59,7 +59,7 @@ def data_key(data: Dataset) -> str:
 
 
 def digest(content: Any) -> str:
-    """Return a hash of arrays, dataclasses, lists and plain values; files by path, size and time of change."""
+    """Return a hash of a dataclass, mapping, list, array or plain value and all in it; files as of ``DataKeys``."""
     found = hashlib.sha256()
     _add(found, content)
     return found.hexdigest()[:16]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import param
 import xarray as xr
 
-from refmotion_nb.data.files import sweep
+from refmotion_nb.data.files import sole, sweep
 from refmotion_nb.data.maps import write_stack
 from refmotion_nb.data.micrographs import MovieTable, WrittenMicrograph, write_cryosparc, write_relion
 from refmotion_nb.data.movies.look import look_at
@@ -25,7 +25,9 @@ from refmotion_nb.numerics.backend import cpu_count
 from refmotion_nb.numerics.dewarp import Camera, binned_shape, grid_nodes, radius_axis, spread, sum_frames
 from refmotion_nb.numerics.energy import grant_grigorieff
 from refmotion_nb.stages.base import Reporter, Silent, Stage, hash_of
+from refmotion_nb.stages.describe import describe_movies, record
 from refmotion_nb.stages.dose_weights import weights_on
+from refmotion_nb.stages.keys import digest
 from refmotion_nb.stages.particle_motion import ParticleMotion, displacement
 
 FOLDER = "Micrographs"
@@ -49,7 +51,9 @@ class MicrographCorrection(Stage):
     save_nodw = param.Boolean(default=False, doc="Also write the sum that is not dose-weighted, as NAME_noDW.mrc.")
     float16 = param.Boolean(default=False, doc="Write images in 16-bit floating point (MRC mode 12).")
     repair_hot_pixels = param.Boolean(
-        default=True, doc="Replace hot and defect pixels that the metadata lists by a good neighbour's count."
+        default=True,
+        doc="Replace hot and defect pixels, listed in the metadata or found by --hot-pixel-threshold, by a good "
+        "neighbour's count.",
     )
 
     def run(
@@ -61,24 +65,38 @@ class MicrographCorrection(Stage):
         image_root: Path | None = None,
         threads: int = 0,
         particle_motion: ParticleMotion | None = None,
+        command: str = "",
     ) -> xr.Dataset:
         """Correct all movies into ``out`` and return the table of what was written and what was not, with reasons.
 
         ``dose`` is a table of dose weights, of these or other movies; without one, weights are those of Grant &
         Grigorieff (2015). Beside the images in ``Micrographs/``, ``corrected_micrographs.star`` or ``exposures.cs`` lists
         them; names in the former are written relative to ``image_root`` where ``out`` lies in it. With ``particle_motion``
-        micrographs move as their particles did. Micrographs finished by an earlier run with the same settings and input
-        are kept.
+        micrographs move as their particles did. ``command`` is noted as what was given. Micrographs finished by an earlier
+        run with the same settings and input are kept.
 
         Raises
         ------
         InputError
-            Nothing could be written.
+            Nothing could be written, or another run is writing to ``out``.
         """
-        reporter = reporter or Silent()
-        out, threads = Path(out), threads or cpu_count()
-        store = ResultStore(out / "results.zarr")
-        sweep(out / FOLDER)
+        out = Path(out)
+        out.mkdir(parents=True, exist_ok=True)
+        with sole(out) as alone:
+            for folder in ("", FOLDER, "results.zarr", "results.zarr/micrographs"):
+                sweep(out / folder, -math.inf) if alone else sweep(out / folder)
+            store = ResultStore(out / "results.zarr")
+            inputs = describe_movies(data, particle_motion and particle_motion.store.path)
+            # beside what a run in the same folder notes of itself
+            store.update_attrs(micrographs=record((type(self),), self.settings(), inputs, command))
+            return self._run(
+                data, dose, out, store, reporter or Silent(), image_root, threads or cpu_count(), particle_motion
+            )
+
+    def _run(
+        self, data: MovieTable, dose: xr.Dataset | None, out: Path, store: ResultStore, reporter: Reporter,
+        image_root: Path | None, threads: int, particle_motion: ParticleMotion | None,
+    ) -> xr.Dataset:  # fmt: skip
         reporter.start(len(data.movies), "correcting micrographs")
         written, failed = [], {skip.micrograph: skip.reason for skip in data.skipped}
         for movie, row, group in zip(data.movies, data.rows, data.groups):
@@ -156,7 +174,7 @@ class MicrographCorrection(Stage):
     def _key(self, movie: Movie, weights: Weights, motion: Motion) -> str:
         at = np.linspace(0, np.sqrt(0.5), 100) / movie.pixel_size_A
         what = weights(at).tobytes() + motion.sample().tobytes()
-        return hash_of(self.settings(), hashlib.sha256(what).hexdigest(), _facts(movie))
+        return hash_of(self.settings(), hashlib.sha256(what).hexdigest(), digest(movie))
 
     def _finished(
         self, store: ResultStore, out: Path, movie: Movie, weights: Weights, motion: Motion
@@ -173,9 +191,8 @@ class MicrographCorrection(Stage):
         group = f"micrographs/{movie.micrograph}"
         names = [f"{FOLDER}/{movie.micrograph}.mrc", f"{FOLDER}/{movie.micrograph}_noDW.mrc"]
         images = self.images(movie, weights, threads, motion)
-        if store.has(group):
-            store.write(group, xr.Dataset())  # of other settings: void before the image it describes is replaced
-        pixel = movie.pixel_size_A * self._binning(movie)
+        store.remove(group)  # of other settings: void before the image it describes is replaced
+        pixel = movie.height * movie.pixel_size_A / images[0].shape[0]  # sizes are whole, a binning need not be
         for name, image in zip(names, images):
             write_stack(out / name, image[None], pixel, float16=self.float16)
         table = _micrograph_table(movie, motion, images[0], names[: len(images)], pixel)
@@ -241,22 +258,6 @@ def _called(dose: xr.Dataset, group: str) -> str:
     names = set(map(str, dose["optics_group"].values)) if "optics_group" in dose.coords else set()
     alike = [name for name in names if name.endswith(f"_{group}")]
     return alike[0] if group not in names and len(alike) == 1 else group
-
-
-def _facts(movie: Movie) -> list[Any]:
-    """Return what a micrograph depends on of its movie: files by path, size and time, numbers, motion."""
-    facts: list[Any] = []
-    for one in fields(movie):
-        value = getattr(movie, one.name)
-        if isinstance(value, np.ndarray):
-            value = hashlib.sha256(np.ascontiguousarray(value, float).tobytes()).hexdigest()
-        facts.append([one.name, str(value)])
-    extras = (movie.gain and movie.gain.path, movie.defects, movie.background and movie.background.path)
-    for path in (movie.path, *(path for path in extras if path)):
-        if Path(path).is_file():  # else opening it says what is wrong
-            stat = Path(path).stat()
-            facts.append([str(path), stat.st_size, stat.st_mtime_ns])
-    return facts
 
 
 def _micrograph_table(movie: Movie, motion: Motion, image: np.ndarray, names: list[str], pixel_A: float) -> xr.Dataset:

@@ -22,6 +22,8 @@ class ParticleMotion:
 
     store: ResultStore
     distance_A: float
+    program: str = ""  # that the run's input was from, RELION or CryoSPARC; empty if it is not recorded
+    orientation: str = ""  # of a run on CryoSPARC's input, likewise
 
     @classmethod
     def of_run(cls, out: str | Path) -> ParticleMotion:
@@ -36,19 +38,29 @@ class ParticleMotion:
         store = ResultStore(out / "results.zarr")
         if not store.groups("tracks"):
             raise InputError(f"{out} holds no trajectories; give the output folder of a finished refmotion run")
-        return cls(store, float(read_hyperparameters(out / "hyperparameters.json")["distance_A"]))
+        distance_A = float(read_hyperparameters(out / "hyperparameters.json")["distance_A"])
+        inputs = store.attrs.get("inputs", {})
+        return cls(store, distance_A, inputs.get("program", ""), inputs.get("orientation", ""))
 
     def of(self, movie: Movie) -> xr.Dataset | None:
-        """Return the trajectories on a movie; None if the run has none.
+        """Return the trajectories on a movie, in its frame; None if the run has none.
 
         Raises
         ------
         InputError
-            They start from another motion correction, or are of other frames.
+            They lie otherwise on it, start from another motion correction, or are of other frames.
         """
         tracks = self.store.read(f"tracks/{movie.micrograph}")
         if tracks is None:
             return None
+        if self.rows_as_stored not in (None, movie.rows_as_stored):
+            of_run = f"orientation {self.orientation}" if self.orientation else f"{self.program} input"
+            raise InputError(
+                f"{movie.path}: the trajectories in {self.store.path} are of {of_run}, its rows lie the other way; give the "
+                "same input and orientation as for that run"
+            )
+        if self.orientation == "relion":
+            tracks = mirrored(tracks, movie)
         rigid = tracks["rigid"].values
         if rigid.shape != (movie.n_frames, 2) or np.abs(rigid - rigid_displacement(movie)).max() > _SAME_A:
             raise InputError(
@@ -56,6 +68,22 @@ class ParticleMotion:
                 "same frames, motion correction and orientation as for that run"
             )
         return tracks
+
+    @property
+    def rows_as_stored(self) -> bool | None:
+        """Whether movies must be read so that the trajectories, mirrored for ``relion``, lie on them; None if unknown."""
+        if self.program == "RELION":
+            return False
+        return self.orientation in ("cryosparc", "relion") if self.orientation else None
+
+
+def mirrored(tracks: xr.Dataset, movie: Movie) -> xr.Dataset:
+    """Return trajectories on a movie with its rows in reverse order."""
+    up = np.array([1.0, -1.0])
+    bottom = np.array([0.0, (movie.height - 1) * movie.pixel_size_A])
+    turned = {name: tracks[name].copy(data=tracks[name].values * up) for name in ("rigid", "common", "shift")}
+    turned["coordinate"] = tracks["coordinate"].copy(data=tracks["coordinate"].values * up + bottom)
+    return tracks.assign(turned)
 
 
 def displacement(

@@ -171,6 +171,7 @@ def _assembled(
         tuple({block: table(part.blocks, block) for block in part.blocks} for part in tables),
         tuple(rows for _, rows in particles),
         sources=(*(("particles", path) for path, _ in particles), *(("exposures", path) for path, _ in exposures)),
+        orientation=name,
     )  # fmt: skip
     unfit = _unfit(dataset, tables) if movies.movies or (exposures and not movies.problems) else []
     problems = [*(problem for part in tables for problem in part.problems), *movies.problems, *unfit]
@@ -263,15 +264,16 @@ def open_exposures(
 ) -> MovieTable:
     """Open the movies of motion-corrected exposures, without particles; what cannot be used is ``skipped``.
 
-    The arguments are those of ``open_cryosparc``; ``orientation`` is ``cryosparc`` (rows as stored) or ``imported``.
+    The arguments are those of ``open_cryosparc``; ``orientation`` is ``cryosparc`` or ``relion`` (rows as stored, for so
+    lie locations and motion in both), or ``imported`` (rows reversed).
 
     Raises
     ------
     InputError
         A table cannot be read, or none of its movies can be used.
     """
-    if orientation not in ("cryosparc", "imported"):
-        raise InputError(f"orientation {orientation!r}; without particles, give cryosparc or imported")
+    if orientation not in ORIENTATIONS:
+        raise InputError(f"orientation {orientation!r}; without particles, give {', '.join(ORIENTATIONS)}")
     problems = list[str]()
     tables = read_exposures(_as_list(exposures), problems)
     if problems or not tables:
@@ -280,7 +282,9 @@ def open_exposures(
     tables = [(path, beside_absolute(rows, path.parent)) for path, rows in tables]
     shapes = {uid: shape for _, rows in tables for uid, shape in _micrograph_blobs(rows).items()}
     gain = Gain(Path(gain)) if isinstance(gain, str | Path) else gain
-    found = read_movies(tables, (), home, Options(gain, **options), ORIENTATIONS[orientation], shapes)
+    # RELION's rows are those of particle images only: micrographs lie as the locations that the exposures go with
+    frame = ORIENTATIONS["cryosparc" if orientation == "relion" else orientation]
+    found = read_movies(tables, (), home, Options(gain, **options), frame, shapes)
     if not found.movies:
         raise InputError(f"{tables[0][0]}: none of its movies can be used; the first: {found.idle[0].reason}")
     common = [name for name in names(tables[0][1]) if all(name in names(rows) for _, rows in tables)]
@@ -291,7 +295,8 @@ def open_exposures(
     group = "mscope_params/exp_group_id"
     groups = tuple(f"exposureGroup{int(joined[group][i])}" if group in common else "" for i in usable)
     return MovieTable(
-        found.movies, tuple(usable), groups, home, cryosparc=joined,
+        found.movies, tuple(usable), groups, home, cryosparc=joined, orientation=orientation,
+        sources=tuple(("exposures", path) for path, _ in tables),
         skipped=tuple(Skipped(i, name, reasons[name]) for i, name in enumerate(listed) if name in reasons),
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ import pandas as pd
 from refmotion_nb.data.check import Check, Findings, check_dataset, unlike_particles
 from refmotion_nb.data.maps import check_reference
 from refmotion_nb.data.micrographs import MovieTable
-from refmotion_nb.data.relion.micrographs import MovieSet, Options, read_micrographs, read_movies
+from refmotion_nb.data.relion.micrographs import MovieSet, Options, read_micrographs, read_movies, short_names
 from refmotion_nb.data.relion.particles import ParticleTable, assemble, listed, read_particles, shared_places
 from refmotion_nb.data.relion.results import find_root
 from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference, Skipped
@@ -216,6 +216,7 @@ def open_movies(
     names = rows["rlnMicrographName"].astype(str).tolist()
     reasons = {skip.micrograph: skip.reason for skip in found.idle}
     usable = [i for i, name in enumerate(names) if name not in reasons]
+    shorts = short_names(names)
     optics = table(read_star(path, ("optics",)), "optics")
     called = dict(zip(optics["rlnOpticsGroup"], optics["rlnOpticsGroupName"].astype(str)))
     number = (
@@ -224,5 +225,6 @@ def open_movies(
     return MovieTable(
         found.movies, tuple(usable), tuple(called.get(number.iloc[i], "") for i in usable), home,
         relion={"optics": optics, "micrographs": rows.drop(columns="rlnVoltage", errors="ignore")},
-        skipped=tuple(Skipped(i, name, reasons[name]) for i, name in enumerate(names) if name in reasons),
+        sources=(("micrographs", path),),
+        skipped=tuple(Skipped(i, shorts[i], reasons[name]) for i, name in enumerate(names) if name in reasons),
     )  # fmt: skip
