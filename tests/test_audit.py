@@ -20,11 +20,13 @@ from refmotion_nb.numerics.projection import euler_to_matrix
 from refmotion_nb.stages.audit import findings, summary
 
 
-def opened(folder: Path) -> rm.Dataset:
+def opened(folder: Path, references: int = 1) -> rm.Dataset:
     ref = folder / "Ref"
     maps = rm.Reference(ref / "half1.mrc", ref / "half2.mrc", ref / "mask.mrc")
     micrographs = folder / "MotionCorr/corrected_micrographs.star"
-    return rm.open_relion(folder / "Extract/particles.star", micrographs, maps, root=folder)
+    return rm.open_relion(
+        [folder / "Extract/particles.star"] * references, micrographs, [maps] * references, root=folder
+    )
 
 
 def audited(data: rm.Dataset, **settings):
@@ -317,7 +319,8 @@ def test_a_job_stops_at_swapped_half_maps_unless_told_otherwise(tiny, tmp_path, 
     assert store(out).read("audit").attrs["findings"][0][0] == "error"
 
 
-def test_a_job_reads_no_movie_for_the_audit_alone(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("references", [1, 2])  # two are brought to one grey scale first
+def test_a_job_reads_no_movie_for_the_audit_alone(tiny, tmp_path, monkeypatch, references):
     from refmotion_nb.stages import session
 
     read = []
@@ -326,7 +329,7 @@ def test_a_job_reads_no_movie_for_the_audit_alone(tiny, tmp_path, monkeypatch):
         "load_micrograph",
         lambda *a, load=session.load_micrograph, **k: read.append(a[0].micrograph) or load(*a, **k),
     )
-    data, out = opened(tiny.folder), tmp_path / "out"
+    data, out = opened(tiny.folder, references), tmp_path / "out"
     rm.Job(data, out).run("hyperparameters")
     assert sorted(read) == ["mic0000", "mic0001"]
     read.clear()

@@ -364,7 +364,7 @@ def test_results_of_other_motion_are_not_taken_up(project):
 
 def test_nothing_to_write(from_relion, tmp_path):
     with pytest.raises(rm.InputError, match="no particles to write"):
-        write_particle_groups(tmp_path, from_relion, {})
+        write_particle_groups(tmp_path, from_relion, [])
 
 
 # the command line

@@ -1,6 +1,7 @@
 """Runs that end early, and memory that runs out: the same results as if nothing had happened."""
 
 import errno
+import gc
 import json
 import os
 import select
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+import weakref
 from contextlib import suppress
 from dataclasses import replace
 
@@ -20,6 +22,7 @@ from job import GIVEN, copied, inputs, run, said, store
 
 import refmotion_nb as rm
 from refmotion_nb.data import files, spool
+from refmotion_nb.data.store import ResultStore
 from refmotion_nb.data.synthetic.simulate import SimulationSettings, simulate
 from refmotion_nb.numerics.rays import unrested
 from refmotion_nb.stages import correction, session
@@ -498,6 +501,29 @@ def test_any_cache_gives_the_same_search_and_a_small_one_takes_little_memory(ope
     xr.testing.assert_identical(found[15], found[1e4])
     # 9, 21 and 42 MB: two micrographs in hand and the windows of one take 9 MB beside the cache
     assert peak[0] < 13 and peak[15] < 15 + 13 and peak[1e4] > 2 * 13
+
+
+def test_a_job_holds_the_tracks_of_no_more_than_two_micrographs(opened, tmp_path, monkeypatch):
+    alive, most = [], []
+
+    def counted(make):
+        def made(*arguments, **more):
+            found = make(*arguments, **more)
+            if isinstance(found, xr.Dataset) and "shift" in found:
+                alive.append(weakref.ref(found))
+                gc.collect()
+                most.append(sum(one() is not None for one in alive))
+            return found
+
+        return made
+
+    monkeypatch.setattr(correction, "tracks_table", counted(correction.tracks_table))
+    monkeypatch.setattr(ResultStore, "read", counted(ResultStore.read))
+    given = {"spatial_strength": 1.5, "correlation_distance": 3000.0, "acceleration_strength": 2.0, "threads": 2}
+    for times_read in (1, 2):  # a rerun reads what was finished, too
+        most.clear()
+        assert rm.Job(opened, tmp_path / "out", given).run()
+        assert len(most) >= 3 * times_read and max(most) <= 2  # of three: the one in hand, the one before it
 
 
 def test_spool(tmp_path, monkeypatch):

@@ -159,7 +159,7 @@ def test_a_reference_unlike_its_particles_is_told(two, tmp_path):
         write_map(tmp_path / f"{name}.mrc", rng.normal(0, volume.std(), volume.shape), pixel_A)
     noise = replace(two.references[1], half1=tmp_path / "half1.mrc", half2=tmp_path / "half2.mrc")
     session = rm.Session(opened(two, (two.references[0], noise)), threads=2)
-    session.references(False)
+    assert session.grey_scale(Alignment()).tolist() == [1, 1]
     assert len(session.warnings) == 1
     assert session.warnings[0].startswith("reference 2 has too few particles, or resembles them too little")
 
@@ -174,6 +174,28 @@ def test_the_grey_scale_of_a_reference_does_not_matter(two, tracks, tmp_path):
     assert not warnings
     for name, track in tracks.items():
         assert np.abs(found[name] - track).max() < 1e-3
+
+
+def test_the_grey_scale_is_found_with_the_settings_in_use(two, data, tmp_path):
+    """Views are the same whether or not their micrographs were kept; movies that cannot be used are remembered."""
+    settings = Alignment(recenter=False, box_size=92)
+    kept, not_kept = (rm.Session(data, 2, cache_bytes) for cache_bytes in (1e9, 0))
+    for session in (kept, not_kept):
+        assert session.grey_scale(settings)[0] == 1 and 0.8 < session.grey_scale(settings)[1] < 1.25
+        assert session.grey_scale(settings)[1] != 1
+    for name in data.movies[0].micrograph, data.movies[1].micrograph:
+        ours, theirs = (session.micrograph(name, settings) for session in (kept, not_kept))
+        assert ours.spectra.box == 92
+        for view in ("own", "opposite", "ctf"):
+            assert (getattr(ours, view) == getattr(theirs, view)).all()
+        plain = not_kept._read(name, settings)
+        factors = kept.grey_scale(settings)[plain.particles["reference"].values]
+        assert (ours.own == plain.own * factors[:, None, None]).all()
+    assert (kept.grey_scale(Alignment(energy="relion")) == 1).all()
+    missing = replace(data.movies[0], path=tmp_path / "missing.tif")
+    session = rm.Session(replace(data, movies=(missing, *data.movies[1:])), 2)
+    session.grey_scale(settings)
+    assert list(session.failed) == [missing.micrograph]
 
 
 def test_references_may_have_different_boxes(two, tracks, tmp_path):

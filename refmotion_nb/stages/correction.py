@@ -83,13 +83,13 @@ class MotionCorrection(Alignment):
         stacks = _stack_folder(out, image_root)
         sweep(out / "Particles")
         reporter.start(len(session.micrographs), "correcting particles")
-        finished = {
-            name: table
-            for name in session
-            if (out / "Particles" / f"{name}.mrcs").exists()
-            and (out / "Tracks" / f"{name}_tracks.star").exists()
-            and (table := store.read(f"tracks/{name}", key(name))) is not None
-        }
+        finished: dict[str, tuple[list[Written], int]] = {}  # no tracks: they grow with the dataset
+        for name in session:
+            files = out / "Particles" / f"{name}.mrcs", out / "Tracks" / f"{name}_tracks.star"
+            if not all(file.exists() for file in files):
+                continue
+            if (table := store.read(f"tracks/{name}", key(name))) is not None:
+                finished[name] = _written(table, name, stacks), int(table.attrs["edge_hits"])
         reporter.advance(len(finished), from_an_earlier_run=len(finished))
         failed = []
         for name, m in session.walk([name for name in session if name not in finished], self):
@@ -97,18 +97,19 @@ class MotionCorrection(Alignment):
                 failed.append((name, session.failed[name]))
                 reporter.advance(micrograph=name, failed=session.failed[name])
                 continue
-            finished[name] = self._micrograph(session, m, prior, dose, out, store, key(name))
+            table = self._micrograph(session, m, prior, dose, out, store, key(name))
+            finished[name] = _written(table, name, stacks), int(table.attrs["edge_hits"])
             reporter.advance(micrograph=name, particles=m.n)
         reporter.done()
-        for name, table in finished.items():
-            if hits := int(table.attrs["edge_hits"]):
+        for name, (_, hits) in finished.items():
+            if hits:
                 session.warnings.append(f"{name}: {hits} positions lie beyond the window; raise window_reach_A")
-        written = [w for name in session if name in finished for w in _written(finished[name], name, stacks)]
+        written = [w for name in session if name in finished for w in finished[name][0]]
         if not written:
             raise InputError(f"no particle was written: {failed[0][1] if failed else 'there is none'}")
-        table = self._finish(session, out, store, written, failed)
+        particles = self._finish(session, out, store, written, failed)
         _write_bfactors(out, dose)
-        return table
+        return particles
 
     def _micrograph(
         self,

@@ -6,7 +6,7 @@ how strongly its particles pull against the prior.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -16,27 +16,19 @@ from refmotion_nb.data.schema import Movie
 from refmotion_nb.numerics.energy import band_power, inverse_noise
 from refmotion_nb.stages.alignment import Alignment, alignment_windows
 from refmotion_nb.stages.micrograph import Micrograph
-from refmotion_nb.stages.references import PreparedReference
 
 ENOUGH_PARTICLES = 20  # of each reference
 MOST_MICROGRAPHS = 8
 CERTAIN = 4.0  # standard errors from 0, below which a scale is not known
 
 
-def on_one_scale(
-    references: list[PreparedReference],
-    micrographs: Mapping[str, tuple[Movie, xr.Dataset]],
-    load: Callable[[str, list[PreparedReference]], Micrograph | None],
-    threads: int,
-) -> tuple[list[PreparedReference], list[str]]:
-    """Return the references on the grey scale of the first, and a warning for each whose scale cannot be told.
+def scale_factors(micrographs: Iterable[Micrograph], n_references: int, threads: int) -> tuple[np.ndarray, list[str]]:
+    """Return what brings each reference to the grey scale of the first (reference,) float32, and warnings.
 
-    ``load`` reads a micrograph by name (None if it cannot be used).
+    There is a warning, and a factor of 1, for each reference whose scale cannot be told.
     """
-    cross, power = np.zeros(len(references)), np.zeros(len(references))
-    for name in choose(micrographs, len(references)):
-        if (m := load(name, references)) is None:
-            continue
+    cross, power = np.zeros(n_references), np.zeros(n_references)
+    for m in micrographs:
         for number in np.unique(m.particles["reference"].values):
             sums = scale_sums(m, int(number), threads)
             cross[number] += sums[0]
@@ -49,9 +41,15 @@ def on_one_scale(
         for number in np.flatnonzero(~known)
     ]
     if not known.any():
-        return references, warnings
-    relative = np.where(known, scale / scale[int(np.argmax(known))], 1.0)
-    return [_scaled(one, float(factor)) for one, factor in zip(references, relative)], warnings
+        return np.ones(n_references, np.float32), warnings
+    return np.where(known, scale / scale[int(np.argmax(known))], 1.0).astype(np.float32), warnings
+
+
+def bring_to_scale(m: Micrograph, factors: np.ndarray) -> None:
+    """Multiply, in place, the predicted views of a micrograph by the factors of their references."""
+    mine = factors[m.particles["reference"].values][:, None, None]
+    for views in (m.own, m.opposite):
+        views *= mine
 
 
 def choose(micrographs: Mapping[str, tuple[Movie, xr.Dataset]], n_references: int) -> list[str]:
@@ -81,8 +79,3 @@ def scale_sums(m: Micrograph, number: int, threads: int) -> tuple[float, float]:
     signal = band_power(mine.own, k) * band[:, : k + 1] * np.clip(mine.fsc[:, : k + 1], 0, 1)
     kept = (settings.decay(mine, k + 1) ** 2).sum(0) * inverse_noise(m.noise_power)[: k + 1]
     return cross, float((signal * kept).sum())
-
-
-def _scaled(reference: PreparedReference, factor: float) -> PreparedReference:
-    first, second = (replace(v, ft=v.ft * np.complex64(factor)) for v in reference.volumes)
-    return replace(reference, volumes=(first, second))

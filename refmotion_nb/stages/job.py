@@ -227,8 +227,8 @@ class Job:
 
     def _write_for_cryosparc(self, store: ResultStore, search: xr.Dataset, dose: xr.Dataset, table: xr.Dataset) -> None:
         written = np.unique(table["micrograph"].values[table["written"].values]).tolist()
-        tracks = {name: found for name in written if (found := store.read(f"tracks/{name}")) is not None}
-        write_particle_groups(self.out, self.data, tracks)
+        tracks = ((name, store.read(f"tracks/{name}")) for name in written)
+        write_particle_groups(self.out, self.data, ((name, found) for name, found in tracks if found is not None))
         h = prior_from_attrs(search.attrs).hyperparameters
         values = {
             "spatial_strength": h.spatial_strength, "correlation_distance": h.distance_A,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
+from threading import Lock, RLock
 from time import perf_counter
 
 import numpy as np
@@ -16,7 +16,7 @@ from refmotion_nb.data.spool import Spool
 from refmotion_nb.numerics.backend import cpu_count
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, Tracks, track
 from refmotion_nb.stages.base import Reporter
-from refmotion_nb.stages.grey_scale import on_one_scale
+from refmotion_nb.stages.grey_scale import bring_to_scale, choose, scale_factors
 from refmotion_nb.stages.keys import DataKeys
 from refmotion_nb.stages.micrograph import Micrograph, load_micrograph
 from refmotion_nb.stages.references import PreparedReference, prepare_references
@@ -43,8 +43,10 @@ class Session:
         self.cache_bytes = cache_bytes
         self.spool = Spool(cache_bytes, spill_folder)
         self._references: dict[bool, list[PreparedReference]] = {}
+        self._factors: dict[tuple[str, ...], np.ndarray] = {}  # of grey scale (reference,), by how micrographs are read
         self._kept: dict[tuple[str, ...], Micrograph] = {}
         self._lock = Lock()
+        self._scaling = RLock()
         self.tracks: dict[tuple[str, str], Tracks] = {}  # by micrograph and key of prior and settings
         self._tracks_bytes = 0
         self.micrographs: dict[str, tuple[Movie, xr.Dataset]] = {m.micrograph: (m, p) for m, p in data.micrographs()}
@@ -101,31 +103,39 @@ class Session:
         return int(np.searchsorted(ends, target_particles)) + 1
 
     def references(self, relion: bool) -> list[PreparedReference]:
-        """Return the references ready for slicing; RELION's energy needs them to the Nyquist limit.
-
-        Several are brought to one grey scale; RELION's energy takes them as they are.
-        """
+        """Return the references as they are, ready for slicing; RELION's energy needs them to the Nyquist limit."""
         if relion not in self._references:
             start = perf_counter()
-            found = prepare_references(self.data, relion, self.threads)
-            if len(found) > 1 and not relion:
-                found, warnings = on_one_scale(found, self.micrographs, self._as_yet, self.threads)
-                self.warnings += warnings
-            self._references[relion] = found
+            self._references[relion] = prepare_references(self.data, relion, self.threads)
             self.seconds["preparing references"] = perf_counter() - start
         return self._references[relion]
 
-    def _as_yet(self, name: str, references: list[PreparedReference]) -> Micrograph | None:
-        """Return a micrograph with references whose grey scale is not known yet; None if it cannot be used."""
-        movie, particles = self.micrographs[name]
-        extent = max(r.extent_A for r in references)
-        try:
-            return load_micrograph(
-                movie, particles, self.data.optics, references, extent_A=extent, relion=False, recenter=True,
-                repair=True, threads=self.threads,
-            )  # fmt: skip
-        except InputError:
-            return None
+    def grey_scale(self, settings: Alignment) -> np.ndarray:
+        """Return what brings each reference to the grey scale of the first (reference,); all 1 for RELION's energy.
+
+        It is measured on a few micrographs, which are kept for the stages if they fit.
+
+        Raises
+        ------
+        InputError
+            The references cannot be used.
+        """
+        n = len(self.data.references)
+        if n == 1 or settings.relion:
+            return np.ones(n, np.float32)
+        how = _how_read(settings)
+        with self._scaling:
+            if how not in self._factors:
+                names = choose(self.micrographs, n)
+                read = self._read_ahead(names, lambda name: self._read(name, settings))
+                factors, warnings = scale_factors((m for _, m in read if m is not None), n, self.threads)
+                with self._lock:
+                    for name in names:
+                        if (name, *how) in self._kept:
+                            bring_to_scale(self._kept[name, *how], factors)
+                self._factors[how] = factors
+                self.warnings += [line for line in warnings if line not in self.warnings]
+        return self._factors[how]
 
     def extent_A(self, settings: Alignment) -> float:
         """Return the physical width of the boxes that particles are cut out in.
@@ -155,12 +165,15 @@ class Session:
         InputError
             Its movie or gain cannot be used; that is remembered in ``failed``.
         """
+        factors = self.grey_scale(settings)
+        with self._lock:
+            kept = self._kept.get((name, *_how_read(settings)))
+        return kept or self._read(name, settings, factors)
+
+    def _read(self, name: str, settings: Alignment, factors: np.ndarray | None = None) -> Micrograph:
+        """Read a micrograph and keep it if it fits; without ``factors`` its references are of their own grey scales."""
         if name in self.failed:
             raise InputError(self.failed[name])
-        key = (name, settings.energy, str(settings.recenter), str(settings.repair_hot_pixels), str(settings.box_size))
-        with self._lock:
-            if key in self._kept:
-                return self._kept[key]
         movie, particles = self.micrographs[name]
         references = self.references(settings.relion)
         extent_A = self.extent_A(settings)
@@ -174,7 +187,9 @@ class Session:
             self.failed[name] = str(error)
             raise
         self.seconds["reading movies"] = self.seconds.get("reading movies", 0.0) + perf_counter() - start
-        self._keep(key, micrograph)
+        if factors is not None and (factors != 1).any():
+            bring_to_scale(micrograph, factors)
+        self._keep((name, *_how_read(settings)), micrograph)
         return micrograph
 
     def walk(self, names: list[str], settings: Alignment) -> Iterator[tuple[str, Micrograph | None]]:
@@ -185,10 +200,14 @@ class Session:
         InputError
             The references cannot be used.
         """
+        return self._read_ahead(names, lambda name: self.micrograph(name, settings))
 
+    def _read_ahead(
+        self, names: list[str], read: Callable[[str], Micrograph]
+    ) -> Iterator[tuple[str, Micrograph | None]]:
         def load(name: str) -> Micrograph | None:
             try:
-                return self.micrograph(name, settings)
+                return read(name)
             except InputError:
                 if name not in self.failed:
                     raise
@@ -242,6 +261,11 @@ class Session:
 
 def _shuffled(names: list[str], seed: int) -> list[str]:
     return [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+
+
+def _how_read(settings: Alignment) -> tuple[str, ...]:
+    """Return all that the numbers of a micrograph in memory depend on, beside the data."""
+    return settings.energy, str(settings.recenter), str(settings.repair_hot_pixels), str(settings.box_size)
 
 
 def _size(m: Micrograph) -> int:

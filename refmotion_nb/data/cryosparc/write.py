@@ -6,7 +6,7 @@ Paths in the tables start with ``>``, which CryoSPARC reads as beside the table 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ from refmotion_nb.data.schema import Dataset, InputError, Movie
 RESULTS = ("blob", "ctf", "alignments3D", "location", "motion")
 
 
-def write_particle_groups(out: str | Path, data: Dataset, tracks: Mapping[str, xr.Dataset]) -> list[Path]:
+def write_particle_groups(out: str | Path, data: Dataset, tracks: Iterable[tuple[str, xr.Dataset]]) -> list[Path]:
     """Write ``particles.cs`` and ``.csg`` (one pair per reference) beside the stacks in ``out``.
 
-    ``tracks`` are the groups of that name in the result store, by micrograph: what was written into
-    ``Particles/<micrograph>.mrcs``, in that order. Trajectories go to ``Motion/<micrograph>_traj.npy``.
+    ``tracks`` are micrographs with their groups of that name in the result store, taken one at a time: what was written
+    into ``Particles/<micrograph>.mrcs``, in that order. Trajectories go to ``Motion/<micrograph>_traj.npy``.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def write_particle_groups(out: str | Path, data: Dataset, tracks: Mapping[str, x
     movies = {movie.micrograph: movie for movie in data.movies}
     reversed_y = {number: y_reversed(data, number) for number in range(len(data.references))}
     parts: dict[int, list[dict[str, np.ndarray]]] = {}
-    for name, its_tracks in tracks.items():
+    for name, its_tracks in tracks:
         for number, values in _micrograph(out, movies[name], its_tracks, reversed_y):
             parts.setdefault(number, []).append(values)
     if not parts:
