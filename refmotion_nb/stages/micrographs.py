@@ -86,7 +86,7 @@ class MicrographCorrection(Stage):
             for folder in ("", FOLDER, "results.zarr", "results.zarr/micrographs"):
                 sweep(out / folder, -math.inf) if alone else sweep(out / folder)
             store = ResultStore(out / "results.zarr")
-            inputs = describe_movies(data, particle_motion and particle_motion.store.path)
+            inputs = describe_movies(data, particle_motion.store.path if particle_motion else None)
             # beside what a run in the same folder notes of itself
             store.update_attrs(micrographs=record((type(self),), self.settings(), inputs, command))
             return self._run(
