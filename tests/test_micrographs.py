@@ -708,3 +708,14 @@ def test_tracks_of_another_orientation_are_refused(seen_both_ways):
     assert found.of(movies[0]) is not None
     with pytest.raises(rm.InputError, match="are of orientation relion, its rows lie the other way"):
         found.of(movies[1])
+
+
+def test_a_run_that_does_not_record_its_orientation_needs_it_said(seen_both_ways, tmp_path, capsys):
+    old = Path(shutil.copytree(seen_both_ways["run"], tmp_path / "old"))
+    rm.ResultStore(old / "results.zarr").update_attrs(inputs={"program": "CryoSPARC"})
+    assert micrograph_of(seen_both_ways, tmp_path / "out", "--tracks", str(old)) == 1
+    assert "does not record the orientation of its run; give it as --orientation" in said(capsys)[-1]
+    assert micrograph_of(seen_both_ways, tmp_path / "out", "--tracks", str(old), "--orientation", "relion") == 0
+    with_tracks = rm.ResultStore(tmp_path / "out/results.zarr")
+    assert with_tracks.read("micrographs/mic0000").attrs["motion_of_particles"]
+    assert with_tracks.attrs["micrographs"]["inputs"]["orientation"] == "relion"
