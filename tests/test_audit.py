@@ -5,12 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from cryosparc_project import convert
 from half_maps import Particles
 from job import GIVEN, copied, run, said, store
 
 import refmotion_nb as rm
+from refmotion_nb.data import resemblance as resemblances
 from refmotion_nb.data.maps import read_map, write_map
+from refmotion_nb.data.movies.reader import open_movie
+from refmotion_nb.data.resemblance import resemblance_scores
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.data.star import read_star, write_star
 from refmotion_nb.data.synthetic.plan import euler_angles_deg
@@ -266,6 +270,40 @@ def test_apoferritin_with_wrong_half_sets(apoferritin):
     assert audit["wrong_share"] == pytest.approx(wrong.mean(), abs=0.01)
     assert "half sets are not those of the half maps, " in findings(audit)[0].text
     assert f"{100 * wrong.mean():.0f} ± 4 %" in findings(audit)[0].text
+
+
+@pytest.mark.parametrize("wrong", [{"magnification": ((0.8, 0.0), (0.0, 1.25))}, {"beam_tilt_mrad": (400.0, 0.0)}])
+def test_particles_are_compared_with_the_optics_of_their_own_group(small, wrong, monkeypatch):
+    monkeypatch.setattr(resemblances, "standard_errors", np.mean)  # the mean correlation itself
+    (optics,) = small.optics
+    group = small.particles["optics"]
+
+    def score(number):
+        particles = small.particles.assign(optics=group.copy(data=number))
+        data = replace(small, optics=(optics, replace(optics, **wrong)), particles=particles)
+        return resemblance_scores({"": data})["", "opposite"]
+
+    name = small.particles["micrograph"].values
+    first = np.append(True, name[1:] != name[:-1])  # of each micrograph
+    right, mixed, all_wrong = (score(group.values + more) for more in (0, first, 1))
+    assert right - mixed < 0.2 * (right - all_wrong) and all_wrong < 0.6 * right
+
+
+def test_bad_pixels_and_gain_are_those_of_the_movie(small, tmp_path):
+    """A stripe of dead and one of burnt pixels through every box does no harm where the defects are listed."""
+    movies, spoilt = [], []
+    for movie in small.movies:
+        with open_movie(movie) as reader:
+            frames = np.stack([reader.frame(f) for f in range(movie.n_frames)])
+        frames[:, :, ::40] = 200
+        tifffile.imwrite(tmp_path / f"{movie.micrograph}.tif", frames[:, ::-1], compression="lzw")
+        spoilt.append(replace(movie, path=tmp_path / f"{movie.micrograph}.tif", hot_pixel_threshold=0.0))
+        listed = tmp_path / "defects.txt"
+        listed.write_text("".join(f"{x} 0 1 {movie.height}\n" for x in range(0, movie.width, 40)))
+        movies.append(replace(spoilt[-1], defects=listed))
+    named = {"clean": small.movies, "listed": movies, "spoilt": spoilt}
+    scores = resemblance_scores({name: replace(small, movies=tuple(some)) for name, some in named.items()})
+    assert scores["listed", "opposite"] > 0.8 * scores["clean", "opposite"] > 2 * scores["spoilt", "opposite"]
 
 
 def test_half_maps_both_made_from_all_particles_are_named(particles, small, tmp_path):

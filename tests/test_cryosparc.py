@@ -15,7 +15,7 @@ from refmotion_nb.data.cryosparc.csfile import columns, read_cs, read_csg, table
 from refmotion_nb.data.cryosparc.hyperparameters import read_dose_weights
 from refmotion_nb.data.cryosparc.write import write_particle_groups
 from refmotion_nb.data.movies.look import look_at
-from refmotion_nb.data.movies.reader import open_movie
+from refmotion_nb.data.movies.reader import TiffReader, open_movie
 from refmotion_nb.data.relion.motion import initial_displacement, rigid_displacement
 from refmotion_nb.data.star import read_star
 from refmotion_nb.numerics.projection import euler_to_matrix
@@ -162,6 +162,15 @@ def test_the_orientation_is_found_and_named(projects, name):
     assert all(movie.rows_as_stored == (name == "cryosparc") for movie in found.dataset.movies)
     told = rm.open_cryosparc(**projects[name], orientation=name)
     assert told.particles.identical(found.dataset.particles)
+
+
+def test_no_frame_is_decoded_for_each_orientation_anew(projects, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(
+        TiffReader, "_read", lambda self, i, read=TiffReader._read: decoded.append((self.path, i)) or read(self, i)
+    )
+    assert rm.survey_cryosparc(**projects["relion"]).ok
+    assert len(decoded) == len(set(decoded)) > 8
 
 
 def test_an_orientation_that_is_not_confirmed_is_said(project):

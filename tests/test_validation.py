@@ -15,6 +15,7 @@ from refmotion_nb.data.maps import read_map
 from refmotion_nb.data.relion.results import open_postprocess, read_fsc
 from refmotion_nb.data.schema import InputError, Optics
 from refmotion_nb.data.star import read_star, write_star
+from refmotion_nb.data.transfer import Transfer
 from refmotion_nb.numerics.fourier import half_plane_indices
 from refmotion_nb.numerics.kernels_maps import insert_kernel
 from refmotion_nb.numerics.prior import Hyperparameters
@@ -26,7 +27,6 @@ from refmotion_nb.stages.half_maps import Grid, slices_of
 from refmotion_nb.stages.halves import check_split
 from refmotion_nb.stages.reuse import default_prior
 from refmotion_nb.stages.search import prior_attrs
-from refmotion_nb.stages.transfer import Transfer
 from refmotion_nb.stages.validation import COMBINATIONS
 
 GROUPS = ["C1", "C4", "C5", "D2", "D7", "T", "O", "I1", "I2", "I3", "I4"]

@@ -77,10 +77,7 @@ class PatchSpectra:
             background = background * mean_count(frame, gain)
         for start in range(0, self.n_particles, chunk):
             part = slice(start, min(start + chunk, self.n_particles))
-            patches = np.empty((part.stop - part.start, self.box, self.box), np.float32)
-            cut_patches_kernel(frame, gain, corners[part], patches)
-            if background is not None:  # contrast is inverted
-                patches += background_patches(background, frame.shape, corners[part], self.box)
+            patches = cut_patches(frame, gain, corners[part], self.box, background)
             spectrum = fft.rfft2(patches, norm="forward", workers=1)
             spectrum[:, 0, 0] = 0
             packed = np.empty((*spectrum.shape, 2), np.int16)
@@ -95,6 +92,20 @@ class PatchSpectra:
         """Return one transform (box, box // 2 + 1) complex64."""
         pair = self.stored[p, f].astype(np.float32) * self.scale[p, f]
         return pair[..., 0] + 1j * pair[..., 1]
+
+
+def cut_patches(
+    frame: np.ndarray, gain: np.ndarray, corners: np.ndarray, box: int, background: np.ndarray | None
+) -> np.ndarray:
+    """Return the patches (particle, box, box) float32 of a frame at ``corners`` (particle, 2), contrast inverted.
+
+    A ``background`` on a coarse grid (ky, kx), in counts, is subtracted.
+    """
+    patches = np.empty((len(corners), box, box), np.float32)
+    cut_patches_kernel(frame, gain, corners, patches)
+    if background is not None:  # contrast is inverted
+        patches += background_patches(background, frame.shape, corners, box)
+    return patches
 
 
 def mean_count(frame: np.ndarray, gain: np.ndarray, step: int = 7) -> np.float32:

@@ -10,6 +10,7 @@ from scipy import fft
 
 from refmotion_nb.data.maps import load_reference
 from refmotion_nb.data.schema import Reference
+from refmotion_nb.data.transfer import Transfer
 from refmotion_nb.numerics.fourier import half_plane_indices
 from refmotion_nb.numerics.patches import PatchSpectra, movie_box
 from refmotion_nb.numerics.projection import euler_to_matrix, slice_axes
@@ -18,7 +19,6 @@ from refmotion_nb.numerics.reconstruct import Transform, reconstruct, sampling_d
 from refmotion_nb.stages.alignment import Alignment
 from refmotion_nb.stages.micrograph import Micrograph
 from refmotion_nb.stages.session import Session
-from refmotion_nb.stages.transfer import Transfer
 
 
 @dataclass(frozen=True)

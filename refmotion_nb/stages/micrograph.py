@@ -13,12 +13,12 @@ from refmotion_nb.data.movies.look import look_at
 from refmotion_nb.data.movies.reader import open_movie
 from refmotion_nb.data.relion.motion import initial_displacement, rigid_displacement
 from refmotion_nb.data.schema import InputError, Movie, Optics
+from refmotion_nb.data.transfer import Transfer
 from refmotion_nb.numerics.backend import over_chunks
 from refmotion_nb.numerics.fourier import band_indices
 from refmotion_nb.numerics.patches import PatchSpectra, integer_coordinate, movie_box, particle_power, patch_corners
 from refmotion_nb.numerics.projection import euler_to_matrix, slices
 from refmotion_nb.stages.references import PreparedReference
-from refmotion_nb.stages.transfer import Transfer
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
 from refmotion_nb.data.movies.detector import Detector, load_background, load_camera, make_detector, reach_of
-from refmotion_nb.data.movies.reader import MovieReader
 from refmotion_nb.data.schema import Movie
 from refmotion_nb.numerics.field import block_level, find_hot_pixels, smooth_background
 
 SAMPLE = 8  # frames
 SAMPLE_BYTES = 1 << 30  # of these frames, at most
 Map = Callable[[Callable[[int], np.ndarray], Iterable[int]], Iterable[np.ndarray]]
+
+
+class Frames(Protocol):
+    """What gives the frames of a movie, as a ``MovieReader`` does."""
+
+    n_frames: int
+    height: int
+    width: int
+    dtype: np.dtype
+
+    def frame(self, f: int) -> np.ndarray:
+        """Return frame ``f`` (height, width) of raw counts, to be changed at will."""
+        ...
 
 
 @dataclass
@@ -29,14 +42,14 @@ class Look:
     background: np.ndarray | None  # (ky, kx) float32 with mean 1, to be subtracted from every frame
     frames: dict[int, np.ndarray] = field(default_factory=dict)  # raw counts decoded already, by frame
 
-    def frame(self, reader: MovieReader, f: int) -> np.ndarray:
+    def frame(self, reader: Frames, f: int) -> np.ndarray:
         """Return frame ``f`` of raw counts, repaired; each frame once, since none is kept longer."""
         image = self.frames.pop(f, None)
         image = reader.frame(f) if image is None else image
         return image if self.detector is None else self.detector.repair(image, f)
 
 
-def look_at(movie: Movie, reader: MovieReader, repair: bool, flatten: bool, in_parallel: Map = map) -> Look:
+def look_at(movie: Movie, reader: Frames, repair: bool, flatten: bool, in_parallel: Map = map) -> Look:
     """Find out what is needed to read a movie; ``repair`` bad pixels, ``flatten`` its background.
 
     Raises
@@ -68,7 +81,7 @@ def look_at(movie: Movie, reader: MovieReader, repair: bool, flatten: bool, in_p
     return Look(flat, detector, background, frames)
 
 
-def sample_of(reader: MovieReader) -> list[int]:
+def sample_of(reader: Frames) -> list[int]:
     """Return the frames to look at first: spread evenly through the movie, as many as memory is meant for."""
     size = reader.height * reader.width * reader.dtype.itemsize
     n = min(reader.n_frames, SAMPLE, max(1, SAMPLE_BYTES // size))
