@@ -173,8 +173,9 @@ def _references(options: argparse.Namespace) -> list[Reference]:
         raise InputError(f"{len(options.mask)} --mask for {len(options.half1)} references; give one for each, or none")
     if options.fsc and len(options.fsc) != len(options.half1):
         raise InputError(f"{len(options.fsc)} --fsc for {len(options.half1)} references; give one for each, or none")
-    masks = options.mask or [None] * len(options.half1)
     curves = options.fsc or [None] * len(options.half1)
+    named = [open_postprocess(path, options.root)[0].mask for path in options.fsc]
+    masks = options.mask or named or [None] * len(options.half1)
     return [Reference(*files) for files in zip(options.half1, options.half2, masks, curves)]
 
 
@@ -228,12 +229,12 @@ def _check(options: argparse.Namespace) -> int:
         return 0 if found.ok else 1
     try:
         references = _references(options)
+        missing = ()
     except InputError as error:
-        references = []
-        print(f"refmotion: {error}", file=sys.stderr)
+        references, missing = [], (str(error),)
     found = survey(options.particles, options.micrographs, references, **_input_settings(options))
-    print(found)
-    return 0 if found.ok and references else 1
+    print(found := replace(found, problems=(*missing, *found.problems)))
+    return 0 if found.ok else 1
 
 
 def _open(options: argparse.Namespace) -> Dataset:
@@ -263,7 +264,8 @@ def _run(options: argparse.Namespace) -> int:
             image_root=options.root or Path.cwd(), command=command, say=console.say,
         )  # fmt: skip
         job.seconds["opening"] = time.perf_counter() - start
-        console.say(f"running on the CPU, {job.stage(Execution).n_threads} threads")
+        threads = job.stage(Execution).n_threads
+        console.say(f"running on the CPU, {threads} thread{'s' * (threads > 1)}")
         return _finish(job, options.until, console)
 
 
@@ -291,7 +293,7 @@ def _summary(job: Any) -> str:
     if job.search is not None:
         h = prior_from_attrs(job.search.attrs).hyperparameters
         rows.append(
-            f"  {'hyperparameters':28s}strength {h.strength:.4g}, balance {h.balance_deg:.3g}°, distance {h.distance_A:.5g} Å"
+            f"  {'hyperparameters':28s}strength {h.strength:.4g}, balance {h.balance_deg:.3g}°, distance {h.distance_A:,.0f} Å"
         )
         if "n_particles" in job.search.attrs:
             names = job.search.attrs["micrographs"]

@@ -63,7 +63,7 @@ def write_micrographs(options: argparse.Namespace) -> int:
     writable(options.out)
     with Console(options.out / "run.log") as console:
         console.say(command, log_only=True)
-        console.say(f"running on the CPU, {execution.n_threads} threads")
+        console.say(f"running on the CPU, {execution.n_threads} thread{'s' * (execution.n_threads > 1)}")
         if unused := [f"--{name}" for name in NOT_NEEDED if getattr(options, name)]:
             console.say(f"not needed for micrographs: {', '.join(unused)}; all movies of the table are processed")
         for line in (*about, *_without_effect(options, data)):

@@ -18,7 +18,7 @@ class Execution(Stage):
 
     device: Any = param.String(
         default="auto",
-        doc="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one that can be used, and says what it took.",
+        doc="auto, cpu, cuda or cuda:N; this version runs on the CPU, which auto takes and says.",
     )  # fmt: skip
     threads = param.Integer(default=0, bounds=(0, None), doc="Processors to use; 0: all.")
     cache_size_GB: Any = param.String(

@@ -164,7 +164,10 @@ class Job:
         store = ResultStore(self.out / "results.zarr")
         execution: Execution = self.stage(Execution)
         session = Session(self.data, execution.threads, execution.cache_bytes, self.out)
-        session.warnings += self.data.notes
+        for note in self.data.notes:
+            self.say(f"note: {note}")
+        # that the orientation was found out is no warning
+        session.warnings += [n for n in self.data.notes if not n.startswith("orientation ") or " is taken" in n]
         self._describe(store)
         self._audit(session, store, reporter)
         self.search = search = self._search(session, store, reporter)
@@ -240,6 +243,7 @@ class Job:
         """Refuse settings that cannot work before hours of work, not after."""
         for kind in (HyperparameterSearch, DoseWeights, Overrides):
             self.stage(kind)
+        self.stage(Overrides).hyperparameters(self.data.movies[0].dose_per_frame_e_A2)
         self.stage(Execution).check()
         if problems := cannot_be_processed(self.data):
             raise InputError("\n".join(problems))

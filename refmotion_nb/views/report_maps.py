@@ -157,7 +157,7 @@ def _accounting(name: str) -> str:
 
 
 def _change(before: float, after: float) -> str:
-    by = f"{abs(before - after):.2f} Å" if abs(before - after) >= 0.005 else "nothing"  # Å, as told
+    by = f"{abs(before - after):.2f} Å" if abs(before - after) >= 0.005 else "less than a shell"  # Å, as told
     return f"{by} ({fixed(after)} Å)" if after <= before else f"a loss of {by} ({fixed(after)} Å)"
 
 
