@@ -152,17 +152,17 @@ def assemble(
 
 def shared_places(particles: xr.Dataset) -> list[str]:
     """Say how many places on the movies are listed for more than one reference, a line for that if there are any."""
-    whole = np.floor(particles["coordinate"].values).astype(int)
-    place = list(zip(particles["micrograph"].values.tolist(), *whole.T.tolist()))
-    of_place: dict[tuple[str, int, int], set[int]] = {}
+    place = list(zip(particles["micrograph"].values.tolist(), *np.floor(particles["coordinate"].values).T.tolist()))
+    of_place: dict[tuple[str, float, float], set[int]] = {}
     for where, reference in zip(place, particles["reference"].values.tolist()):
         of_place.setdefault(where, set()).add(reference)
     shared = [where for where, references in of_place.items() if len(references) > 1]
     if not shared:
         return []
     name, x, y = shared[0]
-    return [f"{len(shared)} particles are listed for more than one reference (the first on {name} at x {x}, y {y} Å); each "
-            "is aligned once, to the first of them: give every particle one reference"]  # fmt: skip
+    where = f"the first on {name} at x {x:.0f}, y {y:.0f} Å"
+    return [f"{len(shared)} particles are listed for more than one reference ({where}); each is aligned once, to the first "
+            "of them: give every particle one reference"]  # fmt: skip
 
 
 def particle_dataset(values: Mapping[str, np.ndarray]) -> xr.Dataset:
