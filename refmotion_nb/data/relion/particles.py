@@ -160,8 +160,8 @@ def shared_places(particles: xr.Dataset) -> list[str]:
     if not shared:
         return []
     name, x, y = shared[0]
-    where = f"the first on {name} at x {x:.0f}, y {y:.0f} Å"
-    return [f"{len(shared)} particles are listed for more than one reference ({where}); each is aligned once, to the first "
+    first = f"the first on {name} at x {x:.0f}, y {y:.0f} Å"
+    return [f"{len(shared)} particles are listed for more than one reference ({first}); each is aligned once, to the first "
             "of them: give every particle one reference"]  # fmt: skip
 
 
