@@ -48,6 +48,7 @@ class Tags(HTMLParser):
 def shown(thing):
     """Return a thing's text and the elements of its HTML, after checking that the two say the same."""
     page = thing._repr_html_()
+    assert str(thing) == repr(thing)
     assert f'<pre class="rm-plain">{html.escape(repr(thing))}</pre>' in page
     return repr(thing), Tags(page)
 

@@ -34,6 +34,7 @@ def attach() -> None:
 def _attach(kind: type, page: Callable[[Any], Page]) -> None:
     type.__setattr__(kind, "_repr_html_", lambda self: html_of(page(self), text_of(page(self))))
     type.__setattr__(kind, "__repr__", lambda self: text_of(page(self)))
+    type.__setattr__(kind, "__str__", lambda self: text_of(page(self)))  # param has one of its own
 
 
 def stage_page(stage: Any) -> Page:
