@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from refmotion_nb.data.relion.project import open_movies, open_relion, survey
     from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference
     from refmotion_nb.data.store import ResultStore
+    from refmotion_nb.data.synthetic.example import example
     from refmotion_nb.data.synthetic.settings import SimulationSettings
     from refmotion_nb.data.synthetic.simulate import simulate
     from refmotion_nb.numerics.prior import Hyperparameters
@@ -42,6 +43,7 @@ __all__ = [
     "SimulationSettings",
     "Validation",
     "best",
+    "example",
     "open_cryosparc",
     "open_exposures",
     "open_movies",
@@ -71,6 +73,7 @@ _HOME = {
     "SimulationSettings": "data.synthetic.settings",
     "Validation": "stages.validation",
     "best": "stages.search",
+    "example": "data.synthetic.example",
     "open_cryosparc": "data.cryosparc.project",
     "open_exposures": "data.cryosparc.project",
     "open_movies": "data.relion.project",

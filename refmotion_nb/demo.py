@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from refmotion_nb.data.relion.motion import initial_displacement
-from refmotion_nb.data.relion.project import open_relion
 from refmotion_nb.data.relion.results import read_tracks
-from refmotion_nb.data.schema import Dataset, Reference
+from refmotion_nb.data.schema import Dataset
 from refmotion_nb.data.synthetic.simulate import Simulation, SimulationSettings, simulate, trajectory_error_A
 from refmotion_nb.stages.base import Reporter
 from refmotion_nb.stages.job import Job
@@ -22,8 +21,7 @@ def run_demo(out: Path, reporter: Reporter, settings: SimulationSettings | None 
     start = time.perf_counter()
     simulation = simulate(settings or SimulationSettings.demo(), out / "simulated", reporter)
     simulated = time.perf_counter() - start
-    reference = Reference(*simulation.half_maps, mask=simulation.mask, postprocess=simulation.postprocess)
-    data = open_relion(simulation.particles, simulation.micrographs, reference, out / "simulated")
+    data = simulation.open()
     job = Job(data, out, {"symmetry": "O"}, image_root=out, combinations=(COMBINATIONS[0], COMBINATIONS[-1]))
     job.seconds["simulation"] = simulated
     job.run("validate", reporter)

@@ -17,6 +17,7 @@ from refmotion_nb.data.synthetic import motion as motions
 from refmotion_nb.data.synthetic import plan as planning
 from refmotion_nb.data.synthetic import tables as tables
 from refmotion_nb.data.synthetic.eer import encode_frame, split_into_events, write_eer
+from refmotion_nb.data.synthetic.example import example
 from refmotion_nb.data.synthetic.simulate import SimulationSettings, read_species, simulate, trajectory_error_A
 from refmotion_nb.numerics.reconstruct import backproject, fsc, fsc_masked_corrected, reconstruct
 
@@ -502,3 +503,21 @@ def test_presets_differ_in_sampling_and_dose():
     assert rough.n_micrographs * rough.particles_per_micrograph >= 400
     assert rough.pixel_size_A != 1 and rough.dose_per_frame_e_A2 == 1.3
     assert rough.correlation_distance_A == 1200.0
+
+
+def test_the_example_is_made_once_and_found_again(tmp_path):
+    folder = tmp_path / "example"
+    made = example(folder, SMALL)
+    stamp = made.particles.stat().st_mtime_ns
+    found = example(folder, SMALL)
+    assert found == made and found.particles.stat().st_mtime_ns == stamp
+    assert sum(p.sizes["particle"] for _, p in found.open().micrographs()) == made.n_particles
+    with pytest.raises(InputError, match="other settings"):
+        example(folder, replace(SMALL, seed=7))
+
+
+def test_the_example_leaves_other_folders_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(InputError, match="other files"):
+        example(tmp_path, SMALL)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from refmotion_nb.data.schema import InputError, Reference
+from refmotion_nb.data.relion.project import open_relion
+from refmotion_nb.data.schema import Dataset, InputError, Reference
 from refmotion_nb.data.synthetic import files as files
 from refmotion_nb.data.synthetic import images as images
 from refmotion_nb.data.synthetic import model as models
@@ -85,6 +86,10 @@ class Simulation:
     def postprocess(self) -> Path:
         """STAR file with the FSC, naming half maps and mask (of the first species)."""
         return self.folder / "Ref" / "postprocess.star"
+
+    def open(self, **options: Any) -> Dataset:
+        """Open the simulated data as a user would; ``options`` are those of ``open_relion``."""
+        return open_relion(list(self.particle_tables), self.micrographs, list(self.references), self.folder, **options)
 
     def truth(self) -> dict[str, np.ndarray]:
         """Arrays of truth.npz: true displacements in Å per micrograph."""
