@@ -65,7 +65,8 @@ class Page:
     def _head(self) -> None:
         live = self.engine.live or self.engine.opened
         going = live is not None and not live.snapshot.ended
-        self.header.object = f"<b>refmotion</b> <span>{escape(_data_line(self.engine))}</span> <span class='rm-now'>{escape(run_line(live))}</span>"
+        data, now = escape(_data_line(self.engine)), escape(run_line(live))
+        self.header.object = f"<b>refmotion</b> <span>{data}</span> <span class='rm-now'>{now}</span>"
         self.cancel.visible = going and self.viewer.may_run
 
 
