@@ -50,7 +50,7 @@ def test_the_standard_curve_can_be_taken_at_high_resolution_or_mixed_in(dose):
     [
         (WeightEdits({99: 1.0}), "there is no frame 100"),
         (WeightEdits({0: -1.0}), "give 0"),
-        (WeightEdits({i: 0.0 for i in range(8)}), "no frame is left"),
+        (WeightEdits(dict.fromkeys(range(8), 0.0)), "no frame is left"),
     ],
 )
 def test_senseless_edits_are_refused(dose, edits, said):
