@@ -68,12 +68,14 @@ class Page:
 
     def follow(self) -> Page:
         """Keep the page up to date from now on, until its browser goes away."""
-        self.engine.join(self.viewer)
         named = pn.state.session_args.get(QUERY, [b""])[0].decode(errors="replace")
         self.front.value = self.front.options.get(named, self.active)
         self.callback = pn.state.add_periodic_callback(self.refresh, period=POLL_MS)
         if pn.state.curdoc is not None and pn.state.curdoc.session_context is not None:
+            pn.state.onload(lambda: self.engine.join(self.viewer))  # not before a browser is really there
             pn.state.on_session_destroyed(lambda _: self.close())
+        else:
+            self.engine.join(self.viewer)
         return self
 
     def close(self) -> None:

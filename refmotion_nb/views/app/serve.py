@@ -12,7 +12,7 @@ import panel as pn
 
 from refmotion_nb.data.schema import Dataset
 from refmotion_nb.stages.session import Session
-from refmotion_nb.views.app.design import DARK, Look, variables
+from refmotion_nb.views.app.design import DARK, Dark, Light, Look, variables
 from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.page import Page
 from refmotion_nb.views.app.roots import Roots
@@ -39,7 +39,7 @@ def _html() -> str:
 
 def document(page: Page, dark: bool) -> Any:
     """Return the whole HTML document of a page."""
-    template = pn.Template(_html(), design=Look, theme=DARK if dark else "default")
+    template = pn.Template(_html(), design=Look, theme=Dark if dark else Light)
     template.add_variable("rm_variables", variables(dark))
     template.add_panel("app", page.layout)
     return template
