@@ -56,6 +56,7 @@ class Engine:
     settings: dict[str, Any] = field(default_factory=dict)  # changed parameters of all stages, by name
     compared: dict[str, ResultStore] = field(default_factory=dict)  # stored runs to look at beside this one, by name
     viewers: list[Viewer] = field(default_factory=list)
+    visits: int = 0  # pages served so far
     opened: Run | None = None  # the last opening of data, for its progress or what was wrong
     version: int = 0  # goes up with every change that is not in a run
 

@@ -25,7 +25,10 @@ class Page:
         self.tabs = [kind(engine, viewer) for kind in TABS]
         self.header = Header(engine, viewer, dark, served)
         self.front = pn.widgets.RadioButtonGroup(
-            options={tab.title: i for i, tab in enumerate(self.tabs)}, value=0, css_classes=["rm-tabs"], margin=(2, 0, 0, 0)
+            options={tab.title: i for i, tab in enumerate(self.tabs)},
+            value=0,
+            css_classes=["rm-tabs"],
+            margin=(2, 0, 0, 0),
         )
         self.front.param.watch(lambda _: self._turn(), "value")
         self.body = pn.Column(sizing_mode="stretch_width", css_classes=["rm-main"])

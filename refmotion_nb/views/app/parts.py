@@ -58,7 +58,9 @@ def bar(done: int, total: int, text: str) -> str:
 
 def tiles(numbers: Iterable[tuple[str, str]]) -> str:
     """Return the HTML of figures (value, what it is) side by side."""
-    drawn = "".join(f"<div><strong>{escape(value)}</strong><small>{escape(what)}</small></div>" for value, what in numbers)
+    drawn = "".join(
+        f"<div><strong>{escape(value)}</strong><small>{escape(what)}</small></div>" for value, what in numbers
+    )
     return f'<div class="rm-tiles">{drawn}</div>'
 
 
