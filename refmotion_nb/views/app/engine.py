@@ -36,12 +36,13 @@ class ReportedJob(Job):
         return complete
 
 
-@dataclass
+@dataclass(eq=False)
 class Viewer:
     """Somebody who has the app open."""
 
     name: str
     may_run: bool  # start and stop runs, change settings; others look on
+    owner: bool = False  # gives others the right, and takes it
 
 
 @dataclass
@@ -57,6 +58,7 @@ class Engine:
     dose_weights_file: Path | None = None  # instead of measuring
     compared: dict[str, ResultStore] = field(default_factory=dict)  # stored runs to look at beside this one, by name
     viewers: list[Viewer] = field(default_factory=list)
+    visits: int = 0  # pages served so far
     opened: Run | None = None  # the last opening of data, for its progress or what was wrong
     version: int = 0  # goes up with every change that is not in a run
 
@@ -87,6 +89,12 @@ class Engine:
     def live(self) -> Run | None:
         """The run that is going on, the outermost where one is part of another; None if none is."""
         return next((run for run in self.runs if not run.snapshot.ended), None)
+
+    @property
+    def going(self) -> Run | None:
+        """What is going on: a run, or data being opened."""
+        opening = self.opened if self.opened and not self.opened.snapshot.ended else None
+        return self.live or opening
 
     def last(self, kind: type[Stage]) -> Run | None:
         """Return the latest run of a kind of stage, however it stands."""
@@ -211,6 +219,18 @@ class Engine:
         self.changed()
         return run
 
+    def pause(self) -> None:
+        """Let what is going on wait at its next report."""
+        if self.going is not None:
+            self.going.pause()
+            self.changed()
+
+    def resume(self) -> None:
+        """Let what was paused go on."""
+        if self.going is not None:
+            self.going.resume()
+            self.changed()
+
     def cancel(self) -> None:
         """Stop what is going on; what is finished is kept."""
         if self.opened is not None:
@@ -221,9 +241,28 @@ class Engine:
         self.changed()
 
     def _idle(self) -> None:
-        going = self.live or (self.opened if self.opened and not self.opened.snapshot.ended else None)
+        going = self.going
         if going is not None:
             raise InputError(f"{going.name} is still {going.state}; wait for it or cancel it first")
+
+    # who is there
+
+    def join(self, viewer: Viewer) -> None:
+        """Count somebody among the viewers."""
+        with self._lock:
+            self.viewers = [*self.viewers, viewer]
+        self.changed()
+
+    def leave(self, viewer: Viewer) -> None:
+        """Forget a viewer; what runs goes on."""
+        with self._lock:
+            self.viewers = [one for one in self.viewers if one is not viewer]
+        self.changed()
+
+    def allow(self, viewer: Viewer, may_run: bool) -> None:
+        """Give a viewer the right to run, or take it; ``Seat`` lets owners only."""
+        viewer.may_run = may_run
+        self.changed()
 
 
 def _cache_bytes(settings: dict[str, Any]) -> float:
