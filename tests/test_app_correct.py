@@ -68,9 +68,7 @@ def test_the_dose_tab_shows_each_plot_of_what_was_measured(done):
 def test_edited_weights_are_saved_and_taken_by_the_next_correction(done):
     tab = DoseTab(done, owner())
     tab.refresh()
-    frames = tab.editor.frames.value.copy()
-    frames.loc[0, "factor"] = 0.0
-    tab.editor.frames.value = frames
+    tab.editor.frames.value = "1: 0"
     tab.editor.save.clicks += 1
     assert not tab.problem.visible, tab.problem.object
     saved = xr.load_dataset(done.out / "dose_weights_edited.nc")

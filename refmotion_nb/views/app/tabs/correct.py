@@ -41,7 +41,6 @@ class CorrectTab(Tab):
         self.whole.on_click(lambda _: self.attempt(self.engine.run, "validate"))
         self.cancel = pn.widgets.Button(label="Cancel", color="warning", visible=False)
         self.cancel.on_click(lambda _: self.attempt(self.engine.cancel))
-        self.bar = pn.indicators.Progress(value=0, max=1, sizing_mode="stretch_width", visible=False)
         self.told = parts.words("")
         self.failed = parts.words("")
         self.micrograph = pn.widgets.Select(label="Micrograph", options=[], width=260)
@@ -54,7 +53,7 @@ class CorrectTab(Tab):
         self.view[:] = [
             self.problem,
             parts.card("Before it starts", self.cost, form, pn.Row(self.start, self.whole, self.cancel)),
-            parts.card("Progress", self.bar, self.told, self.failed), self.tracks,
+            parts.card("Progress", self.told, self.failed), self.tracks,
         ]  # fmt: skip
         self._costed: tuple[Any, str] = ((), "")
 
@@ -105,15 +104,13 @@ class CorrectTab(Tab):
         return self._costed[1]
 
     def _progress(self, run: Run | None) -> None:
-        self.bar.visible = run is not None and not run.snapshot.ended
         if run is None or not run.snapshot.works:
             self.told.object = escape(self._before(run))
             self.failed.object = ""
             return
         work = run.snapshot.works[-1]
-        self.bar.max = max(work.total, 1)  # first: it bounds the value
-        self.bar.value = min(work.done, work.total)
-        self.told.object = escape(progress_in_words(run.snapshot, work, run.error))
+        text = progress_in_words(run.snapshot, work, run.error)
+        self.told.object = escape(text) if run.snapshot.ended else parts.bar(work.done, work.total, text)
         failed = self.engine.session.failed if self.engine.session else {}
         rows = "".join(f"<li><b>{escape(name)}</b>: {escape(why)}</li>" for name, why in failed.items())
         self.failed.object = f"<b>{len(failed)} left out</b><ul>{rows}</ul>" if failed else ""

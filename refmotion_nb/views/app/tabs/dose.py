@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
 import panel as pn
 import xarray as xr
 
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.data.store import write_netcdf
 from refmotion_nb.stages.dose_weights import DoseWeights
-from refmotion_nb.stages.weight_edits import WeightEdits, edit_weights
+from refmotion_nb.stages.weight_edits import WeightEdits, edit_weights, factors_of
 from refmotion_nb.views import plots
 from refmotion_nb.views.app import parts
 from refmotion_nb.views.app.engine import Engine, Viewer
@@ -19,15 +18,13 @@ from refmotion_nb.views.app.figure import Figure
 from refmotion_nb.views.app.tab import Tab
 
 PLOTS = {
-    "FCC": plots.fcc,
-    "FCC of single frames": plots.fcc_curves,
+    "FCC": lambda *which: plots.fcc(*which) + plots.fcc_curves(*which),
     "Weights": plots.weights,
     "B-factor and scale": plots.b_factors,
 }
 MEANING = {
     "FCC": "How well each frame agrees with the reference, by dose and spatial frequency: signal fades with dose, first at "
-    "high resolution.",
-    "FCC of single frames": "Points: as measured. Lines: the model that the weights are made of.",
+    "high resolution. Points are measured, lines are the model that the weights are made of.",
     "Weights": "What share of the sum each frame has at one resolution, measured, with a band of 90 % confidence; dashed: the "
     "standard curve of Grant & Grigorieff.",
     "B-factor and scale": "Per frame, relative to the best one. Fast motion blurs the first frames: a high B-factor.",
@@ -84,7 +81,7 @@ class DoseTab(Tab):
             name: self.engine.compared[name].read("dose_weights") for name in others if name in self.engine.compared
         }
         runs = {"this run": table, **{name: one for name, one in found.items() if one is not None}}
-        return PLOTS[what](runs if len(runs) > 1 else table, group if len(runs) == 1 else None)
+        return PLOTS[what](*((runs, None) if len(runs) > 1 else (table, group)))
 
     def _table(self) -> tuple[xr.Dataset | None, str]:
         """Return the table to show, and what to say of it."""
@@ -113,11 +110,9 @@ class _Editor:
     def __init__(self, tab: DoseTab):
         self.tab = tab
         self.table: xr.Dataset | None = None
-        self.frames = pn.widgets.Tabulator(
-            pd.DataFrame({"frame": [], "dose (e/Å²)": [], "factor": []}), height=230, width=330, show_index=False,
-            editors={"frame": None, "dose (e/Å²)": None, "factor": {"type": "number", "min": 0, "step": 0.1}},
-            layout="fit_columns", selectable=False,
-        )  # fmt: skip
+        self.frames = pn.widgets.TextInput(
+            label="Factors of frames", placeholder="1: 0, 2-4: 0.5", sizing_mode="stretch_width"
+        )
         self.share = pn.widgets.FloatSlider(label="Share of the standard curve", start=0, end=1, step=0.05, value=0)
         self.beyond = pn.widgets.FloatInput(
             label="Standard curve beyond (Å); 0: never", start=0, value=0, step=0.5, width=220
@@ -129,12 +124,12 @@ class _Editor:
         self.back.on_click(lambda _: tab.attempt(self._back))
         self.told = parts.words("")
         self.figure = Figure(tab.engine)
-        for widget in (self.share, self.beyond):
-            widget.param.watch(lambda _: self._draw(), "value_throttled" if widget is self.share else "value")
-        self.frames.on_edit(lambda _: self._draw())
+        for widget in (self.frames, self.share, self.beyond):
+            change = "value_throttled" if widget is self.share else "value"
+            widget.param.watch(lambda _: tab.attempt(self._draw), change)
         left = pn.Column(
-            parts.words("Double-click a factor to change it: 0 leaves the frame out, 0.5 halves its weight."),
-            self.frames, self.share, self.beyond, self.path, pn.Row(self.save, self.back), self.told, width=370,
+            self.frames, parts.words("Frame: factor. 0 leaves a frame out, 0.5 halves its weight; 2-4 are frames 2 to 4."),
+            self.share, self.beyond, self.path, pn.Row(self.save, self.back), self.told, width=370,
         )  # fmt: skip
         self.view = parts.card("Change the weights by hand", pn.Row(left, self.figure.view), visible=False)
 
@@ -143,22 +138,17 @@ class _Editor:
         self.view.visible = table is not None and self.tab.viewer.may_run
         if table is not None and table is not self.table:
             self.table = table
-            row = table.isel(group=0).dropna("frame", subset=["dose"])
-            n = row.sizes["frame"]
-            self.frames.value = pd.DataFrame(
-                {"frame": range(1, n + 1), "dose (e/Å²)": row["dose"].values.round(1), "factor": [1.0] * n}
-            )
         if table is not None:
             self._draw()
 
     def edits(self) -> WeightEdits:
         """Return what the widgets say."""
-        factors = {i: float(f) for i, f in enumerate(self.frames.value["factor"]) if f != 1}
-        return WeightEdits(factors, self.beyond.value or None, self.share.value)
+        return WeightEdits(factors_of(self.frames.value), self.beyond.value or None, self.share.value)
 
     def _draw(self) -> None:
         edits, table = self.edits(), self.table
         if table is None or edits == WeightEdits():
+            self.figure.clear()
             self.figure.view[:] = [parts.empty("Edited weights are drawn here beside the measured ones.")]
             return
 

@@ -43,11 +43,16 @@ class ResultsTab(Tab):
         self.micrograph = pn.widgets.Select(label="Micrograph", options=[], width=260)
         self.micrograph.param.watch(lambda _: self.refresh(), "value")
         self.downloads = pn.FlexBox()
-        self.code = pn.widgets.CodeEditor(
-            language="python", readonly=True, sizing_mode="stretch_width", height=320, visible=False
+        self.code = pn.widgets.TextAreaInput(
+            label="Code",
+            disabled=True,
+            rows=18,
+            max_length=100_000,
+            sizing_mode="stretch_width",
+            css_classes=["rm-code"],
         )
-        self.show_code = pn.widgets.Button(label="Copy as notebook")
-        self.show_code.on_click(lambda _: self._show_code())
+        self.copy = pn.widgets.Button(label="Copy as notebook code")
+        self.copy.js_on_click(args={"code": self.code}, code="navigator.clipboard.writeText(code.value)")
         self.notebook = pn.widgets.FileDownload(
             callback=lambda: notebook_of(code_of(engine)),
             filename="refmotion.ipynb",
@@ -63,7 +68,7 @@ class ResultsTab(Tab):
         code = parts.card(
             "The same in a notebook",
             parts.words("Code that opens these data and does what was done here, with the settings in force."),
-            pn.Row(self.show_code, self.notebook), self.code,
+            pn.Row(self.copy, self.notebook), self.code,
         )  # fmt: skip
         self.view[:] = [self.problem, self.nothing, *self.cards.values(), code]
         self._listed: Any = None
@@ -77,6 +82,7 @@ class ResultsTab(Tab):
         if validation is not None:
             self.table.object = "".join(f"<p>{line}</p>" for line in gains(validation)) + resolution_table(validation)
             self.fsc.show(id(validation), lambda: plots.fsc(validation))
+        self.code.value = code_of(engine)
         self._maps(validation)
         self._images()
         self.cards["written"].visible = particles is not None
@@ -133,9 +139,6 @@ class ResultsTab(Tab):
                                         auto=True, filename=name, width=330)
                 for name in there
             ]  # fmt: skip
-
-    def _show_code(self) -> None:
-        self.code.param.update(value=code_of(self.engine), visible=True)
 
 
 def slices(paths: list[Path]) -> Any:
