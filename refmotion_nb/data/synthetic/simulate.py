@@ -14,6 +14,7 @@ import numpy as np
 
 from refmotion_nb.data.relion.project import open_relion
 from refmotion_nb.data.schema import Dataset, InputError, Reference
+from refmotion_nb.data.synthetic import cryosparc as cryosparc
 from refmotion_nb.data.synthetic import files as files
 from refmotion_nb.data.synthetic import images as images
 from refmotion_nb.data.synthetic import model as models
@@ -90,6 +91,20 @@ class Simulation:
     def open(self, **options: Any) -> Dataset:
         """Open the simulated data as a user would; ``options`` are those of ``open_relion``."""
         return open_relion(list(self.particle_tables), self.micrographs, list(self.references), self.folder, **options)
+
+    def as_cryosparc(self, folder: str | Path, orientation: str = "cryosparc") -> dict[str, Any]:
+        """Write the CryoSPARC project of these movies into ``folder``; return the arguments of ``open_cryosparc``.
+
+        Movies are linked, so the simulation has to stay; see ``data.synthetic.cryosparc.write_project``.
+
+        Raises
+        ------
+        InputError
+            The movies are not TIFF, or the orientation is unknown.
+        """
+        count = range(len(self.settings.boxes_px))
+        species = [(tables.particle_table(s), _reference_folder(s)) for s in count]
+        return cryosparc.write_project(self.folder, Path(folder), species, orientation)
 
     def truth(self) -> dict[str, np.ndarray]:
         """Arrays of truth.npz: true displacements in Å per micrograph."""
