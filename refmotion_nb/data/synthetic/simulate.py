@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import xarray as xr
 
 from refmotion_nb.data.relion.project import open_relion
 from refmotion_nb.data.schema import Dataset, InputError, Reference
@@ -110,6 +111,21 @@ class Simulation:
         """Arrays of truth.npz: true displacements in Å per micrograph."""
         with np.load(self.folder / "truth.npz") as archive:
             return dict(archive)
+
+    def trajectory_error_A(self, tracks: Mapping[str, xr.Dataset]) -> float:
+        """RMS error of trajectories (Å) against the truth; compare with ``rigid_error_A``.
+
+        ``tracks`` are the store's of whole movies by micrograph, in RELION's frame; of each, particles may be left out.
+        """
+        truth = self.truth()
+        squares, counts = [], []
+        for name, one in tracks.items():
+            # by place, since tables of several references list particles in another order than the truth
+            place = one["coordinate"].values[:, None] / self.settings.pixel_size_A - truth[f"{name}_pos"]
+            true = truth[f"{name}_total"][(place**2).sum(-1).argmin(1)]
+            squares.append(trajectory_error_A(one["shift"].values, true, truth["dose_mid"]) ** 2)
+            counts.append(one.sizes["particle"])
+        return float(np.sqrt(np.average(squares, weights=counts)))
 
 
 def simulate(settings: SimulationSettings, out: Path | str, reporter: Reporter | None = None) -> Simulation:
