@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from refmotion_nb.data.cryosparc.csfile import read_cs
     from refmotion_nb.data.cryosparc.project import open_cryosparc, open_exposures, survey_cryosparc
+    from refmotion_nb.data.maps import read_map
     from refmotion_nb.data.relion.project import open_movies, open_relion, survey
     from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference
+    from refmotion_nb.data.star import read_star
     from refmotion_nb.data.store import ResultStore
     from refmotion_nb.data.synthetic.example import example
     from refmotion_nb.data.synthetic.settings import SimulationSettings
@@ -51,6 +54,9 @@ __all__ = [
     "open_movies",
     "open_relion",
     "plots",
+    "read_cs",
+    "read_map",
+    "read_star",
     "simulate",
     "survey",
     "survey_cryosparc",
@@ -82,6 +88,9 @@ _HOME = {
     "open_movies": "data.relion.project",
     "open_relion": "data.relion.project",
     "plots": "views",
+    "read_cs": "data.cryosparc.csfile",
+    "read_map": "data.maps",
+    "read_star": "data.star",
     "simulate": "data.synthetic.simulate",
     "survey": "data.relion.project",
     "survey_cryosparc": "data.cryosparc.project",

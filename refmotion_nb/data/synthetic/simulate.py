@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import xarray as xr
 
 from refmotion_nb.data.relion.project import open_relion
 from refmotion_nb.data.schema import Dataset, InputError, Reference
+from refmotion_nb.data.synthetic import cryosparc as cryosparc
 from refmotion_nb.data.synthetic import files as files
 from refmotion_nb.data.synthetic import images as images
 from refmotion_nb.data.synthetic import model as models
@@ -91,10 +93,39 @@ class Simulation:
         """Open the simulated data as a user would; ``options`` are those of ``open_relion``."""
         return open_relion(list(self.particle_tables), self.micrographs, list(self.references), self.folder, **options)
 
+    def as_cryosparc(self, folder: str | Path, orientation: str = "cryosparc") -> dict[str, Any]:
+        """Write the CryoSPARC project of these movies into ``folder``; return the arguments of ``open_cryosparc``.
+
+        Movies are linked, so the simulation has to stay; see ``data.synthetic.cryosparc.write_project``.
+
+        Raises
+        ------
+        InputError
+            The movies are not TIFF, or the orientation is unknown.
+        """
+        count = range(len(self.settings.boxes_px))
+        species = [(tables.particle_table(s), _reference_folder(s)) for s in count]
+        return cryosparc.write_project(self.folder, Path(folder), species, orientation)
+
     def truth(self) -> dict[str, np.ndarray]:
         """Arrays of truth.npz: true displacements in Å per micrograph."""
         with np.load(self.folder / "truth.npz") as archive:
             return dict(archive)
+
+    def trajectory_error_A(self, tracks: Mapping[str, xr.Dataset]) -> float:
+        """RMS error of trajectories (Å) against the truth; compare with ``rigid_error_A``.
+
+        ``tracks`` are the store's of whole movies by micrograph, in RELION's frame; of each, particles may be left out.
+        """
+        truth = self.truth()
+        squares, counts = [], []
+        for name, one in tracks.items():
+            # by place, since tables of several references list particles in another order than the truth
+            place = one["coordinate"].values[:, None] / self.settings.pixel_size_A - truth[f"{name}_pos"]
+            true = truth[f"{name}_total"][(place**2).sum(-1).argmin(1)]
+            squares.append(trajectory_error_A(one["shift"].values, true, truth["dose_mid"]) ** 2)
+            counts.append(one.sizes["particle"])
+        return float(np.sqrt(np.average(squares, weights=counts)))
 
 
 def simulate(settings: SimulationSettings, out: Path | str, reporter: Reporter | None = None) -> Simulation:
