@@ -63,7 +63,7 @@ class DoseTab(Tab):
         table, told = self._table()
         self.start.disabled = not self.viewer.may_run or self.engine.session is None or self.engine.live is not None
         self.status.object = told
-        self.beside.options = list(self.engine.compared)
+        self.beside.param.update(options=list(self.engine.compared), visible=bool(self.engine.compared))
         self.editor.refresh(table if run is None or run.state == "done" else None)
         if table is None:
             self.figure.view[:] = [parts.empty(self._next())]
