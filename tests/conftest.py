@@ -6,6 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+# before NumPy loads: the tests use their processors by threads and processes of their own, for which those of OpenBLAS
+# would wait by spinning; processes that tests start inherit it
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import pytest
 
 from refmotion_nb.data.synthetic.simulate import Simulation, SimulationSettings, simulate
