@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from refmotion_nb.stages.validation import Validation
     from refmotion_nb.views import plots
     from refmotion_nb.views.report import write_report
+    from refmotion_nb.views.widgets.explorer import PriorExplorer
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,7 @@ __all__ = [
     "Job",
     "MicrographCorrection",
     "MotionCorrection",
+    "PriorExplorer",
     "Reference",
     "ResultStore",
     "Session",
@@ -67,6 +69,7 @@ _HOME = {
     "Job": "stages.job",
     "MicrographCorrection": "stages.micrographs",
     "MotionCorrection": "stages.correction",
+    "PriorExplorer": "views.widgets.explorer",
     "Reference": "data.schema",
     "ResultStore": "data.store",
     "Session": "stages.session",

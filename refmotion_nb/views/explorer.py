@@ -155,19 +155,31 @@ class ExplorerModel:
         return self.go_to(best)
 
     def _follow(self) -> None:
-        while True:
-            with self._changed:
-                target, self._waiting = self._waiting, None
-                if target is None:
-                    self._thread = None
-                    self._changed.notify_all()
-                    return
-            try:
-                tracks = self.exploration.at(target)
+        """Solve for the newest position until there is none; positions passed meanwhile are dropped."""
+        try:
+            while (target := self._next()) is not None:
+                try:
+                    tracks = self.exploration.at(target)
+                except Exception as error:  # shown where the sliders are
+                    self._publish(error=f"no trajectories there: {error}")
+                    continue
                 now = _tried(target, tracks)
                 self._publish(tracks=tracks, now=now, tried=now, error="")
-            except Exception as error:  # shown where the sliders are; the thread must live
-                self._publish(error=f"no trajectories there: {error}")
+        except BaseException:  # of a listener: the next move starts afresh
+            self._ended()
+            raise
+
+    def _next(self) -> Hyperparameters | None:
+        with self._changed:
+            target, self._waiting = self._waiting, None
+            if target is None:
+                self._ended()
+            return target
+
+    def _ended(self) -> None:
+        with self._changed:
+            self._thread = None
+            self._changed.notify_all()
 
     def settle(self, timeout: float | None = None) -> Snapshot:
         """Return the snapshot of where the sliders stand, once it is there."""
@@ -199,9 +211,9 @@ class ExplorerModel:
         powers = range(int(np.floor(most)) - 1, int(np.floor(most)) + 2)
         return sorted({float(f * 10.0**p) for p in powers for f in _FACTORS if f * 10.0**p >= 1} | {self.snapshot.magnified})
 
-    def words(self) -> list[str]:
-        """Return what the numbers mean, in sentences (not escaped)."""
-        return words(self.snapshot, self.at_best, self.exploration)
+    def words(self, snapshot: Snapshot | None = None) -> list[str]:
+        """Return what the numbers of a snapshot (by default the present one) mean, in sentences (not escaped)."""
+        return words(snapshot or self.snapshot, self.at_best, self.exploration)
 
     def _publish(self, tried: Tried | None = None, **changes: object) -> None:
         with self._changed:

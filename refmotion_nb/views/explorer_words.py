@@ -104,6 +104,14 @@ def sigma(value: float) -> str:
     return number(value) if value < 1000 else "∞"
 
 
+def readout(name: str, value: float) -> str:
+    """Return a slider's value with its unit."""
+    if name in ("s_vel", "s_acc"):
+        return f"{sigma(value)} Å per e/Å²"
+    units = {"strength": "(e/Å²)/Å²", "distance_A": "Å", "s_div": "Å"}
+    return f"{value:.1f}°".replace(".0", "") if name == "balance_deg" else f"{number(value)} {units[name]}"
+
+
 def _pinned(snapshot: Snapshot, pinned: Tried) -> str:
     other = snapshot.pinned_tracks
     assert other is not None
