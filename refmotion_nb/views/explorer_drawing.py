@@ -78,7 +78,7 @@ def trail(model: ExplorerModel, snapshot: Snapshot, size: tuple[int, int] = (400
 
 def _chart(model: ExplorerModel, snapshot: Snapshot, x: Axis, what: str, label: str, size: tuple[int, int]) -> str:
     values = [getattr(t, what) for t in snapshot.trail]
-    y = Axis.of(label, values, zero=what == "activity_local")
+    y = Axis.of(label, values, score_limits(values)) if what == "cv_score" else Axis.of(label, values, zero=True)
     now, line = snapshot.now, along(snapshot)
     lines = [
         Line(_strengths(snapshot.trail), np.array(values), "tried", "var(--c6)", "dots"),
@@ -91,6 +91,12 @@ def _chart(model: ExplorerModel, snapshot: Snapshot, x: Axis, what: str, label: 
     marks.append(_mark(now, what, "now", "end"))
     rules = [(QUIET_A, "no motion left below")] if what == "activity_local" else []
     return line_drawing(label, x, y, lines, marks=marks, rules=rules, size=size)
+
+
+def score_limits(scores: list[float]) -> tuple[float, float]:
+    """Return what an axis of scores holds at least: two percent about the best."""
+    best = min(scores)
+    return best - 0.005 * abs(best), best + 0.02 * abs(best)
 
 
 def _strengths(tried: tuple[Tried, ...] | list[Tried]) -> np.ndarray:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from threading import get_ident
 from typing import Any
 
 import ipywidgets as ipw
-import numpy as np
 import xarray as xr
 
 from refmotion_nb.data.schema import Dataset
@@ -16,14 +16,13 @@ from refmotion_nb.stages.base import Reporter
 from refmotion_nb.stages.search import HyperparameterSearch
 from refmotion_nb.stages.session import Session
 from refmotion_nb.views import explorer_drawing as drawing
-from refmotion_nb.views.explorer import DISTANCES_A, ExplorerModel
+from refmotion_nb.views.explorer import ExplorerModel
+from refmotion_nb.views.explorer_sliders import Slider, Sliders
 from refmotion_nb.views.explorer_style import style_sheet
-from refmotion_nb.views.explorer_words import place, readout
+from refmotion_nb.views.explorer_words import place
 from refmotion_nb.views.svg import number
 
 _STYLE = {"description_width": "62px"}
-_SLIDER = {"width": "270px"}
-_STEP = 0.01  # of log sliders, in powers of ten
 
 
 class PriorExplorer:
@@ -91,31 +90,19 @@ class _Panel:
 
     def __init__(self, model: ExplorerModel):
         self.model = model
-        self._silent = False
-        vel, acc = model.relion_limits
-        unit = "in RELION's units, for this movie's dose per frame"
-        self.sliders: dict[str, Any] = {
-            "strength": _log_slider("Strength", model.strengths, "Total prior strength r: larger allows less motion"),
-            "balance_deg": ipw.FloatSlider(
-                min=0, max=90, step=1, description="Balance", style=_STYLE, layout=_SLIDER, readout=False,
-                tooltip="0°: only likeness of neighbours, 90°: only smoothness over dose",
-            ),
-            "distance_A": _log_slider("Distance", DISTANCES_A, "Distance over which neighbours move alike"),
-            "s_vel": _log_slider("s_vel", vel, f"Sigma of velocity {unit}"),
-            "s_div": _log_slider("s_div", DISTANCES_A, f"Sigma of divergence {unit}"),
-            "s_acc": _log_slider("s_acc", acc, f"Sigma of acceleration {unit}"),
-        }  # fmt: skip
+        self.places = Sliders(model)
+        self._placing: set[int] = set()  # threads: what they set is no move by hand, another's may be
+        self.sliders = {name: _slider(one) for name, one in self.places.all.items()}
         self.readouts = {name: ipw.Label(layout={"width": "125px"}) for name in self.sliders}
-        self._placed = {name: np.nan for name in self.sliders}  # where each was put last, by us or by hand
         self.best = ipw.Button(description="Back to best", tooltip="What the search chose, else the best tried here")
         self.pin = ipw.ToggleButton(description="Pin", tooltip="Keep these trajectories to compare with, in grey")
         self.motion = ipw.ToggleButtons(
-            options=[("Local motion", False), ("All motion", True)], style={"button_width": "100px"},
+            options=[("Local motion", False), ("All motion", True)], style={"button_width": "112px"},
             tooltips=["Without the motion of the whole micrograph", "With it"],
         )  # fmt: skip
         self.magnified = ipw.Dropdown(
             options=[(f"× {number(m)}", m) for m in model.magnifications], value=model.snapshot.magnified,
-            description="Magnified", layout={"width": "160px"}, style={"description_width": "68px"},
+            description="Magnified", layout={"width": "155px"}, style={"description_width": "68px"},
         )  # fmt: skip
         self.picture, self.trail, self.numbers, self.text = (ipw.HTML() for _ in range(4))
         self.box = self._arranged()
@@ -135,46 +122,36 @@ class _Panel:
         for name, slider in self.sliders.items():
             slider.observe(self._moved(name), "value")
         self.best.on_click(lambda _: self._place(self.model.back_to_best()))
-        self.pin.observe(self._unless_silent(lambda new: self.model.pin() if new else self.model.unpin()), "value")
-        self.motion.observe(self._unless_silent(lambda new: self.model.show(whole=new)), "value")
-        self.magnified.observe(self._unless_silent(lambda new: self.model.show(magnified=new)), "value")
+        self.pin.observe(self._by_hand(lambda new: self.model.pin() if new else self.model.unpin()), "value")
+        self.motion.observe(self._by_hand(lambda new: self.model.show(whole=new)), "value")
+        self.magnified.observe(self._by_hand(lambda new: self.model.show(magnified=new)), "value")
         self.model.watch(self.draw)
 
-    def _unless_silent(self, act: Callable[[Any], Any]) -> Callable[[Any], None]:
+    def _by_hand(self, act: Callable[[Any], Any]) -> Callable[[Any], None]:
         def changed(change: Any) -> None:
-            if not self._silent:
+            if get_ident() not in self._placing:
                 act(change["new"])
 
         return changed
 
     def _moved(self, name: str) -> Callable[[Any], None]:
-        move = self.model.move_relion if name.startswith("s_") else self.model.move
-        slider = self.sliders[name]
+        def moved(position: float) -> None:
+            h = self.places.by_hand(name, position)
+            if h is not None:
+                self._place(h, but=name)
 
-        def moved(new: float) -> None:
-            # the browser rounds what it is told to whole steps and says so: that is no move by hand
-            if _steps(slider, new, self._placed[name]) <= 0.51:
-                return
-            self._placed[name] = new
-            self._place(move(**{name: new}), but=name)
-
-        return self._unless_silent(moved)
+        return self._by_hand(moved)
 
     def _place(self, h: Hyperparameters, but: str = "") -> None:
         """Put all sliders, ``but`` the one that is being moved, where the hyperparameters are."""
-        s_vel, s_div, s_acc = h.to_relion(self.model.exploration.dose_per_frame_e_A2)
-        values = {"strength": h.strength, "balance_deg": h.balance_deg, "distance_A": h.distance_A,
-                  "s_vel": s_vel, "s_div": s_div, "s_acc": s_acc}  # fmt: skip
-        self._silent = True
+        self._placing.add(get_ident())
         try:
-            for name, slider in self.sliders.items():
-                self.readouts[name].value = readout(name, values[name])
-                value = _within(slider, values[name])
-                if name != but and not _steps(slider, value, self._placed[name]) < 1e-6:
-                    self._placed[name] = value
-                    slider.value = value
+            for name, text in self.places.readouts(h).items():
+                self.readouts[name].value = text
+            for name, position in self.places.to_place(h, but).items():
+                self.sliders[name].value = position
         finally:
-            self._silent = False
+            self._placing.discard(get_ident())
 
     def draw(self) -> None:
         """Show the newest snapshot."""
@@ -187,22 +164,9 @@ class _Panel:
         self.text.value = drawing.text(self.model, snapshot)
 
 
-def _log_slider(name: str, limits: tuple[float, float], hint: str) -> ipw.FloatLogSlider:
-    low, high = np.log10(limits)
-    return ipw.FloatLogSlider(
-        value=limits[0], base=10, min=float(low), max=float(high), step=_STEP, description=name, tooltip=hint,
-        readout=False, style=_STYLE, layout=_SLIDER,
+def _slider(one: Slider) -> ipw.FloatSlider:
+    low, high = one.ends
+    return ipw.FloatSlider(
+        value=low, min=low, max=high, step=one.step, description=one.label, tooltip=one.hint, readout=False, style=_STYLE,
+        layout={"width": "270px"},
     )  # fmt: skip
-
-
-def _steps(slider: Any, one: float, other: float) -> float:
-    """Return how many steps of a slider lie between two values."""
-    if isinstance(slider, ipw.FloatLogSlider):
-        one, other = np.log10(one), np.log10(other)
-    return abs(one - other) / float(slider.step)
-
-
-def _within(slider: Any, value: float) -> float:
-    if isinstance(slider, ipw.FloatLogSlider):
-        return float(np.clip(value, slider.base**slider.min, slider.base**slider.max))
-    return float(np.clip(value, slider.min, slider.max))
