@@ -252,7 +252,7 @@ def suitable(tracks: xr.Dataset) -> float:
         return 1.0
     factor = 0.1 * float(tracks.attrs["width_A"]) / length
     power = 10.0 ** np.floor(np.log10(factor))
-    return max(1.0, power * max(f for f in _FACTORS if f * power <= factor))
+    return float(max(1.0, power * max(f for f in _FACTORS if f * power <= factor)))
 
 
 def _tried(h: Hyperparameters, tracks: xr.Dataset) -> Tried:

@@ -61,12 +61,13 @@ class ExplorerPane(pn.viewable.Viewer):
         ours = [self.sliders[name] for name in self.sliders if name not in RELION]
         relion = [self.sliders[name] for name in RELION]
         shown = pn.Row(self.motion, self.magnified, align="end")
-        left = pn.Column(shown, self.map.figure, width=540)
+        left = pn.Column(shown, self.map.figure, width=515)
         sliders = pn.Row(pn.Column(*ours, width=250), pn.Column(*relion, width=250))
         right = pn.Column(
-            sliders, pn.Row(self.best, self.pin), self.numbers, *(trail.figure for trail in self.trails), width=520
+            sliders, pn.Row(self.best, self.pin), self.numbers, *(trail.figure for trail in self.trails), width=510
         )
-        return pn.Column(pn.FlexBox(left, right, gap="0 16px"), self.text, sizing_mode="stretch_width")
+        beside = pn.Column(self.text, styles={"flex": "1 1 260px", "min-width": "260px"})  # beneath, where it is narrow
+        return pn.FlexBox(left, right, beside, gap="0 12px", sizing_mode="stretch_width")
 
     def _connect(self) -> None:
         for name, slider in self.sliders.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from bokeh.models import ColorBar, ColumnDataSource, HoverTool, Label, LinearColorMapper, Range1d
+from bokeh.models import ColorBar, ColumnDataSource, HoverTool, Label, LinearColorMapper, NumeralTickFormatter, Range1d
 from bokeh.plotting import figure
 
 from refmotion_nb.numerics.rays import QUIET_A
@@ -29,8 +29,8 @@ class MapFigure:
         tall = round((SIDE - 90) * min(1.4, (self.height + foot) / self.width)) + 70
         self.figure = figure(
             width=SIDE, height=tall, x_axis_label="x (Å)", y_axis_label="y (Å)", tools="pan,wheel_zoom,box_zoom,reset",
-            x_range=Range1d(0, self.width), y_range=Range1d(-foot, self.height), title=" ", output_backend="canvas",
-        )  # fmt: skip
+            x_range=Range1d(0, self.width), y_range=Range1d(-foot, self.height), title=" ",        )  # fmt: skip
+        self.figure.toolbar.logo = None
         self.paths, self.pinned, self.starts, self.bar = (ColumnDataSource(data=d) for d in ({}, {}, {}, {}))
         frames = model.snapshot.tracks.sizes["frame"]
         self.colours = LinearColorMapper(palette=ramp(False), low=1, high=frames)
@@ -97,11 +97,13 @@ class TrailFigure:
         self.what = what
         label = "Score (lower: better)" if what == "cv_score" else "Local activity (Å)"
         self.figure = figure(
-            width=SIDE + 10, height=165 if what == "cv_score" else 185, x_axis_type="log", tools="", toolbar_location=None,
+            width=SIDE, height=165 if what == "cv_score" else 185, x_axis_type="log", tools="", toolbar_location=None,
             x_range=Range1d(*model.strengths), y_range=Range1d(0, 1), y_axis_label=label,
             x_axis_label="Strength ((e/Å²)/Å²)" if what != "cv_score" else None,
         )  # fmt: skip
         self.figure.xaxis.ticker.desired_num_ticks = 7
+        self.figure.xaxis.formatter = NumeralTickFormatter(format="0,0.[00]")
+        self.figure.yaxis.minor_tick_line_color = None
         self.tried, self.line, self.now, self.pinned, self.best = (
             ColumnDataSource(data={"x": [], "y": [], "place": []}) for _ in range(5)
         )
@@ -123,6 +125,9 @@ class TrailFigure:
             legend.orientation, legend.label_text_font_size, legend.glyph_width = "horizontal", "10px", 14
             legend.spacing, legend.padding, legend.margin, legend.border_line_alpha = 4, 0, 0, 0
             self.figure.add_layout(legend, "below")
+        self._pinned_item = next(item for item in legend.items if item.label.value == "pinned")
+        if model.at_best is None:
+            next(item for item in legend.items if item.label.value == "search's choice").visible = False
         self.best.data = _rows([model.at_best] if model.at_best else [], what)
         self.draw(model.snapshot)
 
@@ -132,6 +137,7 @@ class TrailFigure:
         self.line.data = _rows(along(snapshot), self.what)
         self.now.data = _rows([snapshot.now], self.what)
         self.pinned.data = _rows([snapshot.pinned] if snapshot.pinned else [], self.what)
+        self._pinned_item.visible = snapshot.pinned is not None
         values = [getattr(one, self.what) for one in snapshot.trail]
         low, high = (min(values), max(values)) if self.what == "cv_score" else (0.0, max(*values, 2 * QUIET_A))
         if self.what == "cv_score":

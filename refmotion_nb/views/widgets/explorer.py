@@ -72,7 +72,7 @@ class PriorExplorer:
     @cached_property
     def box(self) -> ipw.Widget:
         """The widget, to put among others."""
-        return _Panel(self.model).box
+        return Panel(self.model).box
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         return self.box._repr_mimebundle_(**kwargs)
@@ -85,7 +85,7 @@ class PriorExplorer:
         )
 
 
-class _Panel:
+class Panel:
     """The widgets, and how they and the model keep in step."""
 
     def __init__(self, model: ExplorerModel):
