@@ -64,15 +64,15 @@ def dragged(model: ExplorerModel, n: int, rng: np.random.Generator) -> Iterator[
 
 
 def moved(model: ExplorerModel, places: Iterator[Hyperparameters], draw: Callable[[], object]) -> np.ndarray:
-    """Return the milliseconds from each move to the end of drawing it (move,)."""
+    """Return the milliseconds from each move to the end of drawing it, on the clock and of processor time (2, move)."""
     out = []
     for h in places:
-        start = time.perf_counter()
+        start = time.perf_counter(), time.process_time()
         model.go_to(h)
         model.settle(60)
         draw()
-        out.append(1e3 * (time.perf_counter() - start))
-    return np.array(out)
+        out.append((time.perf_counter() - start[0], time.process_time() - start[1]))
+    return 1e3 * np.array(out).T
 
 
 def svg_of(model: ExplorerModel) -> Callable[[], object]:
@@ -95,6 +95,35 @@ def bokeh_of(model: ExplorerModel) -> tuple[Callable[[], object], list[int]]:
     return draw, sizes
 
 
+def measure(exploration: PriorExploration, n: int) -> None:
+    """Move sliders and print how long it took."""
+    rows = []
+    for way in (jumps, dragged):
+        model, rng = ExplorerModel(exploration), np.random.default_rng(0)
+        rows.append((way, "solved", moved(model, way(model, n, rng), lambda: None), ""))
+        model, rng = ExplorerModel(exploration), np.random.default_rng(0)
+        rows.append((way, "and drawn as SVG", moved(model, way(model, n, rng), svg_of(model)), ""))
+        model, rng = ExplorerModel(exploration), np.random.default_rng(0)
+        draw, sizes = bokeh_of(model)
+        times = moved(model, way(model, n, rng), draw)
+        rows.append((way, "and drawn by Bokeh", times, f", patches of {np.median(sizes) / 1e3:.0f} kB"))
+    windows = exploration.micrograph.windows.values, exploration.micrograph.score.windows.values
+    particles, frames = windows[0].shape[:2]
+    sizes, megabytes = " and ".join(f"{w.shape[-1]}²" for w in windows), sum(w.nbytes for w in windows) / 1e6
+    print(f"\n{particles} particles × {frames} frames, {n} moves, windows of {sizes} samples, {megabytes:.0f} MB\n")
+    print(
+        "| move | until | median, ms | 95th percentile, ms | largest, ms | processor time: median | 95th percentile |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for way, what, (wall, cpu), note in rows:
+        print(f"| {way.__name__} | {what + note} | {np.median(wall):.0f} | {np.percentile(wall, 95):.0f} | {wall.max():.0f} | "
+              f"{np.median(cpu):.0f} | {np.percentile(cpu, 95):.0f} |")  # fmt: skip
+    worst = max(float(np.percentile(wall, 95)) for _, _, (wall, _), _ in rows)
+    print(
+        f"\nthe aim is a 95th percentile below 150 ms: {worst:.0f} ms is {'within' if worst < 150 else 'NOT within'} it"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("particles", 100), ("frames", 40), ("moves", 100), ("threads", 2)):
@@ -106,25 +135,7 @@ def main() -> None:
         particles_per_micrograph=options.particles,
     )  # fmt: skip
     data = rm.example(options.folder, settings).open()
-    exploration = PriorExploration.prepare(rm.Session(data, options.threads), reporter=Told())
-    rows = []
-    for way in (jumps, dragged):
-        model, rng = ExplorerModel(exploration), np.random.default_rng(0)
-        rows.append((way, "solved", moved(model, way(model, options.moves, rng), lambda: None), ""))
-        model, rng = ExplorerModel(exploration), np.random.default_rng(0)
-        rows.append((way, "and drawn as SVG", moved(model, way(model, options.moves, rng), svg_of(model)), ""))
-        model, rng = ExplorerModel(exploration), np.random.default_rng(0)
-        draw, sizes = bokeh_of(model)
-        times = moved(model, way(model, options.moves, rng), draw)
-        rows.append((way, "and drawn by Bokeh", times, f", patches of {np.median(sizes) / 1e3:.0f} kB"))
-    windows = exploration.micrograph.windows.values, exploration.micrograph.score.windows.values
-    print(f"\n{options.particles} particles × {options.frames} frames, {options.moves} moves, windows of "
-          f"{' and '.join(f'{w.shape[-1]}²' for w in windows)} samples, {sum(w.nbytes for w in windows) / 1e6:.0f} MB\n")  # fmt: skip
-    print(f"| {'move':8s} | {'until':19s} | median, ms | 95th percentile, ms | largest, ms |\n|---|---|---|---|---|")
-    for way, what, ms, note in rows:
-        print(f"| {way.__name__:8s} | {what + note} | {np.median(ms):.1f} | {np.percentile(ms, 95):.1f} | {ms.max():.1f} |")
-    worst = max(float(np.percentile(ms, 95)) for _, _, ms, _ in rows)
-    print(f"\nthe aim is a 95th percentile below 150 ms: {worst:.0f} ms is {'within' if worst < 150 else 'NOT within'} it")
+    measure(PriorExploration.prepare(rm.Session(data, options.threads), reporter=Told()), options.moves)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from refmotion_nb.numerics.trajectories import Solution, TrajectoryProblem, Wind
 from refmotion_nb.stages.base import Stage, hash_of
 from refmotion_nb.stages.micrograph import Micrograph
 
-
 MOST_DISTANCES = 64  # whose modes are kept
 
 

@@ -36,7 +36,9 @@ class PriorExploration:
     on the way that led there; several threads may ask.
     """
 
-    def __init__(self, micrograph: SearchMicrograph, layout: xr.Dataset, prior: MotionPrior, settings: HyperparameterSearch):
+    def __init__(
+        self, micrograph: SearchMicrograph, layout: xr.Dataset, prior: MotionPrior, settings: HyperparameterSearch
+    ):
         """Hold a micrograph's windows and the variables of its ``tracks`` that no prior changes; see ``prepare``."""
         self.micrograph = micrograph
         self.layout = layout

@@ -89,7 +89,9 @@ class ExplorerModel:
         """
         settings = settings or HyperparameterSearch(energy="calibrated" if search is None else _energy(search))
         if search is not None and _energy(search) != settings.energy:
-            raise InputError(f"the search is of the {_energy(search)} energy; give settings with energy={_energy(search)!r}")
+            raise InputError(
+                f"the search is of the {_energy(search)} energy; give settings with energy={_energy(search)!r}"
+            )
         prior = None if search is None else prior_from_attrs(search.attrs)
         exploration = PriorExploration.prepare(data, micrograph, settings, prior, reporter)
         return cls(exploration, None if prior is None else prior.hyperparameters)
@@ -111,7 +113,8 @@ class ExplorerModel:
         """Return the range of s_vel and of s_acc: of the strengths' limits, and a tenth of the weakest."""
         dose = self.exploration.dose_per_frame_e_A2
         both = [
-            Hyperparameters.from_strengths(r, 1.0, r).to_relion(dose) for r in (self.strengths[1], self.strengths[0] / 10)
+            Hyperparameters.from_strengths(r, 1.0, r).to_relion(dose)
+            for r in (self.strengths[1], self.strengths[0] / 10)
         ]
         return (both[0][0], both[1][0]), (both[0][2], both[1][2])
 
@@ -209,7 +212,9 @@ class ExplorerModel:
         """Return the magnifications to choose from."""
         most = np.log10(self.snapshot.magnified)
         powers = range(int(np.floor(most)) - 1, int(np.floor(most)) + 2)
-        return sorted({float(f * 10.0**p) for p in powers for f in _FACTORS if f * 10.0**p >= 1} | {self.snapshot.magnified})
+        return sorted(
+            {float(f * 10.0**p) for p in powers for f in _FACTORS if f * 10.0**p >= 1} | {self.snapshot.magnified}
+        )
 
     def words(self, snapshot: Snapshot | None = None) -> list[str]:
         """Return what the numbers of a snapshot (by default the present one) mean, in sentences (not escaped)."""

@@ -86,7 +86,8 @@ def _chart(model: ExplorerModel, snapshot: Snapshot, x: Axis, what: str, label: 
     ]
     if snapshot.pinned is not None:
         at = [snapshot.pinned.hyperparameters.strength], [getattr(snapshot.pinned, what)]
-        lines.append(Line(*at, "pinned", "var(--c1)", "only-points", points=[f"pinned: {place(snapshot.pinned.hyperparameters)}"]))
+        told = [f"pinned: {place(snapshot.pinned.hyperparameters)}"]
+        lines.append(Line(*at, "pinned", "var(--c1)", "only-points", points=told))
     marks = [] if model.at_best is None else [_mark(model.at_best, what, "chosen by the search", "best")]
     marks.append(_mark(now, what, "now", "end"))
     rules = [(QUIET_A, "no motion left below")] if what == "activity_local" else []
@@ -104,7 +105,9 @@ def _strengths(tried: tuple[Tried, ...] | list[Tried]) -> np.ndarray:
 
 
 def _mark(one: Tried, what: str, name: str, kind: str) -> Mark:
-    return Mark(one.hyperparameters.strength, getattr(one, what), f"{name}: {place(one.hyperparameters)}", kind, "var(--text)")
+    return Mark(
+        one.hyperparameters.strength, getattr(one, what), f"{name}: {place(one.hyperparameters)}", kind, "var(--text)"
+    )
 
 
 def numbers(snapshot: Snapshot) -> str:
@@ -115,7 +118,9 @@ def numbers(snapshot: Snapshot) -> str:
         (f"{number(now.activity_local)} Å", "local activity"),
         (f"{number(now.activity_total)} Å", "total activity"),
     )
-    return "".join(f"<span><strong>{escape(value)}</strong><small>{escape(name)}</small></span>" for value, name in tiles)
+    return "".join(
+        f"<span><strong>{escape(value)}</strong><small>{escape(name)}</small></span>" for value, name in tiles
+    )
 
 
 def text(model: ExplorerModel, snapshot: Snapshot) -> str:

@@ -10,7 +10,19 @@ ROOT = ".rm-explorer"
 _DARK = (
     '[data-jp-theme-light="false"]', ".vscode-dark", ".vscode-high-contrast", '[data-theme="dark"]', 'html[theme="dark"]',
 )  # fmt: skip
-_DRAWING = ("svg", "path.grid", ".grid path", ".rule", ".line", ".mark", ".tracks", ".area", ".scale", ".starts", ".legend")
+_DRAWING = (
+    "svg",
+    "path.grid",
+    ".grid path",
+    ".rule",
+    ".line",
+    ".mark",
+    ".tracks",
+    ".area",
+    ".scale",
+    ".starts",
+    ".legend",
+)
 _OWN = f"""
 {ROOT} {{ color: var(--text); font: 13px/1.45 system-ui, sans-serif; }}
 {ROOT} p {{ margin: 0 0 6px; max-width: 78ch; }}
@@ -37,7 +49,7 @@ def _variables(dark: bool) -> str:
 
 @cache
 def palette(dark: bool) -> dict[str, str]:
-    """Return the report's colours by name: text, muted, grid, c0 …, f0 …"""
+    """Return the report's colours by name: text, muted, grid, c0 and on, f0 and on."""
     return dict(re.findall(r"--([\w-]+): (#[0-9a-f]+);", _variables(dark)))
 
 

@@ -152,4 +152,6 @@ def _slider(name: str, one: Slider) -> Any:
     unit = _UNITS.get(name, "")
     code = f"const v = 10 ** tick; return (v < 1000 ? v.toPrecision(3) : v.toFixed(0)) + ' {unit}'"
     formatter = CustomJSTickFormatter(code=code if one.log else "return tick.toFixed(0) + '°'")
-    return pn.widgets.FloatSlider(label=one.label, start=low, end=high, step=one.step, value=low, format=formatter, width=235)
+    return pn.widgets.FloatSlider(
+        label=one.label, start=low, end=high, step=one.step, value=low, format=formatter, width=235
+    )

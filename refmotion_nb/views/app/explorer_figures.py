@@ -44,7 +44,9 @@ class MapFigure:
         hover = HoverTool(renderers=[self.dots], tooltips=[("particle, row", "@row"), ("path", "@length{0.00} Å")])
         self.figure.add_tools(hover)
         self.rule = self.figure.segment(**ends, source=self.bar, line_width=3)
-        self.length = Label(x=0, y=-0.045 * self.height, text="", text_font_size="11px", text_baseline="middle", x_offset=8)
+        self.length = Label(
+            x=0, y=-0.045 * self.height, text="", text_font_size="11px", text_baseline="middle", x_offset=8
+        )
         self.figure.add_layout(self.length)
         self.legend = ColorBar(color_mapper=self.colours, title="Frame", width=10, padding=2, title_standoff=6)
         self.figure.add_layout(self.legend, "right")
@@ -109,12 +111,16 @@ class TrailFigure:
         )
         self.dots = self.figure.scatter("x", "y", source=self.tried, size=4, legend_label="tried")
         self.curve = self.figure.line("x", "y", source=self.line, line_width=2, legend_label="this balance, distance")
-        self.star = self.figure.scatter("x", "y", source=self.best, size=14, marker="star", legend_label="search's choice")
+        self.star = self.figure.scatter(
+            "x", "y", source=self.best, size=14, marker="star", legend_label="search's choice"
+        )
         self.held = self.figure.scatter("x", "y", source=self.pinned, size=8, marker="square", legend_label="pinned")
-        self.cross = self.figure.scatter("x", "y", source=self.now, size=11, marker="x", line_width=2.5, legend_label="now")
+        self.cross = self.figure.scatter(
+            "x", "y", source=self.now, size=11, marker="x", line_width=2.5, legend_label="now"
+        )
         hover = HoverTool(
             renderers=[self.dots, self.star, self.held],
-            tooltips=[("", "@place"), ("score" if what == "cv_score" else "Å", "@y{0.00000}" if what == "cv_score" else "@y{0.00}")],
+            tooltips=[("", "@place"), ("score", "@y{0.00000}") if what == "cv_score" else ("Å", "@y{0.00}")],
         )  # fmt: skip
         self.figure.add_tools(hover)
         (legend,) = self.figure.legend
