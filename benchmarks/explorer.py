@@ -69,7 +69,7 @@ def moved(model: ExplorerModel, places: Iterator[Hyperparameters], draw: Callabl
     for h in places:
         start = time.perf_counter(), time.process_time()
         model.go_to(h)
-        model.settle(60)
+        model.shown(60)
         draw()
         out.append((time.perf_counter() - start[0], time.process_time() - start[1]))
     return 1e3 * np.array(out).T

@@ -73,6 +73,14 @@ def test_it_is_converged_to_a_hundredth_of_an_angstrom(exploration, h):
     assert rms(exploration.solve(h).displacement_A[0], converged) < 0.01
 
 
+def test_from_the_last_solution_it_is_the_same_to_a_hundredth_of_an_angstrom(exploration):
+    before = exploration.at(POINTS[0])
+    for h in (replace(POINTS[0], strength=0.25), replace(POINTS[0], distance_A=1200.0), POINTS[1]):
+        near = exploration.near(h)
+        assert rms(near["shift"].values, exploration.at(h)["shift"].values) < 0.01
+        assert not np.array_equal(near["shift"], before["shift"])
+
+
 def test_it_does_not_depend_on_the_way_there(exploration):
     first = exploration.at(POINTS[0])
     exploration.at(POINTS[2])
@@ -149,7 +157,7 @@ def test_what_a_browser_rounds_is_no_move(model):
 def test_stale_moves_are_dropped(model, monkeypatch):
     """While one solution is under way only the newest of the positions passed counts."""
     solved, going, go_on = [], threading.Event(), threading.Event()
-    solve = model.exploration.at
+    solve = model.exploration.near
 
     def slowly(h):
         solved.append(h.strength)
@@ -157,7 +165,7 @@ def test_stale_moves_are_dropped(model, monkeypatch):
         assert go_on.wait(20)
         return solve(h)
 
-    monkeypatch.setattr(model.exploration, "at", slowly)
+    monkeypatch.setattr(model.exploration, "near", slowly)
     model.move(strength=3.0)
     assert going.wait(20)
     for strength in (4.0, 5.0, 6.0, 7.0):
@@ -173,7 +181,7 @@ def test_an_error_is_shown_and_the_next_move_works(model, monkeypatch):
         raise RuntimeError("singular <matrix>")
 
     with monkeypatch.context() as patch:
-        patch.setattr(model.exploration, "at", broken)
+        patch.setattr(model.exploration, "near", broken)
         model.move(strength=5.0)
         assert "singular" in model.settle(20).error
         assert "singular &lt;matrix&gt;" in drawing.text(model, model.snapshot)

@@ -11,7 +11,7 @@ from refmotion_nb.data.schema import AXES, Dataset, InputError
 from refmotion_nb.numerics.backend import one_blas_thread
 from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.numerics.rays import activity
-from refmotion_nb.numerics.trajectories import Solution
+from refmotion_nb.numerics.trajectories import Solution, TrajectoryProblem
 from refmotion_nb.stages.alignment import (
     Geometry,
     MotionPrior,
@@ -32,8 +32,8 @@ TOLERANCE = 1e-5  # energy still to be gained, per particle and frame: some thou
 class PriorExploration:
     """Trajectories, score and activity of one micrograph as a function of hyperparameters, as the search computes them.
 
-    Every solution starts from the motion that motion correction found, so that it depends on the hyperparameters only, not
-    on the way that led there; several threads may ask.
+    ``at`` starts from the motion that motion correction found, so that what it finds depends on the hyperparameters only, not
+    on the way that led there; ``near`` starts from the last solution and is quicker. Several threads may ask.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class PriorExploration:
         self.prior = prior
         self.settings = settings
         self._position = layout["position"].values  # (particle,) which of the windows
+        self._last: tuple[np.ndarray, np.ndarray] | None = None  # see _remembered
         self._lock = Lock()
 
     @classmethod
@@ -95,17 +96,45 @@ class PriorExploration:
         """Dose per frame (e/Å²), by which RELION's units depend on the movie."""
         return float(self.layout.attrs["dose_per_frame_e_A2"])
 
-    def solve(self, hyperparameters: Hyperparameters, tolerance: float = TOLERANCE) -> Solution:
-        """Return the trajectories under a prior, ``tolerance`` above the lowest energy per particle and frame."""
+    def solve(self, hyperparameters: Hyperparameters, tolerance: float = TOLERANCE, nearby: bool = False) -> Solution:
+        """Return the trajectories under a prior, ``tolerance`` above the lowest energy per particle and frame.
+
+        ``nearby`` starts from the last solution, if there is one.
+        """
         m = self.micrograph
         with self._lock, one_blas_thread():
             prior = self.prior.with_hyperparameters(hyperparameters)
             problem = trajectory_problem(m.windows, m.geometry, [prior], self.settings.relion)
-            return problem.solve(problem.unknowns_of(m.geometry.initial_A), tolerance)
+            start = (
+                self._last_as_start(problem)
+                if nearby and self._last is not None
+                else problem.unknowns_of(m.geometry.initial_A)
+            )
+            solution = problem.solve(start, tolerance)
+            self._remember(problem, solution.unknowns[0])
+            return solution
+
+    def _remember(self, problem: TrajectoryProblem, unknowns: np.ndarray) -> None:
+        """Keep a solution free of its prior: coefficients of the modes over dose (2, particle, 1 + M), common motion (Å)."""
+        local = unknowns[: 2 * problem.n_local].reshape(2, *problem.std.shape[1:]) * problem.std[0]
+        self._last = problem.spatial[0] @ local, unknowns[2 * problem.n_local :]
+
+    def _last_as_start(self, problem: TrajectoryProblem) -> np.ndarray:
+        assert self._last is not None
+        coefficients = problem.spatial[0].T @ self._last[0]
+        whitened = np.divide(coefficients, problem.std[0], out=np.zeros_like(coefficients), where=problem.std[0] > 0)
+        return np.concatenate([whitened.ravel(), self._last[1]])[None]
 
     def at(self, hyperparameters: Hyperparameters) -> xr.Dataset:
         """Return the micrograph's ``tracks`` under a prior; attrs hold the prior, ``cv_score`` and the two activities (Å)."""
-        m, solution = self.micrograph, self.solve(hyperparameters)
+        return self._tracks(hyperparameters, self.solve(hyperparameters))
+
+    def near(self, hyperparameters: Hyperparameters) -> xr.Dataset:
+        """Return what ``at`` does, found from the last solution: for a slider that is being moved."""
+        return self._tracks(hyperparameters, self.solve(hyperparameters, nearby=True))
+
+    def _tracks(self, hyperparameters: Hyperparameters, solution: Solution) -> xr.Dataset:
+        m = self.micrograph
         cross = m.score.windows.sample(solution.displacement_A)[0].sum(dtype=np.float64)
         facts = {
             "cv_score": -float(cross) / float(np.sqrt(m.score.movie_power * m.score.reference_power)),

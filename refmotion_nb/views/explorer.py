@@ -23,6 +23,7 @@ from refmotion_nb.stages.session import Session
 from refmotion_nb.views.explorer_words import words
 
 DISTANCES_A = (200.0, 50000.0)  # limits of the slider
+REST_S = 0.15  # without a move, after which trajectories are found again from the usual start
 MOST_TRIED = 400  # kept of what was tried
 _FACTORS = (1, 2, 5)
 
@@ -147,6 +148,7 @@ class ExplorerModel:
         )  # fmt: skip
         with self._changed:
             self._wanted = self._waiting = h
+            self._changed.notify_all()
             if self._thread is None:
                 self._thread = Thread(target=self._follow, name="prior explorer", daemon=True)
                 self._thread.start()
@@ -162,15 +164,25 @@ class ExplorerModel:
         try:
             while (target := self._next()) is not None:
                 try:
-                    tracks = self.exploration.at(target)
+                    self._show(target, self.exploration.near(target))
+                    if self._rests():
+                        self._show(target, self.exploration.at(target))
                 except Exception as error:  # shown where the sliders are
                     self._publish(error=f"no trajectories there: {error}")
-                    continue
-                now = _tried(target, tracks)
-                self._publish(tracks=tracks, now=now, tried=now, error="")
         except BaseException:  # of a listener: the next move starts afresh
             self._ended()
             raise
+
+    def _show(self, h: Hyperparameters, tracks: xr.Dataset) -> None:
+        now, trail = _tried(h, tracks), self.snapshot.trail  # which this thread only changes
+        if trail[-1].hyperparameters == h:  # the same again, from the usual start
+            trail = trail[:-1]
+        self._publish(tracks=tracks, now=now, trail=(*trail, now)[-MOST_TRIED:], error="")
+
+    def _rests(self) -> bool:
+        """Return whether no slider is moved for a moment."""
+        with self._changed:
+            return not self._changed.wait_for(lambda: self._waiting is not None, REST_S)
 
     def _next(self) -> Hyperparameters | None:
         with self._changed:
@@ -185,9 +197,16 @@ class ExplorerModel:
             self._changed.notify_all()
 
     def settle(self, timeout: float | None = None) -> Snapshot:
-        """Return the snapshot of where the sliders stand, once it is there."""
+        """Return the snapshot of where the sliders stand, once it is final."""
+        return self._when(lambda: self._thread is None, timeout)
+
+    def shown(self, timeout: float | None = None) -> Snapshot:
+        """Return the snapshot of where the sliders stand, once there is one: from the last solution, soon found again."""
+        return self._when(lambda: self._thread is None or self.snapshot.now.hyperparameters == self._wanted, timeout)
+
+    def _when(self, true: Callable[[], bool], timeout: float | None) -> Snapshot:
         with self._changed:
-            if not self._changed.wait_for(lambda: self._thread is None, timeout):
+            if not self._changed.wait_for(true, timeout):
                 raise TimeoutError("the trajectories have not been found in time")
         return self.snapshot
 
@@ -220,11 +239,10 @@ class ExplorerModel:
         """Return what the numbers of a snapshot (by default the present one) mean, in sentences (not escaped)."""
         return words(snapshot or self.snapshot, self.at_best, self.exploration)
 
-    def _publish(self, tried: Tried | None = None, **changes: object) -> None:
+    def _publish(self, **changes: object) -> None:
         with self._changed:
-            old = self.snapshot
-            trail = old.trail if tried is None else (*old.trail, tried)[-MOST_TRIED:]
-            self.snapshot = replace(old, version=old.version + 1, trail=trail, **changes)  # type: ignore[arg-type]
+            self.snapshot = replace(self.snapshot, version=self.snapshot.version + 1, **changes)  # type: ignore[arg-type]
+            self._changed.notify_all()
             listeners = tuple(self._listeners)
         for listener in listeners:
             listener()
