@@ -86,8 +86,10 @@ def bokeh_of(model: ExplorerModel) -> tuple[Callable[[], object], list[int]]:
     document.add_root(pane._layout.get_root(document))
     events: list = []
     document.on_change(events.append)
+    pane.stop()  # drawn here, so that its time counts
 
-    def draw() -> None:  # the view was told by the model and has changed the document: what is left is to write it
+    def draw() -> None:
+        pane.draw()
         message = Protocol().create("PATCH-DOC", [event for event in events if hasattr(event, "to_serializable")])
         sizes.append(len(message.content_json) + sum(len(buffer.to_bytes()) for buffer in message.buffers))
         events.clear()

@@ -76,9 +76,9 @@ class ExplorerPane(pn.viewable.Viewer):
         self.pin.param.watch(self._by_hand(lambda new: self.model.pin() if new else self.model.unpin()), "value")
         self.motion.param.watch(self._by_hand(lambda new: self.model.show(whole=new)), "value")
         self.magnified.param.watch(self._by_hand(lambda new: self.model.show(magnified=new)), "value")
-        stop = self.model.watch(self._tell)
+        self.stop = self.model.watch(self._tell)  # ends following the model
         if pn.state.curdoc is not None and pn.state.curdoc.session_context is not None:
-            pn.state.curdoc.on_session_destroyed(lambda _: stop())
+            pn.state.curdoc.on_session_destroyed(lambda _: self.stop())
 
     def _by_hand(self, act: Callable[[Any], Any]) -> Callable[[Any], None]:
         def changed(event: Any) -> None:
