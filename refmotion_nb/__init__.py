@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from refmotion_nb.stages.dose_weights import DoseWeights
     from refmotion_nb.stages.job import Job
     from refmotion_nb.stages.micrographs import MicrographCorrection
+    from refmotion_nb.stages.one_micrograph import correlation, hand_picked, trajectories
     from refmotion_nb.stages.search import HyperparameterSearch, best
     from refmotion_nb.stages.session import Session
     from refmotion_nb.stages.validation import Validation
@@ -43,7 +44,9 @@ __all__ = [
     "SimulationSettings",
     "Validation",
     "best",
+    "correlation",
     "example",
+    "hand_picked",
     "open_cryosparc",
     "open_exposures",
     "open_movies",
@@ -52,6 +55,7 @@ __all__ = [
     "simulate",
     "survey",
     "survey_cryosparc",
+    "trajectories",
     "write_report",
 ]
 
@@ -73,7 +77,9 @@ _HOME = {
     "SimulationSettings": "data.synthetic.settings",
     "Validation": "stages.validation",
     "best": "stages.search",
+    "correlation": "stages.one_micrograph",
     "example": "data.synthetic.example",
+    "hand_picked": "stages.one_micrograph",
     "open_cryosparc": "data.cryosparc.project",
     "open_exposures": "data.cryosparc.project",
     "open_movies": "data.relion.project",
@@ -82,6 +88,7 @@ _HOME = {
     "simulate": "data.synthetic.simulate",
     "survey": "data.relion.project",
     "survey_cryosparc": "data.cryosparc.project",
+    "trajectories": "stages.one_micrograph",
     "write_report": "views.report",
 }
 

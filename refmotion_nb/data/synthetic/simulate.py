@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -20,7 +20,11 @@ from refmotion_nb.data.synthetic import model as models
 from refmotion_nb.data.synthetic import plan as planning
 from refmotion_nb.data.synthetic import tables as tables
 from refmotion_nb.data.synthetic.settings import SimulationSettings
+from refmotion_nb.data.synthetic.truth import tracks_error_A, true_tracks
 from refmotion_nb.numerics.reconstruct import backproject, fsc_masked_corrected, reconstruct
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = ["Simulation", "SimulationSettings", "simulate"]
 
@@ -95,6 +99,20 @@ class Simulation:
         """Arrays of truth.npz: true displacements in Å per micrograph."""
         with np.load(self.folder / "truth.npz") as archive:
             return dict(archive)
+
+    def tracks(self) -> dict[str, xr.Dataset]:
+        """Return how the particles of each micrograph really moved, as tables like those that results have."""
+        return true_tracks(self.settings, self.truth())
+
+    def error_A(self, tracks: Mapping[str, xr.Dataset]) -> float:
+        """Return the RMS trajectory error (Å) of tracks by micrograph, early frames weighted: see ``trajectory_error_A``.
+
+        Raises
+        ------
+        InputError
+            A micrograph that was not simulated, other frames, or not all of its particles.
+        """
+        return tracks_error_A(tracks, self.tracks())
 
 
 def simulate(settings: SimulationSettings, out: Path | str, reporter: Reporter | None = None) -> Simulation:
