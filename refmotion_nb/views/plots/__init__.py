@@ -6,7 +6,7 @@ What compares runs takes one result or a mapping from the runs' names to their r
 from refmotion_nb.views.plots.correlation import correlation
 from refmotion_nb.views.plots.dose import b_factors, fcc, fcc_curves, weights
 from refmotion_nb.views.plots.images import frame, micrograph, particles
-from refmotion_nb.views.plots.maps import fsc, noise
+from refmotion_nb.views.plots.maps import fsc, noise, slices
 from refmotion_nb.views.plots.motion import local_trajectories, motion, path, trajectories
 from refmotion_nb.views.plots.search import activity, rays, score_surface, scores
 
@@ -27,6 +27,7 @@ __all__ = [
     "rays",
     "score_surface",
     "scores",
+    "slices",
     "trajectories",
     "weights",
 ]
