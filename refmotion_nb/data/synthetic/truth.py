@@ -22,12 +22,13 @@ def true_tracks(settings: SimulationSettings, truth: Mapping[str, np.ndarray]) -
     size = {"width_A": width * settings.pixel_size_A, "height_A": height * settings.pixel_size_A}
     found = {}
     for name in sorted(key.removesuffix("_total") for key in truth if key.endswith("_total")):
-        total, drift = truth[f"{name}_total"], truth[f"{name}_drift"]
+        total = truth[f"{name}_total"]
+        whole = total.mean(0)  # what whole-frame alignment is after
         found[name] = xr.Dataset(
             {
                 "shift": (("particle", "frame", "axis"), total, {"units": "Å", "long_name": "true displacement"}),
-                "rigid": (("frame", "axis"), drift, {"units": "Å", "long_name": "true motion of the whole field"}),
-                "common": (("frame", "axis"), np.zeros_like(drift), {"units": "Å", "long_name": "common motion"}),
+                "rigid": (("frame", "axis"), whole, {"units": "Å", "long_name": "true motion of all particles"}),
+                "common": (("frame", "axis"), np.zeros_like(whole), {"units": "Å", "long_name": "common motion"}),
                 "coordinate": (("particle", "axis"), truth[f"{name}_pos"] * settings.pixel_size_A,
                                {"units": "Å", "long_name": "position"}),
                 "reference": ("particle", truth.get(f"{name}_species", np.zeros(len(total), int))),

@@ -48,7 +48,7 @@ def _panel(name: str, run: xr.Dataset, last: bool) -> hv.Overlay:
     row, column = np.unravel_index(int(values.argmax()), values.shape)
     items: list[Any] = [
         look.styled(image, "Image", cmap="viridis", tools=["hover"], colorbar=True, clabel="Log-likelihood", **look.BAR,
-                    frame_width=_SIDE, frame_height=_SIDE),
+                    frame_width=_SIDE, frame_height=_SIDE, clim=(float(values.min()), float(values.max()))),
         _mark(x[column], y[row], dims, "highest", marker="cross", color="#ffffff", size=13, line_width=2),
     ]  # fmt: skip
     if "truth" in run:
