@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from refmotion_nb.stages.dose_weights import DoseWeights
     from refmotion_nb.stages.job import Job
     from refmotion_nb.stages.micrographs import MicrographCorrection
+    from refmotion_nb.stages.one_micrograph import correlation, hand_picked, trajectories
     from refmotion_nb.stages.search import HyperparameterSearch, best
     from refmotion_nb.stages.session import Session
     from refmotion_nb.stages.validation import Validation
@@ -50,7 +51,9 @@ __all__ = [
     "Validation",
     "app",
     "best",
+    "correlation",
     "example",
+    "hand_picked",
     "open_cryosparc",
     "open_exposures",
     "open_movies",
@@ -62,6 +65,7 @@ __all__ = [
     "simulate",
     "survey",
     "survey_cryosparc",
+    "trajectories",
     "write_report",
 ]
 
@@ -85,7 +89,9 @@ _HOME = {
     "Validation": "stages.validation",
     "app": "views.app.serve",
     "best": "stages.search",
+    "correlation": "stages.one_micrograph",
     "example": "data.synthetic.example",
+    "hand_picked": "stages.one_micrograph",
     "open_cryosparc": "data.cryosparc.project",
     "open_exposures": "data.cryosparc.project",
     "open_movies": "data.relion.project",
@@ -97,6 +103,7 @@ _HOME = {
     "simulate": "data.synthetic.simulate",
     "survey": "data.relion.project",
     "survey_cryosparc": "data.cryosparc.project",
+    "trajectories": "stages.one_micrograph",
     "write_report": "views.report",
 }
 

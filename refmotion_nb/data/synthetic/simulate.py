@@ -8,10 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import xarray as xr
 
 from refmotion_nb.data.relion.project import open_relion
 from refmotion_nb.data.schema import Dataset, InputError, Reference
@@ -22,7 +21,11 @@ from refmotion_nb.data.synthetic import model as models
 from refmotion_nb.data.synthetic import plan as planning
 from refmotion_nb.data.synthetic import tables as tables
 from refmotion_nb.data.synthetic.settings import SimulationSettings
+from refmotion_nb.data.synthetic.truth import tracks_error_A, true_tracks
 from refmotion_nb.numerics.reconstruct import backproject, fsc_masked_corrected, reconstruct
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = ["Simulation", "SimulationSettings", "simulate"]
 
@@ -112,20 +115,19 @@ class Simulation:
         with np.load(self.folder / "truth.npz") as archive:
             return dict(archive)
 
-    def trajectory_error_A(self, tracks: Mapping[str, xr.Dataset]) -> float:
-        """RMS error of trajectories (Å) against the truth; compare with ``rigid_error_A``.
+    def tracks(self) -> dict[str, xr.Dataset]:
+        """Return how the particles of each micrograph really moved, as tables like those that results have."""
+        return true_tracks(self.settings, self.truth())
 
-        ``tracks`` are the store's of whole movies by micrograph, in RELION's frame; of each, particles may be left out.
+    def error_A(self, tracks: Mapping[str, xr.Dataset]) -> float:
+        """Return the RMS trajectory error (Å) of tracks by micrograph, early frames weighted: see ``trajectory_error_A``.
+
+        Raises
+        ------
+        InputError
+            A micrograph that was not simulated, or other frames.
         """
-        truth = self.truth()
-        squares, counts = [], []
-        for name, one in tracks.items():
-            # by place, since tables of several references list particles in another order than the truth
-            place = one["coordinate"].values[:, None] / self.settings.pixel_size_A - truth[f"{name}_pos"]
-            true = truth[f"{name}_total"][(place**2).sum(-1).argmin(1)]
-            squares.append(trajectory_error_A(one["shift"].values, true, truth["dose_mid"]) ** 2)
-            counts.append(one.sizes["particle"])
-        return float(np.sqrt(np.average(squares, weights=counts)))
+        return tracks_error_A(tracks, self.tracks())
 
 
 def simulate(settings: SimulationSettings, out: Path | str, reporter: Reporter | None = None) -> Simulation:
