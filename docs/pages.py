@@ -1,0 +1,125 @@
+"""Pages that are not written by hand: the notebooks, the command line, and the parameters of stages in their API entries."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import param
+
+from refmotion_nb.cli import _parser
+
+_ALWAYS = ("-h", "--help")
+
+
+def write(docs: Path) -> None:
+    """Copy the notebooks into the tutorials and write a page for each command; remove those that are no more."""
+    notebooks = {path.name: path for path in sorted((docs.parent / "notebooks").glob("*.ipynb"))}
+    tutorials = docs / "tutorials"
+    for old in tutorials.glob("*.ipynb"):
+        if old.name not in notebooks:
+            old.unlink()
+    for name, path in notebooks.items():
+        copy_if_changed(path, tutorials / name)
+    commands = docs / "reference" / "commands"
+    commands.mkdir(exist_ok=True)
+    made = {f"{name}.md": command_page(name) for name in command_names()}
+    for old in commands.glob("*.md"):
+        if old.name not in made:
+            old.unlink()
+    for name, text in made.items():
+        _write_if_changed(commands / name, text)
+
+
+def copy_if_changed(source: Path, target: Path) -> None:
+    """Copy a file, unless the copy is as it is already: its date would have it built again."""
+    if not target.exists() or target.read_bytes() != source.read_bytes():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+
+def _write_if_changed(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
+def command_names() -> list[str]:
+    """Return the names of the commands, in the order of the program's help."""
+    return list(_commands(_parser("")))
+
+
+def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    (action,) = (one for one in parser._actions if isinstance(one, argparse._SubParsersAction))
+    return action.choices
+
+
+def command_page(name: str) -> str:
+    """Return the page of a command: what it does, what it must be given, and every option by group."""
+    parser = _parser(name)
+    (action,) = (one for one in parser._actions if isinstance(one, argparse._SubParsersAction))
+    about = {one.dest: one.help for one in action._choices_actions}[name]
+    command = action.choices[name]
+    needed = [_spelt(one) for one in command._actions if one.required]
+    parts = [
+        f"# refmotion {name}\n\n{about[:1].upper()}{about[1:]}.",
+        f"```text\nrefmotion {' '.join([name, *needed, '[options]'])}\n```",
+    ]
+    for group in command._action_groups:
+        shown = [one for one in group._group_actions if not set(_ALWAYS) & set(one.option_strings)]
+        if shown:
+            title = {"positional arguments": "Arguments", "options": "Options"}.get(group.title, group.title)
+            parts += [f"## {title[:1].upper()}{title[1:]}", *map(_entry, shown)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _spelt(one: argparse.Action) -> str:
+    """Return an argument as it is typed."""
+    values = one.metavar or ("|".join(map(str, one.choices)) if one.choices else one.dest.upper())
+    if not one.option_strings:
+        return str(values)
+    if isinstance(one, argparse.BooleanOptionalAction):
+        return " / ".join(one.option_strings)
+    return one.option_strings[0] if one.nargs == 0 else f"{one.option_strings[0]} {values}"
+
+
+def _entry(one: argparse.Action) -> str:
+    about = (one.help or "").replace("%%", "%").strip()
+    about = f"{about[:1].upper()}{about[1:]}" + ("" if about.endswith(".") else ".")
+    return f"`{_spelt(one)}`\n: {_escaped(about)}{' Required.' if one.required else ''}"
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([*_<>$\[\]])", r"\\\1", text)
+
+
+def short_signature(_app: Any, what: str, _name: str, found: Any, _options: Any, signature: Any, returned: Any) -> Any:
+    """Show a stage without its parameters, which are listed below it."""
+    if what == "class" and issubclass(found, param.Parameterized):
+        return "(**parameters)", None
+    return signature, returned
+
+
+def with_parameters(_app: Any, what: str, _name: str, found: Any, _options: Any, lines: list[str]) -> None:
+    """List the parameters of a stage in its entry, those that are its own before those of all that align."""
+    if what == "class" and issubclass(found, param.Parameterized):
+        lines += ["", *_parameter_lines(found)]
+
+
+def _parameter_lines(stage: type[param.Parameterized]) -> Iterator[str]:
+    inherited = {name for base in stage.__mro__[1:] if issubclass(base, param.Parameterized) for name in base.param}
+    own = [name for name in stage.param if name not in inherited]
+    if own:
+        yield "**Parameters of its own**"
+        yield ""
+        for name in own:
+            one = stage.param[name]
+            yield f"``{name}`` = {one.default!r}"
+            yield f"   {one.doc.replace('*', chr(92) + '*').replace('|', chr(92) + '|')}"
+            yield ""
+    if others := sorted(inherited - {"name"}):
+        yield f"Those of every stage that aligns: {', '.join(f'``{name}``' for name in others)}; see :doc:`/parameters`."
+        yield ""
