@@ -29,8 +29,9 @@ from refmotion_nb.numerics.dose import (
 )
 from refmotion_nb.numerics.energy import grant_grigorieff
 from refmotion_nb.stages.alignment import Alignment
-from refmotion_nb.stages.base import Reporter, Silent
+from refmotion_nb.stages.base import Reporter
 from refmotion_nb.stages.micrograph import Micrograph, optics_group
+from refmotion_nb.stages.runs import viewer_of
 from refmotion_nb.stages.search import HyperparameterSearch, prior_from_attrs
 from refmotion_nb.stages.session import Session
 
@@ -116,7 +117,7 @@ class DoseWeights(Alignment):
             A movie cannot be used.
         """
         session = data if isinstance(data, Session) else Session(data)
-        reporter = reporter or Silent()
+        reporter = viewer_of(reporter)
         prior = prior_from_attrs(search.attrs)
         groups: dict[Exposure, Measured] = {}
         extent = 0.0
@@ -125,6 +126,7 @@ class DoseWeights(Alignment):
             tracks = session.track(m, self, prior)
             group = groups.setdefault(Exposure.of(m), Measured(Exposure.of(m), extent, m.k_out))
             group.add(m, micrograph_fcc_sums(m, tracks.displacement_A, session.threads, extent))
+            reporter.show(lambda: weights_table([*groups.values()], self.relion))
         if not groups:
             raise session.nothing_usable(list(session))
         table = weights_table(list(groups.values()), self.relion)
@@ -152,8 +154,8 @@ def weights_table(groups: list[Measured], relion: bool = False) -> xr.Dataset:
     With ``relion`` the model is RELION's, unbounded and with its B-factors as they are.
     """
     shells = max(group.total.shape[2] for group in groups)
-    for group in groups:
-        group.sums = [np.pad(one, ((0, 0), (0, 0), (0, shells - one.shape[2]))) for one in group.sums]
+    groups = [replace(group, sums=[np.pad(one, ((0, 0), (0, 0), (0, shells - one.shape[2]))) for one in group.sums])
+              for group in groups]  # fmt: skip
     rows = [(POOL, groups[0], np.zeros_like(groups[0].total))]
     if len(groups) > 1:
         pool = _pool(groups)

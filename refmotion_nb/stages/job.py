@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import param
@@ -20,7 +20,7 @@ from refmotion_nb.data.cryosparc.hyperparameters import write_hyperparameter_gro
 from refmotion_nb.data.cryosparc.write import write_particle_groups
 from refmotion_nb.data.files import sole, sweep
 from refmotion_nb.data.maps import check_reference
-from refmotion_nb.data.schema import Dataset, InputError
+from refmotion_nb.data.schema import InputError
 from refmotion_nb.data.store import PER_MICROGRAPH, ResultStore, write_hyperparameters, write_netcdf
 from refmotion_nb.numerics.backend import one_blas_thread
 from refmotion_nb.numerics.patches import movie_box
@@ -35,6 +35,7 @@ from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.halves import check_split
 from refmotion_nb.stages.inputs import Inputs
 from refmotion_nb.stages.reuse import as_search, default_prior, read_prior, read_weights
+from refmotion_nb.stages.runs import Run, recorded, viewer_of
 from refmotion_nb.stages.search import HyperparameterSearch, prior_attrs, prior_from_attrs, still_moving
 from refmotion_nb.stages.session import Session
 from refmotion_nb.stages.validation import COMBINATIONS, Combination, Validation
@@ -113,9 +114,9 @@ STAGES = (HyperparameterSearch, DoseWeights, MotionCorrection, Validation, Input
 
 @dataclass
 class Job:
-    """A dataset on its way into ``out``."""
+    """A dataset on its way into ``out``; given a session, the job takes what stages have found on it and adds to it."""
 
-    data: Dataset
+    data: Any  # Dataset or Session; a Dataset from then on
     out: Path
     settings: dict[str, Any] = field(default_factory=dict)  # by parameter name, for all stages
     hyperparameters_file: Path | None = None
@@ -130,6 +131,15 @@ class Job:
     search: xr.Dataset | None = None  # results, once they are there
     particles: xr.Dataset | None = None
     validation: xr.Dataset | None = None
+    dose: xr.Dataset | None = None
+    session: Session | None = None
+    ran: Run | None = None
+    new_reporter: ClassVar[Callable[[], Reporter]] = Silent
+
+    def __post_init__(self) -> None:
+        self.out = Path(self.out)
+        if isinstance(self.data, Session):
+            self.session, self.data = self.data, self.data.data
 
     def stage(self, kind: type[Stage]) -> Any:
         """Return a stage with those of the settings that it has.
@@ -145,6 +155,7 @@ class Job:
         except ValueError as error:
             raise InputError(" ".join(str(error).split())) from None
 
+    @recorded
     def run(self, until: str = "correct", reporter: Reporter | None = None) -> bool:
         """Run up to and including ``until``; return whether everything asked for was written.
 
@@ -153,7 +164,7 @@ class Job:
         InputError
             Input that cannot be used; nothing half-written is left.
         """
-        reporter = reporter or Silent()
+        reporter = viewer_of(reporter)
         self._check_settings(until)
         writable(self.out)
         with sole(self.out) as alone, one_blas_thread():  # the same bits, whoever calls
@@ -163,7 +174,11 @@ class Job:
     def _run(self, until: str, reporter: Reporter) -> bool:
         store = ResultStore(self.out / "results.zarr")
         execution: Execution = self.stage(Execution)
-        session = Session(self.data, execution.threads, execution.cache_bytes, self.out)
+        session = self.session
+        if session is None:
+            session = self.session = Session(self.data, execution.threads, execution.cache_bytes, self.out)
+        else:
+            session.begin(execution.n_threads, execution.cache_bytes)
         for note in self.data.notes:
             self.say(f"note: {note}")
         # that the orientation was found out is no warning
@@ -172,7 +187,7 @@ class Job:
         self._audit(session, store, reporter)
         self.search = search = self._search(session, store, reporter)
         if until != "hyperparameters":
-            dose = self._dose(session, store, search, reporter)
+            self.dose = dose = self._dose(session, store, search, reporter)
         if until in ("correct", "validate"):
             with self._timed("correction"):
                 correction: MotionCorrection = self.stage(MotionCorrection)
@@ -223,6 +238,7 @@ class Job:
         self.validation = store.read("validation", key)
         if self.validation is not None and stage.maps_are_there(self.out, len(self.data.references), self.combinations):
             self.say("validation: taken from the earlier run in this folder")
+            session.adopt(stage, search, dose, result=self.validation)
             return
         with self._timed("validation"):
             self.validation = stage.run(session, search, dose, reporter, self.combinations, self.out)
@@ -305,17 +321,21 @@ class Job:
                     found = as_search(session, stage, prior, stage.seed, reporter)
                 store.write("search", found, mine)
             search = found
+            session.adopt(stage, prior, result=search)
         else:
             mine = stage.key(session.keys.shared)
             found = _still_valid(store.read("search", mine), session)
             if found is None:
-                with self._timed("hyperparameter search"):
-                    found = stage.run(session, reporter)
+                found = session.found(stage)
+                if found is None:
+                    with self._timed("hyperparameter search"):
+                        found = stage.run(session, reporter)
                 store.write("search", found, mine)
             else:
                 self.say("hyperparameters: taken from the earlier run in this folder")
             search = found
             self.warnings += still_moving(search)
+            session.adopt(stage, result=search)
         prior = prior_from_attrs(search.attrs)
         _write_prior(self.out / "hyperparameters.json", prior, search.attrs, dose, stage.energy, session.keys.all)
         return search
@@ -329,17 +349,22 @@ class Job:
             )  # fmt: skip
             check_reach(session, dose)
             store.write("dose_weights", dose)
+            session.adopt(stage, search, result=dose)
         else:
             mine = stage.key(session.keys.shared, hash_of(prior_attrs(prior_from_attrs(search.attrs))))
             stored = _still_valid(store.read("dose_weights", mine), session)
             if stored is None:
-                with self._timed("dose weights"):
-                    store.write("dose_weights", stage.run(session, search, reporter), mine)
+                found = session.found(stage, search)
+                if found is None:
+                    with self._timed("dose weights"):
+                        found = stage.run(session, search, reporter)
+                store.write("dose_weights", found, mine)
                 stored = store.read("dose_weights")  # as a rerun finds it, order and types included
                 assert stored is not None
             else:
                 self.say("dose weights: taken from the earlier run in this folder")
             dose = stored
+            session.adopt(stage, search, result=dose)
         write_netcdf(self.out / "dose_weights.nc", dose)
         return dose
 

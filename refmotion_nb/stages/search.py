@@ -24,7 +24,8 @@ from refmotion_nb.stages.alignment import (
     score_windows,
     trajectory_problem,
 )
-from refmotion_nb.stages.base import Reporter, Silent
+from refmotion_nb.stages.base import Reporter
+from refmotion_nb.stages.runs import Viewer, viewer_of
 from refmotion_nb.stages.session import Session
 
 # what is tried for the parts of the prior that are estimated: decay (e/Å²) and floor of the dose profile, σ of the common
@@ -92,7 +93,7 @@ class HyperparameterSearch(Alignment):
             A movie cannot be used, or no micrograph has two particles.
         """
         session = data if isinstance(data, Session) else Session(data)
-        reporter = reporter or Silent()
+        reporter = viewer_of(reporter)
         read = self._read(session, reporter)
         k_out = self._resolution(session)
         pool, spread2 = pooled_scale(
@@ -109,7 +110,7 @@ class HyperparameterSearch(Alignment):
             windows = raw.scaled(prior)
             del raw
             micrographs.append(SearchMicrograph(name, geometry, _kept(session, windows), score))
-        rays = self._walk(micrographs, prior, reporter)
+        rays = self._walk(micrographs, prior, k_out, reporter)
         best = self._refine(micrographs, rays, reporter)
         table = self._table(rays, best, micrographs, k_out)
         return table.assign_attrs(micrographs_key=session.keys.of(table.attrs["micrographs"]))
@@ -168,7 +169,9 @@ class HyperparameterSearch(Alignment):
         activities = np.mean(local, 0), np.mean(total, 0)
         return [Trial(p, *map(float, facts)) for p, *facts in zip(priors, scores, *activities)], found
 
-    def _walk(self, micrographs: list[SearchMicrograph], prior: MotionPrior, reporter: Reporter) -> list[_Ray]:
+    def _walk(
+        self, micrographs: list[SearchMicrograph], prior: MotionPrior, k_out: float, reporter: Viewer
+    ) -> list[_Ray]:
         """Step all live rays outwards until the last has retired, each step from the trajectories of the one before."""
         rays = [_Ray(b, z) for b, z in zip(*ray_table(self.thoroughness))]
         table = strengths(self.max_strength)
@@ -185,8 +188,9 @@ class HyperparameterSearch(Alignment):
                     rays[i].reason = "no motion left"
             stay = [j for j, i in enumerate(live) if not rays[i].reason]
             live, starts = [live[j] for j in stay], {name: start[stay] for name, start in starts.items()}
-            best = min(t.cv_score for ray in rays for t in ray.trials)
-            reporter.advance(strength=float(strength), rays=len(live), best=best)
+            best = min((ray.best for ray in rays), key=lambda t: t.cv_score)
+            reporter.show(lambda: self._table(rays, best, micrographs, k_out))  # noqa: B023  (called at once or never)
+            reporter.advance(strength=float(strength), rays=len(live), best=best.cv_score)
             if not live:
                 break
         for i in live:

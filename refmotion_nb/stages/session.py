@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock, RLock
+from queue import SimpleQueue
+from threading import Lock, RLock, Thread
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -15,11 +17,12 @@ from refmotion_nb.data.schema import Dataset, InputError, Movie
 from refmotion_nb.data.spool import Spool
 from refmotion_nb.numerics.backend import cpu_count
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, Tracks, track
-from refmotion_nb.stages.base import Reporter
+from refmotion_nb.stages.base import Reporter, Stage
 from refmotion_nb.stages.grey_scale import bring_to_scale, choose, scale_factors
 from refmotion_nb.stages.keys import DataKeys
 from refmotion_nb.stages.micrograph import Micrograph, load_micrograph
 from refmotion_nb.stages.references import PreparedReference, prepare_references
+from refmotion_nb.stages.runs import Run
 
 TRACKS_SHARE = 0.1  # of the cache, for trajectories
 
@@ -54,6 +57,10 @@ class Session:
         self.failed: dict[str, str] = {}  # micrographs that could not be used, and why
         self.seconds: dict[str, float] = {}
         self.warnings: list[str] = []
+        self._scale_warnings: list[str] = []
+        self.runs: list[Run] = []  # of stages and jobs, oldest first
+        self._waiting: SimpleQueue[tuple[Run, Any]] = SimpleQueue()
+        self._worker: Thread | None = None
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names of the micrographs that have particles."""
@@ -62,6 +69,56 @@ class Session:
     def particle_count(self, name: str) -> int:
         """Return how many particles a micrograph has."""
         return int(self.micrographs[name][1].sizes["particle"])
+
+    def begin(self, threads: int, cache_bytes: float) -> None:
+        """Start afresh for a job with its own processors and memory: what failed is tried again, old warnings are gone."""
+        self.threads = threads
+        self.cache_bytes = self.spool.limit_bytes = cache_bytes
+        self._make_room(0)
+        self.failed.clear()
+        self.warnings[:] = self._scale_warnings
+
+    def submit(self, stage: Any, *inputs: Any, reporter: Reporter | None = None, **options: Any) -> Run:
+        """Run a stage on this session, or a job, in the background, after those submitted before; return its run at once.
+
+        ``inputs`` and ``options`` are what ``stage.run`` takes beside the session; ``run.wait()`` gives the result.
+        """
+        run = Run(stage, inputs, reporter)
+        arguments = (self, *inputs) if isinstance(stage, Stage) else inputs
+        self.runs.append(run)
+        self._waiting.put((run, lambda: stage.run(*arguments, reporter=run, **options)))
+        with self._lock:
+            if self._worker is None:
+                self._worker = Thread(target=self._work, name="refmotion session", daemon=True)
+                self._worker.start()
+        return run
+
+    def _work(self) -> None:
+        while True:
+            run, call = self._waiting.get()
+            try:
+                call()
+            except BaseException as error:  # the run tells it to who waits
+                run.fail(error)
+
+    def latest(self, kind: type[Stage]) -> Run | None:
+        """Return the last run of a kind of stage that ended well."""
+        done = (run for run in reversed(self.runs) if type(run.stage) is kind and run.state == "done")
+        return next(done, None)
+
+    def found(self, stage: Stage, *inputs: Any) -> xr.Dataset | None:
+        """Return what a run with these very settings and inputs found, if there was one."""
+        for run in reversed(self.runs):
+            if type(run.stage) is type(stage) and run.state == "done" and run.settings == stage.settings():
+                if len(run.inputs) == len(inputs) and all(map(_same, run.inputs, inputs)):
+                    return run.result
+        return None
+
+    def adopt(self, stage: Stage, *inputs: Any, result: xr.Dataset) -> None:
+        """Count a result that was found elsewhere, by an earlier run or by other means, among the runs."""
+        known = self.found(stage, *inputs)
+        if known is None or not _same(known, result):
+            self.runs.append(Run.of_result(stage, inputs, result))
 
     def sample(
         self, names: list[str], target_particles: int, seed: int, settings: Alignment, reporter: Reporter, what: str
@@ -134,7 +191,8 @@ class Session:
                         if (name, *how) in self._kept:
                             bring_to_scale(self._kept[name, *how], factors)
                 self._factors[how] = factors
-                self.warnings += [line for line in warnings if line not in self.warnings]
+                self._scale_warnings += [line for line in warnings if line not in self._scale_warnings]
+                self.warnings += [line for line in self._scale_warnings if line not in self.warnings]
         return self._factors[how]
 
     def extent_A(self, settings: Alignment) -> float:
@@ -257,6 +315,10 @@ class Session:
         with self._lock:
             if key not in self._kept and self.spool.reserve(_size(micrograph)):
                 self._kept[key] = micrograph
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b or (isinstance(a, xr.Dataset) and a.identical(b)) or (not isinstance(a, xr.Dataset) and a == b)
 
 
 def _shuffled(names: list[str], seed: int) -> list[str]:

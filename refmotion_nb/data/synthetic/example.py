@@ -44,9 +44,7 @@ def example(
                      "fsc_resolutions_A": made.fsc_resolutions_A}  # fmt: skip
             found = plain({"settings": mine, **facts})
             _write(record, found)
-    return Simulation(
-        folder, settings, found["n_particles"], found["rigid_error_A"], tuple(found["fsc_resolutions_A"])
-    )
+    return Simulation(folder, settings, found["n_particles"], found["rigid_error_A"], tuple(found["fsc_resolutions_A"]))
 
 
 def _write(path: Path, record: dict) -> None:

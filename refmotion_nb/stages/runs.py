@@ -1,0 +1,297 @@
+"""Runs of stages: what is told while one goes on, kept so that anybody can look at it, pause it or stop it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import xarray as xr
+
+SHOW_EVERY_S = 0.2  # an unfinished result is worked out no more often,
+SHOW_SHARE = 0.1  # nor does it take more of the time than this
+
+
+class Cancelled(Exception):
+    """The user stopped the stage; what was finished is kept."""
+
+
+class Reporter(Protocol):
+    """What a stage tells while it runs."""
+
+    def start(self, total: int, what: str) -> None:
+        """Begin a piece of work of ``total`` units."""
+
+    def advance(self, n: int = 1, **facts: Any) -> None:
+        """Report ``n`` more units done, with facts worth showing."""
+
+    def done(self) -> None:
+        """End the piece of work."""
+
+
+class Viewer(Reporter, Protocol):
+    """A reporter that can also look at an unfinished result."""
+
+    def show(self, make: Callable[[], xr.Dataset]) -> None:
+        """Take the unfinished result that ``make`` returns, if somebody wants to see it."""
+
+
+class Silent:
+    """A reporter that says nothing; ``cancel()`` stops the stage at its next report."""
+
+    def __init__(self) -> None:
+        self._cancelled = threading.Event()
+
+    def start(self, total: int, what: str) -> None:
+        """Begin a piece of work."""
+
+    def advance(self, n: int = 1, **facts: Any) -> None:
+        """Go on, unless the stage was cancelled."""
+        if self._cancelled.is_set():
+            raise Cancelled
+
+    def done(self) -> None:
+        """End a piece of work."""
+
+    def show(self, make: Callable[[], xr.Dataset]) -> None:
+        """Look at nothing."""
+
+    def cancel(self) -> None:
+        """Ask the stage to stop."""
+        self._cancelled.set()
+
+
+def viewer_of(reporter: Reporter | None) -> Viewer:
+    """Return a reporter that can be shown unfinished results: itself, or one that passes on the rest."""
+    if reporter is None:
+        return Silent()
+    return reporter if isinstance(reporter, Run | Silent) else Run(None, (), reporter)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A piece of work within a run."""
+
+    what: str
+    total: int
+    done: int = 0
+    started: float = 0.0  # s, of ``time.perf_counter``
+    seconds: float | None = None  # once it has ended
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time left at the present rate, s; None before anything is done or after the end."""
+        if self.seconds is not None or not self.done:
+            return None
+        return (time.perf_counter() - self.started) / self.done * max(self.total - self.done, 0)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """How a run stands; never changed, replaced by the next version."""
+
+    version: int = 0
+    state: str = "waiting"  # then running or paused, then done, cancelled or failed
+    works: tuple[Work, ...] = ()  # in their order; the last is in hand
+    facts: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # the last told of each
+    micrographs: tuple[str, ...] = ()  # finished in the last piece of work that names them
+    so_far: xr.Dataset | None = None  # the unfinished result
+    error: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come."""
+        return self.state in ("done", "cancelled", "failed")
+
+
+class Run:
+    """One run of a stage or job: a reporter that remembers, passes on what it is told, and can be paused and cancelled."""
+
+    def __init__(self, stage: Any, inputs: tuple[Any, ...] = (), reporter: Reporter | None = None):
+        """Stand ready to follow ``stage.run(..., *inputs)``; ``reporter`` is told everything too."""
+        self.stage = stage
+        self.inputs = inputs
+        settings = getattr(stage, "settings", {})
+        self.settings: dict[str, Any] = dict(settings() if callable(settings) else settings)
+        self.snapshot = Snapshot()
+        self.result: Any = None
+        self.exception: BaseException | None = None
+        self.seconds: float | None = None  # once it has ended
+        self.started = time.perf_counter()
+        self._reporter = reporter
+        self._lock = threading.Lock()
+        self._go_on, self._ended = threading.Event(), threading.Event()
+        self._go_on.set()
+        self._cancelled = False
+        self._show_from = 0.0
+        self.watched = False  # whether anybody looks at unfinished results
+
+    @property
+    def name(self) -> str:
+        """What is run."""
+        return type(self.stage).__name__
+
+    @property
+    def state(self) -> str:
+        """In one word: waiting, running, paused, done, cancelled or failed."""
+        return self.snapshot.state
+
+    @property
+    def error(self) -> str:
+        """Why it failed, if it did."""
+        return self.snapshot.error
+
+    def start(self, total: int, what: str) -> None:
+        """Begin a piece of work of ``total`` units."""
+        with self._lock:
+            works = (*self.snapshot.works, Work(what, total, started=time.perf_counter()))
+            self._change(works=works, micrographs=())
+        if self._reporter is not None:
+            self._reporter.start(total, what)
+
+    def advance(self, n: int = 1, **facts: Any) -> None:
+        """Report ``n`` more units done; wait here while paused.
+
+        Raises
+        ------
+        Cancelled
+            The run was cancelled.
+        """
+        with self._lock:
+            *before, now = self.snapshot.works or (Work("", 0, started=time.perf_counter()),)
+            named = (facts["micrograph"],) if "micrograph" in facts and "failed" not in facts else ()
+            self._change(
+                works=(*before, replace(now, done=now.done + n)), micrographs=(*self.snapshot.micrographs, *named),
+                facts=MappingProxyType({**self.snapshot.facts, **facts}),
+            )  # fmt: skip
+        if self._reporter is not None:
+            self._reporter.advance(n, **facts)
+        self._go_on.wait()
+        if self._cancelled:
+            raise Cancelled
+
+    def done(self) -> None:
+        """End the piece of work."""
+        with self._lock:
+            if self.snapshot.works:
+                *before, now = self.snapshot.works
+                self._change(works=(*before, replace(now, seconds=time.perf_counter() - now.started)))
+        if self._reporter is not None:
+            self._reporter.done()
+
+    def show(self, make: Callable[[], xr.Dataset]) -> None:
+        """Keep an unfinished result to look at; ``make`` is called only while ``watched``, and not too often."""
+        begun = time.perf_counter()
+        if self.watched and begun >= self._show_from:
+            so_far = make()
+            with self._lock:
+                self._change(so_far=so_far)
+            now = time.perf_counter()
+            self._show_from = now + max(SHOW_EVERY_S, (now - begun) / SHOW_SHARE)
+
+    def cancel(self) -> None:
+        """Ask the run to stop; it does at its next report, and keeps what is finished."""
+        self._cancelled = True
+        self._go_on.set()
+
+    def pause(self) -> None:
+        """Ask the run to wait at its next report."""
+        with self._lock:
+            if self.snapshot.state == "running":
+                self._go_on.clear()
+                self._change(state="paused")
+
+    def resume(self) -> None:
+        """Let a paused run go on."""
+        with self._lock:
+            if self.snapshot.state == "paused":
+                self._change(state="running")
+        self._go_on.set()
+
+    def wait(self, timeout_s: float | None = None) -> Any:
+        """Return the result once it is there.
+
+        Raises
+        ------
+        TimeoutError
+            It has not ended in time.
+        Exception
+            Whatever ended the run.
+        """
+        if not self._ended.wait(timeout_s):
+            raise TimeoutError(f"{self.name} is still {self.state}")
+        if self.exception is not None:
+            raise self.exception
+        return self.result
+
+    def follow(self, call: Callable[[], Any]) -> Any:
+        """Return what ``call`` returns, remembering how it went."""
+        self.started = time.perf_counter()
+        try:
+            if self._cancelled:
+                raise Cancelled
+            with self._lock:
+                self._change(state="running")
+            self.result = call()
+            state = "done"
+            return self.result
+        except (Cancelled, KeyboardInterrupt) as stop:
+            self.exception, state = stop, "cancelled"
+            raise
+        except BaseException as error:
+            self.exception, state = error, "failed"
+            raise
+        finally:
+            self.seconds = time.perf_counter() - self.started
+            with self._lock:
+                self._change(state=state, error=str(self.exception) if state == "failed" else "")
+            self._ended.set()
+
+    def fail(self, error: BaseException) -> None:
+        """End a run that could not even begin; nothing changes for one that has ended."""
+        if not self.snapshot.ended:
+            self.exception = error
+            with self._lock:
+                self._change(state="failed", error=str(error))
+            self._ended.set()
+
+    @classmethod
+    def of_result(cls, stage: Any, inputs: tuple[Any, ...], result: Any) -> Run:
+        """Return the record of a result that is there already, from a store."""
+        run = cls(stage, inputs)
+        run.result, run.seconds = result, 0.0
+        run.snapshot = Snapshot(state="done")
+        run._ended.set()
+        return run
+
+    def _change(self, **parts: Any) -> None:
+        self.snapshot = replace(self.snapshot, version=self.snapshot.version + 1, **parts)
+
+
+def recorded(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a ``run`` method leave a ``Run`` in ``self.ran``, and among the runs of the session that it is given."""
+    signature = inspect.signature(run)
+
+    @functools.wraps(run)
+    def recording(self: Any, *args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(self, *args, **kwargs)
+        _, *given = bound.arguments.values()
+        reporter = bound.arguments.get("reporter")
+        sessions = [s for s in (getattr(self, "session", None), *given) if hasattr(s, "runs")]
+        if isinstance(reporter, Run) and reporter.stage is self and reporter.state == "waiting":
+            self.ran = reporter  # submitted: a session has it already
+        else:
+            inputs = tuple(value for value in given if value is not reporter and not hasattr(value, "runs"))
+            self.ran = Run(self, inputs, reporter or self.new_reporter())
+            for session in sessions[:1]:
+                session.runs.append(self.ran)
+        if "reporter" in signature.parameters:
+            bound.arguments["reporter"] = self.ran
+        return self.ran.follow(lambda: run(*bound.args, **bound.kwargs))
+
+    return recording

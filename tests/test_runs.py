@@ -1,0 +1,136 @@
+"""What runs of stages leave behind, in the foreground and in the background."""
+
+import threading
+
+import pytest
+import xarray as xr
+
+import refmotion_nb as rm
+from refmotion_nb.stages.base import Cancelled, Stage
+
+
+class Counting(Stage):
+    """Counts to three, and waits before each step until it is let go on."""
+
+    def run(self, session, *, gate=None, reporter=None):
+        reporter.start(3, "counting")
+        for i in range(3):
+            if gate is not None:
+                assert gate.acquire(timeout=20)
+            reporter.advance(micrograph=f"m{i}")
+        reporter.show(lambda: xr.Dataset())
+        reporter.done()
+        return xr.Dataset(attrs={"counted": 3})
+
+
+class Failing(Stage):
+    """Fails."""
+
+    def run(self, session, reporter=None):
+        raise rm.InputError("no movie; give one")
+
+
+@pytest.fixture
+def session(tiny):
+    return rm.Session(tiny.open())
+
+
+def test_a_run_in_the_foreground_is_among_the_runs_of_the_session(session):
+    stage = Counting()
+    result = stage.run(session)
+    (run,) = session.runs
+    assert run is stage.ran and run.result is result and run.state == "done" and run.seconds > 0
+    (work,) = run.snapshot.works
+    assert (work.what, work.done, work.total) == ("counting", 3, 3) and work.seconds is not None
+    assert run.snapshot.micrographs == ("m0", "m1", "m2") and run.snapshot.so_far is None
+
+
+def test_an_unfinished_result_is_worked_out_for_who_watches(session):
+    Counting().run(session)
+    assert session.runs[0].snapshot.so_far is None
+    gate = threading.Semaphore(0)
+    run = session.submit(stage := Counting(), gate=gate)
+    run.watched = True
+    gate.release(3)
+    run.wait(20)
+    assert stage.ran is run and run.snapshot.so_far is not None
+
+
+def test_a_submitted_run_can_be_paused_and_cancelled(session):
+    gate = threading.Semaphore(0)
+    run, after = session.submit(Counting(), gate=gate), session.submit(Counting())
+    while run.state == "waiting":
+        threading.Event().wait(0.005)
+    run.pause()
+    assert run.state == "paused" and after.state == "waiting"
+    gate.release()
+    with pytest.raises(TimeoutError, match="paused"):
+        run.wait(0.05)
+    run.cancel()
+    with pytest.raises(Cancelled):
+        run.wait(20)
+    assert run.state == "cancelled" and run.snapshot.works[0].done == 1
+    assert after.wait(20).attrs["counted"] == 3, "those behind it have their turn"
+
+
+def test_a_run_cancelled_before_its_turn_does_nothing(session):
+    gate = threading.Semaphore(0)
+    first, second = session.submit(Counting(), gate=gate), session.submit(Counting())
+    second.cancel()
+    gate.release(3)
+    first.wait(20)
+    with pytest.raises(Cancelled):
+        second.wait(20)
+    assert second.snapshot.works == ()
+
+
+def test_failures_are_told_to_who_waits(session):
+    run = session.submit(Failing())
+    with pytest.raises(rm.InputError, match="give one"):
+        run.wait(20)
+    assert run.error == "no movie; give one"
+    wrong = session.submit(Counting(), "too", "much")
+    with pytest.raises(TypeError):
+        wrong.wait(20)
+
+
+def test_a_job_takes_what_stages_found_on_its_session(session, tmp_path):
+    search = rm.HyperparameterSearch(target_particles=10).run(session)
+    job = rm.Job(session, tmp_path / "out", {"target_particles": 10})
+    assert session.submit(job, "correct").wait(120) is True
+    assert job.search is search and [run.name for run in session.runs].count("HyperparameterSearch") == 1
+    names = [run.name for run in session.runs]
+    assert names[1] == "Job" and {"InputAudit", "DoseWeights", "MotionCorrection"} <= set(names[2:])
+    again = rm.Job(session, tmp_path / "again", {"target_particles": 10})
+    again.run("dose-weights")
+    assert [run.name for run in session.runs].count("DoseWeights") == 1
+    xr.testing.assert_identical(again.dose, job.dose)
+
+
+def test_a_job_in_an_old_folder_shows_its_results_as_runs(session, tmp_path, tiny):
+    rm.Job(session, tmp_path / "out", {"target_particles": 10}).run("dose-weights")
+    other = rm.Session(tiny.open())
+    rm.Job(other, tmp_path / "out", {"target_particles": 10}).run("dose-weights")
+    search = other.latest(rm.HyperparameterSearch)
+    assert search.seconds == 0 and "cv_score" in search.result
+    assert other.latest(rm.DoseWeights).inputs == (search.result,)
+
+
+def test_unfinished_searches_have_rays_that_grow(session):
+    seen = []
+
+    class Watch:
+        def start(self, total, what):
+            session.runs[-1].watched = True
+
+        def advance(self, n=1, **facts):
+            seen.append(session.runs[-1].snapshot.so_far)
+
+        def done(self):
+            pass
+
+    result = rm.HyperparameterSearch(target_particles=10).run(session, reporter=Watch())
+    tables = [table for table in seen if table is not None]
+    steps = [table.sizes["step"] for table in tables]
+    assert steps == sorted(steps) and 1 <= steps[0] <= result.sizes["step"]
+    xr.testing.assert_equal(tables[0]["cv_score"], result["cv_score"].isel(step=slice(steps[0])))
