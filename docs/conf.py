@@ -32,7 +32,6 @@ extensions = [
     "sphinx.ext.mathjax",
 ]
 exclude_patterns = ["_build", "**/.ipynb_checkpoints", "**/refmotion-*", "reference/result_tables.md", "jupyter_execute"]
-suppress_warnings = ["toc.empty_glob"]  # a checkout without notebooks
 
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "colon_fence", "attrs_block", "attrs_inline"]
 myst_heading_anchors = 3
@@ -64,7 +63,7 @@ toc_object_entries_show_parents = "hide"
 html_theme = "pydata_sphinx_theme"
 html_title = f"refmotion_nb {version}"
 html_static_path = ["_static"]
-html_css_files = ["site.css"]
+html_css_files = ["drawn.css", "site.css"]
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {
@@ -87,6 +86,14 @@ html_sidebars = {"changelog": [], "glossary": [], "index": []}
 def setup(app):
     """Bring in what stands elsewhere, and generate what follows from the code."""
     pages.write(HERE)
-    app.connect("builder-inited", lambda app: pages.copy_if_changed(_MATHJAX, Path(app.outdir) / "_static" / mathjax_path))
+    app.connect("builder-inited", add_static_files)
     app.connect("autodoc-process-signature", pages.short_signature)
+    app.connect("autodoc-skip-member", pages.skip_parameters)
     app.connect("autodoc-process-docstring", pages.with_parameters)
+
+
+def add_static_files(app):
+    """Put MathJax and the style of figures beside the theme's files."""
+    static = Path(app.outdir) / "_static"
+    pages.copy_if_changed(_MATHJAX, static / mathjax_path)
+    pages.write_text(static / "drawn.css", pages.drawn_css(HERE))

@@ -11,9 +11,19 @@ from typing import Any
 
 import param
 
+import refmotion_nb
 from refmotion_nb.cli import _parser
+from refmotion_nb.views import plots
 
 _ALWAYS = ("-h", "--help")
+# title and where public names of a section live; the first that fits
+_SECTIONS = (
+    ("Simulation", "data.synthetic"), ("Results", "data.store"), ("Opening data", "data"), ("Hyperparameters", "numerics"),
+    ("Stages, sessions, jobs", "stages"), ("Views", "views"),
+)  # fmt: skip
+_SHOWN_FIRST = ("Opening data", "Stages, sessions, jobs", "Hyperparameters", "Results", "Views", "Simulation")
+_TUTORIALS = "```{toctree}\n:glob:\n:maxdepth: 1\n\n[0-9]*\n```\n"
+_ELSEWHERE = ("plots",)  # a page of its own
 
 
 def write(docs: Path) -> None:
@@ -25,6 +35,10 @@ def write(docs: Path) -> None:
             old.unlink()
     for name, path in notebooks.items():
         copy_if_changed(path, tutorials / name)
+    _write_if_changed(docs / "reference" / "api.md", api_page())
+    _write_if_changed(docs / "reference" / "plots_list.inc", "".join(_directive("function", f"refmotion_nb.views.plots.{name}")
+                                                                     for name in plots.__all__))  # fmt: skip
+    _write_if_changed(tutorials / "list.inc", _TUTORIALS if notebooks else "This checkout has no notebooks.\n")
     commands = docs / "reference" / "commands"
     commands.mkdir(exist_ok=True)
     made = {f"{name}.md": command_page(name) for name in command_names()}
@@ -33,6 +47,23 @@ def write(docs: Path) -> None:
             old.unlink()
     for name, text in made.items():
         _write_if_changed(commands / name, text)
+
+
+def drawn_css(docs: Path) -> str:
+    """Return the report's colours, following the site's light and dark, and its rules for figures, inside figures only."""
+    style = (docs.parent / "refmotion_nb" / "views" / "report.css").read_text(encoding="utf-8")
+    light, dark = (re.sub(r"color-scheme:[^;]*;", "", block) for block in re.findall(r":root \{(.*?)\}", style, re.DOTALL)[:2])
+    rules = [rule for rule in re.findall(r"^\S[^{}\n@]*\{[^{}]*\}", style.split("@media print")[0], re.MULTILINE)
+             if re.match(r"\.grid|path\.grid|\.card|\.panels|\.head|figcaption|svg|\.rule|\.line|\.mark|\.tracks|\.area|\.scale"
+                         r"|\.starts|\.legend", rule)]  # fmt: skip
+    inside = "\n".join(rules)
+    return f'html[data-theme="light"] {{{light}}}\nhtml[data-theme="dark"] {{{dark}}}\n.drawn {{\n{inside}\n}}\n'
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
 
 
 def copy_if_changed(source: Path, target: Path) -> None:
@@ -45,6 +76,30 @@ def copy_if_changed(source: Path, target: Path) -> None:
 def _write_if_changed(path: Path, text: str) -> None:
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         path.write_text(text, encoding="utf-8")
+
+
+def api_page() -> str:
+    """Return the page of all public names, by what they are for."""
+    sections: dict[str, list[str]] = {title: [] for title in _SHOWN_FIRST}
+    for name, home in sorted(refmotion_nb._HOME.items(), key=lambda item: item[0].lower()):
+        if name not in _ELSEWHERE:
+            sections[next(title for title, prefix in _SECTIONS if home.startswith(prefix))].append(name)
+    parts = ["# refmotion_nb\n\n`import refmotion_nb as rm`; names are imported when they are first used. Plots: {doc}`plots`."]
+    for title, names in sections.items():
+        entries = "\n".join(_directive(_kind(name), f"refmotion_nb.{name}") for name in names)
+        parts.append(f"## {title}\n\n```{{eval-rst}}\n{entries}```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _kind(name: str) -> str:
+    found = getattr(refmotion_nb, name)
+    if isinstance(found, type):
+        return "exception" if issubclass(found, Exception) else "class"
+    return "function"
+
+
+def _directive(kind: str, name: str) -> str:
+    return f".. auto{kind}:: {name}\n{'   :members:' if kind == 'class' else ''}\n\n"
 
 
 def command_names() -> list[str]:
@@ -101,6 +156,11 @@ def short_signature(_app: Any, what: str, _name: str, found: Any, _options: Any,
     if what == "class" and issubclass(found, param.Parameterized):
         return "(**parameters)", None
     return signature, returned
+
+
+def skip_parameters(_app: Any, what: str, _name: str, found: Any, skip: bool, _options: Any) -> bool | None:
+    """Leave out the declarations of parameters, which are listed in the entry of their stage."""
+    return True if isinstance(found, param.Parameter) else None
 
 
 def with_parameters(_app: Any, what: str, _name: str, found: Any, _options: Any, lines: list[str]) -> None:
