@@ -47,7 +47,7 @@ nb_merge_streams = True
 # one file with its glyphs in it, from the package: pages must work without a network
 _MATHJAX = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax" / "tex-svg.js"
 mathjax_path = "mathjax/tex-svg.js"
-mathjax3_config = {"tex": {"tags": "none"}, "options": {"enableMenu": False}, "svg": {"fontCache": "local"}}
+mathjax3_config = {"tex": {"tags": "none"}, "options": {"enableMenu": False}, "svg": {"fontCache": "local", "scale": 0.93}}
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -64,6 +64,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = f"refmotion_nb {version}"
 html_static_path = ["_static"]
 html_css_files = ["drawn.css", "site.css"]
+html_context = {"default_mode": "auto"}
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {

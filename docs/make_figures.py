@@ -79,12 +79,23 @@ def aligned(session: rm.Session, final: bool = True, **settings: object) -> Iter
         yield session.micrograph(name, stage), stage
 
 
+def true_paths(run: Run, m: Micrograph) -> np.ndarray:
+    """Return where the particles of a micrograph really were (particle, frame, 2) Å from their coordinates.
+
+    Refined origins take up a constant per particle, as frames are weighted: it is that of rigid alignment.
+    """
+    true = run.example.truth()[f"{m.movie.micrograph}_total"]
+    weight = np.exp(-m.mid_dose / 16)
+    off = (weight[:, None] * (true - m.placement.initial_A)).sum(1, keepdims=True) / weight.sum()
+    return true - off
+
+
 def correlations(run: Run) -> str:
     """Draw the correlation of one frame of one particle, of all its frames, and of all particles of that frame."""
     frame, particle, reach = 8, 17, 6.0
     m, stage = next(aligned(run.session))
     windows = alignment_windows(m, stage, True, run.session.threads).scaled(run.prior)
-    truth = run.example.truth()[f"{m.movie.micrograph}_total"]
+    truth = true_paths(run, m)
     step = np.linspace(-reach, reach, 49)
     offsets = np.stack(np.meshgrid(step, step, indexing="xy"), -1).reshape(-1, 1, 1, 2)  # (grid, 1, 1, 2) x y
 
@@ -159,8 +170,7 @@ def own_noise(run: Run) -> str:
         for m, stage in aligned(run.session, remove_own_noise=removed):
             view = m if own else replace(m, own=m.opposite)
             windows = alignment_windows(view, stage, True, run.session.threads).scaled(run.prior)
-            truth = run.example.truth()[f"{m.movie.micrograph}_total"]
-            off = truth - m.placement.initial_A
+            off = true_paths(run, m) - m.placement.initial_A
             apart = np.linalg.norm(off, axis=-1)
             places = m.placement.initial_A + along[:, None, None, None] * off
             values = windows.sample(places)[0].astype(np.float64)
