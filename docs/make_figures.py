@@ -91,39 +91,37 @@ def true_paths(run: Run, m: Micrograph) -> np.ndarray:
 
 
 def correlations(run: Run) -> str:
-    """Draw the correlation of one frame of one particle, of all its frames, and of all particles of that frame."""
-    frame, particle, reach = 8, 17, 6.0
+    """Draw the correlation of one frame of one particle, of all particles of that frame, and of all frames of all particles."""
+    frame, particle, reach, lowest = 12, 17, 4.0, -6.0
     m, stage = next(aligned(run.session))
     windows = alignment_windows(m, stage, True, run.session.threads).scaled(run.prior)
-    truth = true_paths(run, m)
-    step = np.linspace(-reach, reach, 49)
+    true = true_paths(run, m)
+    step = np.linspace(-reach, reach, 81)
     offsets = np.stack(np.meshgrid(step, step, indexing="xy"), -1).reshape(-1, 1, 1, 2)  # (grid, 1, 1, 2) x y
+    value = windows.sample(true[None] + offsets)[0].astype(np.float64).reshape(len(step), len(step), m.n, -1)
 
-    def image(centre: np.ndarray) -> np.ndarray:
-        return windows.sample(centre[None] + offsets)[0].astype(np.float64).reshape(len(step), len(step), m.n, -1)
-
-    rigid, true = image(m.placement.initial_A), image(truth)
-    drawn = [
-        ("One frame of one particle", rigid[..., particle, frame], (truth - m.placement.initial_A)[particle, frame], "rigid"),
-        ("The same frame of all 36 particles", rigid[..., frame].sum(-1),
-         (truth - m.placement.initial_A)[:, frame].mean(0), "rigid"),
-        ("All frames of all particles, moved back", true.sum((-1, -2)), np.zeros(2), "true"),
-    ]  # fmt: skip
+    single = np.argmax(value[..., frame].reshape(-1, m.n), 0)
+    away = np.sqrt(np.mean(np.sum(offsets[single, 0, 0] ** 2, -1)))
+    drawn = {
+        "One frame of one particle": value[..., particle, frame],
+        f"The same frame of all {m.n} particles": value[..., frame].sum(-1),
+        "All frames of that particle": value[..., particle, :].sum(-1),
+    }
     drawings = []
-    for name, values, at, zero in drawn:
-        x, y = (Axis(f"Displacement in {axis} from {zero} position (Å)", -reach, reach) for axis in "xy")
-        values = values - values.max()
-        colour = Axis("Log-likelihood below its maximum", float(values.min()), 0.0)
-        mark = Mark(float(at[0]), float(at[1]), f"true position, x {at[0]:.2f} Å, y {at[1]:.2f} Å")
-        drawings.append((name, heat_drawing(name, x, y, values, colour, marks=[mark], size=(430, 330))))
+    for name, values in drawn.items():
+        x, y = (Axis(f"Distance in {axis} from the true position (Å)", -reach, reach) for axis in "xy")
+        colour = Axis("Log-likelihood below its maximum", lowest, 0.0)
+        mark = Mark(0.0, 0.0, "true position")
+        drawing = heat_drawing(name, x, y, values - values.max(), colour, marks=[mark], size=(310, 250))
+        drawings.append((name, drawing))
     return figure(
-        "What the data say about displacements", panels(drawings),
-        "Log-likelihood of displacements (bright: likely) against the view of the reference; the star is where the particle, or "
-        "the mean of particles, really was. One frame of one particle says next to nothing: its best place is a maximum of noise, "
-        "and the scale spans a few units. All particles of a frame together say where the frame as a whole was. All frames "
-        "of all particles, each moved back along its true path, make one sharp peak: the information is there, but it must be "
-        "shared between neighbours and frames. That is what the prior is for.",
-        css="wide",
+        "What the data say about a displacement", panels(drawings),
+        "Log-likelihood of displacements against the view of the reference (bright: likely; the darkest colour: less likely than "
+        f"the best by a factor of 400 or more). The star is where the particle, or each of the particles, really was. Left: frame {frame + 1} "
+        f"of one particle. It says little: the best places of the {m.n} particles are {away:.1f} Å (RMS) from the true ones in this frame. "
+        "Middle and right: the same with all particles of the frame, or all frames of the particle, put where they really were. The "
+        "information is there, but must be shared between neighbours and frames. That is what the prior is for.",
+        css="three",
     )  # fmt: skip
 
 
@@ -218,13 +216,13 @@ def strengths(run: Run) -> str:
     x = Axis.of("Accumulated dose (e/Å²)", dose, zero=True)
     legend = Legend().line("x", "var(--c0)").line("y", "var(--c1)").line("found", "var(--muted)").line(
         "true", "var(--muted)", "dashed")  # fmt: skip
-    shown = [(name, line_drawing(name, x, y, lines)) for name, lines in drawings]
+    shown = [(name, line_drawing(name, x, y, lines, size=(310, 250))) for name, lines in drawings]
     return figure(
         "One particle under three priors", panels(shown),
         "The path of one particle (solid) and how it really moved (dashed; a constant offset is free). Under too weak a prior it "
         "follows noise, under too strong a one only the motion common to the micrograph is left. Errors are those of all "
         f"{m.n} particles of the micrograph.",
-        legend=legend, css="wide",
+        legend=legend, css="three",
     )  # fmt: skip
 
 
@@ -304,6 +302,14 @@ def local_motion(run: Run) -> str:
     )  # fmt: skip
 
 
+def two_distances(search: xr.Dataset) -> xr.Dataset:
+    """Return the rays of the best and of the farthest other correlation distance."""
+    best, distance = int(search.attrs["best_ray"]), search["distance"].values
+    other = distance[np.argmax(np.abs(np.log(distance / distance[best])))]
+    members = np.flatnonzero(np.isin(distance, [distance[best], other]))
+    return search.isel(ray=members).assign_attrs(best_ray=int(np.flatnonzero(members == best)[0]))
+
+
 def drawings(run: Run) -> dict[str, str]:
     """Return all figures by name."""
     dose = report_dose.damage(report_dose.group_of(run.dose, 0))
@@ -313,7 +319,7 @@ def drawings(run: Run) -> dict[str, str]:
         "own_noise": own_noise(run),
         "strengths": strengths(run),
         "local_motion": local_motion(run),
-        "rays": report_search.rays(run.search)[0],
+        "rays": report_search.rays(two_distances(run.search))[0],
         "score_and_truth": score_and_truth(run),
         "fcc": f'<div class="grid">{dose[0]}{dose[1]}</div>',
         "weights": f'<div class="grid">{dose[2]}{dose[3]}</div>',
