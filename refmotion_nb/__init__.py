@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from refmotion_nb.stages.session import Session
     from refmotion_nb.stages.validation import Validation
     from refmotion_nb.views import plots
+    from refmotion_nb.views.app.serve import app
     from refmotion_nb.views.report import write_report
 
 __version__ = "0.1.0"
@@ -42,6 +43,7 @@ __all__ = [
     "Session",
     "SimulationSettings",
     "Validation",
+    "app",
     "best",
     "example",
     "open_cryosparc",
@@ -72,6 +74,7 @@ _HOME = {
     "Session": "stages.session",
     "SimulationSettings": "data.synthetic.settings",
     "Validation": "stages.validation",
+    "app": "views.app.serve",
     "best": "stages.search",
     "example": "data.synthetic.example",
     "open_cryosparc": "data.cryosparc.project",

@@ -1,0 +1,11 @@
+"""The Dose tab."""
+
+from __future__ import annotations
+
+from refmotion_nb.views.app.tab import Tab
+
+
+class DoseTab(Tab):
+    """."""
+
+    title = "Dose"

@@ -1,0 +1,11 @@
+"""The Results tab."""
+
+from __future__ import annotations
+
+from refmotion_nb.views.app.tab import Tab
+
+
+class ResultsTab(Tab):
+    """."""
+
+    title = "Results"
