@@ -33,6 +33,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "**/.ipynb_checkpoints", "**/refmotion-*", "reference/result_tables.md", "jupyter_execute"]
 
+smartquotes_action = "qe"  # options are written with two dashes
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "colon_fence", "attrs_block", "attrs_inline"]
 myst_heading_anchors = 3
 myst_dmath_double_inline = True

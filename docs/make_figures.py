@@ -199,7 +199,7 @@ def strengths(run: Run) -> str:
     true, dose = truth[f"{m.movie.micrograph}_total"], m.mid_dose
     windows = alignment_windows(m, stage, True, run.session.threads).scaled(run.prior)
     h = run.prior.hyperparameters
-    factors = {"a thousand times weaker": 1e-3, "as chosen": 1.0, "a thousand times stronger": 1e3}
+    factors = {"1000 times weaker": 1e-3, "As chosen": 1.0, "1000 times stronger": 1e3}
     priors = [run.prior.with_hyperparameters(replace(h, strength=h.strength * f)) for f in factors.values()]
     found = solve(windows, Geometry.of(m), priors, False).displacement_A
     drawings, errors = [], []
@@ -211,7 +211,7 @@ def strengths(run: Run) -> str:
             shift = (weight * (one - true)[particle, :, axis]).sum()
             lines.append(Line(dose, true[particle, :, axis], "true", colour, "dashed"))
             lines.append(Line(dose, one[particle, :, axis] - shift, "found", colour, "thick"))
-        drawings.append((f"{name[:1].upper()}{name[1:]}: error {errors[-1]:.2f} Å", lines))
+        drawings.append((f"{name}: {errors[-1]:.2f} Å", lines))
     y = Axis.of("Displacement (Å)", *(line.y for _, lines in drawings for line in lines))
     x = Axis.of("Accumulated dose (e/Å²)", dose, zero=True)
     legend = Legend().line("x", "var(--c0)").line("y", "var(--c1)").line("found", "var(--muted)").line(
@@ -220,8 +220,8 @@ def strengths(run: Run) -> str:
     return figure(
         "One particle under three priors", panels(shown),
         "The path of one particle (solid) and how it really moved (dashed; a constant offset is free). Under too weak a prior it "
-        "follows noise, under too strong a one only the motion common to the micrograph is left. Errors are those of all "
-        f"{m.n} particles of the micrograph.",
+        "follows noise, under too strong a one only the motion common to the micrograph is left. In the titles: the trajectory "
+        f"error of all {m.n} particles of the micrograph.",
         legend=legend, css="three",
     )  # fmt: skip
 
@@ -249,10 +249,11 @@ def score_and_truth(run: Run) -> str:
         legend.line(f"{theta:g}°", colour)
     x = Axis.of("Total prior strength ((e/Å²)/Å²)", *(line.x for line in lines["score"]), log=True)
     names = {"score": "Cross-validation score (lower is better)", "error": "True trajectory error (Å)"}
+    labels = {"score": "Score", "error": "Error (Å)"}
     lowest = {kind: min((float(np.min(line.y)), float(np.asarray(line.x)[np.argmin(line.y)])) for line in some)
               for kind, some in lines.items()}  # fmt: skip
     marks = {kind: [Mark(at, value, f"lowest: {number(value, 4)}")] for kind, (value, at) in lowest.items()}
-    shown = [(names[kind], line_drawing(names[kind], x, Axis.of(names[kind], *(line.y for line in some)), some,
+    shown = [(names[kind], line_drawing(names[kind], x, Axis.of(labels[kind], *(line.y for line in some)), some,
                                         marks=marks[kind])) for kind, some in lines.items()]  # fmt: skip
     at_score = _error_at(lines, lowest["score"])
     return figure(
@@ -354,7 +355,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = run_example(Path(folder))
         for name, drawn in drawings(run).items():
-            text = f'<div class="drawn">\n{drawn}\n</div>\n'
+            text = f'<div class="drawn drawn-{name}">\n{drawn}\n</div>\n'
             size = len(text.encode())
             if size > LARGEST_BYTES:
                 raise SystemExit(f"{name} has {size} bytes, more than {LARGEST_BYTES}; draw less")

@@ -143,7 +143,9 @@ def _spelt(one: argparse.Action) -> str:
 
 def _entry(one: argparse.Action) -> str:
     about = (one.help or "").replace("%%", "%").strip()
-    about = f"{about[:1].upper()}{about[1:]}" + ("" if about.endswith(".") else ".")
+    if re.split(r"[ ,;]", about)[0].isalpha():  # no file name
+        about = about[:1].upper() + about[1:]
+    about += "" if about.endswith(".") else "."
     return f"`{_spelt(one)}`\n: {_escaped(about)}{' Required.' if one.required else ''}"
 
 
