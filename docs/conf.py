@@ -31,7 +31,13 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
 ]
-exclude_patterns = ["_build", "**/.ipynb_checkpoints", "**/refmotion-*", "reference/result_tables.md", "jupyter_execute"]
+exclude_patterns = [
+    "_build",
+    "**/.ipynb_checkpoints",
+    "**/refmotion-*",
+    "reference/result_tables.md",
+    "jupyter_execute",
+]
 
 smartquotes_action = "qe"  # options are written with two dashes
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "colon_fence", "attrs_block", "attrs_inline"]
@@ -48,7 +54,11 @@ nb_merge_streams = True
 # one file with its glyphs in it, from the package: pages must work without a network
 _MATHJAX = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax" / "tex-svg.js"
 mathjax_path = "mathjax/tex-svg.js"
-mathjax3_config = {"tex": {"tags": "none"}, "options": {"enableMenu": False}, "svg": {"fontCache": "local", "scale": 0.93}}
+mathjax3_config = {
+    "tex": {"tags": "none"},
+    "options": {"enableMenu": False},
+    "svg": {"fontCache": "local", "scale": 0.93},
+}
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -90,6 +100,7 @@ def setup(app):
     pages.write(HERE)
     app.connect("builder-inited", add_static_files)
     app.connect("autodoc-process-signature", pages.short_signature)
+    app.connect("doctree-resolved", pages.with_dashes)
     app.connect("autodoc-skip-member", pages.skip_parameters)
     app.connect("autodoc-process-docstring", pages.with_parameters)
 

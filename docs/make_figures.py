@@ -117,10 +117,11 @@ def correlations(run: Run) -> str:
     return figure(
         "What the data say about a displacement", panels(drawings),
         "Log-likelihood of displacements against the view of the reference (bright: likely; the darkest colour: less likely than "
-        f"the best by a factor of 400 or more). The star is where the particle, or each of the particles, really was. Left: frame {frame + 1} "
-        f"of one particle. It says little: the best places of the {m.n} particles are {away:.1f} Å (RMS) from the true ones in this frame. "
-        "Middle and right: the same with all particles of the frame, or all frames of the particle, put where they really were. The "
-        "information is there, but must be shared between neighbours and frames. That is what the prior is for.",
+        "the best by a factor of 400 or more). The star is where the particle, or each of the particles, really was. Left: "
+        f"frame {frame + 1} of one particle. It says little: the best places of the {m.n} particles are {away:.1f} Å (RMS) from "
+        "the true ones in this frame. Middle and right: the same with all particles of the frame, or all frames of the "
+        "particle, put where they really were. The information is there, but must be shared between neighbours and frames. "
+        "That is what the prior is for.",
         css="three",
     )  # fmt: skip
 
@@ -240,16 +241,22 @@ def score_and_truth(run: Run) -> str:
     for i, ray in enumerate(members):
         one = search.isel(ray=ray).dropna("step", subset=["cv_score"])
         theta, distance = float(one["balance"]), float(one["distance"])
-        priors = [run.prior.with_hyperparameters(rm.Hyperparameters(float(r), theta, distance)) for r in one["strength"].values]
+        priors = [
+            run.prior.with_hyperparameters(rm.Hyperparameters(float(r), theta, distance))
+            for r in one["strength"].values
+        ]
         errors = [_errors(windows, geometry, priors, truth[f"{m.movie.micrograph}_total"], truth["dose_mid"])
                   for m, geometry, windows in micrographs]  # fmt: skip
         colour = step_colour(0.8 * i / max(len(members) - 1, 1))
         lines["score"].append(Line(one["strength"].values, one["cv_score"].values, f"{theta:g}°", colour))
-        lines["error"].append(Line(one["strength"].values, np.sqrt(np.mean(np.square(errors), 0)), f"{theta:g}°", colour))
+        lines["error"].append(
+            Line(one["strength"].values, np.sqrt(np.mean(np.square(errors), 0)), f"{theta:g}°", colour)
+        )
         legend.line(f"{theta:g}°", colour)
     x = Axis.of("Total prior strength ((e/Å²)/Å²)", *(line.x for line in lines["score"]), log=True)
-    names = {"score": "Cross-validation score (lower is better)", "error": "True trajectory error (Å)"}
-    labels = {"score": "Score", "error": "Error (Å)"}
+    names = {"score": "Cross-validation score", "error": "True trajectory error (Å)"}
+    labels = {"score": "Score × 1000", "error": "Error (Å)"}
+    lines["score"] = [replace(line, y=1000 * np.asarray(line.y)) for line in lines["score"]]
     lowest = {kind: min((float(np.min(line.y)), float(np.asarray(line.x)[np.argmin(line.y)])) for line in some)
               for kind, some in lines.items()}  # fmt: skip
     marks = {kind: [Mark(at, value, f"lowest: {number(value, 4)}")] for kind, (value, at) in lowest.items()}
@@ -257,10 +264,11 @@ def score_and_truth(run: Run) -> str:
                                         marks=marks[kind])) for kind, some in lines.items()]  # fmt: skip
     at_score = _error_at(lines, lowest["score"])
     return figure(
-        "The score ranks priors as the truth does", panels(shown),
-        f"Rays of correlation distance {float(search['distance'][best]):,.0f} Å. Left: the score, all that the search sees. Right: the "
-        "error against the true paths, which only a simulation knows, of the trajectories that each step aligned with the "
-        f"search's band. Where the score is lowest the error is {at_score:.2f} Å; the lowest error is {lowest['error'][0]:.2f} Å.",
+        "Score and truth", panels(shown),
+        f"Rays of correlation distance {float(search['distance'][best]):,.0f} Å. Left: the score, all that the search sees; lower "
+        "is better. Right: the error against the true paths, which only a simulation knows, of the trajectories that each step "
+        f"aligned with the search's band. Where the score is lowest the error is {at_score:.2f} Å; the lowest error is "
+        f"{lowest['error'][0]:.2f} Å.",
         legend=legend.note("★ lowest"), css="wide",
     )  # fmt: skip
 
@@ -297,7 +305,7 @@ def local_motion(run: Run) -> str:
     legend = Legend().sequence("first frame", "last frame")
     return figure(
         "Local motion", panels(shown),
-        "What each particle did beyond the mean of all, magnified, over one micrograph: left as found, right as it was simulated. "
+        "What each particle did beyond the mean of all, magnified, over one micrograph: left as found, right as simulated. "
         "Neighbours move alike and motion is fastest at the start.",
         legend=legend, css="wide",
     )  # fmt: skip
@@ -340,7 +348,7 @@ def result_tables(store: ResultStore) -> str:
         title = section if section == group else f"{section}/&lt;micrograph&gt;"
         lines = [f"## {title}", "", "| variable | dimensions | unit | |", "|---|---|---|---|"]
         for name, one in [*table.coords.items(), *table.data_vars.items()]:
-            unit = str(one.attrs.get("units", "")).replace("1", "", 1) if one.attrs.get("units") == "1" else one.attrs.get("units", "")
+            unit = {"1": ""}.get(one.attrs.get("units", ""), one.attrs.get("units", ""))
             about = str(one.attrs.get("long_name", ""))
             lines.append(f"| `{name}` | {', '.join(map(str, one.dims)) or '–'} | {unit} | {about} |")
         if attrs := [f"`{name}`" for name in table.attrs]:

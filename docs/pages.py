@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import param
+from docutils import nodes
 
 import refmotion_nb
 from refmotion_nb.cli import _parser
@@ -52,7 +54,9 @@ def write(docs: Path) -> None:
 def drawn_css(docs: Path) -> str:
     """Return the report's colours, following the site's light and dark, and its rules for figures, inside figures only."""
     style = (docs.parent / "refmotion_nb" / "views" / "report.css").read_text(encoding="utf-8")
-    light, dark = (re.sub(r"color-scheme:[^;]*;", "", block) for block in re.findall(r":root \{(.*?)\}", style, re.DOTALL)[:2])
+    light, dark = (
+        re.sub(r"color-scheme:[^;]*;", "", block) for block in re.findall(r":root \{(.*?)\}", style, re.DOTALL)[:2]
+    )
     rules = [rule for rule in re.findall(r"^\S[^{}\n@]*\{[^{}]*\}", style.split("@media print")[0], re.MULTILINE)
              if re.match(r"\.grid|path\.grid|\.card|\.panels|\.head|figcaption|svg|\.rule|\.line|\.mark|\.tracks|\.area|\.scale"
                          r"|\.starts|\.legend", rule)]  # fmt: skip
@@ -84,7 +88,9 @@ def api_page() -> str:
     for name, home in sorted(refmotion_nb._HOME.items(), key=lambda item: item[0].lower()):
         if name not in _ELSEWHERE:
             sections[next(title for title, prefix in _SECTIONS if home.startswith(prefix))].append(name)
-    parts = ["# refmotion_nb\n\n`import refmotion_nb as rm`; names are imported when they are first used. Plots: {doc}`plots`."]
+    parts = [
+        "# refmotion_nb\n\n`import refmotion_nb as rm`; names are imported when they are first used. Plots: {doc}`plots`."
+    ]
     for title, names in sections.items():
         entries = "\n".join(_directive(_kind(name), f"refmotion_nb.{name}") for name in names)
         parts.append(f"## {title}\n\n```{{eval-rst}}\n{entries}```")
@@ -154,15 +160,30 @@ def _escaped(text: str) -> str:
 
 
 def short_signature(_app: Any, what: str, _name: str, found: Any, _options: Any, signature: Any, returned: Any) -> Any:
-    """Show a stage without its parameters, which are listed below it."""
+    """Show a stage without its parameters, which are listed below it, and a dataclass without long defaults."""
     if what == "class" and issubclass(found, param.Parameterized):
         return "(**parameters)", None
+    if what == "class" and dataclasses.is_dataclass(found):
+        return f"({', '.join(map(_field, (one for one in dataclasses.fields(found) if one.init)))})", None
     return signature, returned
 
 
+def _field(one: dataclasses.Field) -> str:
+    if one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING:
+        return f"{one.name}: {one.type}"
+    default = "..." if one.default is dataclasses.MISSING else repr(one.default)
+    return f"{one.name}: {one.type} = {default if len(default) < 30 and default[0] != '<' else '...'}"
+
+
+def with_dashes(_app: Any, doctree: nodes.document, _docname: str) -> None:
+    """Set the dash between a name and what it is: two hyphens would be kept for the sake of options."""
+    for text in [one for one in doctree.findall(nodes.Text) if one.astext() == " -- "]:
+        text.parent.replace(text, nodes.Text(" – "))
+
+
 def skip_parameters(_app: Any, what: str, _name: str, found: Any, skip: bool, _options: Any) -> bool | None:
-    """Leave out the declarations of parameters, which are listed in the entry of their stage."""
-    return True if isinstance(found, param.Parameter) else None
+    """Leave out parameters, which are listed in the entry of their stage, and names that are those of other classes."""
+    return True if isinstance(found, param.Parameter | type) else None
 
 
 def with_parameters(_app: Any, what: str, _name: str, found: Any, _options: Any, lines: list[str]) -> None:
