@@ -265,7 +265,7 @@ def score_and_truth(run: Run) -> str:
     at_score = _error_at(lines, lowest["score"])
     return figure(
         "Score and truth", panels(shown),
-        f"Rays of correlation distance {float(search['distance'][best]):,.0f} Å. Left: the score, all that the search sees; lower "
+        f"Rays of correlation distance {float(search['distance'][best]):,.0f} Å. Left: the score, what the search sees; lower "
         "is better. Right: the error against the true paths, which only a simulation knows, of the trajectories that each step "
         f"aligned with the search's band. Where the score is lowest the error is {at_score:.2f} Å; the lowest error is "
         f"{lowest['error'][0]:.2f} Å.",
