@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ _SECTIONS = (
     ("Stages, sessions, jobs", "stages"), ("Views", "views"),
 )  # fmt: skip
 _SHOWN_FIRST = ("Opening data", "Stages, sessions, jobs", "Hyperparameters", "Results", "Views", "Simulation")
+_LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)[^)]*\)")  # to a file
 _TUTORIALS = "```{toctree}\n:glob:\n:maxdepth: 1\n\n[0-9]*\n```\n"
 _ELSEWHERE = ("plots",)  # a page of its own
 
@@ -36,7 +38,7 @@ def write(docs: Path) -> None:
         if old.name not in notebooks:
             old.unlink()
     for name, path in notebooks.items():
-        copy_if_changed(path, tutorials / name)
+        _write_if_changed(tutorials / name, notebook_within(path, set(notebooks)))
     _write_if_changed(docs / "reference" / "api.md", api_page())
     _write_if_changed(docs / "reference" / "plots_list.inc", "".join(_directive("function", f"refmotion_nb.views.plots.{name}")
                                                                      for name in plots.__all__))  # fmt: skip
@@ -49,6 +51,22 @@ def write(docs: Path) -> None:
             old.unlink()
     for name, text in made.items():
         _write_if_changed(commands / name, text)
+
+
+def notebook_within(path: Path, there: set[str]) -> str:
+    """Return a notebook whose links stay within the pages: those to other files of the repository keep their words only."""
+
+    def within(link: re.Match[str]) -> str:
+        words, target = link[1], link[2]
+        if target in there:
+            return link[0]
+        return f"[{words}](../{target.removeprefix('../docs/')})" if target.startswith("../docs/") else words
+
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = _LINK.sub(within, "".join(cell["source"]))
+    return json.dumps(notebook, ensure_ascii=False, indent=1) + "\n"
 
 
 def drawn_css(docs: Path) -> str:
