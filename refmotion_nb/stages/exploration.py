@@ -45,7 +45,8 @@ class PriorExploration:
         self.prior = prior
         self.settings = settings
         self._position = layout["position"].values  # (particle,) which of the windows
-        self._last: tuple[np.ndarray, np.ndarray] | None = None  # see _remembered
+        self._last: tuple[np.ndarray, np.ndarray] | None = None  # solution, see _remember
+        self._last_at = prior.hyperparameters
         self._lock = Lock()
 
     @classmethod
@@ -99,19 +100,19 @@ class PriorExploration:
     def solve(self, hyperparameters: Hyperparameters, tolerance: float = TOLERANCE, nearby: bool = False) -> Solution:
         """Return the trajectories under a prior, ``tolerance`` above the lowest energy per particle and frame.
 
-        ``nearby`` starts from the last solution, if there is one.
+        ``nearby`` starts from the last solution, if that is of hyperparameters close to these.
         """
         m = self.micrograph
         with self._lock, one_blas_thread():
             prior = self.prior.with_hyperparameters(hyperparameters)
             problem = trajectory_problem(m.windows, m.geometry, [prior], self.settings.relion)
-            start = (
-                self._last_as_start(problem)
-                if nearby and self._last is not None
-                else problem.unknowns_of(m.geometry.initial_A)
-            )
+            if nearby and self._last is not None and close(self._last_at, hyperparameters):
+                start = self._last_as_start(problem)
+            else:
+                start = problem.unknowns_of(m.geometry.initial_A)
             solution = problem.solve(start, tolerance)
             self._remember(problem, solution.unknowns[0])
+            self._last_at = hyperparameters
             return solution
 
     def _remember(self, problem: TrajectoryProblem, unknowns: np.ndarray) -> None:
@@ -151,6 +152,15 @@ class PriorExploration:
             ("frame", "axis"), solution.common_A[0], {"units": "Å", "long_name": "common motion relative to rigid"},
         )  # fmt: skip
         return out.assign_attrs(facts, **prior_attrs(self.prior.with_hyperparameters(hyperparameters)))
+
+
+def close(one: Hyperparameters, other: Hyperparameters) -> bool:
+    """Return whether a solution under one prior is a better start for the other than the usual one (by measurement)."""
+    return (
+        abs(np.log(one.strength / other.strength)) < 1
+        and abs(np.log(one.distance_A / other.distance_A)) < 1
+        and abs(one.balance_deg - other.balance_deg) < 15
+    )
 
 
 def chosen(session: Session, micrograph: str | None) -> str:
