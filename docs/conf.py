@@ -50,6 +50,7 @@ nb_execution_raise_on_error = True
 nb_execution_in_temp = False  # all notebooks find the one example
 nb_execution_show_tb = True
 nb_merge_streams = True
+suppress_warnings = ["mystnb.unknown_mime_type"]  # what HoloViews adds for JupyterLab alone
 
 # one file with its glyphs in it, from the package: pages must work without a network
 _MATHJAX = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax" / "tex-svg.js"
