@@ -1,8 +1,8 @@
 """The documentation: Markdown pages, the notebooks, and what is generated from the declarations in the code.
 
 Build it with ``python -m pip install -e ".[docs]"`` and ``python -m sphinx -W --keep-going -b html docs docs/_build/html``.
-Nothing is fetched while building or reading. ``REFMOTION_DOCS_EXECUTE=1`` runs the notebooks, so that pages show their
-figures; otherwise they are shown as they are stored.
+Nothing is fetched while building or reading. ``REFMOTION_DOCS_EXECUTE=1`` runs the notebooks, so that pages show what
+they print and draw (interactive plots load BokehJS from where HoloViews says); otherwise they are shown as they are stored.
 """
 
 from __future__ import annotations
@@ -44,12 +44,13 @@ myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "colon_fence", "at
 myst_heading_anchors = 3
 myst_dmath_double_inline = True
 
-nb_execution_mode = "cache" if os.environ.get("REFMOTION_DOCS_EXECUTE", "") not in ("", "0") else "off"
+nb_execution_mode = "force" if os.environ.get("REFMOTION_DOCS_EXECUTE", "") not in ("", "0") else "off"
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_execution_in_temp = False  # all notebooks find the one example
 nb_execution_show_tb = True
 nb_merge_streams = True
+suppress_warnings = ["mystnb.unknown_mime_type"]  # what HoloViews adds for JupyterLab alone
 
 # one file with its glyphs in it, from the package: pages must work without a network
 _MATHJAX = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax" / "tex-svg.js"
