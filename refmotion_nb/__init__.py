@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from refmotion_nb.data.cryosparc.csfile import read_cs
     from refmotion_nb.data.cryosparc.project import open_cryosparc, open_exposures, survey_cryosparc
+    from refmotion_nb.data.maps import read_map
     from refmotion_nb.data.relion.project import open_movies, open_relion, survey
     from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference
+    from refmotion_nb.data.star import read_star
     from refmotion_nb.data.store import ResultStore
     from refmotion_nb.data.synthetic.example import example
     from refmotion_nb.data.synthetic.settings import SimulationSettings
@@ -23,7 +26,9 @@ if TYPE_CHECKING:
     from refmotion_nb.stages.session import Session
     from refmotion_nb.stages.validation import Validation
     from refmotion_nb.views import plots
+    from refmotion_nb.views.app.serve import app
     from refmotion_nb.views.report import write_report
+    from refmotion_nb.views.widgets.explorer import PriorExplorer
 
 __version__ = "0.1.0"
 
@@ -38,11 +43,13 @@ __all__ = [
     "Job",
     "MicrographCorrection",
     "MotionCorrection",
+    "PriorExplorer",
     "Reference",
     "ResultStore",
     "Session",
     "SimulationSettings",
     "Validation",
+    "app",
     "best",
     "correlation",
     "example",
@@ -52,6 +59,9 @@ __all__ = [
     "open_movies",
     "open_relion",
     "plots",
+    "read_cs",
+    "read_map",
+    "read_star",
     "simulate",
     "survey",
     "survey_cryosparc",
@@ -71,11 +81,13 @@ _HOME = {
     "Job": "stages.job",
     "MicrographCorrection": "stages.micrographs",
     "MotionCorrection": "stages.correction",
+    "PriorExplorer": "views.widgets.explorer",
     "Reference": "data.schema",
     "ResultStore": "data.store",
     "Session": "stages.session",
     "SimulationSettings": "data.synthetic.settings",
     "Validation": "stages.validation",
+    "app": "views.app.serve",
     "best": "stages.search",
     "correlation": "stages.one_micrograph",
     "example": "data.synthetic.example",
@@ -85,6 +97,9 @@ _HOME = {
     "open_movies": "data.relion.project",
     "open_relion": "data.relion.project",
     "plots": "views",
+    "read_cs": "data.cryosparc.csfile",
+    "read_map": "data.maps",
+    "read_star": "data.star",
     "simulate": "data.synthetic.simulate",
     "survey": "data.relion.project",
     "survey_cryosparc": "data.cryosparc.project",

@@ -49,7 +49,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     """Return the parser; only the options of ``command`` are filled in, since they come with what they belong to."""
     parser = argparse.ArgumentParser(prog="refmotion", description="Reference-based motion correction for cryo-EM.")
     parser.add_argument("--version", action="version", version=f"refmotion {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="demo | simulate | check | run | micrographs")
+    commands = parser.add_subparsers(required=True, metavar="demo | simulate | check | run | micrographs | app")
     demo = commands.add_parser("demo", help="simulate a small dataset, run the whole job, write the report")
     demo.add_argument("--out", type=Path, default=Path("refmotion-demo"))
     demo.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -74,6 +74,12 @@ def _parser(command: str) -> argparse.ArgumentParser:
         _input_options(micrographs)
         add_options(micrographs, _add_parameter)
         micrographs.set_defaults(command=write_micrographs)
+    app = commands.add_parser("app", help="serve the app: tune, search, correct and compare in the browser")
+    if command == "app":
+        from refmotion_nb.cli_app import add_app_options, serve_app
+
+        add_app_options(app)
+        app.set_defaults(command=serve_app)
     return parser
 
 

@@ -26,6 +26,7 @@ from refmotion_nb.stages.base import Stage, hash_of
 from refmotion_nb.stages.micrograph import Micrograph
 
 _PROBE = np.geomspace(0.01, 10.0, 31)  # where kernels are told apart
+MOST_DISTANCES = 64  # whose modes are kept
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,8 @@ class Geometry:
         """Return the modes of a prior; those of a correlation distance and of a profile are found once."""
         h = prior.hyperparameters
         if h.distance_A not in self._spatial:
+            if len(self._spatial) >= MOST_DISTANCES:  # a slider passes many
+                self._spatial.clear()
             self._spatial[h.distance_A] = spatial_modes(self.position_A, h.distance_A, self.kernel)
         shape = (prior.profile_decay_e_A2, prior.profile_floor)
         if shape not in self._temporal:

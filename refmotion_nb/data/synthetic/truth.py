@@ -1,4 +1,4 @@
-"""How simulated particles really moved, as tables like those of results, and how far results are from it."""
+"""How simulated particles really moved, as tables like those of results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from refmotion_nb.data.schema import AXES, InputError
+from refmotion_nb.data.schema import AXES
 from refmotion_nb.data.synthetic.settings import SimulationSettings
 
 if TYPE_CHECKING:
@@ -38,41 +38,3 @@ def true_tracks(settings: SimulationSettings, truth: Mapping[str, np.ndarray]) -
             attrs=size,
         )  # fmt: skip
     return found
-
-
-def tracks_error_A(tracks: Mapping[str, xr.Dataset], truth: Mapping[str, xr.Dataset]) -> float:
-    """Return the RMS error of tracks, by micrograph, over all their particles, Å.
-
-    Frames are weighted by exp(-dose/16), and each particle's tracks may be off by a constant, as in
-    ``trajectory_error_A``.
-
-    Raises
-    ------
-    InputError
-        A micrograph that was not simulated, other frames, or not all of its particles.
-    """
-    squares: list[np.ndarray] = []
-    for name, found in tracks.items():
-        if name not in truth:
-            raise InputError(f"{name} was not simulated; there are {', '.join(truth)}")
-        true = truth[name]
-        order = _in_order(found), _in_order(true)
-        if any(found.sizes[dim] != true.sizes[dim] for dim in ("particle", "frame")):
-            raise InputError(
-                f"{name} was simulated with {true.sizes['particle']} particles in {true.sizes['frame']} frames; the tracks "
-                f"are of {found.sizes['particle']} in {found.sizes['frame']}; give those of all particles and frames"
-            )
-        weight = np.exp(-true["dose"].values / 16)
-        weight = (weight / weight.sum())[:, None]
-        off = found["shift"].values[order[0]] - true["shift"].values[order[1]]
-        off -= (weight * off).sum(1, keepdims=True)
-        squares.append((weight * off**2).sum((1, 2)))
-    if not squares:
-        raise InputError("there are no tracks; give those of at least one micrograph, by its name")
-    return float(np.sqrt(np.concatenate(squares).mean()))
-
-
-def _in_order(tracks: xr.Dataset) -> np.ndarray:
-    """Return the particles species by species, those of each as its table has them."""
-    rows = tracks["row"].values if "row" in tracks else np.arange(tracks.sizes["particle"])
-    return np.lexsort([rows, tracks["reference"].values])
