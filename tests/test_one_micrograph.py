@@ -37,8 +37,8 @@ def test_trajectories_come_close_to_the_truth(session, by_hand, tiny):
     found = {name: rm.trajectories(session, name, by_hand) for name in session}
     stiff = rm.hand_picked(session, rm.Hyperparameters(1e6, 5.0, 1e5))
     still = {name: rm.trajectories(session, name, stiff) for name in session}
-    assert tiny.error_A(found) < 0.75 * tiny.rigid_error_A
-    assert tiny.error_A(found) < tiny.error_A(still)
+    assert tiny.trajectory_error_A(found) < 0.75 * tiny.rigid_error_A
+    assert tiny.trajectory_error_A(found) < tiny.trajectory_error_A(still)
     assert found[NAME]["shift"].dims == ("particle", "frame", "axis") and found[NAME]["shift"].attrs["units"] == "Å"
 
 
@@ -88,17 +88,17 @@ def test_what_is_not_there_is_said(session, call, message):
 
 def test_the_truth_is_a_table_like_the_results(tiny):
     truth = tiny.tracks()
-    assert tiny.error_A(truth) == 0
+    assert tiny.trajectory_error_A(truth) == 0
     for table in truth.values():
         local = table["shift"] - table["rigid"]
         assert float(abs(local - local.isel(frame=0)).max()) > 0.5  # Å: they moved
     moved = {name: table.assign(shift=table["shift"] + 3.0) for name, table in truth.items()}
-    assert tiny.error_A(moved) == pytest.approx(0, abs=1e-9)
+    assert tiny.trajectory_error_A(moved) == pytest.approx(0, abs=1e-9)
     with pytest.raises(rm.InputError, match="other was not simulated; there are mic0000, mic0001"):
-        tiny.error_A({"other": truth[NAME]})
+        tiny.trajectory_error_A({"other": truth[NAME]})
     with pytest.raises(rm.InputError, match="8 frames; the tracks have 5"):
-        tiny.error_A({NAME: truth[NAME].isel(frame=slice(5))})
-    assert tiny.error_A({NAME: truth[NAME].isel(particle=[7, 2])}) == 0
+        tiny.trajectory_error_A({NAME: truth[NAME].isel(frame=slice(5))})
+    assert tiny.trajectory_error_A({NAME: truth[NAME].isel(particle=[7, 2])}) == 0
 
 
 def smooth(ratio):

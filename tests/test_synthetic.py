@@ -534,8 +534,8 @@ def test_trajectories_are_compared_with_the_truth_particle_by_particle(small):
         shift = truth[f"{name}_total"][some] + rng.normal(size=(len(some), 1, 2))
         one = xr.Dataset({"shift": (("particle", "frame", "axis"), shift), "coordinate": (("particle", "axis"), place)})
         right[name], wrong[name] = one, one.assign(shift=one["shift"] + np.arange(6)[:, None] * np.ones(2))
-    assert small.error_A(right) < 1e-9
+    assert small.trajectory_error_A(right) < 1e-9
     weight = np.exp(-truth["dose_mid"] / 16)
     mean = np.average(np.arange(6), weights=weight)
     expected = np.sqrt(2 * np.average((np.arange(6) - mean) ** 2, weights=weight))
-    assert small.error_A(wrong) == pytest.approx(expected)
+    assert small.trajectory_error_A(wrong) == pytest.approx(expected)

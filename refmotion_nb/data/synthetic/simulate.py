@@ -21,11 +21,8 @@ from refmotion_nb.data.synthetic import model as models
 from refmotion_nb.data.synthetic import plan as planning
 from refmotion_nb.data.synthetic import tables as tables
 from refmotion_nb.data.synthetic.settings import SimulationSettings
-from refmotion_nb.data.synthetic.truth import tracks_error_A, true_tracks
+from refmotion_nb.data.synthetic.truth import true_tracks
 from refmotion_nb.numerics.reconstruct import backproject, fsc_masked_corrected, reconstruct
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 __all__ = ["Simulation", "SimulationSettings", "simulate"]
 
@@ -119,8 +116,8 @@ class Simulation:
         """Return how the particles of each micrograph really moved, as tables like those that results have."""
         return true_tracks(self.settings, self.truth())
 
-    def error_A(self, tracks: Mapping[str, xr.Dataset]) -> float:
-        """Return the RMS trajectory error (Å) of tracks by micrograph, early frames weighted: see ``trajectory_error_A``.
+    def trajectory_error_A(self, tracks: Mapping[str, xr.Dataset]) -> float:
+        """Return the RMS trajectory error (Å) of tracks by micrograph, early frames weighted.
 
         Raises
         ------
