@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from refmotion_nb.data.synthetic import model as models
 from refmotion_nb.data.synthetic import plan as planning
 from refmotion_nb.data.synthetic import tables as tables
 from refmotion_nb.data.synthetic.settings import SimulationSettings
-from refmotion_nb.data.synthetic.truth import true_tracks
+from refmotion_nb.data.synthetic.truth import tracks_error_A, true_tracks
 from refmotion_nb.numerics.reconstruct import backproject, fsc_masked_corrected, reconstruct
 
 __all__ = ["Simulation", "SimulationSettings", "simulate"]

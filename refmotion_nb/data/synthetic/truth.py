@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from refmotion_nb.data.schema import AXES
+from refmotion_nb.data.schema import AXES, InputError
 from refmotion_nb.data.synthetic.settings import SimulationSettings
 
 if TYPE_CHECKING:
