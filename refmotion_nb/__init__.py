@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from refmotion_nb.stages.validation import Validation
     from refmotion_nb.views import plots
     from refmotion_nb.views.app.serve import app
+    from refmotion_nb.views.progress import progress
     from refmotion_nb.views.report import write_report
 
 __version__ = "0.1.0"
@@ -51,6 +52,7 @@ __all__ = [
     "open_movies",
     "open_relion",
     "plots",
+    "progress",
     "simulate",
     "survey",
     "survey_cryosparc",
@@ -82,6 +84,7 @@ _HOME = {
     "open_movies": "data.relion.project",
     "open_relion": "data.relion.project",
     "plots": "views",
+    "progress": "views.progress",
     "simulate": "data.synthetic.simulate",
     "survey": "data.relion.project",
     "survey_cryosparc": "data.cryosparc.project",
@@ -98,6 +101,7 @@ def __getattr__(name: str) -> Any:
         value = getattr(home, name, None) or import_module(f"{home.__name__}.{name}")  # a namespace is a module
         globals()[name] = value
         import_module("refmotion_nb.views.reprs").attach()
+        import_module("refmotion_nb.views.progress").attach()
         return value
     message = f"refmotion_nb has no {name!r}"
     if not name.startswith("_"):
