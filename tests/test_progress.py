@@ -1,6 +1,8 @@
 """How runs show themselves: bars, panels, reprs; without a browser."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -9,6 +11,7 @@ import threading
 import pytest
 import xarray as xr
 from fake_results import fake_search
+from jupyter_client.manager import start_new_kernel
 
 import refmotion_nb as rm
 from refmotion_nb.stages.base import Cancelled, Stage
@@ -225,7 +228,7 @@ def test_pages_of_runs(session):
     run.cancel()
     gate.release(8)
     after.wait(20)
-    assert "result: dimensions" in repr(after) and "12 rays: " in repr(after) and "<svg" in after._repr_html_()
+    assert "result: dimensions" in repr(after) and "12 rays" in repr(after) and "<svg" in after._repr_html_()
     assert "cancelled after" in repr(session) and "done in" in repr(session)
 
 
@@ -268,3 +271,105 @@ def test_rays_of_users_are_escaped(session):
     rays["reason"] = rays["reason"].astype(object).where(~rays["retired"], "<script>x</script>")
     run.result = rays
     assert "<script>" not in run._repr_html_() and isinstance(rays, xr.Dataset)
+
+
+def test_an_interrupt_keeps_what_is_finished_and_a_session_to_work_on(session, tmp_path):
+    search = rm.HyperparameterSearch(target_particles=10).run(session)
+    dose = rm.DoseWeights(target_particles=10).run(session, search)
+
+    class Interrupt:
+        def start(self, total, what):
+            pass
+
+        def advance(self, n=1, **facts):
+            if "micrograph" in facts:
+                signal.raise_signal(signal.SIGINT)
+
+        def done(self):
+            pass
+
+    correction = rm.MotionCorrection()
+    with pytest.raises(KeyboardInterrupt):
+        correction.run(session, search, dose, tmp_path, Interrupt())
+    assert session.runs[-1].state == "cancelled" and repr(correction).startswith("MotionCorrection: cancelled")
+    assert len(list(tmp_path.glob("Particles/*.mrcs"))) == 1
+    table = correction.run(session, search, dose, tmp_path)
+    assert bool(table["written"].all()) and session.runs[-1].snapshot.facts["from_an_earlier_run"] == 1
+
+
+KERNEL = """
+import threading
+import refmotion_nb as rm
+from refmotion_nb.stages.base import Stage
+rm.Session
+
+class Step(Stage):
+    def run(self, session=None, gate=None, reporter=None):
+        reporter.start(2, "stepping")
+        reporter.advance()
+        if gate is not None:
+            assert gate.wait(20)
+        reporter.advance()
+        reporter.done()
+        return 1
+
+"""
+VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    manager, client = start_new_kernel(env={**os.environ, "JPY_SESSION_NAME": "a.ipynb"})
+    yield client
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+
+
+def said_by(kernel, code, until):
+    """Run a cell and return the messages that come, until there is one that ``until`` is true of and the cell is done."""
+    kernel.execute(textwrap.dedent(code), allow_stdin=True)
+    said, idle = [], False
+    while not (idle and any(map(until, said))):
+        said.append(message := kernel.get_iopub_msg(timeout=60))
+        idle = idle or (message["msg_type"] == "status" and message["content"]["execution_state"] == "idle")
+    return said
+
+
+def shown_first(said):
+    return next(one["content"]["data"] for one in said if one["msg_type"] == "display_data")
+
+
+def page(message):
+    return message["msg_type"] == "update_display_data" and "text/html" in message["content"]["data"]
+
+
+def test_a_kernel_shows_a_panel_and_leaves_a_page(kernel):
+    said = said_by(kernel, KERNEL + "\n_ = Step().run()", page)
+    assert VIEW in shown_first(said) and "Step: done in" in next(filter(page, said))["content"]["data"]["text/plain"]
+    sent = [one["content"]["data"]["state"] for one in said if one["msg_type"] == "comm_open"]
+    assert not any(state.get("_view_name") == "ButtonView" for state in sent), "dead while the kernel is busy"
+    assert any("interrupt the kernel" in state.get("value", "") for state in sent)
+
+
+def test_a_submitted_run_shows_itself_from_the_background(kernel, tiny):
+    code = f"""
+    reference = rm.Reference(*{[*map(str, tiny.half_maps)]!r}, mask={str(tiny.mask)!r})
+    data = rm.open_relion({str(tiny.particles)!r}, {str(tiny.micrographs)!r}, reference, {str(tiny.folder)!r})
+    session, gate = rm.Session(data, threads=1), threading.Event()
+    session.submit(Step(), gate)
+    """
+    said = said_by(kernel, code, lambda one: one["msg_type"] == "display_data")
+    assert VIEW in shown_first(said) and not {"error", "stream", "update_display_data"} & {m["msg_type"] for m in said}
+    later = said_by(kernel, "gate.set()", page)
+    assert "2 of 2 steps" in next(filter(page, later))["content"]["data"]["text/plain"]
+    assert not {"error", "stream"} & {m["msg_type"] for m in later}
+
+
+def test_an_interrupted_cell_says_so_in_one_line(kernel):
+    code = "import _thread\nthreading.Timer(0.3, _thread.interrupt_main).start()\nStep().run(gate=threading.Event())"
+    said = said_by(kernel, code, lambda one: one["msg_type"] == "error")
+    (error,) = [one["content"] for one in said if one["msg_type"] == "error"]
+    assert error["ename"] == "KeyboardInterrupt" and error["traceback"] == [
+        "Step was stopped; what was finished is kept"
+    ]
+    assert "Step: cancelled after" in next(filter(page, said))["content"]["data"]["text/plain"]

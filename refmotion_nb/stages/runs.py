@@ -182,7 +182,7 @@ class Run:
         """Begin a piece of work of ``total`` units."""
         with self._lock:
             works = (*self.snapshot.works, Work(what, total, started=time.perf_counter()))
-            self._change(works=works, micrographs=())
+            self._change(works=works, micrographs=(), told=MappingProxyType({}))
         if self._reporter is not None:
             self._reporter.start(total, what)
 

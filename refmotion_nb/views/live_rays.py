@@ -17,7 +17,8 @@ from refmotion_nb.views.svg import Axis, Legend, Line, Mark, line_drawing, numbe
 if TYPE_CHECKING:
     import xarray as xr
 
-_STYLES = ("", "dashed", "dots")  # of the distances, if there are no more
+_STYLES = ("", "dashed", "dotted")  # of the distances, if there are no more
+_SHORT = {"cv_score": "Score", "activity_local": "Activity (Å)"}  # of what is drawn; the title says more
 _LISTED = 16  # rays with a row each
 _REASONS = 3  # told in one line
 
@@ -26,19 +27,16 @@ def rays_drawing(rays: xr.Dataset, ended: bool = True) -> str:
     """Return the curves and the table of all rays as HTML; axes reach to where rays may still go unless ``ended``."""
     to = [] if ended else [rays.attrs.get("max_strength", np.nan)]
     x = Axis.of(label(rays["strength"]), rays["strength"], to, log=True)
-    drawings = "".join(
-        f"<div><b>{escape(name_of(rays[name]))}</b>{_drawing(rays, name, x)}</div>"
-        for name in ("cv_score", "activity_local")
-    )
+    drawings = "".join(f"<div><b>{escape(name_of(rays[name]))}</b>{_drawing(rays, name, x)}</div>" for name in _SHORT)
     body = ray_states(rays, ended) if rays.sizes["ray"] <= _LISTED else ""
     return (
         f'<div class="rm-live"><style>{drawing_style(".rm-live")}</style><div class="rm-pair">{drawings}</div>'
-        f"{_legend(rays)}{body}</div>"
+        f"{_legend(rays, ended)}{body}</div>"
     )
 
 
 def _drawing(rays: xr.Dataset, variable: str, x: Axis) -> str:
-    y = Axis.of(label(rays[variable]), rays[variable], zero=variable != "cv_score")
+    y = Axis.of(_SHORT[variable], rays[variable], zero=variable != "cv_score")
     lines: list[Line] = []
     marks: list[Mark] = []
     balances, styles = np.unique(rays["balance"]), _styles(rays)
@@ -54,7 +52,7 @@ def _styles(rays: xr.Dataset) -> dict[float, str]:
     return dict(zip(distances, _STYLES)) if len(distances) <= len(_STYLES) else dict.fromkeys(distances, "")
 
 
-def _legend(rays: xr.Dataset) -> str:
+def _legend(rays: xr.Dataset, ended: bool) -> str:
     balances = np.unique(rays["balance"])
     legend = Legend().note("Balance:")
     for theta in balances:
@@ -64,7 +62,9 @@ def _legend(rays: xr.Dataset) -> str:
         legend.note("Distance:")
         for distance, style in styles.items():
             legend.line(f"{number(distance, 4)} Å", "var(--muted)", style)
-    return str(legend.note("★ best so far").note("× retired" if bool(rays["retired"].any()) else ""))
+    return str(
+        legend.note("★ best" if ended else "★ best so far").note("× retired" if bool(rays["retired"].any()) else "")
+    )
 
 
 def ray_states(rays: xr.Dataset, ended: bool = True) -> str:
@@ -99,4 +99,7 @@ def rays_in_words(rays: xr.Dataset, ended: bool = True) -> str:
     fates = Counter(fate(rays, ray, ended) for ray in range(rays.sizes["ray"]))
     if len(fates) > _REASONS:
         fates = Counter(words.split(":")[0] for words in fates.elements())
-    return f"{count(rays.sizes['ray'], 'ray')}: " + ", ".join(f"{n} {words}" for words, n in fates.most_common())
+    rays_there = count(rays.sizes["ray"], "ray")
+    if len(fates) == 1:
+        return f"{rays_there}, all {next(iter(fates))}"
+    return f"{rays_there}: " + ", ".join(f"{n} {words}" for words, n in fates.most_common())

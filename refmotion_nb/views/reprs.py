@@ -59,6 +59,8 @@ def run_head(run: Any) -> Page:
     rows = [Row(work.what, how_far(work, run.state == "running")) for work in snapshot.works]
     if not snapshot.ended and snapshot.told:
         rows.append(Row("told last", told(snapshot.told)))
+    if hasattr(run.stage, "out"):
+        rows.append(Row("out", str(run.stage.out)))
     return Page(run.name, state_of(run), tuple(rows), drawing="" if snapshot.ended else work_bar(run))
 
 
@@ -68,14 +70,14 @@ def run_page(run: Any) -> Page:
     parts = [Part("error", (Row("", run.error),), open=True)] if run.error else []
     if (rays := rays_of(run)) is not None:
         parts.append(Part("rays", (Row("", rays_in_words(rays, ended)),), True, rays_drawing(rays, ended)))
-    if run.result is not None:
+    if hasattr(run.result, "data_vars"):  # a job has its results in a folder
         parts.append(_result(run.result))
     return replace(run_head(run), parts=(*parts, _settings_of_run(run)))
 
 
 def rays_of(run: Any) -> Any:
-    """Return the rays of a run: of its result, or as far as they have come; None if there are none to draw."""
-    for found in (run.result, run.snapshot.so_far):
+    """Return the rays of a run: of its result, of its job's, or as far as they have come; None if there are none."""
+    for found in (run.result, getattr(run.stage, "search", None), run.snapshot.so_far):
         if getattr(found, "data_vars", None) and "cv_score" in found and found.sizes.get("ray", 0):
             return found
     return None

@@ -11,7 +11,7 @@ from typing import Any
 import ipywidgets as ipw
 from IPython.display import DisplayHandle, display
 
-from refmotion_nb.stages.runs import Run
+from refmotion_nb.stages.runs import Cancelled, Run
 from refmotion_nb.views.live_rays import rays_drawing
 from refmotion_nb.views.repr_page import Page, Row, head_of, style
 from refmotion_nb.views.reprs import rays_of, run_head
@@ -78,6 +78,9 @@ class RunPanel:
         follower.start()
         try:
             yield
+        except (Cancelled, KeyboardInterrupt) as stop:
+            stop._render_traceback_ = lambda: [f"{self.run.name} was stopped; what was finished is kept"]  # type: ignore
+            raise  # IPython then says this instead of where it happened to be
         finally:
             follower.join()
             self.finish()
