@@ -265,6 +265,12 @@ def test_facts_in_words():
     assert told({"kept_in_memory_MB": 12.34, "something_new": 3}) == "12.3 MB in memory, something new 3"
 
 
+def test_the_first_step_of_rays_shows_as_points(session):
+    run = Run(Gated())
+    run.result = fake_search().isel(step=slice(1)).assign_attrs(best_ray=0, best_step=0)
+    assert run._repr_html_().count("<circle") == 2 * 12
+
+
 def test_rays_of_users_are_escaped(session):
     run = Run(Gated())
     rays = fake_search()
@@ -347,7 +353,7 @@ def test_a_kernel_shows_a_panel_and_leaves_a_page(kernel):
     said = said_by(kernel, KERNEL + "\n_ = Step().run()", page)
     assert VIEW in shown_first(said) and "Step: done in" in next(filter(page, said))["content"]["data"]["text/plain"]
     sent = [one["content"]["data"]["state"] for one in said if one["msg_type"] == "comm_open"]
-    assert not any(state.get("_view_name") == "ButtonView" for state in sent), "dead while the kernel is busy"
+    assert not any(state.get("_view_name") == "HBoxView" for state in sent), "buttons are dead while the kernel is busy"
     assert any("interrupt the kernel" in state.get("value", "") for state in sent)
 
 
@@ -366,7 +372,7 @@ def test_a_submitted_run_shows_itself_from_the_background(kernel, tiny):
 
 
 def test_an_interrupted_cell_says_so_in_one_line(kernel):
-    code = "import _thread\nthreading.Timer(0.3, _thread.interrupt_main).start()\nStep().run(gate=threading.Event())"
+    code = "import signal\nto = threading.main_thread().ident, signal.SIGINT\nthreading.Timer(0.3, signal.pthread_kill, to).start()\nStep().run(gate=threading.Event())"
     said = said_by(kernel, code, lambda one: one["msg_type"] == "error")
     (error,) = [one["content"] for one in said if one["msg_type"] == "error"]
     assert error["ename"] == "KeyboardInterrupt" and error["traceback"] == [

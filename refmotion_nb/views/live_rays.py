@@ -37,12 +37,15 @@ def rays_drawing(rays: xr.Dataset, ended: bool = True) -> str:
 
 def _drawing(rays: xr.Dataset, variable: str, x: Axis) -> str:
     y = Axis.of(_SHORT[variable], rays[variable], zero=variable != "cv_score")
+    few = rays.sizes["step"] < 4  # no curve yet
     lines: list[Line] = []
     marks: list[Mark] = []
     balances, styles = np.unique(rays["balance"]), _styles(rays)
     for distance, style in styles.items():
         some, marked = ray_curves(rays, variable, rays["distance"].values == distance, balances)
-        lines += [replace(line, style=f"{line.style} {style}".strip(), points=None) for line in some]
+        lines += [
+            replace(line, style=f"{line.style} {style}".strip(), points=line.points if few else None) for line in some
+        ]
         marks += marked
     return line_drawing(name_of(rays[variable]), x, y, lines, marks=marks, size=(400, 235))
 

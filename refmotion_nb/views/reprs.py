@@ -78,7 +78,7 @@ def run_page(run: Any) -> Page:
 def rays_of(run: Any) -> Any:
     """Return the rays of a run: of its result, of its job's, or as far as they have come; None if there are none."""
     for found in (run.result, getattr(run.stage, "search", None), run.snapshot.so_far):
-        if getattr(found, "data_vars", None) and "cv_score" in found and found.sizes.get("ray", 0):
+        if found is not None and "cv_score" in getattr(found, "data_vars", ()) and found.sizes.get("ray", 0):
             return found
     return None
 
