@@ -11,7 +11,7 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 
-from refmotion_nb.data.files import atomic
+from refmotion_nb.data.files import admit, atomic
 from refmotion_nb.data.relion.results import read_fsc
 from refmotion_nb.data.schema import InputError, Reference
 
@@ -88,13 +88,13 @@ def check_reference(reference: Reference) -> tuple[int, float]:
     Raises
     ------
     InputError
-        A file is missing or unreadable, half maps or mask differ in size or pixel size, or they are not cubes.
+        Files are missing (a line for each) or unreadable, half maps or mask differ in size or pixel size, or they are not
+        cubes.
     """
-    headers = {}
-    for what, path in _files(reference):
-        if not Path(path).is_file():
-            raise InputError(f"{what} not found: {path}; check the path, or give root")
-        headers[what] = (path, *map_header(path))
+    missing = [(what, path) for what, path in _files(reference) if not Path(path).is_file()]
+    if missing:
+        raise InputError("\n".join(f"{what} not found: {path}; check the path, or give root" for what, path in missing))
+    headers = {what: (path, *map_header(path)) for what, path in _files(reference)}
     first = headers["half map 1"]
     for what, (path, shape, pixel_size_A) in headers.items():
         if len(set(shape)) != 1:
@@ -159,6 +159,7 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def _opened(path: str | Path, header_only: bool = False) -> mrcfile.mrcfile.MrcFile:
+    admit(path)
     try:
         with warnings.catch_warnings():
             # permissive, since many programs leave the version or the axis order blank; what matters is checked here

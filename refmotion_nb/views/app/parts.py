@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
@@ -13,9 +14,21 @@ def empty(text: str) -> Any:
     return pn.pane.HTML(escape(text), css_classes=["rm-empty"], sizing_mode="stretch_width")
 
 
-def words(html: str) -> Any:
+def problem(text: str = "") -> Any:
+    """Return what is wrong, with the remedy, where it happened; hidden while ``text`` is empty (see ``tell``)."""
+    pane = pn.pane.HTML("", css_classes=["rm-problem"], sizing_mode="stretch_width", visible=False)
+    return tell(pane, text)
+
+
+def tell(pane: Any, text: str) -> Any:
+    """Put other text into what ``problem`` returned; it goes away without any."""
+    pane.param.update(object=f'<div role="alert">{escape(text)}</div>' if text else "", visible=bool(text))
+    return pane
+
+
+def words(html: str, **options: Any) -> Any:
     """Return a paragraph; ``html`` is safe already."""
-    return pn.pane.HTML(html, css_classes=["rm-words"], sizing_mode="stretch_width")
+    return pn.pane.HTML(html, css_classes=["rm-words"], **{"sizing_mode": "stretch_width", **options})
 
 
 def card(title: str, *children: Any, **options: Any) -> Any:
@@ -24,7 +37,52 @@ def card(title: str, *children: Any, **options: Any) -> Any:
     return pn.Column(heading, *children, css_classes=["rm-card"], **{"sizing_mode": "stretch_width", **options})
 
 
+def folded(title: str, *children: Any, opened: bool = False, **options: Any) -> Any:
+    """Return children on a card that is folded away under its title."""
+    return pn.Card(
+        *children, title=title, collapsed=not opened, css_classes=["rm-card", "rm-folded"],
+        header_css_classes=["rm-fold"], **{"sizing_mode": "stretch_width", **options},
+    )  # fmt: skip
+
+
 def progress(done: int, total: int, text: str) -> Any:
     """Return a bar with words beneath it, percent for screen readers."""
-    bar = pn.indicators.Progress(value=done, max=max(total, 1), sizing_mode="stretch_width", margin=(4, 5, 0, 5))
-    return pn.Column(bar, words(escape(text)), sizing_mode="stretch_width")
+    return words(bar(done, total, text))
+
+
+def bar(done: int, total: int, text: str) -> str:
+    """Return the HTML of a progress bar over words; ``total`` 0 where nobody knows."""
+    known = f'value="{done}" max="{total}"' if total else ""
+    return f'<progress {known} style="width: 100%" aria-label="{escape(text)}"></progress><small>{escape(text)}</small>'
+
+
+def tiles(numbers: Iterable[tuple[str, str]]) -> str:
+    """Return the HTML of figures (value, what it is) side by side."""
+    drawn = "".join(
+        f"<div><strong>{escape(value)}</strong><small>{escape(what)}</small></div>" for value, what in numbers
+    )
+    return f'<div class="rm-tiles">{drawn}</div>'
+
+
+def table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
+    """Return the HTML of a table; without a head the first column names the rows."""
+    first = f"<tr>{''.join(f'<th>{escape(one)}</th>' for one in head)}</tr>" if head else ""
+    cell = "td" if head else "th"
+    drawn = "".join(
+        f"<tr><{cell}>{escape(row[0])}</{cell}>{''.join(f'<td>{escape(one)}</td>' for one in row[1:])}</tr>"
+        for row in rows
+    )
+    return f'<table class="rm-table">{first}{drawn}</table>'
+
+
+def button(label: str, call: Any = None, **options: Any) -> Any:
+    """Return a button that calls ``call()``; ``color="primary"`` for the one to press next."""
+    made = pn.widgets.Button(label=label, **options)
+    if call is not None:
+        made.on_click(lambda _: call())
+    return made
+
+
+def fold(title: str, html: str) -> str:
+    """Return HTML that is folded away under its title."""
+    return f"<details><summary>{escape(title)}</summary>{html}</details>"

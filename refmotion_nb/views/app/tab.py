@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 import panel as pn
 
 from refmotion_nb.data.schema import InputError
+from refmotion_nb.views.app import parts
 from refmotion_nb.views.app.engine import Engine, Viewer
+from refmotion_nb.views.app.rights import LOOKING_ON, seat
 
 
 class Tab:
@@ -17,9 +19,9 @@ class Tab:
 
     def __init__(self, engine: Engine, viewer: Viewer):
         """Make the widgets; ``view`` is what is shown."""
-        self.engine = engine
+        self.engine: Any = seat(engine, viewer)  # the engine, which checks the viewer's right
         self.viewer = viewer
-        self.problem = pn.pane.HTML("", css_classes=["rm-problem"], visible=False, sizing_mode="stretch_width")
+        self.problem = parts.problem()
         self.view: Any = pn.Column(self.problem, sizing_mode="stretch_width")
 
     def refresh(self) -> None:
@@ -27,13 +29,14 @@ class Tab:
 
     def attempt(self, call: Any, *args: Any, **kwargs: Any) -> Any:
         """Return what ``call`` returns; what is wrong with the input is shown at the top of the tab."""
-        from html import escape
-
-        self.problem.visible = False
+        parts.tell(self.problem, "")
         try:
             if not self.viewer.may_run:
-                raise InputError("you are looking on; ask the owner of this app for the right to run")
+                raise InputError(LOOKING_ON)
             return call(*args, **kwargs)
         except (InputError, OSError) as error:
-            self.problem.param.update(object=escape(str(error)), visible=True)
+            parts.tell(self.problem, str(error))
             return None
+
+    def close(self) -> None:
+        """Let go of what the tab holds; the page is gone."""

@@ -22,7 +22,7 @@ def rays(search: Runs) -> hv.Layout:
     runs = _runs(search)
     limits = _limits(runs.values(), "cv_score")
     most = max(float(run["activity_local"].max()) for run in runs.values())
-    return _by_distance(runs, lambda *which: _ray_panel(*which, limits, most))
+    return _by_distance(runs, lambda name, run, z, last: _ray_panel(name, run, z, last, limits, most))
 
 
 def scores(search: Runs) -> hv.Layout:
@@ -40,7 +40,7 @@ def score_surface(search: Runs) -> hv.Layout:
     """Draw the cross-validation score as a surface over strength and balance, a panel for each correlation distance."""
     runs = _runs(search)
     limits = _limits(runs.values(), "cv_score")
-    return _by_distance(runs, lambda *which: _surface(*which, limits))
+    return _by_distance(runs, lambda name, run, z, last: _surface(name, run, z, last, limits))
 
 
 def _runs(search: Runs) -> dict[str, xr.Dataset]:

@@ -1,1 +1,1 @@
-"""What is shown in notebooks as ipywidgets."""
+"""Views as ipywidgets, for notebooks."""

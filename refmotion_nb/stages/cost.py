@@ -1,0 +1,83 @@
+"""What a correction will cost, from what earlier work on the same data took."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from refmotion_nb.data.maps import check_reference
+from refmotion_nb.data.store import ResultStore
+from refmotion_nb.numerics.patches import movie_box
+from refmotion_nb.stages.correction import MotionCorrection
+from refmotion_nb.stages.dose_weights import DoseWeights
+from refmotion_nb.stages.runs import Run
+from refmotion_nb.stages.search import HyperparameterSearch
+from refmotion_nb.stages.session import Session
+
+# in this order of preference: the work itself, the same reading and aligning, the same reading
+BASES = (
+    (MotionCorrection, "correcting"),
+    (DoseWeights, "measuring dose weights"),
+    (HyperparameterSearch, "reading movies"),
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Time and disk of a correction."""
+
+    micrographs: int  # still to be done
+    particles: int
+    finished: (
+        int  # micrographs that lie in the output folder already; whether their settings still hold shows on the way
+    )
+    seconds_per_micrograph: float | None  # None: nothing has been measured yet
+    basis: str  # what was measured
+    bytes_needed: int
+    bytes_free: int
+
+    @property
+    def seconds(self) -> float | None:
+        """Time that is left, s."""
+        return None if self.seconds_per_micrograph is None else self.micrographs * self.seconds_per_micrograph
+
+
+def cost_of_correction(session: Session, correction: MotionCorrection, out: Path) -> Cost:
+    """Return what correcting all micrographs that are not in ``out`` yet will take.
+
+    Raises
+    ------
+    InputError
+        The settings of ``correction`` do not fit the data.
+    """
+    store = ResultStore(out / "results.zarr")
+    left = [
+        name for name in session if not (out / "Particles" / f"{name}.mrcs").exists() or not store.has(f"tracks/{name}")
+    ]
+    seconds, basis = measured(session.runs)
+    extent = max(box * pixel for box, pixel in map(check_reference, session.data.references))
+    if correction.box_size:
+        extent = correction.box_size * min(movie.pixel_size_A for movie in session.data.movies)
+    box = {name: correction.output_box(movie_box(extent, movie.pixel_size_A))
+           for name, (movie, _) in session.micrographs.items()}  # fmt: skip
+    n_bytes = sum(session.particle_count(name) * box[name] ** 2 for name in left) * (2 if correction.float16 else 4)
+    there = next(folder for folder in (out, *out.parents) if folder.exists())
+    return Cost(
+        len(left), sum(map(session.particle_count, left)), len(session.micrographs) - len(left), seconds, basis, n_bytes,
+        shutil.disk_usage(there).free,
+    )  # fmt: skip
+
+
+def measured(runs: list[Run]) -> tuple[float | None, str]:
+    """Return the seconds that a micrograph took in the latest run that tells best, and what was done with it."""
+    for kind, what in BASES:
+        for run in reversed(runs):
+            if type(run.stage) is kind:
+                times = [work.seconds / work.done for work in run.snapshot.works[:1] if work.seconds and work.done]
+                if kind is MotionCorrection:
+                    n = len(run.snapshot.micrographs)
+                    times = [run.seconds / n] if run.seconds and n else []
+                if times:
+                    return times[0], what
+    return None, ""

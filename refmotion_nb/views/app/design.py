@@ -1,0 +1,72 @@
+"""How the app looks: the report's colours, light and dark, for the page, its widgets and its figures."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib import resources
+from typing import Any, ClassVar
+
+import param
+from bokeh.themes import Theme as FigureTheme
+from panel.theme.base import DarkTheme, DefaultTheme, Inherit
+from panel.theme.native import Native
+from panel.viewable import Viewable
+
+DARK = "dark"
+
+
+@cache
+def _text(package: str, name: str) -> str:
+    return resources.files(package).joinpath(name).read_text(encoding="utf-8")
+
+
+@cache
+def colours(dark: bool = False) -> dict[str, str]:
+    """Return the report's colours by name (``page``, ``card``, ``text``, ``c0``…)."""
+    light, *rest = _text("refmotion_nb.views", "report.css").split("@media screen and (prefers-color-scheme: dark)", 1)
+    return dict(re.findall(r"--(\w[\w-]*): (#[0-9a-f]{6})", rest[0] if dark else light))
+
+
+@cache
+def variables(dark: bool = False) -> str:
+    """Return the colours as declarations of CSS variables."""
+    scheme = "dark" if dark else "light"
+    return f"color-scheme: {scheme}; " + " ".join(f"--{name}: {colour};" for name, colour in colours(dark).items())
+
+
+def figure_theme(dark: bool = False) -> FigureTheme:
+    """Return how Bokeh draws figures on the page's cards."""
+    c = colours(dark)
+    text = {"text_color": c["text"]}
+    axis = {"axis_label_text_color": c["text"], "major_label_text_color": c["muted"]} | {
+        f"{line}_line_color": c["muted"] for line in ("axis", "major_tick", "minor_tick")
+    }
+    back = {"background_fill_color": c["card"]}
+    return FigureTheme(json={"attrs": {
+        "Plot": back | {"border_fill_color": c["card"], "outline_line_color": c["line"]},
+        "Axis": axis, "Grid": {"grid_line_color": c["grid"]}, "Title": text, "Label": text,
+        "Legend": back | {"label_text_color": c["text"], "title_text_color": c["text"], "border_line_color": c["line"],
+                          "background_fill_alpha": 0.85},
+        "BaseColorBar": back | {"title_text_color": c["text"], "major_label_text_color": c["muted"]},
+        "ColorBar": back | {"title_text_color": c["text"], "major_label_text_color": c["muted"]},
+    }})  # fmt: skip
+
+
+class Light(DefaultTheme):
+    """Dark on light."""
+
+    bokeh_theme: Any = param.Parameter(default=figure_theme())
+
+
+class Dark(DarkTheme):
+    """Light on dark."""
+
+    bokeh_theme: Any = param.Parameter(default=figure_theme(dark=True))
+
+
+class Look(Native):
+    """Panel's plain design with the app's style sheet in every part."""
+
+    modifiers: ClassVar[dict[Any, Any]] = {Viewable: {"stylesheets": [Inherit, "app.css"]}}
+    _themes: ClassVar[dict[str, Any]] = {"default": Light, DARK: Dark}

@@ -1,0 +1,56 @@
+"""A place on a page for a figure that takes a while to make: made in a thread, shown by a later refresh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from html import escape
+from typing import Any
+
+import panel as pn
+
+from refmotion_nb.views.app.engine import Engine
+
+
+@cache
+def _maker() -> ThreadPoolExecutor:
+    """Return the one thread that figures are made in: HoloViews is not made for several."""
+    return ThreadPoolExecutor(1, thread_name_prefix="refmotion figures")
+
+
+class Figure:
+    """Shows what ``make`` returned for the latest key; the one before stays until then."""
+
+    def __init__(self, engine: Engine, **options: Any):
+        """Stand empty; ``options`` are those of the column around it."""
+        self.engine = engine
+        self.view = pn.Column(**{"sizing_mode": "stretch_width", **options})
+        self._key: Hashable = None
+        self._made: Future[Any] | None = None
+
+    def show(self, key: Hashable, make: Callable[[], Any]) -> None:
+        """Show what ``make`` returns, once it is there; nothing is made again for the same key."""
+        if key != self._key:
+            self._key = key
+            made = self._made = _maker().submit(make)
+            made.add_done_callback(lambda _: self.engine.changed())
+            if not len(self.view):
+                self.view[:] = [pn.pane.HTML("drawing …", css_classes=["rm-words"])]
+        elif self._made is not None and self._made.done():
+            made, self._made = self._made, None
+            problem = made.exception()
+            self.view[:] = [_problem(problem) if problem is not None else _shown(made.result())]
+
+    def clear(self) -> None:
+        """Show nothing."""
+        self._key = self._made = None
+        self.view[:] = []
+
+
+def _shown(item: Any) -> Any:
+    return pn.panel(item) if not hasattr(item, "opts") else pn.pane.HoloViews(item, linked_axes=False)
+
+
+def _problem(error: BaseException) -> Any:
+    return pn.pane.HTML(escape(str(error)), css_classes=["rm-problem"], sizing_mode="stretch_width")

@@ -1,0 +1,121 @@
+"""The top of a page: the data, what is going on, who looks on."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+import panel as pn
+
+from refmotion_nb.stages.runs import Run
+from refmotion_nb.views.app import parts
+from refmotion_nb.views.app.engine import Engine, Viewer
+from refmotion_nb.views.app.rights import seat
+
+_COOKIE = "document.cookie = 'rm-theme={}; path=/; SameSite=Lax; max-age=31536000'; location.reload()"
+
+
+class Header:
+    """Name of the data, what is going on with its buttons, and the viewers."""
+
+    def __init__(self, engine: Engine, viewer: Viewer, dark: bool, served: bool):
+        """Make the widgets; the switch between light and dark is for pages ``served`` to a browser."""
+        self.engine: Any = seat(engine, viewer)
+        self.viewer = viewer
+        self.data = pn.pane.HTML("", sizing_mode="stretch_width", margin=(4, 5, 0, 5), min_width=300)
+        self.now = pn.pane.HTML("", width=330, margin=(2, 5, 0, 5), visible=False)
+        self.pause = parts.button("Pause", self._pause, visible=False, width=80, margin=(3, 4))
+        self.cancel = parts.button("Cancel", self._cancel, visible=False, width=80, margin=(3, 4), color="warning")
+        self.people = parts.button("", self._unfold, width=130, margin=(3, 4), visible=served)
+        self.switch = pn.widgets.Button(label="☀ Light" if dark else "☾ Dark", width=84, margin=(3, 4), visible=served)
+        self.switch.js_on_click(code=_COOKIE.format("light" if dark else "dark"))
+        self.menu = pn.Column(sizing_mode="stretch_width", visible=False, css_classes=["rm-card"])
+        row = pn.Row(
+            self.data, self.now, self.pause, self.cancel, self.people, self.switch, sizing_mode="stretch_width"
+        )
+        self.view = pn.Column(row, self.menu, sizing_mode="stretch_width")
+        self._listed: Any = None
+
+    def refresh(self) -> None:
+        """Bring it up to date."""
+        self.data.object = f'<div class="rm-header"><b>refmotion</b><span>{data_line(self.engine)}</span></div>'
+        going = self.engine.going
+        if going is not None:
+            self.now.object = f'<div class="rm-now" role="status">{now_line(going)}</div>'
+        self.now.visible = going is not None
+        self.pause.visible = self.cancel.visible = going is not None and self.viewer.may_run
+        self.pause.label = "Resume" if going is not None and going.state == "paused" else "Pause"
+        others = len(self.engine.viewers)
+        self.people.label = f"{others} viewer{'s' * (others != 1)}" if self.viewer.may_run else "Looking on"
+        if self.menu.visible:
+            self._list()
+
+    def _pause(self) -> None:
+        going = self.engine.going
+        if going is not None and self.viewer.may_run:
+            self.engine.resume() if going.state == "paused" else self.engine.pause()
+
+    def _cancel(self) -> None:
+        if self.viewer.may_run:
+            self.engine.cancel()
+
+    def _unfold(self) -> None:
+        self.menu.visible = not self.menu.visible
+        self._list()
+
+    def _list(self) -> None:
+        """List the viewers; the owner gives and takes the right to run."""
+        state = [(one.name, one.may_run, one.owner) for one in self.engine.viewers]
+        if state == self._listed:
+            return
+        self._listed = state
+        told = "Who runs may open data, start and stop runs and change settings; others look on." if self.viewer.owner else (
+            "You may run." if self.viewer.may_run else "You look on; the owner of this app can give you the right to run.")  # fmt: skip
+        self.menu[:] = [parts.words(told), *map(self._line, self.engine.viewers)]
+
+    def _line(self, other: Viewer) -> Any:
+        role = "owner" if other.owner else "may run" if other.may_run else "looks on"
+        you = " (you)" if other is self.viewer else ""
+        name = parts.words(f"{escape(other.name)}{you}: {role}", width=280, sizing_mode="fixed")
+        if not self.viewer.owner or other.owner:
+            return name
+        give = not other.may_run
+        label = "Let run" if give else "Look on only"
+        return pn.Row(name, parts.button(label, lambda: self.engine.allow(other, give), width=110, margin=0))
+
+
+def data_line(engine: Any) -> str:
+    """Return the HTML of what is open and where results go."""
+    if engine.session is None:
+        return "no data open"
+    session = engine.session
+    particles = sum(session.particle_count(name) for name in session)
+    n = len(session.micrographs)
+    return f"{particles:,} particles on {n:,} micrograph{'s' * (n != 1)} → results in <code>{escape(str(engine.out))}</code>"
+
+
+def now_line(run: Run) -> str:
+    """Return the HTML of what is going on: a bar over the piece of work in hand, and the time left."""
+    if not run.snapshot.works:
+        state = "starting" if run.state in ("waiting", "running") else run.state
+        return parts.bar(0, 0, f"{words_of(run)}: {state} …")
+    work = run.snapshot.works[-1]
+    left = work.seconds_left
+    more = "" if left is None else f", {duration_left(left)}"
+    paused = "paused: " if run.state == "paused" else ""
+    return parts.bar(work.done, work.total, f"{paused}{work.what} {work.done:,} of {work.total:,}{more}")
+
+
+def words_of(run: Run) -> str:
+    """Return what is run, as people say it."""
+    names = {"Opening": "opening data", "Checking": "checking data", "ReportedJob": "run"}
+    return names.get(run.name, run.name)
+
+
+def duration_left(seconds: float) -> str:
+    """Return time left in words."""
+    if seconds < 1.5:
+        return "nearly done"
+    if seconds < 90:
+        return f"about {seconds:.0f} s left"
+    return f"about {seconds / 60:.0f} min left" if seconds < 5400 else f"about {seconds / 3600:.1f} h left"
