@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from refmotion_nb.stages.validation import Validation
     from refmotion_nb.views import plots
     from refmotion_nb.views.app.serve import app
+    from refmotion_nb.views.progress import progress
     from refmotion_nb.views.report import write_report
     from refmotion_nb.views.widgets.explorer import PriorExplorer
 
@@ -59,6 +60,7 @@ __all__ = [
     "open_movies",
     "open_relion",
     "plots",
+    "progress",
     "read_cs",
     "read_map",
     "read_star",
@@ -97,6 +99,7 @@ _HOME = {
     "open_movies": "data.relion.project",
     "open_relion": "data.relion.project",
     "plots": "views",
+    "progress": "views.progress",
     "read_cs": "data.cryosparc.csfile",
     "read_map": "data.maps",
     "read_star": "data.star",
@@ -117,6 +120,7 @@ def __getattr__(name: str) -> Any:
         value = getattr(home, name, None) or import_module(f"{home.__name__}.{name}")  # a namespace is a module
         globals()[name] = value
         import_module("refmotion_nb.views.reprs").attach()
+        import_module("refmotion_nb.views.progress").attach()
         return value
     message = f"refmotion_nb has no {name!r}"
     if not name.startswith("_"):

@@ -83,7 +83,7 @@ class Session:
 
         ``inputs`` and ``options`` are what ``stage.run`` takes beside the session; ``run.wait()`` gives the result.
         """
-        run = Run(stage, inputs, reporter)
+        stage.ran = run = Run(stage, inputs, reporter)
         arguments = (self, *inputs) if isinstance(stage, Stage) else inputs
         self.runs.append(run)
         self._waiting.put((run, lambda: stage.run(*arguments, reporter=run, **options)))

@@ -186,7 +186,7 @@ class Legend:
 
     def line(self, name: str, colour: str, style: str = "") -> Legend:
         """Add a line."""
-        dash = "dotted" if "dots" in style else "dashed" if "dashed" in style else "solid"
+        dash = "dotted" if "dot" in style else "dashed" if "dashed" in style else "solid"
         weight = 3.5 if "dots" in style else 2
         self.items.append(f'<span><i style="border-top:{weight}px {dash} {colour}"></i>{escape(name)}</span>')
         return self
