@@ -121,6 +121,7 @@ def opening_of(options: argparse.Namespace, base: Path) -> Any:
 
     for name in ("particles", "micrographs", "exposures", "volume", "half1", "half2", "mask", "fsc", "root"):
         setattr(options, name, _from(getattr(options, name), base))
+    options.gain = options.gain and str(base / options.gain)
     if _is_cryosparc(options):
         return Opening("open_cryosparc", _cryosparc_input(options))
     files = {"particles": options.particles, "micrographs": options.micrographs, "references": _references(options)}

@@ -56,7 +56,8 @@ class MovieBrowser:
         dose = movie.n_frames * movie.dose_per_frame_e_A2
         self.about.object = (
             f"<small>{at + 1} of {len(self.name.options)}: {particles.sizes['particle']} particles, "
-            f"{movie.width} × {movie.height} px of {movie.pixel_size_A:.4g} Å, {movie.n_frames} frames, {dose:.3g} e/Å² in all</small>"
+            f"{movie.width} × {movie.height} px of {movie.pixel_size_A:.4g} Å, {movie.n_frames} frames, "
+            f"{dose:.3g} e/Å² in all</small>"
         )
         number = self.frame.value if one else 0
         self.figure.show((id(session), name, number), lambda: _picture(session, name, number))

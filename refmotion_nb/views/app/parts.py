@@ -40,7 +40,8 @@ def card(title: str, *children: Any, **options: Any) -> Any:
 def folded(title: str, *children: Any, opened: bool = False, **options: Any) -> Any:
     """Return children on a card that is folded away under its title."""
     return pn.Card(
-        *children, title=title, collapsed=not opened, css_classes=["rm-card", "rm-folded"], **{"sizing_mode": "stretch_width", **options},
+        *children, title=title, collapsed=not opened, css_classes=["rm-card", "rm-folded"],
+        **{"sizing_mode": "stretch_width", **options},
     )  # fmt: skip
 
 
