@@ -78,17 +78,18 @@ def _parser(command: str) -> argparse.ArgumentParser:
     if command == "app":
         from refmotion_nb.cli_app import add_app_options, serve_app
 
+        _input_options(app, required=False)
         add_app_options(app)
         app.set_defaults(command=serve_app)
     return parser
 
 
-def _input_options(parser: argparse.ArgumentParser) -> None:
+def _input_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
     group = parser.add_argument_group(
         "input (RELION: --micrographs and half maps; CryoSPARC: --exposures and --volume)"
     )
     group.add_argument(
-        "--particles", type=Path, action="append", required=True,
+        "--particles", type=Path, action="append", required=required,
         help="particle STAR, or .cs or .csg (TABLE.cs,PASSTHROUGH.cs where they are apart); once per reference",
     )  # fmt: skip
     group.add_argument("--micrographs", type=Path, help="corrected_micrographs.star")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import shlex
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +80,94 @@ def serve_app(options: argparse.Namespace) -> int:
     from refmotion_nb.views.app.serve import serve
 
     access = access_of(options)
-    engine = Engine(Roots(options.browse or [Path.cwd()]), out=options.out and options.out.resolve())
+    out = options.folder or options.out
+    if options.folder and options.out:
+        raise InputError("both a folder of results and --out are given; give one")
+    if options.folder and not (options.folder / "results.zarr").is_dir():
+        raise InputError(
+            f"{options.folder} holds no results.zarr; give the output folder of a run, or --out for a new one"
+        )
+    browse = options.browse or [Path.cwd(), *([options.folder] if options.folder else [])]
+    engine = Engine(Roots(browse), out=None if out is None else Roots(browse).resolve(out.absolute()))
+    opening, engine.note = _opening(options)
+    if opening is not None:
+        engine.open(opening)
     serve(engine, access, options.show, _say)
     return 0
+
+
+def _opening(options: argparse.Namespace) -> tuple[Any, str]:
+    """Return how data are to be opened at the start, if they are, and what to say where they cannot be."""
+    if options.particles:
+        return opening_of(options, Path.cwd()), ""
+    if options.folder is None:
+        return None, ""
+    try:
+        return recorded_opening(options.folder), ""
+    except InputError as error:
+        return None, f"The results of {options.folder} are here, the data they are from are not open: {error}"
+
+
+def opening_of(options: argparse.Namespace, base: Path) -> Any:
+    """Return how the data of options of `refmotion run` are opened; paths are relative to ``base``.
+
+    Raises
+    ------
+    InputError
+        Options that do not go together, or a file that is not there.
+    """
+    from refmotion_nb.cli import _cryosparc_input, _input_settings, _is_cryosparc, _references
+    from refmotion_nb.views.app.opening import Opening
+
+    for name in ("particles", "micrographs", "exposures", "volume", "half1", "half2", "mask", "fsc", "root"):
+        setattr(options, name, _from(getattr(options, name), base))
+    options.gain = options.gain and str(base / options.gain)
+    if _is_cryosparc(options):
+        return Opening("open_cryosparc", _cryosparc_input(options))
+    files = {"particles": options.particles, "micrographs": options.micrographs, "references": _references(options)}
+    return Opening("open_relion", {**files, **_input_settings(options)})
+
+
+def _from(value: Any, base: Path) -> Any:
+    """Return paths as absolute ones; ``TABLE.cs,PASSTHROUGH.cs`` is two."""
+    if isinstance(value, list):
+        return [_from(one, base) for one in value]
+    return value and Path(",".join(str(base / part) for part in str(value).split(",")))
+
+
+def recorded_opening(folder: Path) -> Any:
+    """Return how the data of a finished run were opened.
+
+    Raises
+    ------
+    InputError
+        That is not recorded, or the files are no longer there.
+    """
+    from refmotion_nb.data.store import ResultStore
+    from refmotion_nb.views.app.opening import Opening
+
+    attrs = ResultStore(folder / "results.zarr").attrs
+    if "opening" in attrs:
+        return Opening.of_record(attrs["opening"])
+    tokens = shlex.split(str(attrs.get("command", "")))
+    if tokens[:2] != ["refmotion", "run"]:
+        raise InputError("how they were opened is not recorded; open them again")
+    for base in dict.fromkeys([Path.cwd(), *folder.absolute().parents]):
+        options = _parsed(tokens[1:])
+        named = [*options.particles, *options.exposures, *([options.micrographs] if options.micrographs else [])]
+        if all((base / str(path).split(",")[0]).is_file() for path in named):
+            return opening_of(options, base)
+    raise InputError(f"{named[0]} is not found from here; start the app in the folder that the run was started in")
+
+
+def _parsed(arguments: list[str]) -> argparse.Namespace:
+    from refmotion_nb.cli import _parser
+
+    try:
+        with redirect_stderr(io.StringIO()):
+            return _parser("run").parse_args(arguments)
+    except SystemExit:
+        raise InputError("the command of the run is of another version; open the data again") from None
 
 
 def _say(line: str) -> None:

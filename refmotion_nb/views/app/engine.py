@@ -146,12 +146,14 @@ class Engine:
         return run
 
     def _open(self, run: Run, opening: Opening) -> None:
-        try:
-            data = run.follow(lambda: opening.open(self.roots, run))
-        except BaseException:  # told by the run
-            self.changed()
-            return
-        self.take(data, opening)
+        def opened() -> Dataset:
+            data = opening.open(self.roots, run)
+            self.take(data, opening)
+            return data
+
+        with suppress(BaseException):  # told by the run
+            run.follow(opened)
+        self.changed()
 
     def check(self, opening: Opening) -> Run:
         """Check data in the background, before they are opened; the result of the run is a ``Check``.

@@ -10,6 +10,7 @@ import param
 
 from refmotion_nb.views.app import parts
 
+WIDTH = 270  # px
 UNSET = "as it comes"  # a parameter without a value of its own
 
 
@@ -24,11 +25,10 @@ class Field:
         self._setting = False
         self.widget = _widget(name, declared)
         self.problem = parts.problem()
-        help_icon = pn.widgets.TooltipIcon(value=help_of(declared), margin=(24, 0, 0, -2), width=20)
-        flat = isinstance(self.widget, pn.widgets.Checkbox)
-        if flat:
-            help_icon.margin = (8, 0, 0, -2)
-        self.view = pn.Column(pn.Row(self.widget, help_icon, margin=0), self.problem, margin=0, width=300)
+        self.view = pn.Column(self.widget, margin=0, width=WIDTH + 20)
+        if isinstance(self.widget, pn.widgets.Checkbox):  # has no help of its own
+            help_icon = pn.widgets.TooltipIcon(value=help_of(declared), margin=(4, 0, 0, 0), width=20)
+            self.view[:] = [pn.Row(self.widget, help_icon, margin=0)]
         self.widget.param.watch(self._entered, "value")
 
     def _entered(self, event: Any) -> None:
@@ -37,11 +37,12 @@ class Field:
         value = event.new
         if value == "" and not isinstance(self.declared, param.Selector):
             value = None
-        parts.tell(self.problem, "")
+        self.reset()
         try:
             self._change(self.name, None if value == self.declared.default else value)
         except (ValueError, OSError) as error:
             parts.tell(self.problem, str(error))
+            self.view[:] = [self.view[0], self.problem]
 
     def show(self, value: Any, may_change: bool) -> None:
         """Show the value that counts: None is the default."""
@@ -59,6 +60,7 @@ class Field:
     def reset(self) -> None:
         """Forget a refused entry."""
         parts.tell(self.problem, "")
+        self.view[:] = [self.view[0]]
 
 
 def fields_of(kind: type[param.Parameterized]) -> dict[str, param.Parameter]:
@@ -83,8 +85,14 @@ def _said(value: Any) -> str:
 
 def _widget(name: str, declared: param.Parameter) -> Any:
     if isinstance(declared, param.Boolean) and not declared.allow_None:
-        return pn.widgets.Checkbox(label=name, value=declared.default, width=260, margin=(8, 5))
-    common = {"label": name, "value": declared.default, "width": 260, "margin": (2, 5)}
+        return pn.widgets.Checkbox(label=name, value=declared.default, margin=(5, 5))
+    common = {
+        "label": name,
+        "value": declared.default,
+        "width": WIDTH,
+        "margin": (2, 5),
+        "description": help_of(declared),
+    }
     if isinstance(declared, param.Boolean):
         return pn.widgets.Select(options={UNSET: None, "on": True, "off": False}, **common)
     if isinstance(declared, param.Selector):

@@ -69,8 +69,13 @@ class Header:
         if state == self._listed:
             return
         self._listed = state
-        told = "Who runs may open data, start and stop runs and change settings; others look on." if self.viewer.owner else (
-            "You may run." if self.viewer.may_run else "You look on; the owner of this app can give you the right to run.")  # fmt: skip
+        told = (
+            "You may run."
+            if self.viewer.may_run
+            else "You look on; the owner of this app can give you the right to run."
+        )
+        if self.viewer.owner:
+            told = "Who runs may open data, start and stop runs and change settings; others look on."
         self.menu[:] = [parts.words(told), *map(self._line, self.engine.viewers)]
 
     def _line(self, other: Viewer) -> Any:

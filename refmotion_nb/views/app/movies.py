@@ -6,6 +6,7 @@ from typing import Any
 
 import panel as pn
 
+from refmotion_nb.views import plots  # here: an import in two threads at once fails
 from refmotion_nb.views.app import parts
 from refmotion_nb.views.app.engine import Engine
 from refmotion_nb.views.app.figure import Figure
@@ -54,8 +55,9 @@ class MovieBrowser:
         self.frame.param.update(end=max(movie.n_frames, 2), value=min(self.frame.value, movie.n_frames), visible=one)
         dose = movie.n_frames * movie.dose_per_frame_e_A2
         self.about.object = (
-            f"<small>{at + 1} of {len(self.name.options)}: {particles.sizes['particle']} particles, {movie.width} × {movie.height} px "
-            f"of {movie.pixel_size_A:.4g} Å, {movie.n_frames} frames, {dose:.3g} e/Å² in all</small>"
+            f"<small>{at + 1} of {len(self.name.options)}: {particles.sizes['particle']} particles, "
+            f"{movie.width} × {movie.height} px of {movie.pixel_size_A:.4g} Å, {movie.n_frames} frames, "
+            f"{dose:.3g} e/Å² in all</small>"
         )
         number = self.frame.value if one else 0
         self.figure.show((id(session), name, number), lambda: _picture(session, name, number))
@@ -66,6 +68,4 @@ class MovieBrowser:
 
 
 def _picture(session: Any, name: str, number: int) -> Any:
-    from refmotion_nb.views import plots
-
     return plots.frame(session, name, number) if number else plots.micrograph(session, name)

@@ -84,13 +84,13 @@ class Opening:
             It is something else.
         """
         try:
-            arguments = dict(record["arguments"])
+            arguments = {name: _as_path(value) if name in PATHS else value for name, value in record["arguments"].items()}
             if "references" in arguments:
                 arguments["references"] = [_of_plain(Reference, one) for one in arguments["references"]]
             if arguments.get("gain"):
                 arguments["gain"] = _of_plain(Gain, arguments["gain"])
             return cls(str(record["function"]), arguments)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, AttributeError):
             raise InputError(
                 "how the data were opened is not recorded in a way that can be read; open them again"
             ) from None
@@ -135,6 +135,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def _as_path(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_path(one) for one in value]
+    return Path(value) if isinstance(value, str) else value
 
 
 def _of_plain(kind: type, values: dict[str, Any]) -> Any:

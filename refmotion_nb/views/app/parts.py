@@ -41,7 +41,7 @@ def folded(title: str, *children: Any, opened: bool = False, **options: Any) -> 
     """Return children on a card that is folded away under its title."""
     return pn.Card(
         *children, title=title, collapsed=not opened, css_classes=["rm-card", "rm-folded"],
-        header_css_classes=["rm-fold"], **{"sizing_mode": "stretch_width", **options},
+        **{"sizing_mode": "stretch_width", **options},
     )  # fmt: skip
 
 

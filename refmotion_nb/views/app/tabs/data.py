@@ -89,7 +89,9 @@ class DataTab(Tab):
             "144 simulated apoferritin particles on four movies; made once, in about 20 s (87 MB), then found again."
         )
         return [
-            parts.empty("No data are open. Choose the files of a refinement and of motion correction on the left, and press Open."),
+            parts.empty(
+                "No data are open. Choose the files of a refinement and of motion correction on the left, and press Open."
+            ),
             parts.card("Nothing at hand?", parts.words(f"<small>{about}</small>"), self.form.example),
         ]  # fmt: skip
 

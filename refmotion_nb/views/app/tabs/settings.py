@@ -16,7 +16,7 @@ from refmotion_nb.views.app.tab import Tab
 
 TITLES = {
     "Alignment": ("Alignment", "How particles are aligned in each frame: for the search, the weights and the correction."),
-    "HyperparameterSearch": ("Search", "How the prior on motion is searched for."),
+    "HyperparameterSearch": ("Search", "How the prior on motion is searched for; particles and seed are the dose weights' too."),
     "DoseWeights": ("Dose weights", "On what the decay of signal with dose is measured."),
     "MotionCorrection": ("Correction", "What is written."),
     "Validation": ("Validation", "What is reconstructed to compare."),
@@ -24,6 +24,11 @@ TITLES = {
     "Overrides": ("Prior given instead of searched", "All three strengths, or all three of RELION's; none: search."),
     "Execution": ("Machine", "Processors and memory; they do not change the results."),
 }  # fmt: skip
+COLUMNS = (
+    ("Alignment", "InputAudit"),
+    ("HyperparameterSearch", "DoseWeights", "Overrides"),
+    ("MotionCorrection", "Validation", "Execution"),
+)
 
 
 class SettingsTab(Tab):
@@ -37,8 +42,13 @@ class SettingsTab(Tab):
         self.fields: dict[str, Field] = {}
         self.told = parts.words("")
         self.reset = parts.button("Reset all to defaults", self._reset, width=190)
-        cards = [self._card(kind) for kind in (Alignment, *STAGES)]
-        columns = [pn.Column(*cards[i::3], sizing_mode="stretch_width", min_width=330) for i in range(3)]
+        cards = {kind.__name__: self._card(kind) for kind in (Alignment, *STAGES)}
+        columns = [
+            pn.Column(
+                *(cards[name] for name in names if cards[name] is not None), sizing_mode="stretch_width", min_width=310
+            )
+            for names in COLUMNS
+        ]
         self.view[:] = [
             self.problem,
             pn.Row(self.told, self.reset, sizing_mode="stretch_width"),
@@ -48,7 +58,11 @@ class SettingsTab(Tab):
     def _card(self, kind: type[Stage]) -> Any:
         """Return the parameters of a stage that no card before has."""
         title, about = TITLES[kind.__name__]
-        fresh = {name: declared for name, declared in fields_of(kind).items() if name not in self.fields}
+        fresh: dict[str, Any] = {
+            name: declared for name, declared in fields_of(kind).items() if name not in self.fields
+        }
+        if not fresh:
+            return None
         made = {name: Field(name, declared, self._change) for name, declared in fresh.items()}
         self.fields |= made
         return parts.card(title, parts.words(f"<small>{about}</small>"), *(one.view for one in made.values()))

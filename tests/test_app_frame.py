@@ -1,0 +1,375 @@
+"""The frame of the app without a browser: folders that may be used, rights, settings, opening, links."""
+
+import argparse
+import os
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cryosparc_project import convert
+from job import GIVEN, inputs, run
+
+import refmotion_nb as rm
+from refmotion_nb.cli import _parser
+from refmotion_nb.cli_app import access_of, opening_of, recorded_opening
+from refmotion_nb.data.files import admit, only_within
+from refmotion_nb.data.schema import Skipped
+from refmotion_nb.stages.inputs import Inputs
+from refmotion_nb.stages.job import STAGES
+from refmotion_nb.views.app.engine import Engine, Viewer
+from refmotion_nb.views.app.fields import fields_of
+from refmotion_nb.views.app.form import ProgramForm
+from refmotion_nb.views.app.opening import Opening, files_of
+from refmotion_nb.views.app.page import Page
+from refmotion_nb.views.app.rights import seat
+from refmotion_nb.views.app.roots import Roots
+from refmotion_nb.views.app.serve import Access
+from refmotion_nb.views.app.tabs.data import DataTab, summary
+from refmotion_nb.views.app.tabs.settings import SettingsTab
+
+OWNER = Viewer("owner", True, True)
+
+
+@pytest.fixture
+def project(tiny, tmp_path):
+    """A project within the roots, and another folder beside them."""
+    (tmp_path / "secret").mkdir()
+    shutil.copytree(tiny.folder, tmp_path / "roots" / "project")
+    return tmp_path / "roots" / "project"
+
+
+@pytest.fixture
+def engine(project):
+    return Engine(Roots([project.parent]))
+
+
+def relion(folder, **more):
+    ref = folder / "Ref"
+    return Opening("open_relion", {
+        "particles": [folder / "Extract/particles.star"], "micrographs": folder / "MotionCorr/corrected_micrographs.star",
+        "references": [rm.Reference(ref / "half1.mrc", ref / "half2.mrc", ref / "mask.mrc")], "root": folder, **more,
+    })  # fmt: skip
+
+
+def ended(run):
+    run._ended.wait(60)
+    return run
+
+
+# folders
+
+
+@pytest.mark.parametrize("path", ["../secret", "project/../../secret", "/etc/passwd", "out", "~root", "a\0b", "loop/x"])
+def test_no_path_leads_out_of_the_roots(project, path):
+    top = project.parent
+    (top / "out").symlink_to(top.parent / "secret")
+    (top / "loop").symlink_to(top / "loop")
+    roots = Roots([top])
+    with pytest.raises(rm.InputError, match=r"outside the folders|no path"):
+        roots.place(path)
+    assert not roots.holds(path)
+
+
+def test_links_within_the_roots_are_left_as_they_are(project):
+    (project.parent / "link").symlink_to(project)
+    assert Roots([project.parent]).place("link/Ref") == project.parent / "link/Ref"
+
+
+def test_a_folder_is_listed_sorted_without_what_is_hidden_or_leads_outside(project):
+    top = project.parent
+    for name in ("b.star", "a.star", "C.STAR", "x.mrc", ".hidden.star"):
+        (top / name).touch()
+    (top / "outside").symlink_to(top.parent / "secret")
+    (top / "outside.star").symlink_to("/etc/passwd")
+    (top / "inside.star").symlink_to(top / "a.star")
+    found = Roots([top]).list(top, (".star",))
+    assert found.folders == ("project",) and found.files == ("C.STAR", "a.star", "b.star", "inside.star")
+    with pytest.raises(rm.InputError, match="outside the folders"):
+        Roots([top]).list(top.parent)
+    with pytest.raises(rm.InputError, match="cannot be listed"):
+        Roots([top]).list(top / "a.star")
+
+
+def test_readers_refuse_what_lies_outside_only_while_they_are_told_to(tmp_path):
+    with only_within([tmp_path]):
+        admit(tmp_path / "a.star")
+        with pytest.raises(rm.InputError, match="outside the folders that may be read"):
+            admit("/etc/passwd")
+    admit("/etc/passwd")
+
+
+# opening
+
+
+def test_data_within_the_roots_are_opened_and_can_be_opened_again_from_the_record(engine, project):
+    opening = relion(project)
+    data = opening.open(engine.roots)
+    assert data.particles.sizes["particle"] == 24
+    assert Opening.of_record(opening.record()).open(engine.roots).sources == data.sources
+    assert all(path.is_relative_to(project) for path in files_of(data))
+
+
+@pytest.mark.parametrize("name", ["particles", "micrographs", "root", "gain"])
+def test_no_argument_may_lead_outside(engine, project, name):
+    outside = project.parents[1] / "secret"
+    value = [outside] if name == "particles" else outside
+    with pytest.raises(rm.InputError, match="outside the folders"):
+        relion(project, **{name: value}).open(engine.roots)
+
+
+def test_a_reference_may_not_lie_outside(engine, project):
+    half = project / "Ref/half1.mrc"
+    with pytest.raises(rm.InputError, match="passwd is outside the folders"):
+        relion(project, references=[rm.Reference(half, half, Path("/etc/passwd"))]).open(engine.roots)
+
+
+def moved_out(path, secret):
+    """Move a file out of the roots and leave a link in its place."""
+    to = secret / path.name
+    shutil.move(path, to)
+    path.symlink_to(to)
+    return to
+
+
+@pytest.mark.parametrize("pattern", ["Movies/*.tif", "gain.mrc", "MotionCorr/Movies/*.star", "Ref/mask.mrc"])
+def test_links_within_the_data_that_lead_outside_are_refused_before_they_are_read(engine, project, pattern):
+    moved_out(min(project.glob(pattern)), project.parents[1] / "secret").write_bytes(b"not a file of this kind")
+    with pytest.raises(rm.InputError, match="outside the folders"):
+        relion(project).open(engine.roots)
+
+
+def test_movies_outside_that_a_star_file_names_are_refused(engine, project):
+    motion = min(project.glob("MotionCorr/Movies/*.star"))
+    movies = project.parents[1] / "secret" / "Movies"
+    shutil.copytree(project / "Movies", movies)
+    text = motion.read_text()
+    motion.write_text(re.sub(r"(rlnMicrographMovieName\s+)\S+/", rf"\g<1>{movies}/", text))
+    assert motion.read_text() != text
+    with pytest.raises(rm.InputError, match=r"secret/Movies/.* is outside the folders"):
+        relion(project).open(engine.roots)
+
+
+def test_cryosparc_tables_may_not_name_what_lies_outside(tiny, tmp_path):
+    folder = Path(shutil.copytree(tiny.folder, tmp_path / "roots" / "relion"))
+    opening = Opening("open_cryosparc", convert(folder, tmp_path / "roots" / "P1"))
+    roots = Roots([tmp_path / "roots"])
+    assert opening.open(roots).particles.sizes["particle"] == 24
+    (tmp_path / "secret").mkdir()
+    moved_out(min((tmp_path / "roots" / "P1").rglob("*.npy")), tmp_path / "secret")
+    with pytest.raises(rm.InputError, match="outside the folders"):
+        opening.open(roots)
+
+
+def test_the_engine_opens_in_the_background_and_tells_what_is_wrong(engine, project):
+    failed = ended(engine.open(relion(project, micrographs=project / "nothing.star")))
+    assert "nothing.star does not exist" in failed.error and engine.session is None
+    tab = DataTab(engine, OWNER)
+    tab.refresh()
+    assert tab.failed.visible and "nothing.star does not exist" in tab.failed.object
+    ended(engine.open(relion(project)))
+    tab.refresh()
+    assert not tab.failed.visible and "<strong>24</strong><small>particles" in tab.held[0][1].object
+
+
+def test_a_check_lists_what_is_wrong_without_opening(engine, project):
+    tab = DataTab(engine, OWNER)
+    checked = ended(engine.check(relion(project, references=[])))
+    assert checked.state == "done" and engine.session is None
+    tab.refresh()
+    assert tab.checked[0][0].object.startswith("<h3>Check: RELION project in")
+
+
+def test_the_summary_says_what_was_left_out_and_why(tiny):
+    data = tiny.open()
+    assert "left out" not in summary(data)
+    skip = Skipped(3, "mic0001", "its movie has <7> frames, most have 8")
+    told = summary(replace(data, skipped=(skip,), notes=("a & b",)))
+    assert "<td>1</td><td>its movie has &lt;7&gt; frames, most have 8</td><td>e.g. on mic0001</td>" in told
+    assert "a &amp; b" in told
+
+
+# the form
+
+
+def test_the_form_makes_the_call_that_is_filled_in(engine, project):
+    form = ProgramForm(engine.roots, cryosparc=False)
+    with pytest.raises(
+        rm.InputError, match="not filled in: micrographs, particles, half map 1, half map 2; choose them"
+    ):
+        form.opening(Inputs())
+    wanted = relion(project)
+    form.movies.input.value = str(wanted.arguments["micrographs"])
+    form.root.input.value = str(project)
+    for name, path in (
+        ("particles", "Extract/particles.star"),
+        *((n, f"Ref/{n}.mrc") for n in ("half1", "half2", "mask")),
+    ):
+        form.references[0].fields[name].input.value = str(project / path)
+    assert form.opening(Inputs()) == wanted
+    assert form.opening(Inputs(first_frame=2)).arguments["first_frame"] == 2
+
+
+def test_a_path_is_browsed_to(engine, project):
+    field = ProgramForm(engine.roots, cryosparc=False).movies
+    field._toggle()
+    assert field.entries.options == ["project/"]
+    field._take("project/")
+    assert field.entries.options[0] == ".. (up)" and "MotionCorr/" in field.entries.options
+    field._take("MotionCorr/")
+    field._take("corrected_micrographs.star")
+    assert field.path == project / "MotionCorr/corrected_micrographs.star" and not field.panel.visible
+    field._go(project.parents[1])
+    assert "outside the folders" in field.problem.object
+
+
+# settings
+
+
+def test_every_parameter_has_one_field_with_its_help(engine):
+    tab = SettingsTab(engine, OWNER)
+    assert set(tab.fields) == {name for stage in STAGES for name in fields_of(stage)}
+    assert "From 0 to 1." in tab.fields["alignment_fraction"].widget.description
+
+
+def test_what_one_page_changes_another_shows_marked(engine):
+    one, other = SettingsTab(engine, OWNER), SettingsTab(engine, Viewer("other", False))
+    one.fields["max_strength"].widget.value = 100.0
+    one.fields["energy"].widget.value = "relion"
+    assert engine.settings == {"max_strength": 100.0, "energy": "relion"}
+    other.refresh()
+    field = other.fields["max_strength"]
+    assert field.widget.value == 100.0 and "rm-changed" in field.widget.css_classes and field.widget.disabled
+    assert "2 changed" in other.told.object
+    one.fields["energy"].widget.value = "calibrated"  # the default
+    assert engine.settings == {"max_strength": 100.0}
+    one._reset()
+    one.refresh()
+    assert engine.settings == {} and one.fields["max_strength"].widget.value == 30000.0
+
+
+def test_a_value_out_of_bounds_is_refused_where_it_was_entered(engine):
+    tab = SettingsTab(engine, OWNER)
+    tab.fields["window_reach_A"].widget.value = 0.5
+    assert "must be at least 1.0" in tab.fields["window_reach_A"].problem.object and engine.settings == {}
+    tab.fields["window_reach_A"].widget.value = 12.0
+    assert not tab.fields["window_reach_A"].problem.visible and engine.settings == {"window_reach_A": 12.0}
+
+
+# rights
+
+
+CALLS = {
+    "open": ("example",), "check": ("example",), "change": (), "write_to": ("x",), "run": ("correct",), "cancel": (), "pause": (),
+    "resume": (), "take": (None,), "allow": (OWNER, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_who_looks_on_changes_nothing(engine, call):
+    before = engine.stamp()
+    with pytest.raises(rm.InputError, match="you are looking on; ask the owner"):
+        getattr(seat(engine, Viewer("other", False)), call)(*CALLS[call])
+    assert engine.stamp() == before and OWNER.may_run
+
+
+def test_who_looks_on_sets_nothing_either(engine):
+    with pytest.raises(rm.InputError, match="looking on"):
+        seat(engine, Viewer("other", False)).out = Path("/")
+
+
+def test_the_owner_gives_the_right_and_takes_it(engine):
+    other, third = Viewer("other", False), Viewer("third", False)
+    for viewer in (OWNER, other, third):
+        engine.join(viewer)
+    seat(engine, OWNER).allow(other, True)
+    seat(engine, other).change(seed=1)
+    assert engine.settings == {"seed": 1}
+    with pytest.raises(rm.InputError, match="only an owner"):
+        seat(engine, other).allow(third, True)
+    seat(engine, OWNER).allow(other, False)
+    with pytest.raises(rm.InputError, match="looking on"):
+        seat(engine, other).change(seed=2)
+    engine.leave(other)
+    assert [viewer.name for viewer in engine.viewers] == ["owner", "third"]
+
+
+def test_a_page_shows_the_state_that_others_made(engine, tiny):
+    page = Page(engine, Viewer("other", False))
+    assert "no data open" in page.header.data.object
+    engine.take(tiny.open())
+    page.refresh()
+    assert "24 particles on 2 micrographs" in page.header.data.object
+    assert not page.header.cancel.visible and page.header.people.label == "Looking on"
+
+
+# who gets in
+
+
+def access(*arguments):
+    parser = _parser("app")
+    return access_of(parser.parse_args(["app", *arguments]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--address", "0.0.0.0"], "without a login; give --basic-auth or --oauth-provider, or --open-to-all"),
+        (["--owner", "ann"], "--owner names who logs in"),
+        (["--basic-auth", "password", "--owner", "ann"], "anybody can log in under the name of an --owner"),
+        (["--basic-auth", "x", "--oauth-provider", "github"], "give one"),
+        (["--oauth-key", "x"], "--oauth-key without --oauth-provider"),
+    ],
+)
+def test_strangers_are_kept_out(arguments, message):
+    with pytest.raises(rm.InputError, match=re.escape(message)):
+        access(*arguments).check()
+
+
+@pytest.mark.parametrize("arguments", [[], ["--address", "::1"], ["--address", "0.0.0.0", "--open-to-all"],
+                                       ["--address", "0.0.0.0", "--basic-auth", "password"]])  # fmt: skip
+def test_the_rest_may_be_served(arguments):
+    access(*arguments).check()
+
+
+def test_the_key_makes_an_owner_and_so_does_a_name_that_was_checked(tmp_path):
+    (tmp_path / "users.json").write_text('{"ann": "a"}')
+    mine = Access(login={"basic_auth": str(tmp_path / "users.json")}, owners=("ann",))
+    mine.check()
+    assert mine.viewer(None, {mine.cookie: mine.key}, 1).owner
+    assert mine.viewer("ann", {}, 1).may_run
+    other = mine.viewer("bob", {mine.cookie: "guessed"}, 2)
+    assert (other.name, other.may_run, other.owner) == ("bob", False, False)
+    assert not Access().viewer(None, {mine.cookie: ""}, 3).may_run
+    assert Access(prefix="/hub/user/").link(owner=True).startswith("http://127.0.0.1:5006/hub/user/owner?key=")
+
+
+# folders of finished runs
+
+
+def test_a_runs_folder_opens_its_data_again(tiny, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(tiny.folder, tmp_path / "project"))
+    monkeypatch.chdir(tmp_path)
+    assert run(Path("project"), Path("out"), "--until", "hyperparameters", "--first-frame", "2", *GIVEN) == 0
+    monkeypatch.chdir(folder / "Ref")  # from elsewhere: found above the results
+    opening = recorded_opening(tmp_path / "out")
+    assert opening.arguments["first_frame"] == 2 and opening.arguments["micrographs"].is_file()
+    assert opening.open(Roots([tmp_path])).movies[0].n_frames == 7
+    os.rename(folder / "Extract", folder / "Gone")
+    with pytest.raises(rm.InputError, match=r"particles.star is not found from here"):
+        recorded_opening(tmp_path / "out")
+
+
+def test_a_run_of_the_app_notes_how_its_data_were_opened(engine, project):
+    ended(engine.open(relion(project)))
+    engine.change(spatial_strength=1.5, correlation_distance=3000.0, acceleration_strength=2.0)
+    engine.run("hyperparameters").wait(60)
+    assert recorded_opening(engine.out) == relion(project)
+
+
+def test_inputs_on_the_command_line_are_those_of_run(tiny, tmp_path):
+    options = _parser("app").parse_args(["app", *inputs(tiny.folder)])
+    assert isinstance(options, argparse.Namespace) and options.folder is None
+    opening = opening_of(options, Path("/"))
+    assert opening.open(Roots([tiny.folder])).particles.sizes["particle"] == 24
