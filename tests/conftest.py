@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from app_browser import app, browser, chromium  # noqa: F401, fixtures
 
 from refmotion_nb.data.synthetic.simulate import Simulation, SimulationSettings, simulate
 

@@ -8,13 +8,40 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 from refmotion_nb.data.schema import InputError
 
 _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8}(\.[^.]+)?|[0-9a-f]{12})")  # of ``atomic``, and of a group of results
+
+_READABLE: ContextVar[tuple[Path, ...]] = ContextVar("folders that may be read", default=())
+
+
+@contextmanager
+def only_within(folders: Iterable[str | Path]) -> Iterator[None]:
+    """Refuse to open input files outside ``folders`` while the block lasts, in this thread, whatever names them."""
+    token = _READABLE.set(tuple(Path(folder).resolve() for folder in folders))
+    try:
+        yield
+    finally:
+        _READABLE.reset(token)
+
+
+def admit(path: str | Path) -> None:
+    """Check a file that is about to be opened; every reader of input asks here.
+
+    Raises
+    ------
+    InputError
+        It lies, links followed, outside the folders of ``only_within``.
+    """
+    folders = _READABLE.get()
+    if folders and not any(Path(path).resolve().is_relative_to(folder) for folder in folders):
+        raise InputError(f"{path} is outside the folders that may be read ({', '.join(map(str, folders))}); copy it there, "
+                         "or start with other folders")  # fmt: skip
 
 
 @contextmanager
@@ -75,6 +102,7 @@ def read_text(path: str | Path) -> str:
     InputError
         It does not exist, is a folder, or is not text.
     """
+    admit(path)
     try:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -11,7 +11,7 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 
-from refmotion_nb.data.files import atomic
+from refmotion_nb.data.files import admit, atomic
 from refmotion_nb.data.relion.results import read_fsc
 from refmotion_nb.data.schema import InputError, Reference
 
@@ -159,6 +159,7 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def _opened(path: str | Path, header_only: bool = False) -> mrcfile.mrcfile.MrcFile:
+    admit(path)
     try:
         with warnings.catch_warnings():
             # permissive, since many programs leave the version or the axis order blank; what matters is checked here

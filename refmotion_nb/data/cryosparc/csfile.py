@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from refmotion_nb.data.files import atomic, read_text
+from refmotion_nb.data.files import admit, atomic, read_text
 from refmotion_nb.data.schema import InputError
 
 _NUMPY, _CSDAT = b"\x93NUMPY", b"\x95CSDAT"
@@ -44,6 +44,7 @@ def read_cs(path: str | Path) -> np.ndarray:
         It does not exist, is no ``.cs`` file, is truncated, or its rows have no ``uid``.
     """
     path = Path(path)
+    admit(path)
     try:
         data = path.read_bytes()
     except FileNotFoundError:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from refmotion_nb.data.files import admit
 from refmotion_nb.data.schema import Gain, InputError
 from refmotion_nb.data.spline_motion import mirrored
 
@@ -93,6 +94,7 @@ def oriented_gain(
 
 
 def _load(path: Path) -> np.ndarray:
+    admit(path)
     try:
         array = np.load(path, allow_pickle=False)
     except FileNotFoundError:

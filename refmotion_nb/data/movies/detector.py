@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial import cKDTree
 
+from refmotion_nb.data.files import admit
 from refmotion_nb.data.movies.eer import is_eer
 from refmotion_nb.data.movies.reader import read_image
 from refmotion_nb.data.schema import Background, Gain, InputError, Movie
@@ -192,6 +193,7 @@ def load_background(background: Background) -> np.ndarray:
     Raises InputError where it cannot be read or is not a positive level on average.
     """
     path = Path(background.path)
+    admit(path)
     try:
         image = np.load(path, allow_pickle=False) if path.suffix == ".npy" else read_image(path, flip_tiff=False)
         image = np.asarray(image, np.float32).reshape(image.shape[-2:])
@@ -223,6 +225,7 @@ def load_defects(path: Path | str, shape: tuple[int, int], flip_tiff: bool = Tru
     """
     path = Path(path)
     try:
+        admit(path)
         text = path.read_text()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: check the path, or the folder it is relative to") from None

@@ -12,6 +12,7 @@ from typing import BinaryIO, Self, cast
 import numpy as np
 import zstandard
 
+from refmotion_nb.data.files import admit
 from refmotion_nb.data.schema import InputError
 
 LARGEST_IN_MEMORY = 4 << 30  # bytes; a bigger unpacked stream goes to an unnamed temporary file
@@ -23,6 +24,7 @@ class Bytes:
 
     def __init__(self, path: Path):
         self.path = path
+        admit(path)
         try:
             self._fd = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
@@ -110,6 +112,7 @@ def is_compressed(start: bytes) -> bool:
 
 def open_stream(path: Path) -> BinaryIO:
     """Open a bzip2, Zstandard or gzip file for reading its contents from the beginning."""
+    admit(path)
     raw = path.open("rb")
     start = raw.read(4)
     raw.seek(0)

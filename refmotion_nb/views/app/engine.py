@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from refmotion_nb.stages.runs import Run
 from refmotion_nb.stages.search import HyperparameterSearch
 from refmotion_nb.stages.session import Session
 from refmotion_nb.stages.validation import Validation
-from refmotion_nb.views.app.opening import Opening
+from refmotion_nb.views.app.opening import Checking, Opening
 from refmotion_nb.views.app.roots import Roots
 from refmotion_nb.views.report import write_report
 
@@ -27,10 +28,15 @@ OUT = "refmotion-results"  # in the first folder, unless another is chosen
 RESULTS = {"search": HyperparameterSearch, "dose_weights": DoseWeights, "validation": Validation}
 
 
+@dataclass
 class ReportedJob(Job):
     """A job that ends with its report."""
 
+    opening: Opening | None = None  # noted in the store, so that the folder can be opened again
+
     def _run(self, until: str, reporter: Reporter) -> bool:
+        if self.opening is not None:
+            ResultStore(self.out / "results.zarr").update_attrs(opening=self.opening.record())
         complete = super()._run(until, reporter)
         write_report(self.out / "results.zarr", self.out / "report.html")
         return complete
@@ -56,6 +62,10 @@ class Engine:
     settings: dict[str, Any] = field(default_factory=dict)  # changed parameters of all stages, by name
     compared: dict[str, ResultStore] = field(default_factory=dict)  # stored runs to look at beside this one, by name
     viewers: list[Viewer] = field(default_factory=list)
+    visits: int = 0  # pages served so far
+    example: Opening = field(default_factory=lambda: Opening("example"))
+    checked: Run | None = None  # the last check of data before they are opened
+    note: str = ""  # on how the folder of a finished run was found
     opened: Run | None = None  # the last opening of data, for its progress or what was wrong
     version: int = 0  # goes up with every change that is not in a run
 
@@ -74,8 +84,8 @@ class Engine:
     def stamp(self) -> tuple[Any, ...]:
         """Return what changes whenever there is something new to see."""
         runs = self.runs
-        opening = (self.opened.snapshot.version if self.opened else -1, id(self.opened))
-        return self.version, len(runs), opening, tuple(run.snapshot.version for run in runs[-20:])
+        others = tuple((id(run), run.snapshot.version) for run in (self.opened, self.checked) if run is not None)
+        return self.version, len(runs), others, tuple(run.snapshot.version for run in runs[-20:])
 
     @property
     def runs(self) -> list[Run]:
@@ -89,9 +99,10 @@ class Engine:
 
     @property
     def going(self) -> Run | None:
-        """What is going on: a run, or data being opened."""
-        opening = self.opened if self.opened and not self.opened.snapshot.ended else None
-        return self.live or opening
+        """What is going on: a run, or data being opened or checked."""
+        if self.live is not None:
+            return self.live
+        return next((run for run in (self.opened, self.checked) if run and not run.snapshot.ended), None)
 
     def last(self, kind: type[Stage]) -> Run | None:
         """Return the latest run of a kind of stage, however it stands."""
@@ -139,6 +150,25 @@ class Engine:
             self.changed()
             return
         self.take(data, opening)
+
+    def check(self, opening: Opening) -> Run:
+        """Check data in the background, before they are opened; the result of the run is a ``Check``.
+
+        Raises
+        ------
+        InputError
+            Something is still running.
+        """
+        self._idle()
+        run = self.checked = Run(Checking(opening))
+        threading.Thread(target=self._check, args=(run, opening), name="refmotion check", daemon=True).start()
+        self.changed()
+        return run
+
+    def _check(self, run: Run, opening: Opening) -> None:
+        with suppress(BaseException):  # told by the run
+            run.follow(lambda: opening.check(self.roots))
+        self.changed()
 
     def take(self, data: Dataset | Session, opening: Opening | None = None) -> None:
         """Work on other data from now on."""
@@ -196,7 +226,7 @@ class Engine:
             if self.session is None:
                 raise InputError("no data are open; open some first")
             job = ReportedJob(self.session, self.roots.resolve(self.out), dict(self.settings), image_root=self.out.parent,
-                              command="refmotion app")  # fmt: skip
+                              command="refmotion app", opening=self.opening and self.opening.placed(self.roots))  # fmt: skip
             run = self.session.submit(job, until)
         self.changed()
         return run
@@ -215,8 +245,9 @@ class Engine:
 
     def cancel(self) -> None:
         """Stop what is going on; what is finished is kept."""
-        if self.opened is not None:
-            self.opened.cancel()
+        for run in (self.opened, self.checked):
+            if run is not None:
+                run.cancel()
         for run in self.runs:
             if not run.snapshot.ended:
                 run.cancel()
@@ -225,7 +256,10 @@ class Engine:
     def _idle(self) -> None:
         going = self.going
         if going is not None:
-            raise InputError(f"{going.name} is still {going.state}; wait for it or cancel it first")
+            what = {"Opening": "opening data", "Checking": "checking data", "ReportedJob": "the run"}
+            raise InputError(
+                f"{what.get(going.name, going.name)} is still {going.state}; wait for it or cancel it first"
+            )
 
     # who is there
 

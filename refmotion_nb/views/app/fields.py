@@ -1,54 +1,95 @@
-"""A few settings as widgets on a tab, made from the parameters' declarations; the Settings tab has all of them."""
+"""Fields made from declared parameters: kind, bounds, choices and help come from the one declaration."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import panel as pn
 import param
 
-from refmotion_nb.stages.base import Stage
-from refmotion_nb.views.app.tab import Tab
+from refmotion_nb.views.app import parts
+
+UNSET = "as it comes"  # a parameter without a value of its own
 
 
-class Fields:
-    """Widgets for some parameters of a stage, in step with the settings that all pages share."""
+class Field:
+    """One parameter on the page: its widget, marked where it is changed, and what was wrong with the last entry."""
 
-    def __init__(self, tab: Tab, kind: type[Stage], names: Iterable[str], **options: Any):
-        """Make them; what is wrong with a value is shown on ``tab``."""
-        self.tab = tab
-        self.kind = kind
-        self.widgets = {name: _widget(name, kind.param[name], **options) for name in names}
-        self._placing = False
-        for name, widget in self.widgets.items():
-            widget.param.watch(partial(self._changed, name), "value")
+    def __init__(self, name: str, declared: param.Parameter, change: Callable[[str, Any], None]):
+        """Make the widget; ``change`` is called with name and value (None: the default), and may refuse by ValueError."""
+        self.name = name
+        self.declared = declared
+        self._change = change
+        self._setting = False
+        self.widget = _widget(name, declared)
+        self.problem = parts.problem()
+        help_icon = pn.widgets.TooltipIcon(value=help_of(declared), margin=(24, 0, 0, -2), width=20)
+        flat = isinstance(self.widget, pn.widgets.Checkbox)
+        if flat:
+            help_icon.margin = (8, 0, 0, -2)
+        self.view = pn.Column(pn.Row(self.widget, help_icon, margin=0), self.problem, margin=0, width=300)
+        self.widget.param.watch(self._entered, "value")
 
-    def refresh(self) -> None:
-        """Show what the settings are now."""
-        self._placing = True
+    def _entered(self, event: Any) -> None:
+        if self._setting:
+            return
+        value = event.new
+        if value == "" and not isinstance(self.declared, param.Selector):
+            value = None
+        parts.tell(self.problem, "")
         try:
-            for name, widget in self.widgets.items():
-                default = self.kind.param[name].default
-                value = self.tab.engine.settings.get(name, default)
-                changed = ["rm-changed"] if value != default else []
-                widget.param.update(value=value, disabled=not self.tab.viewer.may_run, css_classes=changed)
+            self._change(self.name, None if value == self.declared.default else value)
+        except (ValueError, OSError) as error:
+            parts.tell(self.problem, str(error))
+
+    def show(self, value: Any, may_change: bool) -> None:
+        """Show the value that counts: None is the default."""
+        shown = self.declared.default if value is None else value
+        self._setting = True
+        try:
+            if self.widget.value != shown and not self.problem.visible:
+                self.widget.value = "" if shown is None and isinstance(self.widget, pn.widgets.TextInput) else shown
         finally:
-            self._placing = False
+            self._setting = False
+        changed = value is not None and value != self.declared.default
+        self.widget.css_classes = ["rm-field", "rm-changed"] if changed else ["rm-field"]
+        self.widget.disabled = not may_change
 
-    def _changed(self, name: str, event: Any) -> None:
-        if not self._placing:
-            value = None if event.new == self.kind.param[name].default else event.new
-            self.tab.attempt(self.tab.engine.change, **{name: value})
-            self.refresh()
+    def reset(self) -> None:
+        """Forget a refused entry."""
+        parts.tell(self.problem, "")
 
 
-def _widget(name: str, declared: Any, **options: Any) -> Any:
-    words = name.replace("_", " ")
-    shared = {"label": words[:1].upper() + words[1:], "description": declared.doc, "value": declared.default, **options}
+def fields_of(kind: type[param.Parameterized]) -> dict[str, param.Parameter]:
+    """Return the parameters that a stage declares, by name."""
+    return {name: kind.param[name] for name in kind.param if name != "name"}
+
+
+def help_of(declared: param.Parameter) -> str:
+    """Return what a parameter means, its default and bounds, in words."""
+    known = f"Default: {_said(declared.default)}."
+    low, high = getattr(declared, "bounds", None) or (None, None)
+    if low is not None and high is not None:
+        known += f" From {low:g} to {high:g}."
+    elif low is not None:
+        known += f" {low:g} or more."
+    return f"{declared.doc} {known}"
+
+
+def _said(value: Any) -> str:
+    return "on" if value is True else "off" if value is False else UNSET if value is None else str(value)
+
+
+def _widget(name: str, declared: param.Parameter) -> Any:
+    if isinstance(declared, param.Boolean) and not declared.allow_None:
+        return pn.widgets.Checkbox(label=name, value=declared.default, width=260, margin=(8, 5))
+    common = {"label": name, "value": declared.default, "width": 260, "margin": (2, 5)}
+    if isinstance(declared, param.Boolean):
+        return pn.widgets.Select(options={UNSET: None, "on": True, "off": False}, **common)
     if isinstance(declared, param.Selector):
-        return pn.widgets.Select(options=list(declared.objects), **shared)
-    if isinstance(declared, param.Integer):
-        return pn.widgets.IntInput(step=1000 if (declared.default or 0) >= 1000 else 1, format="0,0", **shared)
-    return pn.widgets.FloatInput(step=0.1 if abs(declared.default) < 10 else 1000, format="0,0.[00000]", **shared)
+        return pn.widgets.Select(options=list(declared.objects), **common)
+    if isinstance(declared, param.Number):
+        kind = pn.widgets.IntInput if isinstance(declared, param.Integer) else pn.widgets.FloatInput
+        return kind(placeholder=UNSET, **common)
+    return pn.widgets.TextInput(placeholder=UNSET, **{**common, "value": declared.default or ""})

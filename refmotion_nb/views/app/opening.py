@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from refmotion_nb.data.cryosparc.project import open_cryosparc
-from refmotion_nb.data.relion.project import open_relion
-from refmotion_nb.data.schema import Dataset, InputError, Reference
-from refmotion_nb.data.synthetic.example import example
+from refmotion_nb.data.check import Check
+from refmotion_nb.data.cryosparc.project import open_cryosparc, survey_cryosparc
+from refmotion_nb.data.files import only_within
+from refmotion_nb.data.relion.project import open_relion, survey
+from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference
+from refmotion_nb.data.synthetic.example import FOLDER, example
 from refmotion_nb.stages.base import Reporter
 from refmotion_nb.views.app.roots import Roots
+
+PATHS = ("particles", "micrographs", "references", "root", "gain", "exposures", "volumes", "masks", "folder")
+SURVEYS: dict[str, Callable[..., Check]] = {"open_relion": survey, "open_cryosparc": survey_cryosparc}
 
 
 @dataclass(frozen=True)
@@ -28,31 +33,110 @@ class Opening:
         Raises
         ------
         InputError
-            They cannot be used, or a file lies outside ``roots``.
+            They cannot be used, or a file that they name, at whatever remove, lies outside ``roots``.
         """
-        for path in _paths(self.arguments):
-            roots.resolve(path)
+        placed = self.placed(roots)
         if self.function == "example":
-            return example(reporter=reporter, **self.arguments).open()
+            return example(reporter=reporter, **placed.arguments).open()
         functions: dict[str, Any] = {"open_relion": open_relion, "open_cryosparc": open_cryosparc}
-        data = functions[self.function](**self.arguments)
-        for movie in data.movies:
-            if not roots.holds(movie.path):
-                raise InputError(
-                    f"movie {movie.path} is outside the folders that this app may use; start it with --browse"
-                )
+        with only_within(roots.folders):
+            data = functions[self.function](**placed.arguments)
+        for path in files_of(data):
+            if not roots.holds(path):
+                raise InputError(f"{path} is outside the folders that this app may use; start it with --browse")
         return data
 
+    def check(self, roots: Roots) -> Check:
+        """Return all that is wrong with the data, without stopping at the first problem.
 
-def _paths(value: Any) -> Iterator[Path]:
-    """Yield every path in the arguments."""
-    if isinstance(value, Path):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _paths(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _paths(item)
-    elif isinstance(value, Reference):
-        yield from _paths([one and Path(one) for one in (value.half1, value.half2, value.mask, value.postprocess)])
+        Raises
+        ------
+        InputError
+            A file given lies outside ``roots``.
+        """
+        placed = self.placed(roots)
+        with only_within(roots.folders):
+            return SURVEYS[self.function](**placed.arguments)
+
+    def placed(self, roots: Roots) -> Opening:
+        """Return the same call with absolute paths.
+
+        Raises
+        ------
+        InputError
+            One lies outside ``roots``.
+        """
+        given = {"folder": FOLDER, **self.arguments} if self.function == "example" else self.arguments
+        return Opening(self.function, {name: _placed(value, roots) if name in PATHS else value
+                                       for name, value in given.items()})  # fmt: skip
+
+    def record(self) -> dict[str, Any]:
+        """Return it as plain values, for a result store; ``of_record`` is the way back."""
+        return {"function": self.function, "arguments": _plain(self.arguments)}
+
+    @classmethod
+    def of_record(cls, record: dict[str, Any]) -> Opening:
+        """Return what ``record`` returned.
+
+        Raises
+        ------
+        InputError
+            It is something else.
+        """
+        try:
+            arguments = dict(record["arguments"])
+            if "references" in arguments:
+                arguments["references"] = [_of_plain(Reference, one) for one in arguments["references"]]
+            if arguments.get("gain"):
+                arguments["gain"] = _of_plain(Gain, arguments["gain"])
+            return cls(str(record["function"]), arguments)
+        except (KeyError, TypeError, ValueError):
+            raise InputError(
+                "how the data were opened is not recorded in a way that can be read; open them again"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Checking:
+    """A check of data before they are opened."""
+
+    opening: Opening
+
+
+def files_of(data: Dataset) -> Iterator[Path]:
+    """Yield every file that work on the data may read."""
+    for movie in data.movies:
+        yield movie.path
+        yield from (one.path for one in (movie.gain, movie.background) if one is not None)
+        if movie.defects is not None:
+            yield movie.defects
+    for reference in data.references:
+        yield from (Path(getattr(reference, one.name)) for one in fields(reference) if getattr(reference, one.name))
+    yield from (path for _, path in data.sources)
+
+
+def _placed(value: Any, roots: Roots) -> Any:
+    """Return paths, and what is made of paths, with each in its place."""
+    if isinstance(value, str | Path):
+        return roots.place(value)
+    if isinstance(value, Reference):
+        given = {one.name: getattr(value, one.name) for one in fields(value)}
+        return replace(value, **{name: roots.place(path) for name, path in given.items() if path is not None})
+    if isinstance(value, Gain):
+        return replace(value, path=roots.place(value.path))
+    return type(value)(_placed(one, roots) for one in value) if isinstance(value, list | tuple) else value
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _of_plain(kind: type, values: dict[str, Any]) -> Any:
+    paths = {"half1", "half2", "mask", "postprocess", "path"}
+    return kind(**{name: Path(value) if name in paths and value else value for name, value in values.items()})

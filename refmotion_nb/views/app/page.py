@@ -9,6 +9,7 @@ import panel as pn
 from refmotion_nb.views.app.design import DARK, Look, variables
 from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.header import Header
+from refmotion_nb.views.app.tab import Tab
 from refmotion_nb.views.app.tabs import TABS
 
 POLL_MS = 250
@@ -22,10 +23,13 @@ class Page:
         """Make the widgets; ``served`` to a browser of its own, not into a notebook."""
         self.engine = engine
         self.viewer = viewer
-        self.tabs = [kind(engine, viewer) for kind in TABS]
+        self._tabs: dict[int, Tab] = {}
         self.header = Header(engine, viewer, dark, served)
         self.front = pn.widgets.RadioButtonGroup(
-            options={tab.title: i for i, tab in enumerate(self.tabs)}, value=0, css_classes=["rm-tabs"], margin=(2, 0, 0, 0)
+            options={kind.title: i for i, kind in enumerate(TABS)},
+            value=0,
+            css_classes=["rm-tabs"],
+            margin=(2, 0, 0, 0),
         )
         self.front.param.watch(lambda _: self._turn(), "value")
         self.body = pn.Column(sizing_mode="stretch_width", css_classes=["rm-main"])
@@ -42,9 +46,15 @@ class Page:
         """Which tab is in front."""
         return int(self.front.value)
 
+    def tab(self, i: int) -> Tab:
+        """Return a tab, made when it is first looked at."""
+        if i not in self._tabs:
+            self._tabs[i] = TABS[i](self.engine, self.viewer)
+        return self._tabs[i]
+
     def _turn(self) -> None:
         """Bring another tab to the front; those that were there once are only hidden, so that they come back at once."""
-        view = self.tabs[self.active].view
+        view = self.tab(self.active).view
         with pn.io.hold():
             if not any(one is view for one in self.body):
                 self.body.append(view)
@@ -52,7 +62,7 @@ class Page:
                 one.visible = one is view
             self.refresh(force=True)
         if pn.state.location is not None:
-            pn.state.location.update_query(**{QUERY: self.tabs[self.active].title})
+            pn.state.location.update_query(**{QUERY: TABS[self.active].title})
 
     def refresh(self, force: bool = False) -> None:
         """Bring the header and the tab in front up to date, if something changed since they were drawn."""
@@ -64,7 +74,7 @@ class Page:
         self._seen[active] = stamp
         with pn.io.hold():
             self.header.refresh()
-            self.tabs[active].refresh()
+            self.tab(active).refresh()
 
     def follow(self) -> Page:
         """Keep the page up to date from now on, until its browser goes away."""
@@ -81,5 +91,5 @@ class Page:
     def close(self) -> None:
         """Forget the viewer; what runs goes on."""
         self.engine.leave(self.viewer)
-        for tab in self.tabs:
+        for tab in self._tabs.values():
             tab.close()

@@ -58,7 +58,9 @@ def bar(done: int, total: int, text: str) -> str:
 
 def tiles(numbers: Iterable[tuple[str, str]]) -> str:
     """Return the HTML of figures (value, what it is) side by side."""
-    drawn = "".join(f"<div><strong>{escape(value)}</strong><small>{escape(what)}</small></div>" for value, what in numbers)
+    drawn = "".join(
+        f"<div><strong>{escape(value)}</strong><small>{escape(what)}</small></div>" for value, what in numbers
+    )
     return f'<div class="rm-tiles">{drawn}</div>'
 
 
@@ -79,3 +81,8 @@ def button(label: str, call: Any = None, **options: Any) -> Any:
     if call is not None:
         made.on_click(lambda _: call())
     return made
+
+
+def fold(title: str, html: str) -> str:
+    """Return HTML that is folded away under its title."""
+    return f"<details><summary>{escape(title)}</summary>{html}</details>"

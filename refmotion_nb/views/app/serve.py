@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import ipaddress
+import secrets
+import socket
+import threading
+import webbrowser
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import cache
+from hmac import compare_digest
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import panel as pn
+from tornado.web import RequestHandler
 
-from refmotion_nb.data.schema import Dataset
+from refmotion_nb.data.schema import Dataset, InputError
 from refmotion_nb.stages.session import Session
 from refmotion_nb.views.app.design import DARK, Dark, Light, Look, variables
 from refmotion_nb.views.app.engine import Engine, Viewer
@@ -32,6 +40,87 @@ def app(
     return Page(engine, Viewer("notebook", True, True), pn.config.theme == DARK).follow().layout
 
 
+@dataclass(frozen=True)
+class Access:
+    """Where the app is reached and by whom.
+
+    Who comes by ``owner_link``, or has logged in under a name in ``owners``, runs and gives others the right; everybody
+    else looks on.
+    """
+
+    port: int = 5006
+    address: str = "127.0.0.1"
+    prefix: str = ""  # of all paths, behind a proxy
+    origins: tuple[str, ...] = ()  # HOST:PORT that browsers reach it by, beside its own address
+    login: dict[str, Any] = field(default_factory=dict)  # arguments of ``pn.serve``: basic_auth, oauth_provider…
+    owners: tuple[str, ...] = ()
+    open_to_all: bool = False  # also without a login beyond this machine
+    key: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+
+    def check(self) -> None:
+        """Refuse what lets strangers in.
+
+        Raises
+        ------
+        InputError
+            Others can reach it without a login, or owners are named whose names nobody checks.
+        """
+        password = self.login.get("basic_auth")
+        if not (is_loopback(self.address) or self.login or self.open_to_all):
+            raise InputError(
+                f"address {self.address} can be reached from other machines, without a login; give --basic-auth or "
+                "--oauth-provider, or --open-to-all if everybody may look on"
+            )
+        if self.owners and not self.login:
+            raise InputError(
+                "--owner names who logs in; give --basic-auth FILE or --oauth-provider too, or leave it out"
+            )
+        if self.owners and password and not Path(password).is_file():
+            raise InputError(
+                "with one password for all, anybody can log in under the name of an --owner; give --basic-auth a file of "
+                '{"name": "password"}, or leave --owner out and use the link'
+            )
+
+    @property
+    def cookie(self) -> str:
+        """Name of the cookie that the key is kept in."""
+        return f"rm-owner-{self.port}"
+
+    def link(self, owner: bool = False) -> str:
+        """Return the address to open: that for everybody, or the owner's."""
+        host = socket.gethostname() if self.address in ("0.0.0.0", "::", "") else self.address
+        host = f"[{host}]" if ":" in host else host
+        prefix = f"/{self.prefix.strip('/')}" if self.prefix.strip("/") else ""
+        return f"http://{host}:{self.port}{prefix}/" + (f"owner?key={self.key}" if owner else "")
+
+    def viewer(self, user: str | None, cookies: dict[str, str], number: int) -> Viewer:
+        """Return who has opened a page: ``user`` has logged in under this name."""
+        owner = compare_digest(cookies.get(self.cookie, ""), self.key) or (user is not None and user in self.owners)
+        return Viewer(user or ("owner" if owner else f"viewer {number}"), owner, owner)
+
+
+def is_loopback(address: str) -> bool:
+    """Tell whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+class OwnerLink(RequestHandler):
+    """The link that makes its reader owner: it leaves the key in a cookie and goes on to the page."""
+
+    def initialize(self, access: Access) -> None:
+        """Take the key to compare with."""
+        self.access = access
+
+    def get(self) -> None:
+        """Answer."""
+        if compare_digest(self.get_argument("key", ""), self.access.key):
+            self.set_cookie(self.access.cookie, self.access.key, httponly=True, samesite="Lax", path="/")
+        self.redirect("./")
+
+
 @cache
 def _html() -> str:
     return resources.files("refmotion_nb.views.app").joinpath("page.html").read_text(encoding="utf-8")
@@ -45,11 +134,71 @@ def document(page: Page, dark: bool) -> Any:
     return template
 
 
-def serve(engine: Engine, port: int = 5006, address: str = "127.0.0.1", show: bool = False) -> None:
-    """Serve the app until it is stopped; every browser session has a page of its own on the one engine."""
+def serve(
+    engine: Engine,
+    access: Access | None = None,
+    show: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    threaded: bool = False,
+) -> Any:
+    """Serve the app until it is stopped; every browser session has a page of its own on the one engine.
+
+    ``say`` is told the addresses; ``threaded`` serves from a thread, which is returned.
+
+    Raises
+    ------
+    InputError
+        Strangers could get in (see ``Access``), or the port is taken.
+    """
+    access = access or Access()
+    access.check()
+    _free(access)
 
     def page() -> Any:
         dark = pn.state.cookies.get("rm-theme") == DARK
-        return document(Page(engine, Viewer("viewer", True, True), dark, served=True).follow(), dark)
+        viewer = access.viewer(pn.state.user if access.login else None, pn.state.cookies, engine.visits + 1)
+        engine.visits += 1
+        return document(Page(engine, viewer, dark, served=True).follow(), dark)
 
-    pn.serve({"/": page}, port=port, address=address, show=show, title="refmotion")
+    for line in _told(access):
+        say(line)
+    if show:
+        _open_browser(access)
+    own = [f"{host}:{access.port}" for host in dict.fromkeys((access.address, "localhost", socket.gethostname()))]
+    prefix = access.prefix.strip("/")
+    login = {"cookie_secret": secrets.token_hex(32), **access.login} if access.login else {}
+    if prefix:
+        login["root_path"] = f"/{prefix}/"
+    return pn.serve(
+        {"/": page}, port=access.port, address=access.address, prefix=prefix, title="refmotion",
+        websocket_origin=[*own, *access.origins], extra_patterns=[(r"/owner", OwnerLink, {"access": access})],
+        show=False, verbose=False, threaded=threaded, **login,
+    )  # fmt: skip
+
+
+def _open_browser(access: Access) -> None:
+    """Open a browser once the server has had a moment to start."""
+    threading.Timer(1.0, webbrowser.open, (access.link(owner=True),)).start()
+
+
+def _free(access: Access) -> None:
+    family = socket.AF_INET6 if ":" in access.address else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((access.address, access.port))
+        except OSError as error:
+            raise InputError(
+                f"port {access.port} of {access.address} cannot be used ({error.strerror}); give another --port"
+            ) from None
+
+
+def _told(access: Access) -> list[str]:
+    everybody = "after a login" if access.login else "without a login"
+    lines = [
+        f"refmotion app, yours to run:  {access.link(owner=True)}",
+        f"for others to look on:        {access.link()}  ({everybody})",
+    ]
+    if not is_loopback(access.address) and not access.login:
+        lines.append(f"warning: everybody who reaches {access.address} can look on, without a login, unencrypted")
+    return lines
