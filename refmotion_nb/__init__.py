@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from refmotion_nb.views import plots
     from refmotion_nb.views.app.serve import app
     from refmotion_nb.views.report import write_report
+    from refmotion_nb.views.widgets.explorer import PriorExplorer
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ __all__ = [
     "Job",
     "MicrographCorrection",
     "MotionCorrection",
+    "PriorExplorer",
     "Reference",
     "ResultStore",
     "Session",
@@ -69,6 +71,7 @@ _HOME = {
     "Job": "stages.job",
     "MicrographCorrection": "stages.micrographs",
     "MotionCorrection": "stages.correction",
+    "PriorExplorer": "views.widgets.explorer",
     "Reference": "data.schema",
     "ResultStore": "data.store",
     "Session": "stages.session",

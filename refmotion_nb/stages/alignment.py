@@ -24,6 +24,8 @@ from refmotion_nb.numerics.trajectories import Solution, TrajectoryProblem, Wind
 from refmotion_nb.stages.base import Stage, hash_of
 from refmotion_nb.stages.micrograph import Micrograph
 
+MOST_DISTANCES = 64  # whose modes are kept
+
 
 @dataclass(frozen=True)
 class MotionPrior:
@@ -144,6 +146,8 @@ class Geometry:
         """Return the modes of a prior; those of a correlation distance and of a profile are found once."""
         h = prior.hyperparameters
         if h.distance_A not in self._spatial:
+            if len(self._spatial) >= MOST_DISTANCES:  # a slider passes many
+                self._spatial.clear()
             self._spatial[h.distance_A] = spatial_modes(self.position_A, h.distance_A)
         shape = (prior.profile_decay_e_A2, prior.profile_floor)
         if shape not in self._temporal:
