@@ -31,6 +31,8 @@ def given(engine: Any) -> Hyperparameters | None:
 
 def in_force(engine: Any) -> str:
     """Return in words which hyperparameters the next run takes."""
+    if engine.hyperparameters_file is not None:
+        return f"The next run takes the hyperparameters of the file {engine.hyperparameters_file}."
     try:
         h = given(engine)
     except InputError as error:
@@ -48,13 +50,20 @@ def in_words(h: Hyperparameters) -> str:
     )
 
 
+def are_given(engine: Any) -> bool:
+    """Return whether the next run takes given hyperparameters instead of searching."""
+    return engine.hyperparameters_file is not None or any(name in engine.settings for name in GIVEN)
+
+
 def use(engine: Any, h: Hyperparameters) -> None:
     """Let the next run take hyperparameters instead of searching."""
     mine = {"spatial_strength": h.spatial_strength, "correlation_distance": h.distance_A,
             "acceleration_strength": h.acceleration_strength}  # fmt: skip
+    engine.hyperparameters_file = None
     engine.change(**{**dict.fromkeys(GIVEN), **{name: float(f"{value:.6g}") for name, value in mine.items()}})
 
 
 def search_instead(engine: Any) -> None:
     """Let the next run search."""
+    engine.hyperparameters_file = None
     engine.change(**dict.fromkeys(GIVEN))

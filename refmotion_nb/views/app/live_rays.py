@@ -198,7 +198,8 @@ class LiveRays:
     def _curves(self, what: str, label: str, scale: Any, heights: Range1d) -> Any:
         plot = figure(
             height=224, sizing_mode="stretch_width", x_axis_type="log", y_axis_type=scale, tools="", toolbar_location=None,
-            x_range=Range1d(FIRST_STRENGTH / 1.6, self.rays.max_strength * 1.6), x_axis_label=_STRENGTH, y_axis_label=label, y_range=heights,
+            x_range=Range1d(FIRST_STRENGTH / 1.6, self.rays.max_strength * 1.6),
+            x_axis_label=_STRENGTH, y_axis_label=label, y_range=heights,
         )  # fmt: skip
         lines = plot.multi_line(
             "x", what, source=self.lines, line_color="colour", line_dash="dash", line_alpha="alpha", line_width=2,

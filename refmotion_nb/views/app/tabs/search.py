@@ -13,7 +13,7 @@ from refmotion_nb.views import plots
 from refmotion_nb.views.app import in_force, parts, search_state
 from refmotion_nb.views.app.design import page_is_dark
 from refmotion_nb.views.app.engine import Engine, Viewer
-from refmotion_nb.views.app.fields import Fields
+from refmotion_nb.views.app.fields import Field
 from refmotion_nb.views.app.figure import Figure
 from refmotion_nb.views.app.live_rays import LiveRays, legend
 from refmotion_nb.views.app.search_state import Standing
@@ -42,7 +42,7 @@ class SearchTab(Tab):
         """Make the widgets."""
         super().__init__(engine, viewer)
         self.dark = page_is_dark()
-        self.fields = Fields(self, HyperparameterSearch, SETTINGS, sizing_mode="stretch_width")
+        self.fields = {name: Field(name, HyperparameterSearch.param[name], self._change) for name in SETTINGS}
         self.start = parts.button("Start search", self._start, color="primary", width=122, margin=_TIGHT)
         self.pause = parts.button("Pause", self._pause, width=78, margin=_TIGHT)
         self.cancel = parts.button("Cancel", self._cancel, color="warning", width=78, margin=_TIGHT)
@@ -66,8 +66,9 @@ class SearchTab(Tab):
 
     def _arrange(self) -> None:
         buttons = pn.Row(self.start, self.pause, self.cancel, margin=(4, 0))
+        fields = [field.view for field in self.fields.values()]
         left = pn.Column(
-            parts.card("Search for hyperparameters", *self.fields.widgets.values(), buttons, self.note, self.instead),
+            parts.card("Search for hyperparameters", *fields, buttons, self.note, self.instead),
             parts.words(f"<small>{_HOW}</small>", margin=(4, 14)), width=330, sizing_mode=None,
         )  # fmt: skip
         self.told = parts.card("State of the search", self.status, self.chosen)
@@ -76,7 +77,11 @@ class SearchTab(Tab):
         right = pn.Column(self.empty, self.told, self.warning, self.picture, sizing_mode="stretch_width")
         self.view[:] = [self.problem, pn.Row(left, right, sizing_mode="stretch_width")]
 
-    # what the buttons do
+    # what is done
+
+    def _change(self, name: str, value: Any) -> None:
+        self.engine.change(**{name: value})
+        self.refresh()
 
     def _start(self) -> None:
         if self.attempt(self.engine.run, "hyperparameters") is not None:
@@ -101,7 +106,8 @@ class SearchTab(Tab):
     def refresh(self) -> None:
         """Bring it up to date."""
         now = search_state.standing(self.engine)
-        self.fields.refresh()
+        for name, field in self.fields.items():
+            field.show(self.engine.settings.get(name), self.viewer.may_run)
         self._buttons(now)
         self.told.visible = now.state != "none"
         self.empty.visible = now.state == "none"
@@ -115,7 +121,7 @@ class SearchTab(Tab):
         self.start.disabled = busy or not may or self.engine.session is None
         self.pause.label = "Resume" if now.state == "paused" else "Pause"
         self.pause.disabled = self.cancel.disabled = not (now.going and may)
-        asked = any(name in self.engine.settings for name in in_force.GIVEN)
+        asked = in_force.are_given(self.engine)
         self.instead.visible = asked and may
         self.start.label = "Take them" if asked else "Start search"
         self.note.object = f"<small>{escape(self._note(now, asked, busy))}</small>"
