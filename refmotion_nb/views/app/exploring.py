@@ -26,11 +26,11 @@ class Preparing:
     session: Session
     micrograph: str
     search: xr.Dataset | None
-    settings: HyperparameterSearch
+    how: HyperparameterSearch
 
     def run(self, reporter: Run) -> ExplorerModel:
         """Return the explorer of the micrograph."""
-        return ExplorerModel.of(self.session, self.search, self.micrograph, self.settings, reporter)
+        return ExplorerModel.of(self.session, self.search, self.micrograph, self.how, reporter)
 
 
 def explore(engine: Any, micrograph: str | None = None) -> Run:

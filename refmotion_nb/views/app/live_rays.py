@@ -78,7 +78,7 @@ class Rays:
         at = {"x": strength[last], "score": score[last], "activity": activity[last], "y": self.row}
         return {
             **{name: np.where(ended, values, np.nan).tolist() for name, values in at.items()},
-            "reason": [("retired: " if gone else "") + why if over else "" for why, gone, over in zip(reason, retired, ended)],
+            "reason": [why if over else "" for why, over in zip(reason, ended)],
             "marker": ["x" if gone else "triangle" for gone in retired],
         }  # fmt: skip
 
@@ -149,7 +149,7 @@ class LiveRays:
 
     def _map(self) -> Any:
         rays = self.rays
-        room = 30.0  # of strength, for why rays end
+        room = 300.0  # of strength, for why rays end
         plot = figure(
             height=int(max(470, 95 + ROW_PX * (rays.row.max() + 2))), sizing_mode="stretch_width", x_axis_type="log",
             x_range=Range1d(FIRST_STRENGTH / 1.6, rays.max_strength * room), tools="",
@@ -187,12 +187,13 @@ class LiveRays:
         )  # fmt: skip
         self._star(plot, "y")
         self.bar = ColorBar(
-            color_mapper=self.mapper, title="Score (lower is better)", width=8, title_standoff=6, height="auto"
-        )
-        plot.add_layout(self.bar, "right")
+            color_mapper=self.mapper, title="Score of a step (lower is better)", orientation="horizontal", height=8,
+            title_standoff=2, padding=4, margin=0, title_text_font_style="normal", location=(0, 0),
+        )  # fmt: skip
+        plot.add_layout(self.bar, "above")
         values = [("strength", "@x{0.000}"), ("score", "@score{0.00000}"), ("local activity", "@activity{0.000} Å")]
         plot.add_tools(HoverTool(renderers=[dots], tooltips=[*_HOVER, *values]),
-                       HoverTool(renderers=[ends], tooltips=[("ends", "@reason")]))  # fmt: skip
+                       HoverTool(renderers=[ends], tooltips=[("ended", "@reason")]))  # fmt: skip
         return plot
 
     def _curves(self, what: str, label: str, scale: Any, heights: Range1d) -> Any:

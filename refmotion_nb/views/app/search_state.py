@@ -116,8 +116,8 @@ def best_tiles(table: xr.Dataset, dose_per_frame_e_A2: float | None, going: bool
     if np.isfinite(local := float(attrs.get("activity_local", np.nan))):
         tiles.append((f"{number(local)} Å", "local activity"))
     if dose_per_frame_e_A2:
-        s_vel, _, s_acc = h.to_relion(dose_per_frame_e_A2)
-        tiles += [(number(s_vel), "RELION's s_vel, Å per e/Å²"), (number(s_acc), "RELION's s_acc, Å per e/Å²")]
+        same = " · ".join(number(value) for value in h.to_relion(dose_per_frame_e_A2))
+        tiles.append((same, "RELION's s_vel · s_div · s_acc"))
     return tiles
 
 

@@ -48,7 +48,7 @@ class SearchTab(Tab):
         self.cancel = parts.button("Cancel", self._cancel, color="warning", width=78, margin=_TIGHT)
         self.instead = parts.button("Search instead", self._instead, width=150, visible=False)
         self.note = parts.words("")
-        self.status = parts.words("")
+        self.going, self.status = parts.words(""), parts.words("")
         self.chosen = parts.words("")
         self.warning = parts.problem()
         self.empty = parts.empty("Nothing is searched yet. Open data on the Data tab, then press Start search.")
@@ -71,7 +71,7 @@ class SearchTab(Tab):
             parts.card("Search for hyperparameters", *fields, buttons, self.note, self.instead),
             parts.words(f"<small>{_HOW}</small>", margin=(4, 14)), width=330, sizing_mode=None,
         )  # fmt: skip
-        self.told = parts.card("State of the search", self.status, self.chosen)
+        self.told = parts.card("State of the search", self.going, self.chosen, self.status)
         self.above = pn.Row(self.choice, self.shown, margin=(2, 0))
         self.picture = pn.Column(self.above, self.figures, self.drawn.view, sizing_mode="stretch_width")
         right = pn.Column(self.empty, self.told, self.warning, self.picture, sizing_mode="stretch_width")
@@ -141,10 +141,10 @@ class SearchTab(Tab):
 
     def _status(self, now: Standing) -> None:
         dose, table = in_force.dose_per_frame(self.engine), now.table
+        self.going.visible = now.going
         if now.going:
-            self.status.object = f'<div role="status">{parts.bar(*search_state.progress(now))}</div>'
-        else:
-            self.status.object = self._ended(now)
+            self.going.object = f'<div role="status">{parts.bar(*search_state.progress(now))}</div>'
+        self.status.object = "" if now.going else self._ended(now)
         known = table is not None and "strength" in table.attrs
         said = parts.tiles(search_state.best_tiles(table, dose, now.going)) if known else ""
         counts = f"<p>{escape(search_state.ended_counts(table))}</p>" if now.has_rays else ""
@@ -171,7 +171,7 @@ class SearchTab(Tab):
             self._draw(now)
         else:
             name, table = self.choice.value, now.table
-            self.drawn.show((name, id(table)), lambda: DRAWN[name](table))
+            self.drawn.show((name, id(table)), lambda: DRAWN[name](table).cols(2))
 
     def _draw(self, now: Standing) -> None:
         rays = search_state.rays_of(now, self.engine.settings)
