@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import holoviews as hv
 import numpy as np
 import xarray as xr
 
@@ -19,6 +20,7 @@ from refmotion_nb.views.report_html import text_of
 from refmotion_nb.views.svg import number
 
 PRESENT = "this run"
+WIDTH, LEGEND, PANEL = 1290, 260, 68  # px: of a small screen's page, beside the last panel, around each
 MOST = 8  # runs side by side
 GROUPS = {"search": "a search", "dose_weights": "dose weights", "validation": "a validation"}
 HYPERPARAMETERS = {
@@ -173,7 +175,11 @@ def drawing(runs: Mapping[str, Any], view: View) -> Any:
     found, said = read(runs, view.group, rays=view.group == "search")
     if not found:
         raise InputError(" ".join(said))
-    return view.draw(found)
+    drawn = view.draw(found)
+    if view.group != "search":
+        return drawn
+    columns = max(len(np.unique(one["distance"].values)) for one in found.values())
+    return drawn.opts(hv.opts.Overlay(frame_width=int(np.clip((WIDTH - LEGEND) / columns - PANEL, 170, 300))))
 
 
 def tables(runs: Mapping[str, Any]) -> str:
@@ -262,5 +268,6 @@ def resolutions(validations: Mapping[str, xr.Dataset]) -> str:
             one = table["resolution_0143"].isel(reference=i).values
             first, last = (str(table["combination"].values[j]) for j in (0, -1))
             who = f"{name}, reference {i + 1}" if several else name
-            rows.append((who, f"{one[0]:.2f} Å ({first})", f"{one[-1]:.2f} Å ({last})", f"{one[0] - one[-1]:.2f} Å".replace("-", "−")))
+            gain = f"{one[0] - one[-1]:.2f} Å".replace("-", "−")
+            rows.append((who, f"{one[0]:.2f} Å ({first})", f"{one[-1]:.2f} Å ({last})", gain))
     return parts.table(rows, ("Run", "began with", "ended with", "gain")) if rows else ""

@@ -33,9 +33,10 @@ class CompareTab(Tab):
         self.runs = pn.FlexBox(sizing_mode="stretch_width", gap="4px", align_items="center", margin=(6, 0, 0, 0))
         self.what = pn.widgets.RadioButtonGroup(options=list(comparing.VIEWS), value="FCC", margin=(4, 8))
         self.about = parts.words("")
-        self.figure, self.tables = Figure(engine), Figure(engine)
+        self.figure = Figure(engine, styles={"overflow-x": "auto"})
+        self.tables = Figure(engine, styles={"overflow-x": "auto"})
         self.empty = parts.empty(EMPTY)
-        self.what.param.watch(lambda _: self.refresh(), "value")
+        self.what.param.watch(lambda _: self._other(), "value")
         choose = pn.Row(self.folder, self.add, margin=0)
         self.differ = parts.card("What differs", self.tables.view)
         self.drawn = parts.card("Side by side", pn.Column(self.what, self.about), self.figure.view)
@@ -52,6 +53,10 @@ class CompareTab(Tab):
 
     def _remove(self, name: str) -> None:
         self.attempt(comparing.remove, self.engine, name)
+        self.refresh()
+
+    def _other(self) -> None:
+        self.figure.clear()  # what is still there would be taken for what was chosen
         self.refresh()
 
     def refresh(self) -> None:

@@ -59,8 +59,8 @@ class SearchTab(Tab):
         self.key = parts.words("")
         self.live: LiveRays | None = None
         self.figures = pn.Column(sizing_mode="stretch_width")
-        self.drawn = Figure(engine)
-        self.choice.param.watch(lambda _: self.refresh(), "value")
+        self.drawn = Figure(engine, styles={"overflow-x": "auto"})
+        self.choice.param.watch(lambda _: self._other(), "value")
         self.shown.param.watch(lambda _: self.refresh(), "value")
         self._arrange()
 
@@ -72,8 +72,9 @@ class SearchTab(Tab):
             parts.words(f"<small>{_HOW}</small>", margin=(4, 14)), width=330, sizing_mode=None,
         )  # fmt: skip
         self.told = parts.card("State of the search", self.going, self.chosen, self.status)
+        self.still = parts.card("Of the finished search", self.drawn.view)
         self.above = pn.Row(self.choice, self.shown, margin=(2, 0))
-        self.picture = pn.Column(self.above, self.figures, self.drawn.view, sizing_mode="stretch_width")
+        self.picture = pn.Column(self.above, self.figures, self.still, sizing_mode="stretch_width")
         right = pn.Column(self.empty, self.told, self.warning, self.picture, sizing_mode="stretch_width")
         self.view[:] = [self.problem, pn.Row(left, right, sizing_mode="stretch_width")]
 
@@ -99,6 +100,10 @@ class SearchTab(Tab):
 
     def _instead(self) -> None:
         self.attempt(in_force.search_instead, self.engine)
+        self.refresh()
+
+    def _other(self) -> None:
+        self.drawn.clear()  # what is still there would be taken for what was chosen
         self.refresh()
 
     # what is shown
@@ -166,7 +171,7 @@ class SearchTab(Tab):
         self.choice.visible = now.state == "done"
         live = not self.choice.visible or self.choice.value == LIVE
         self.shown.visible = live
-        self.figures.visible, self.drawn.view.visible = live, not live
+        self.figures.visible, self.still.visible = live, not live
         if live:
             self._draw(now)
         else:
