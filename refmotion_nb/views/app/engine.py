@@ -68,6 +68,7 @@ class Engine:
     example: Opening = field(default_factory=lambda: Opening("example"))
     checked: Run | None = None  # the last check of data before they are opened
     note: str = ""  # on how the folder of a finished run was found
+    explored: Run | None = None  # the last preparation of a micrograph to try priors on; its result is the explorer
     opened: Run | None = None  # the last opening of data, for its progress or what was wrong
     version: int = 0  # goes up with every change that is not in a run
 
@@ -86,7 +87,7 @@ class Engine:
     def stamp(self) -> tuple[Any, ...]:
         """Return what changes whenever there is something new to see."""
         runs = self.runs
-        others = tuple((id(run), run.snapshot.version) for run in (self.opened, self.checked) if run is not None)
+        others = tuple((id(run), run.snapshot.version) for run in (self.opened, self.checked, self.explored) if run)
         return self.version, len(runs), others, tuple(run.snapshot.version for run in runs[-20:])
 
     @property
