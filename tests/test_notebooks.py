@@ -70,7 +70,8 @@ def test_notebooks_run_without_warnings(path, desk):
     said = [
         f"cell {cell['id']}: {output.text}"
         for cell in notebook.cells if cell.cell_type == "code"
-        for output in cell.outputs if output.output_type == "stream" and output.name == "stderr" and "warning" in output.text.lower()
+        for output in cell.outputs
+        if output.output_type == "stream" and output.name == "stderr" and "warning" in output.text.lower()
     ]  # fmt: skip
     assert not said, "\n".join([path.name, *said])
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from refmotion_nb.data.synthetic import tables as tables
 from refmotion_nb.data.synthetic.settings import SimulationSettings
 from refmotion_nb.data.synthetic.truth import tracks_error_A, true_tracks
 from refmotion_nb.numerics.reconstruct import backproject, fsc_masked_corrected, reconstruct
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = ["Simulation", "SimulationSettings", "simulate"]
 
