@@ -372,10 +372,11 @@ def test_a_submitted_run_shows_itself_from_the_background(kernel, tiny):
 
 
 def test_an_interrupted_cell_says_so_in_one_line(kernel):
-    code = (
-        "import signal\nto = threading.main_thread().ident, signal.SIGINT\n"
-        "threading.Timer(0.3, signal.pthread_kill, to).start()\nStep().run(gate=threading.Event())"
-    )
+    code = """
+    import signal
+    threading.Timer(0.3, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+    Step().run(gate=threading.Event())
+    """
     said = said_by(kernel, code, lambda one: one["msg_type"] == "error")
     (error,) = [one["content"] for one in said if one["msg_type"] == "error"]
     assert error["ename"] == "KeyboardInterrupt" and error["traceback"] == [
