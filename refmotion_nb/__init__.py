@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from refmotion_nb.data.cryosparc.csfile import read_cs
     from refmotion_nb.data.cryosparc.project import open_cryosparc, open_exposures, survey_cryosparc
+    from refmotion_nb.data.maps import read_map
     from refmotion_nb.data.relion.project import open_movies, open_relion, survey
     from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference
+    from refmotion_nb.data.star import read_star
     from refmotion_nb.data.store import ResultStore
     from refmotion_nb.data.synthetic.example import example
     from refmotion_nb.data.synthetic.settings import SimulationSettings
@@ -18,12 +21,15 @@ if TYPE_CHECKING:
     from refmotion_nb.stages.dose_weights import DoseWeights
     from refmotion_nb.stages.job import Job
     from refmotion_nb.stages.micrographs import MicrographCorrection
+    from refmotion_nb.stages.one_micrograph import correlation, hand_picked, trajectories
     from refmotion_nb.stages.search import HyperparameterSearch, best
     from refmotion_nb.stages.session import Session
     from refmotion_nb.stages.validation import Validation
     from refmotion_nb.views import plots
     from refmotion_nb.views.app.serve import app
+    from refmotion_nb.views.progress import progress
     from refmotion_nb.views.report import write_report
+    from refmotion_nb.views.widgets.explorer import PriorExplorer
 
 __version__ = "0.1.0"
 
@@ -38,6 +44,7 @@ __all__ = [
     "Job",
     "MicrographCorrection",
     "MotionCorrection",
+    "PriorExplorer",
     "Reference",
     "ResultStore",
     "Session",
@@ -45,15 +52,22 @@ __all__ = [
     "Validation",
     "app",
     "best",
+    "correlation",
     "example",
+    "hand_picked",
     "open_cryosparc",
     "open_exposures",
     "open_movies",
     "open_relion",
     "plots",
+    "progress",
+    "read_cs",
+    "read_map",
+    "read_star",
     "simulate",
     "survey",
     "survey_cryosparc",
+    "trajectories",
     "write_report",
 ]
 
@@ -69,6 +83,7 @@ _HOME = {
     "Job": "stages.job",
     "MicrographCorrection": "stages.micrographs",
     "MotionCorrection": "stages.correction",
+    "PriorExplorer": "views.widgets.explorer",
     "Reference": "data.schema",
     "ResultStore": "data.store",
     "Session": "stages.session",
@@ -76,15 +91,22 @@ _HOME = {
     "Validation": "stages.validation",
     "app": "views.app.serve",
     "best": "stages.search",
+    "correlation": "stages.one_micrograph",
     "example": "data.synthetic.example",
+    "hand_picked": "stages.one_micrograph",
     "open_cryosparc": "data.cryosparc.project",
     "open_exposures": "data.cryosparc.project",
     "open_movies": "data.relion.project",
     "open_relion": "data.relion.project",
     "plots": "views",
+    "progress": "views.progress",
+    "read_cs": "data.cryosparc.csfile",
+    "read_map": "data.maps",
+    "read_star": "data.star",
     "simulate": "data.synthetic.simulate",
     "survey": "data.relion.project",
     "survey_cryosparc": "data.cryosparc.project",
+    "trajectories": "stages.one_micrograph",
     "write_report": "views.report",
 }
 
@@ -98,6 +120,7 @@ def __getattr__(name: str) -> Any:
         value = getattr(home, name, None) or import_module(f"{home.__name__}.{name}")  # a namespace is a module
         globals()[name] = value
         import_module("refmotion_nb.views.reprs").attach()
+        import_module("refmotion_nb.views.progress").attach()
         return value
     message = f"refmotion_nb has no {name!r}"
     if not name.startswith("_"):

@@ -10,12 +10,20 @@ import pytest
 from app_browser import app, browser, chromium  # noqa: F401, fixtures
 
 from refmotion_nb.data.synthetic.simulate import Simulation, SimulationSettings, simulate
+from refmotion_nb.numerics.backend import one_blas_thread
 
 # so small that a whole job takes two seconds, yet the particles can be seen and their motion followed
 TINY = SimulationSettings(
     n_micrographs=2, size_px=512, n_frames=8, pixel_size_A=1.6, dose_per_frame_e_A2=4.0, box_px=112,
     particles_per_micrograph=12, hot_pixels=3, workers=2,
 )  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def blas_in_one_thread() -> Iterator[None]:
+    """Keep OpenBLAS from threads of its own: beside those of the sessions they wait by spinning, for minutes in all."""
+    with one_blas_thread():
+        yield
 
 
 @pytest.fixture(scope="session")

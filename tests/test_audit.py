@@ -21,6 +21,7 @@ from refmotion_nb.data.synthetic.plan import euler_angles_deg
 from refmotion_nb.numerics.fourier import band_of
 from refmotion_nb.numerics.half_sets import ShellProducts, own_noise, resemblance, shell_products, wrong_share
 from refmotion_nb.numerics.projection import euler_to_matrix
+from refmotion_nb.stages import session
 from refmotion_nb.stages.audit import findings, summary
 
 
@@ -68,11 +69,21 @@ def small(tiny):
 
 @pytest.fixture(scope="module")
 def apoferritin(test_data):
-    """Half of the set, to be quick."""
+    """Half of the set, to be quick; as long as it is in use, the same references are prepared once."""
     whole = opened(test_data / "apoferritin")
     names = [movie.micrograph for movie in whole.movies[:3]]
     rows = np.flatnonzero(np.isin(whole.particles["micrograph"].values, names))
-    return replace(whole, movies=whole.movies[:3], particles=whole.particles.isel(particle=rows))
+    prepared, real = {}, session.prepare_references
+
+    def prepare(data, all_shells, threads):
+        key = data.references, all_shells
+        if key not in prepared:
+            prepared[key] = real(data, all_shells, threads)
+        return prepared[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "prepare_references", prepare)
+        yield replace(whole, movies=whole.movies[:3], particles=whole.particles.isel(particle=rows))
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +120,7 @@ def plain_sets(rng, n=400, k=10, mixed=0.0, foreign=False):
     """Particles in units of their noise, views of one map by phases of their own instead of poses, and half sets mixed."""
 
     def bands():
-        whole = np.fft.rfft2(rng.normal(size=(n, 64, 64)), norm="ortho")
+        whole = np.fft.rfft2(rng.normal(size=(n, 32, 32)), norm="ortho")
         return band_of(whole, k)
 
     pose = np.exp(1j * np.angle(bands()))
@@ -359,8 +370,6 @@ def test_a_job_stops_at_swapped_half_maps_unless_told_otherwise(tiny, tmp_path, 
 
 @pytest.mark.parametrize("references", [1, 2])  # two are brought to one grey scale first
 def test_a_job_reads_no_movie_for_the_audit_alone(tiny, tmp_path, monkeypatch, references):
-    from refmotion_nb.stages import session
-
     read = []
     monkeypatch.setattr(
         session,

@@ -1,13 +1,15 @@
 """CryoSPARC projects, made from RELION's by a writer of its own: the same particles, the same trajectories."""
 
 import shutil
+from dataclasses import replace
 
 import mrcfile
 import numpy as np
 import pytest
-from cryosparc_project import KNOTS, convert, dataset_class
+from cryosparc_project import convert, dataset_class
 from job import GIVEN, left_behind, said
 from scipy.interpolate import BSpline
+from scipy.linalg import expm
 
 import refmotion_nb as rm
 from refmotion_nb.cli import main
@@ -18,6 +20,7 @@ from refmotion_nb.data.movies.look import look_at
 from refmotion_nb.data.movies.reader import TiffReader, open_movie
 from refmotion_nb.data.relion.motion import initial_displacement, rigid_displacement
 from refmotion_nb.data.star import read_star
+from refmotion_nb.data.synthetic.cryosparc import KNOTS
 from refmotion_nb.numerics.projection import euler_to_matrix
 from refmotion_nb.stages.alignment import Alignment, MotionPrior
 from refmotion_nb.stages.keys import data_key
@@ -475,3 +478,36 @@ def test_two_references_belong_to_two_particle_files(project):
     assert len(data.references) == 2 and (np.bincount(data.particles["reference"].values) == 24).all()
     with pytest.raises(rm.InputError, match="2 particle files for 1 volumes; give one for each"):
         rm.open_cryosparc(project["exposures"], [project["particles"]] * 2, project["volumes"], root=project["root"])
+
+
+# The public way to a simulated project
+
+
+def test_a_simulation_as_a_project(tiny, from_relion, tmp_path):
+    """Its poses are matrix logarithms, it opens as the official writer's does, and is written again over itself."""
+    project = tiny.as_cryosparc(tmp_path / "P1")
+    data = rm.open_cryosparc(**project, subtract_background=False)  # none is given, so it would be estimated
+    ours, theirs = trajectories(data), trajectories(from_relion)
+    for micrograph, tracks in theirs.items():
+        assert np.abs(ours[micrograph] * [1, -1] - tracks).max() < MIRRORED_A
+    before = project["particles"][0].read_bytes()
+    assert tiny.as_cryosparc(tmp_path / "P1")["particles"][0].read_bytes() == before
+    assert any(note.startswith("orientation cryosparc") for note in data.notes)
+
+
+def test_written_poses_are_matrix_logarithms(tiny, tmp_path):
+    written = read_cs(tiny.as_cryosparc(tmp_path, "relion")["particles"][0])["alignments3D/pose"]
+    rows = read_star(tiny.particles)["particles"]
+    for v, rot, tilt, psi in zip(written, rows["rlnAngleRot"], rows["rlnAngleTilt"], rows["rlnAnglePsi"]):
+        cross = np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])
+        assert np.allclose(expm(-cross), euler_to_matrix(np.array([[rot, tilt, psi]]))[0], atol=1e-5)
+
+
+def test_what_cannot_be_a_project(tiny, tmp_path):
+    with pytest.raises(rm.InputError, match="orientation 'upright'; give cryosparc or relion"):
+        tiny.as_cryosparc(tmp_path, "upright")
+    folder = shutil.copytree(tiny.folder, tmp_path / "mrc")
+    for star in (folder / "MotionCorr/Movies").glob("*.star"):
+        star.write_text(star.read_text().replace(".tif", ".mrc"))
+    with pytest.raises(rm.InputError, match=r"mic0000\.mrc is no TIFF movie; simulate with movie_format='tif'"):
+        replace(tiny, folder=folder).as_cryosparc(tmp_path / "P1")

@@ -5,7 +5,7 @@ import pytest
 
 import refmotion_nb as rm
 from refmotion_nb.stages.cost import cost_of_correction
-from refmotion_nb.stages.weight_edits import WeightEdits, edit_weights
+from refmotion_nb.stages.weight_edits import WeightEdits, edit_weights, factors_of
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +50,19 @@ def test_the_standard_curve_can_be_taken_at_high_resolution_or_mixed_in(dose):
     [
         (WeightEdits({99: 1.0}), "there is no frame 100"),
         (WeightEdits({0: -1.0}), "give 0"),
-        (WeightEdits({i: 0.0 for i in range(8)}), "no frame is left"),
+        (WeightEdits(dict.fromkeys(range(8), 0.0)), "no frame is left"),
     ],
 )
 def test_senseless_edits_are_refused(dose, edits, said):
     with pytest.raises(rm.InputError, match=said):
         edit_weights(dose, edits)
+
+
+def test_factors_of_frames_are_read_as_people_write_them():
+    assert factors_of(" 1: 0, 3 - 5 : .5; 9:2 ") == {0: 0.0, 2: 0.5, 3: 0.5, 4: 0.5, 8: 2.0}
+    assert factors_of("") == {}
+    with pytest.raises(rm.InputError, match="'2=3' is no frame"):
+        factors_of("1: 0, 2=3")
 
 
 def test_the_cost_is_measured_and_falls_as_micrographs_are_finished(session, search, dose, tmp_path):

@@ -82,12 +82,13 @@ def test_importing_is_cheap_and_public_names_come_when_asked_for():
 import sys
 before = set(sys.modules)
 import refmotion_nb as rm
-heavy = {"numpy", "scipy", "numba", "pandas", "xarray", "zarr", "param", "panel", "holoviews", "bokeh", "cupy", "tqdm"}
+heavy = {"numpy", "scipy", "numba", "pandas", "xarray", "zarr", "param", "panel", "holoviews", "bokeh", "cupy", "tqdm",
+         "ipywidgets", "IPython"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 assert {m for m in set(sys.modules) - before if m.startswith("refmotion_nb")} == {"refmotion_nb"}
 assert set(rm.__all__) <= set(dir(rm))
 rm.HyperparameterSearch
-assert "param" in sys.modules and not {"panel", "holoviews", "cupy"} & set(sys.modules)
+assert "param" in sys.modules and not {"panel", "holoviews", "cupy", "tqdm", "ipywidgets"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -105,6 +105,11 @@ def test_each_bad_reference_has_its_line(reference, which, make, said):
 def test_missing_map_and_missing_pixel_size(reference, tmp_path):
     with pytest.raises(InputError, match="half map 2 not found"):
         load_reference(Reference(reference.half1, tmp_path / "none.mrc"))
+    with pytest.raises(InputError) as error:
+        load_reference(Reference(tmp_path / "a.mrc", tmp_path / "b.mrc", tmp_path / "c.mrc"))
+    assert [line.split(":")[0] for line in str(error.value).splitlines()] == [
+        "half map 1 not found", "half map 2 not found", "mask not found",
+    ]  # fmt: skip
     with mrcfile.open(reference.half1, "r+") as file:
         file.header.cella = (0, 0, 0)
     with pytest.raises(InputError, match="has no pixel size"):

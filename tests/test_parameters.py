@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import xarray as xr
 
 import refmotion_nb as rm
 from refmotion_nb.data.relion.results import open_postprocess
@@ -12,7 +11,6 @@ from refmotion_nb.data.synthetic.simulate import trajectory_error_A
 from refmotion_nb.numerics.energy import grant_grigorieff
 from refmotion_nb.stages.alignment import Alignment, Geometry, alignment_windows, solve, track
 from refmotion_nb.stages.reuse import default_prior, with_reference_scale
-from refmotion_nb.stages.search import prior_attrs
 
 CHOSEN = rm.Hyperparameters.from_strengths(1.5, 3000, 2)
 NAME = "mic0000"
@@ -134,20 +132,3 @@ def test_windows_reach_as_far_as_is_asked_and_are_widened_where_that_is_too_litt
     assert 1.5 < largest  # beyond the first window
     assert short.edge_hits == 0  # widened until nothing lay beyond
     np.testing.assert_allclose(short.displacement_A, usual.displacement_A, atol=0.1)
-
-
-def test_early_frames_blurred_by_motion_get_less_weight_than_damage_alone_would_give(test_data):
-    """The first frames of the apoferritin set moved by several Å each, and were exposed while they did."""
-    root = test_data / "apoferritin"
-    reference, _ = open_postprocess(root / "Ref/postprocess.star", root)
-    data = rm.open_relion(
-        root / "Extract/particles.star", root / "MotionCorr/corrected_micrographs.star", reference, root
-    )
-    session = rm.Session(data, threads=2)
-    prior = with_reference_scale(session, Alignment(), default_prior(CHOSEN, Alignment()), 0)
-    dose = rm.DoseWeights().run(session, xr.Dataset(attrs=prior_attrs(prior)))
-    at = dose.sel(group="all").sel(frequency=1 / 5, method="nearest")
-    weight, standard = at["weight"].values, at["reference_weight"].values
-    assert np.argmax(standard) == 0 and weight[0] < 0.7 * standard[0] and np.argmax(weight) > 0
-    assert (at["weight_lo"].values <= weight + 1e-9).all() and (at["weight_hi"].values >= weight - 1e-9).all()
-    assert weight[-1] < weight.max() / 3  # damage, after that

@@ -10,6 +10,7 @@ from fake_results import FREQUENCY, N_FRAMES, fake_dose_weights, fake_noise, fak
 
 import refmotion_nb as rm
 from refmotion_nb import plots
+from refmotion_nb.data.maps import write_map
 from refmotion_nb.data.relion.motion import rigid_displacement
 from refmotion_nb.views.plots import look
 
@@ -296,3 +297,13 @@ def test_colours_are_the_reports():
     assert len(look.colours("c")) == 7 and len(look.colours("f")) == 8
     assert look.category(0) == "#0072b2" and look.category(7) == look.category(0)
     assert look.ramp()[0] == look.colours("f")[0] and look.ramp()[-1] == look.colours("f")[-1]
+
+
+def test_sections_through_maps_show_their_middle_in_angstrom(tmp_path):
+    volume = np.random.default_rng(0).normal(size=(16, 16, 16)).astype(np.float32)
+    write_map(tmp_path / "a.mrc", volume, 2.0)
+    whole, part = plots.slices({"a": tmp_path / "a.mrc"})[0], plots.slices({"a": tmp_path / "a.mrc"}, width_A=8.0)[0]
+    np.testing.assert_array_equal(whole.dimension_values(2, flat=False), volume[8])
+    np.testing.assert_array_equal(part.dimension_values(2, flat=False), volume[8, 6:10, 6:10])
+    assert part.bounds.lbrt() == (-4.0, -4.0, 4.0, 4.0) and title(part) == "a"
+    assert [d.unit for d in part.kdims] == ["Å", "Å"]

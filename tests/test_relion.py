@@ -243,10 +243,12 @@ def test_survey_goes_on_after_the_first_problem(project):
     (project / "Movies/a.mrcs").unlink()
     edit(project / PARTICLES, "particles", set_to("rlnAngleTilt", [2], np.nan))
     other_frame_count(project)
-    check = survey(PARTICLES, MICROGRAPHS, dataclasses.replace(reference(), mask=Path("none.mrc")), project)
-    assert not check.ok and len(check.problems) == 4
+    missing = dataclasses.replace(reference(), half2=Path("no-half.mrc"), mask=Path("none.mrc"))
+    check = survey(PARTICLES, MICROGRAPHS, missing, project)
+    assert not check.ok and len(check.problems) == 5
     text = str(check)
-    for part in ("rlnAngleTilt", "1 of 3 movies not found", "do not have 4 frames", "mask not found", "Not ready"):
+    for part in ("rlnAngleTilt", "1 of 3 movies not found", "do not have 4 frames", "half map 2 not found",
+                 "mask not found", "Not ready"):  # fmt: skip
         assert part in text
     assert max(map(len, text.splitlines())) <= 118 + len(str(project))
 

@@ -3,20 +3,25 @@
 import mrcfile
 import numpy as np
 import pytest
+import xarray as xr
 
 import refmotion_nb as rm
 from refmotion_nb.data.relion.results import open_postprocess, read_bfactors, read_fsc, read_priors, read_tracks
+from refmotion_nb.data.star import read_star
 from refmotion_nb.data.synthetic.simulate import trajectory_error_A
 from refmotion_nb.numerics.dose import fcc, fit_relion
 from refmotion_nb.numerics.energy import first_shell_below
 from refmotion_nb.stages.alignment import Alignment, MotionPrior
 from refmotion_nb.stages.dose_weights import micrograph_fcc_sums
-from refmotion_nb.stages.search import prior_from_attrs
+from refmotion_nb.stages.reuse import default_prior, with_reference_scale
+from refmotion_nb.stages.search import prior_attrs, prior_from_attrs
+from refmotion_nb.stages.validation import COMBINATIONS
 
 # RELION 3.1 neither recentres on the rounded origin nor repairs hot pixels of TIFF movies when it polishes
 AS_RELION = {"energy": "relion", "recenter": False, "repair_hot_pixels": False}
 TRACKS_A = 0.02  # RMS, within the tolerance at which RELION stops: its gradient there is far from 0
 RELATIVE = 1e-3  # of the RMS
+CHOSEN = rm.Hyperparameters.from_strengths(1.5, 3000, 2)
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +96,28 @@ def test_own_search_comes_close_to_the_truth(folder, session):
             errors.append(trajectory_error_A(tracks, truth[f"{name}_total"], truth["dose_mid"]))
     assert len(errors) == 6 and sum(p.sizes["particle"] for _, p in session.micrographs.values()) == 220
     assert np.sqrt(np.mean(np.square(errors))) <= 0.42, errors  # rigid 1.226, RELION 0.986, with --out_cut 0.526
+
+
+def test_early_frames_blurred_by_motion_get_less_weight_than_damage_alone_would_give(session):
+    """The first frames of the apoferritin set moved by several Å each, and were exposed while they did."""
+    stage = rm.DoseWeights()
+    prior = with_reference_scale(session, stage, default_prior(CHOSEN, stage), 0)
+    dose = stage.run(session, xr.Dataset(attrs=prior_attrs(prior)))
+    at = dose.sel(group="all").sel(frequency=1 / 5, method="nearest")
+    weight, standard = at["weight"].values, at["reference_weight"].values
+    assert np.argmax(standard) == 0 and weight[0] < 0.7 * standard[0] and np.argmax(weight) > 0
+    assert (at["weight_lo"].values <= weight + 1e-9).all() and (at["weight_hi"].values >= weight - 1e-9).all()
+    assert weight[-1] < weight.max() / 3  # damage, after that
+
+
+def test_rigid_particles_give_relions_curve(session):
+    """RELION's: particles out of its own motion correction, relion_reconstruct --ctf --sym O, relion_postprocess."""
+    stage = rm.Validation(symmetry="O")
+    search = xr.Dataset(attrs=prior_attrs(default_prior(CHOSEN, stage)))
+    found = stage.run(session, search, xr.Dataset(), combinations=COMBINATIONS[:1])
+    postprocess = session.data.references[0].postprocess
+    theirs = read_star(postprocess, ["fsc"])["fsc"]["rlnFourierShellCorrelationMaskedMaps"].to_numpy(float)
+    crossing = np.flatnonzero(theirs < 0.143)[0]
+    ours = found["fsc_masked"].values[0, 0]
+    np.testing.assert_allclose(ours[1 : crossing + 1], theirs[1 : crossing + 1], atol=0.02)
+    assert float(found["resolution_0143"][0, 0]) == pytest.approx(192 / crossing, abs=0.1)

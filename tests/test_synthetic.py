@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+import xarray as xr
 
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.data.star import read_star, write_star
@@ -521,3 +522,20 @@ def test_the_example_leaves_other_folders_alone(tmp_path):
     with pytest.raises(InputError, match="other files"):
         example(tmp_path, SMALL)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_trajectories_are_compared_with_the_truth_particle_by_particle(small):
+    """Of some particles, in an order of their own, with a constant that does not count; noise is found as it was added."""
+    truth, rng, pixel = small.truth(), np.random.default_rng(2), SMALL.pixel_size_A
+    right, wrong = {}, {}
+    for i, name in enumerate(("mic0000", "mic0001")):
+        some = rng.permutation(6)[: 3 + 2 * i]
+        place = pixel * (truth[f"{name}_pos"][some] + rng.normal(0, 1, (len(some), 2)))
+        shift = truth[f"{name}_total"][some] + rng.normal(size=(len(some), 1, 2))
+        one = xr.Dataset({"shift": (("particle", "frame", "axis"), shift), "coordinate": (("particle", "axis"), place)})
+        right[name], wrong[name] = one, one.assign(shift=one["shift"] + np.arange(6)[:, None] * np.ones(2))
+    assert small.trajectory_error_A(right) < 1e-9
+    weight = np.exp(-truth["dose_mid"] / 16)
+    mean = np.average(np.arange(6), weights=weight)
+    expected = np.sqrt(2 * np.average((np.arange(6) - mean) ** 2, weights=weight))
+    assert small.trajectory_error_A(wrong) == pytest.approx(expected)

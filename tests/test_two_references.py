@@ -7,7 +7,7 @@ import mrcfile
 import numpy as np
 import pytest
 from conftest import TINY
-from cryosparc_project import convert, dataset_class, refinement
+from cryosparc_project import convert
 from job import GIVEN, inputs, said
 
 import refmotion_nb as rm
@@ -255,15 +255,8 @@ def test_a_curve_for_each_reference(two, tmp_path, capsys):
 
 
 def test_both_entrances_agree(two, tracks, tmp_path):
-    dataset_class()
-    project = convert(two.folder, tmp_path, "relion")
-    names = dict.fromkeys(read_star(two.particles)["particles"]["rlnMicrographName"])
-    uids = {name: 10**18 + 7 * i for i, name in enumerate(names)}
-    other = refinement(two.folder, tmp_path, uids, "relion", job="J7", table="particles_2.star", maps="Ref2")
-    data = rm.open_cryosparc(
-        project["exposures"], [project["particles"], other["particles"]], [project["volumes"], other["volumes"]],
-        root=tmp_path,
-    )  # fmt: skip
+    species = [("particles.star", "Ref"), ("particles_2.star", "Ref2")]
+    data = rm.open_cryosparc(**convert(two.folder, tmp_path, "relion", species=species))
     relion = opened(two, [replace(one, postprocess=None) for one in two.references], subtract_background=False)
     assert data.particles["reference"].values.tolist() == relion.particles["reference"].values.tolist()
     ours, theirs = (tracked(one, repair_hot_pixels=False)[0] for one in (data, relion))

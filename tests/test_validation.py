@@ -306,23 +306,6 @@ def test_the_weight_of_a_shell():
     )
 
 
-def test_rigid_particles_give_relions_curve(test_data, search):
-    """RELION's: particles out of its own motion correction, relion_reconstruct --ctf --sym O, relion_postprocess."""
-    root = test_data / "apoferritin"
-    reference, _ = open_postprocess(root / "Ref/postprocess.star", root)
-    data = rm.open_relion(
-        root / "Extract/particles.star", root / "MotionCorr/corrected_micrographs.star", reference, root
-    )
-    found = rm.Validation(symmetry="O").run(
-        rm.Session(data, 2, 1e9), search, xr.Dataset(), combinations=COMBINATIONS[:1]
-    )
-    theirs = relions(reference.postprocess, "rlnFourierShellCorrelationMaskedMaps")
-    crossing = np.flatnonzero(theirs < 0.143)[0]
-    ours = found["fsc_masked"].values[0, 0]
-    np.testing.assert_allclose(ours[1 : crossing + 1], theirs[1 : crossing + 1], atol=0.02)
-    assert float(found["resolution_0143"][0, 0]) == pytest.approx(192 / crossing, abs=0.1)
-
-
 # the stage
 
 

@@ -90,7 +90,7 @@ def check_dataset(
         try:
             loaded = load_reference(reference)
         except InputError as error:
-            problems.append(str(error))
+            problems += str(error).splitlines()
             facts.append((name, "cannot be used"))
         else:
             facts.append((name, _reference(reference, loaded)))

@@ -88,13 +88,13 @@ def check_reference(reference: Reference) -> tuple[int, float]:
     Raises
     ------
     InputError
-        A file is missing or unreadable, half maps or mask differ in size or pixel size, or they are not cubes.
+        Files are missing (a line for each) or unreadable, half maps or mask differ in size or pixel size, or they are not
+        cubes.
     """
-    headers = {}
-    for what, path in _files(reference):
-        if not Path(path).is_file():
-            raise InputError(f"{what} not found: {path}; check the path, or give root")
-        headers[what] = (path, *map_header(path))
+    missing = [(what, path) for what, path in _files(reference) if not Path(path).is_file()]
+    if missing:
+        raise InputError("\n".join(f"{what} not found: {path}; check the path, or give root" for what, path in missing))
+    headers = {what: (path, *map_header(path)) for what, path in _files(reference)}
     first = headers["half map 1"]
     for what, (path, shape, pixel_size_A) in headers.items():
         if len(set(shape)) != 1:

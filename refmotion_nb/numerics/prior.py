@@ -6,6 +6,7 @@ u = velocity in Å per e/Å² divided by the dose profile. Eigenvectors of K_z t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,13 +68,20 @@ class PriorModes:
     std: np.ndarray  # (mode, M) standard deviation of each coefficient under the prior
 
 
-def spatial_modes(position_A: np.ndarray, distance_A: float) -> tuple[np.ndarray, np.ndarray]:
+def exponential(ratio: np.ndarray) -> np.ndarray:
+    """Return how alike particles move whose distance is ``ratio`` times the correlation distance: 1 for together, 0 far apart."""
+    return np.exp(-ratio)
+
+
+def spatial_modes(
+    position_A: np.ndarray, distance_A: float, kernel: Callable[[np.ndarray], np.ndarray] = exponential
+) -> tuple[np.ndarray, np.ndarray]:
     """Return eigenvectors (particle, mode) and eigenvalues (mode,) of K_z, largest first, for positions (particle, 2).
 
     Eigenvalues that only say that coincident particles move alike are 0.
     """
     d = np.linalg.norm(position_A[:, None] - position_A[None], axis=-1)
-    values, vectors = linalg.eigh(np.exp(-d / distance_A))
+    values, vectors = linalg.eigh(kernel(d / distance_A))
     values = np.where(values > EIGENVALUE_FLOOR * values[-1], values, 0.0)
     return np.ascontiguousarray(vectors[:, ::-1]), values[::-1]
 

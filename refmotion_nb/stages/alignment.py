@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -19,10 +20,13 @@ from refmotion_nb.numerics.energy import (
     spectral_weight,
 )
 from refmotion_nb.numerics.fourier import raised_cosine
-from refmotion_nb.numerics.prior import Hyperparameters, PriorModes, dose_modes, mode_std, spatial_modes
+from refmotion_nb.numerics.prior import Hyperparameters, PriorModes, dose_modes, exponential, mode_std, spatial_modes
 from refmotion_nb.numerics.trajectories import Solution, TrajectoryProblem, Windows
 from refmotion_nb.stages.base import Stage, hash_of
 from refmotion_nb.stages.micrograph import Micrograph
+
+MOST_DISTANCES = 64  # whose modes are kept
+_PROBE = np.geomspace(0.01, 10.0, 31)  # where kernels are told apart
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,13 @@ class Alignment(Stage):
         """Whether RELION's energy is in use."""
         return self.energy == "relion"
 
+    def kernel(self, ratio: np.ndarray) -> np.ndarray:
+        """Return how alike particles move whose distance is ``ratio`` (any shape) times the correlation distance.
+
+        A stage with another prior overrides it: 1 at 0, falling, and of positive type (no negative Fourier component).
+        """
+        return exponential(ratio)
+
     def k_cut(self, micrograph: Micrograph) -> int:
         """Return the last shell that aligns during the search."""
         return max(2, int(micrograph.k_out * np.sqrt(self.alignment_fraction) + (0.5 if self.relion else 0.0)))
@@ -116,18 +127,21 @@ class Alignment(Stage):
     def track_key(self, prior: MotionPrior) -> str:
         """Return a hash of all that decides about final trajectories."""
         settings = {name: self.param.values()[name] for name in sorted(Alignment.param) if name != "name"}
-        return hash_of(settings, asdict(prior))
+        kernel = self.kernel(_PROBE)
+        usual = np.array_equal(kernel, exponential(_PROBE))
+        return hash_of(settings, asdict(prior), *([] if usual else [np.asarray(kernel).tolist()]))
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What the prior needs to know of a micrograph."""
+    """What the prior needs to know of a micrograph, and how it correlates neighbours."""
 
     position_A: np.ndarray  # (particle, 2)
     frame_dose: np.ndarray  # (frame,)
     step_dose: np.ndarray  # (frame - 1,) accumulated dose between frames
     rigid_A: np.ndarray  # (frame, 2)
     initial_A: np.ndarray  # (particle, frame, 2)
+    kernel: Callable[[np.ndarray], np.ndarray] = exponential
 
     _spatial: dict[float, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
     _temporal: dict[tuple[float, float], tuple[np.ndarray, np.ndarray]] = field(
@@ -135,16 +149,18 @@ class Geometry:
     )
 
     @classmethod
-    def of(cls, micrograph: Micrograph) -> Geometry:
+    def of(cls, micrograph: Micrograph, kernel: Callable[[np.ndarray], np.ndarray] = exponential) -> Geometry:
         """Return the geometry of a micrograph."""
         m, p = micrograph, micrograph.placement
-        return cls(m.position_A, m.frame_dose, m.movie.dose_edges[1:-1], p.rigid_A, p.initial_A)
+        return cls(m.position_A, m.frame_dose, m.movie.dose_edges[1:-1], p.rigid_A, p.initial_A, kernel)
 
     def modes(self, prior: MotionPrior) -> PriorModes:
         """Return the modes of a prior; those of a correlation distance and of a profile are found once."""
         h = prior.hyperparameters
         if h.distance_A not in self._spatial:
-            self._spatial[h.distance_A] = spatial_modes(self.position_A, h.distance_A)
+            if len(self._spatial) >= MOST_DISTANCES:  # a slider passes many
+                self._spatial.clear()
+            self._spatial[h.distance_A] = spatial_modes(self.position_A, h.distance_A, self.kernel)
         shape = (prior.profile_decay_e_A2, prior.profile_floor)
         if shape not in self._temporal:
             self._temporal[shape] = dose_modes(self.frame_dose, prior.profile(self.step_dose))
@@ -295,7 +311,7 @@ def track(micrograph: Micrograph, settings: Alignment, prior: MotionPrior, threa
     """Return the trajectories of a micrograph's particles; windows that turn out too small are widened twice."""
     _, position = micrograph.representatives
     micrograph = micrograph.distinct()
-    geometry = Geometry.of(micrograph)
+    geometry = Geometry.of(micrograph, settings.kernel)
     reach = settings.window_reach_A
     for attempt in range(3):
         raw = alignment_windows(micrograph, settings, True, threads, reach * 2**attempt)

@@ -59,10 +59,9 @@ def cost_of_correction(session: Session, correction: MotionCorrection, out: Path
     extent = max(box * pixel for box, pixel in map(check_reference, session.data.references))
     if correction.box_size:
         extent = correction.box_size * min(movie.pixel_size_A for movie in session.data.movies)
-    n_bytes = 0
-    for name in left:
-        box = correction.output_box(movie_box(extent, session.micrographs[name][0].pixel_size_A))
-        n_bytes += session.particle_count(name) * box**2 * (2 if correction.float16 else 4)
+    box = {name: correction.output_box(movie_box(extent, movie.pixel_size_A))
+           for name, (movie, _) in session.micrographs.items()}  # fmt: skip
+    n_bytes = sum(session.particle_count(name) * box[name] ** 2 for name in left) * (2 if correction.float16 else 4)
     there = next(folder for folder in (out, *out.parents) if folder.exists())
     return Cost(
         len(left), sum(map(session.particle_count, left)), len(session.micrographs) - len(left), seconds, basis, n_bytes,

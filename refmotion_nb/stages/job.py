@@ -349,7 +349,7 @@ class Job:
             )  # fmt: skip
             check_reach(session, dose)
             store.write("dose_weights", dose)
-            session.adopt(stage, search, result=dose)
+            session.adopt(stage, search, self.dose_weights_file, result=dose)
         else:
             mine = stage.key(session.keys.shared, hash_of(prior_attrs(prior_from_attrs(search.attrs))))
             stored = _still_valid(store.read("dose_weights", mine), session)

@@ -7,6 +7,7 @@ import inspect
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -39,6 +40,13 @@ class Viewer(Reporter, Protocol):
 
     def show(self, make: Callable[[], xr.Dataset]) -> None:
         """Take the unfinished result that ``make`` returns, if somebody wants to see it."""
+
+
+class Watcher(Reporter, Protocol):
+    """A reporter that wants the run it is told of: to look at it, and to know when it has ended, whichever way."""
+
+    def watching(self, run: Run) -> AbstractContextManager[Any]:
+        """Return what surrounds the run."""
 
 
 class Silent:
@@ -80,15 +88,32 @@ class Work:
     what: str
     total: int
     done: int = 0
-    started: float = 0.0  # s, of ``time.perf_counter``
+    found: int = 0  # of those done: by an earlier run
+    started: float = 0.0  # s, of ``time.perf_counter``; later by the time it was paused
     seconds: float | None = None  # once it has ended
+    units: str = ""  # what is counted, as far as the reports tell: micrographs or steps
+
+    @property
+    def rate_per_s(self) -> float | None:
+        """Units done per second, those found done left out; None before anything is done."""
+        seconds = time.perf_counter() - self.started if self.seconds is None else self.seconds
+        return (self.done - self.found) / seconds if self.done > self.found and seconds > 0 else None
+
+    def advanced(self, n: int, facts: Mapping[str, Any]) -> Work:
+        """Return the work with ``n`` more units done."""
+        found = n if "from_an_earlier_run" in facts else 0
+        units = self.units
+        if n:
+            units = (
+                "micrographs" if {"micrograph", "from_an_earlier_run"} & set(facts) and units != "steps" else "steps"
+            )
+        return replace(self, done=self.done + n, found=self.found + found, units=units)
 
     @property
     def seconds_left(self) -> float | None:
         """Time left at the present rate, s; None before anything is done or after the end."""
-        if self.seconds is not None or not self.done:
-            return None
-        return (time.perf_counter() - self.started) / self.done * max(self.total - self.done, 0)
+        rate = self.rate_per_s
+        return None if rate is None or self.seconds is not None else max(self.total - self.done, 0) / rate
 
 
 @dataclass(frozen=True)
@@ -99,6 +124,7 @@ class Snapshot:
     state: str = "waiting"  # then running or paused, then done, cancelled or failed
     works: tuple[Work, ...] = ()  # in their order; the last is in hand
     facts: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # the last told of each
+    told: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # in the last report
     micrographs: tuple[str, ...] = ()  # finished in the last piece of work that names them
     so_far: xr.Dataset | None = None  # the unfinished result
     error: str = ""
@@ -128,6 +154,7 @@ class Run:
         self._go_on, self._ended = threading.Event(), threading.Event()
         self._go_on.set()
         self._cancelled = False
+        self._paused_at = 0.0
         self._show_from = 0.0
         self.watched = False  # whether anybody looks at unfinished results
 
@@ -142,6 +169,11 @@ class Run:
         return self.snapshot.state
 
     @property
+    def stopping(self) -> bool:
+        """Whether it was cancelled but goes on until its next report."""
+        return self._cancelled and not self.snapshot.ended
+
+    @property
     def error(self) -> str:
         """Why it failed, if it did."""
         return self.snapshot.error
@@ -150,7 +182,7 @@ class Run:
         """Begin a piece of work of ``total`` units."""
         with self._lock:
             works = (*self.snapshot.works, Work(what, total, started=time.perf_counter()))
-            self._change(works=works, micrographs=())
+            self._change(works=works, micrographs=(), told=MappingProxyType({}))
         if self._reporter is not None:
             self._reporter.start(total, what)
 
@@ -165,8 +197,9 @@ class Run:
         with self._lock:
             *before, now = self.snapshot.works or (Work("", 0, started=time.perf_counter()),)
             named = (facts["micrograph"],) if "micrograph" in facts and "failed" not in facts else ()
+            now = now.advanced(n, facts)
             self._change(
-                works=(*before, replace(now, done=now.done + n)), micrographs=(*self.snapshot.micrographs, *named),
+                works=(*before, now), micrographs=(*self.snapshot.micrographs, *named), told=MappingProxyType(facts),
                 facts=MappingProxyType({**self.snapshot.facts, **facts}),
             )  # fmt: skip
         if self._reporter is not None:
@@ -186,6 +219,9 @@ class Run:
 
     def show(self, make: Callable[[], xr.Dataset]) -> None:
         """Keep an unfinished result to look at; ``make`` is called only while ``watched``, and not too often."""
+        make = functools.cache(make)
+        if isinstance(self._reporter, Run):  # of a job, whose stage this is
+            self._reporter.show(make)
         begun = time.perf_counter()
         if self.watched and begun >= self._show_from:
             so_far = make()
@@ -204,13 +240,16 @@ class Run:
         with self._lock:
             if self.snapshot.state == "running":
                 self._go_on.clear()
+                self._paused_at = time.perf_counter()
                 self._change(state="paused")
 
     def resume(self) -> None:
         """Let a paused run go on."""
         with self._lock:
             if self.snapshot.state == "paused":
-                self._change(state="running")
+                *before, now = self.snapshot.works or (Work("", 0),)
+                now = replace(now, started=now.started + time.perf_counter() - self._paused_at)
+                self._change(state="running", works=(*before, now) if self.snapshot.works else ())
         self._go_on.set()
 
     def wait(self, timeout_s: float | None = None) -> Any:
@@ -229,8 +268,17 @@ class Run:
             raise self.exception
         return self.result
 
+    def ends_within(self, timeout_s: float) -> bool:
+        """Wait for the end of the run, so long at most; return whether it has ended."""
+        return self._ended.wait(timeout_s)
+
     def follow(self, call: Callable[[], Any]) -> Any:
         """Return what ``call`` returns, remembering how it went."""
+        watching = getattr(self._reporter, "watching", None)
+        with nullcontext() if watching is None else watching(self):
+            return self._follow(call)
+
+    def _follow(self, call: Callable[[], Any]) -> Any:
         self.started = time.perf_counter()
         try:
             if self._cancelled:

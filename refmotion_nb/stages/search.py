@@ -130,7 +130,7 @@ class HyperparameterSearch(Alignment):
             raw.windows, score.windows = _kept(session, raw.windows), _kept(session, score.windows)
             for _, arguments in raw.own_noise:
                 arguments["ctf"] = session.keep(arguments["ctf"])
-            out.append((m.movie.micrograph, Geometry.of(one), raw, score))
+            out.append((m.movie.micrograph, Geometry.of(one, self.kernel), raw, score))
         if not out:
             raise session.nothing_usable(names)
         kept = session.spool

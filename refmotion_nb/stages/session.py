@@ -83,7 +83,7 @@ class Session:
 
         ``inputs`` and ``options`` are what ``stage.run`` takes beside the session; ``run.wait()`` gives the result.
         """
-        run = Run(stage, inputs, reporter)
+        stage.ran = run = Run(stage, inputs, reporter)
         arguments = (self, *inputs) if isinstance(stage, Stage) else inputs
         self.runs.append(run)
         self._waiting.put((run, lambda: stage.run(*arguments, reporter=run, **options)))
@@ -115,9 +115,9 @@ class Session:
         return None
 
     def adopt(self, stage: Stage, *inputs: Any, result: xr.Dataset) -> None:
-        """Count a result that was found elsewhere, by an earlier run or by other means, among the runs."""
-        known = self.found(stage, *inputs)
-        if known is None or not _same(known, result):
+        """Take a result that was found elsewhere, by an earlier run or by other means, as that of the latest run of its kind."""
+        last = self.latest(type(stage))
+        if last is None or not _same(last.result, result):
             self.runs.append(Run.of_result(stage, inputs, result))
 
     def sample(

@@ -91,7 +91,7 @@ class Validation(Alignment):
         dose: xr.Dataset,
         reporter: Reporter | None = None,
         combinations: tuple[Combination, ...] = COMBINATIONS,
-        out: Path | None = None,
+        out: str | Path | None = None,
     ) -> xr.Dataset:
         """Return FSC curves (reference, combination, frequency), the resolutions they reach and the maps' B-factors.
 
@@ -106,6 +106,7 @@ class Validation(Alignment):
         session = data if isinstance(data, Session) else Session(data)
         reporter = reporter or Silent()
         rotations = self.rotations(len(session.data.references))
+        out = Path(out) if out else None
         kept = self.combinations_to_write() if out else ()
         grid = Grid.of(session, self)
         names = [name for name in session if name not in session.failed]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -55,3 +56,21 @@ def edit_weights(table: xr.Dataset, edits: WeightEdits) -> xr.Dataset:
         [name for name in ("weight_lo", "weight_hi") if name in edited]
     )  # those are of measured ones
     return edited.assign_attrs(edited=str(edits))
+
+
+def factors_of(text: str) -> dict[int, float]:
+    """Return factors by frame (from 0) of text such as ``1: 0, 2-4: 0.5`` (frames from 1).
+
+    Raises
+    ------
+    InputError
+        A part that is no frame, or range of frames, with a factor.
+    """
+    factors: dict[int, float] = {}
+    for part in filter(None, (one.strip() for one in text.replace(";", ",").split(","))):
+        found = re.fullmatch(r"(\d+)(?:\s*-\s*(\d+))?\s*:\s*(\d+\.?\d*|\.\d+)", part)
+        if not found:
+            raise InputError(f"{part!r} is no frame with a factor; write for example 1: 0, 2-4: 0.5")
+        first, last = int(found[1]), int(found[2] or found[1])
+        factors.update(dict.fromkeys(range(first - 1, last), float(found[3])))
+    return factors

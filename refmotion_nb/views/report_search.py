@@ -97,28 +97,30 @@ def _ray_figure(search: xr.Dataset, variable: str) -> str:
     drawings, kinds = [], set[str]()
     for some in members:
         name = label_value(search["distance"], distance[some][0]) if len(members) > 1 else "All rays"
-        lines, marks = _curves(search, variable, some, balances)
+        lines, marks = ray_curves(search, variable, some, balances)
         kinds |= {mark.kind for mark in marks}
         drawings.append((name, line_drawing(f"{name_of(search[variable])}, {name}", x, y, lines, marks=marks)))
     legend = Legend().note("Balance:")
     for theta in balances:
-        legend.line(f"{number(theta)}°", step_colour(_fraction(theta, balances)))
+        legend.line(f"{number(theta)}°", step_colour(balance_fraction(theta, balances)))
     legend.note("★ best" if "best" in kinds else "").note("× retired" if "end" in kinds else "")
     return figure(name_of(search[variable]), panels(drawings), _READING[variable], legend=legend, css="wide")
 
 
-def _fraction(theta: float, balances: np.ndarray) -> float:
+def balance_fraction(theta: float, balances: np.ndarray) -> float:
+    """Return where a balance lies among all, from 0 to 1."""
     return (theta - balances[0]) / max(float(np.ptp(balances)), 1e-9)
 
 
-def _curves(
+def ray_curves(
     search: xr.Dataset, variable: str, members: np.ndarray, balances: np.ndarray
 ) -> tuple[list[Line], list[Mark]]:
+    """Return the curves of some rays coloured by balance, with marks where rays retired and where the best is."""
     lines, marks = [], []
     best = int(search.attrs.get("best_ray", -1)), int(search.attrs.get("best_step", -1))
     for ray in np.flatnonzero(members):
         theta = float(search["balance"][ray])
-        colour = step_colour(_fraction(theta, balances))
+        colour = step_colour(balance_fraction(theta, balances))
         strength, values = search["strength"].values[ray], search[variable].values[ray]
         name = f"ray {ray + 1}: balance {number(theta)}°"
         points = [f"{name}, strength {number(r)}: {number(v, 5)}" for r, v in zip(strength, values)]

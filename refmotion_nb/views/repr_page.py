@@ -41,6 +41,7 @@ class Page:
     state: str = ""  # in words; its first word is its kind: done, running, failed, cancelled ...
     rows: tuple[Row, ...] = ()
     parts: tuple[Part, ...] = ()
+    drawing: str = ""  # HTML that is safe already, above the rows; left out in plain text
 
 
 def text_of(page: Page) -> str:
@@ -74,14 +75,18 @@ def _short(text: str) -> str:
 
 def html_of(page: Page, plain: str) -> str:
     """Return a page as HTML; ``plain`` is what shows where style sheets are stripped."""
-    kind = page.state.split(" ", 1)[0].rstrip(",;:")
-    state = f'<span class="rm-state rm-{escape(kind)}">{escape(page.state)}</span>' if page.state else ""
     parts = "".join(_details(part) for part in page.parts if part.rows or part.drawing)
     return (
-        f'<div class="rm-repr"><style>{_style()}</style><pre class="rm-plain">{escape(plain)}</pre>'
-        f'<div class="rm-page" style="display:none"><div class="rm-head"><b>{escape(page.title)}</b>{state}</div>'
-        f"{_table(page.rows)}{parts}</div></div>"
+        f'<div class="rm-repr"><style>{style()}</style><pre class="rm-plain">{escape(plain)}</pre>'
+        f'<div class="rm-page" style="display:none">{head_of(page)}{parts}</div></div>'
     )
+
+
+def head_of(page: Page) -> str:
+    """Return the HTML of what everybody wants to see of a page: title, state, drawing and rows."""
+    kind = page.state.split(" ", 1)[0].rstrip(",;:")
+    state = f'<span class="rm-state rm-{escape(kind)}">{escape(page.state)}</span>' if page.state else ""
+    return f'<div class="rm-head"><b>{escape(page.title)}</b>{state}</div>{page.drawing}{_table(page.rows)}'
 
 
 def _details(part: Part) -> str:
@@ -105,5 +110,6 @@ def _table(rows: tuple[Row, ...]) -> str:
 
 
 @cache
-def _style() -> str:
+def style() -> str:
+    """Return the style sheet of pages."""
     return resources.files("refmotion_nb.views").joinpath("reprs.css").read_text(encoding="utf-8")

@@ -7,17 +7,18 @@ The rooms below know nothing of it: ``attach`` gives the classes that are import
 from __future__ import annotations
 
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from html import escape
 from typing import Any
 
+from refmotion_nb.views.live_rays import rays_drawing, rays_in_words
 from refmotion_nb.views.report_html import decoded, duration
 from refmotion_nb.views.repr_page import Page, Part, Row, html_of, text_of
+from refmotion_nb.views.run_words import how_far, state_of, told
 from refmotion_nb.views.svg import number
 
-_TENSES = {"running": "for", "done": "in"}
 _MAPS = 4  # micrographs drawn
 _LISTED = 20  # entries of a list that may be long
 
@@ -43,15 +44,67 @@ def stage_page(stage: Any) -> Page:
     changed = tuple(row for row in rows if row.changed)
     usual = tuple(row for row in rows if not row.changed)
     parts = [Part("other settings, as by default" if changed else "settings, all as by default", usual)]
-    state, ran = "not run yet", stage.ran
+    ran = stage.ran
     if ran is not None:
-        seconds = ran.seconds if ran.seconds is not None else time.perf_counter() - ran.started
-        state = f"{ran.state} {_TENSES.get(ran.state, 'after')} {duration(seconds)}"
         if ran.error:
             parts.insert(0, Part("error", (Row("", ran.error),), open=True))
         if ran.result is not None:
             parts.append(_result(ran.result))
-    return Page(type(stage).__name__, state, changed, tuple(parts))
+    return Page(type(stage).__name__, state_of(ran) if ran is not None else "not run yet", changed, tuple(parts))
+
+
+def run_head(run: Any) -> Page:
+    """Return what everybody wants to see of a run: each piece of work, how far it has come, what was told last."""
+    snapshot = run.snapshot
+    rows = [Row(work.what, how_far(work, run.state == "running")) for work in snapshot.works]
+    if not snapshot.ended and snapshot.told:
+        rows.append(Row("told last", told(snapshot.told)))
+    if hasattr(run.stage, "out"):
+        rows.append(Row("out", str(run.stage.out)))
+    return Page(run.name, state_of(run), tuple(rows), drawing="" if snapshot.ended else work_bar(run))
+
+
+def run_page(run: Any) -> Page:
+    """Return what a run shows: how far it has come, the rays it has walked, the result, the settings it began with."""
+    ended = run.snapshot.ended
+    parts = [Part("error", (Row("", run.error),), open=True)] if run.error else []
+    if (rays := rays_of(run)) is not None:
+        parts.append(Part("rays", (Row("", rays_in_words(rays, ended)),), True, rays_drawing(rays, ended)))
+    if hasattr(run.result, "data_vars"):  # a job has its results in a folder
+        parts.append(_result(run.result))
+    return replace(run_head(run), parts=(*parts, _settings_of_run(run)))
+
+
+def rays_of(run: Any) -> Any:
+    """Return the rays of a run: of its result, of its job's, or as far as they have come; None if there are none."""
+    for found in (run.result, getattr(run.stage, "search", None), run.snapshot.so_far):
+        if found is not None and "cv_score" in getattr(found, "data_vars", ()) and found.sizes.get("ray", 0):
+            return found
+    return None
+
+
+def work_bar(run: Any) -> str:
+    """Return the bar of the piece of work in hand."""
+    if not run.snapshot.works:
+        return ""
+    work = run.snapshot.works[-1]
+    percent = 100.0 if work.seconds is not None else 100 * min(work.done / max(work.total, 1), 1)
+    name = escape(work.what)
+    return (
+        f'<div class="rm-bar" role="progressbar" aria-label="{name}" aria-valuenow="{percent:.0f}" aria-valuemin="0" '
+        f'aria-valuemax="100"><i style="width:{percent:.1f}%"></i></div>'
+    )
+
+
+def _settings_of_run(run: Any) -> Part:
+    declared = getattr(type(run.stage), "param", None)
+    rows = []
+    for name, value in run.settings.items():
+        changed = declared is None or name not in declared or bool(value != declared[name].default)
+        rows.append(Row(name, _value(value), changed=changed))
+    rows.sort(key=lambda row: not row.changed)
+    n_changed = sum(row.changed for row in rows)
+    return Part(f"settings, {n_changed} changed" if n_changed else "settings, all as by default", tuple(rows))
 
 
 def _setting(stage: Any, name: str) -> Row:
@@ -199,8 +252,23 @@ def session_page(session: Any) -> Page:
         Row("processors", str(session.threads)),
         Row("trajectories", f"found for {tracked} of {_many(len(session.micrographs), 'micrograph')}"),
     )
-    return Page("Session", state, rows, (*_failures(session.failed), *_warnings(session.warnings), *_times(session.seconds),
-                                         _data_part(session.data)))  # fmt: skip
+    return Page("Session", state, rows, (*_runs(session.runs), *_failures(session.failed), *_warnings(session.warnings),
+                                         *_times(session.seconds), _data_part(session.data)))  # fmt: skip
+
+
+def _runs(runs: Iterable[Any]) -> list[Part]:
+    """Return the runs, the last first, each with its state and with what it is at or found."""
+    rows = tuple(Row(run.name, state_of(run), _at(run), changed=not run.snapshot.ended) for run in reversed([*runs]))
+    return [Part(_many(len(rows), "run"), _cut(rows), True)] if rows else []
+
+
+def _at(run: Any) -> str:
+    if run.error:
+        return run.error
+    if run.snapshot.ended:
+        return dict(_contents(run.result)).get("chosen", "") if run.state == "done" else ""
+    *_, work = run.snapshot.works or (None,)
+    return f"{work.what}: {how_far(work, run.state == 'running')}" if work is not None else ""
 
 
 def job_page(job: Any) -> Page:
@@ -214,6 +282,8 @@ def job_page(job: Any) -> Page:
     for name in done:
         parts.append(Part(f"result: {name}", _result(getattr(job, name)).rows))
     state = f"done: {', '.join(done)}" if done else "not run yet"
+    if job.ran is not None and job.ran.state not in ("done", "running" if done else ""):
+        state = state_of(job.ran)
     return Page("Job", state, tuple(rows), (*parts, _data_part(job.data)))
 
 
@@ -273,5 +343,6 @@ _PAGES: dict[tuple[str, str], Callable[[Any], Page]] = {
     ("numerics.prior", "Hyperparameters"): hyperparameters_page,
     ("stages.base", "Stage"): stage_page,
     ("stages.job", "Job"): job_page,
+    ("stages.runs", "Run"): run_page,
     ("stages.session", "Session"): session_page,
 }

@@ -186,7 +186,7 @@ class Legend:
 
     def line(self, name: str, colour: str, style: str = "") -> Legend:
         """Add a line."""
-        dash = "dotted" if "dots" in style else "dashed" if "dashed" in style else "solid"
+        dash = "dotted" if "dot" in style else "dashed" if "dashed" in style else "solid"
         weight = 3.5 if "dots" in style else 2
         self.items.append(f'<span><i style="border-top:{weight}px {dash} {colour}"></i>{escape(name)}</span>')
         return self
@@ -238,7 +238,8 @@ def line_drawing(
     size: tuple[int, int] = (400, 270),
 ) -> str:
     """Return the SVG of curves; ``rules`` are level lines with a name, ``label`` is for those who cannot see it."""
-    plot = Plot(x, y, size, (62, 10, 12, 53 if x.resolution else 42))
+    widest = max((len(text) for _, text in y.ticks()), default=4)
+    plot = Plot(x, y, size, (max(62, 28 + 6 * widest), 10, 12, 53 if x.resolution else 42))
     parts = [_rule(plot, level, name) for level, name in rules]
     parts += [_curve(plot, line) for line in lines]
     parts += [_mark(plot, mark) for mark in marks]
@@ -281,8 +282,13 @@ def track_drawing(
     *,
     unit: str = "Å",
     width: int = 400,
+    magnified: float | None = None,
+    beneath: np.ndarray | None = None,
 ) -> str:
-    """Return the SVG of ``tracks`` (particle, frame, 2), magnified, at ``places`` (particle, 2) of a micrograph."""
+    """Return the SVG of ``tracks`` (particle, frame, 2) at ``places`` (particle, 2) of a micrograph.
+
+    They are ``magnified`` as they suit, or as given; other tracks may lie ``beneath``, without colours.
+    """
     margins = (46, 10, 12, 42)
     inner = width - margins[0] - margins[2]
     height = round(inner * min(1.6, max(0.4, (y.high - y.low) / (x.high - x.low)))) + margins[1] + margins[3]
@@ -291,7 +297,7 @@ def track_drawing(
     extent = np.ptp(tracks, axis=1).max(-1) if tracks.size else np.zeros(0)
     extent = extent[np.isfinite(extent)]
     length = np.percentile(extent, 90) if extent.size else 0.0
-    scale = _round_down(0.12 * inner / pixel / length, (1, 1.5, 2, 3, 5, 7)) if length > 0 else 1.0
+    scale = magnified or (_round_down(0.12 * inner / pixel / length, (1, 1.5, 2, 3, 5, 7)) if length > 0 else 1.0)
     paths = plot.place(*np.moveaxis(places[:, None] + scale * tracks, -1, 0))
     dots = "".join(
         f'<circle cx="{_n(px)}" cy="{_n(py)}" r="1.7"><title>{escape(name)}</title></circle>'
@@ -299,7 +305,11 @@ def track_drawing(
     )
     left, top, *size = plot.box
     area = f'<rect class="area" x="{left}" y="{top}" width="{_n(size[0])}" height="{_n(size[1])}"/>'
-    content = f'{area}<g class="tracks">{_coloured(paths)}</g><g class="starts">{dots}</g>'
+    under = "" if beneath is None else "".join(
+        map(_path, plot.place(*np.moveaxis(places[:, None] + scale * beneath, -1, 0)))
+    )  # fmt: skip
+    under = f'<path class="beneath" d="{under}"/>' if under else ""
+    content = f'{area}{under}<g class="tracks">{_coloured(paths)}</g><g class="starts">{dots}</g>'
     bar = _round_down(0.16 * inner / pixel / scale)
     length = bar * scale * pixel
     content += (

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from refmotion_nb.data.relion.project import open_relion
 from refmotion_nb.data.schema import Dataset, InputError, Reference
+from refmotion_nb.data.synthetic import cryosparc as cryosparc
 from refmotion_nb.data.synthetic import files as files
 from refmotion_nb.data.synthetic import images as images
 from refmotion_nb.data.synthetic import model as models
 from refmotion_nb.data.synthetic import plan as planning
 from refmotion_nb.data.synthetic import tables as tables
 from refmotion_nb.data.synthetic.settings import SimulationSettings
+from refmotion_nb.data.synthetic.truth import tracks_error_A, true_tracks
 from refmotion_nb.numerics.reconstruct import backproject, fsc_masked_corrected, reconstruct
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = ["Simulation", "SimulationSettings", "simulate"]
 
@@ -91,10 +96,38 @@ class Simulation:
         """Open the simulated data as a user would; ``options`` are those of ``open_relion``."""
         return open_relion(list(self.particle_tables), self.micrographs, list(self.references), self.folder, **options)
 
+    def as_cryosparc(self, folder: str | Path, orientation: str = "cryosparc") -> dict[str, Any]:
+        """Write the CryoSPARC project of these movies into ``folder``; return the arguments of ``open_cryosparc``.
+
+        Movies are linked, so the simulation has to stay; see ``data.synthetic.cryosparc.write_project``.
+
+        Raises
+        ------
+        InputError
+            The movies are not TIFF, or the orientation is unknown.
+        """
+        count = range(len(self.settings.boxes_px))
+        species = [(tables.particle_table(s), _reference_folder(s)) for s in count]
+        return cryosparc.write_project(self.folder, Path(folder), species, orientation)
+
     def truth(self) -> dict[str, np.ndarray]:
         """Arrays of truth.npz: true displacements in Å per micrograph."""
         with np.load(self.folder / "truth.npz") as archive:
             return dict(archive)
+
+    def tracks(self) -> dict[str, xr.Dataset]:
+        """Return how the particles of each micrograph really moved, as tables like those that results have."""
+        return true_tracks(self.settings, self.truth())
+
+    def trajectory_error_A(self, tracks: Mapping[str, xr.Dataset]) -> float:
+        """Return the RMS trajectory error (Å) of tracks by micrograph, early frames weighted.
+
+        Raises
+        ------
+        InputError
+            A micrograph that was not simulated, or other frames.
+        """
+        return tracks_error_A(tracks, self.tracks())
 
 
 def simulate(settings: SimulationSettings, out: Path | str, reporter: Reporter | None = None) -> Simulation:

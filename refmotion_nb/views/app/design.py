@@ -7,6 +7,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, ClassVar
 
+import panel as pn
 import param
 from bokeh.themes import Theme as FigureTheme
 from panel.theme.base import DarkTheme, DefaultTheme, Inherit
@@ -19,6 +20,11 @@ DARK = "dark"
 @cache
 def _text(package: str, name: str) -> str:
     return resources.files(package).joinpath(name).read_text(encoding="utf-8")
+
+
+def page_is_dark() -> bool:
+    """Return whether the page that is being made is a dark one: as its browser, or the notebook, has it."""
+    return DARK in (pn.state.cookies.get("rm-theme"), pn.config.theme)
 
 
 @cache

@@ -60,12 +60,15 @@ class Engine:
     out: Path | None = None
     opening: Opening | None = None  # how the data were opened, where it is known
     settings: dict[str, Any] = field(default_factory=dict)  # changed parameters of all stages, by name
+    hyperparameters_file: Path | None = None  # instead of a search
+    dose_weights_file: Path | None = None  # instead of measuring
     compared: dict[str, ResultStore] = field(default_factory=dict)  # stored runs to look at beside this one, by name
     viewers: list[Viewer] = field(default_factory=list)
     visits: int = 0  # pages served so far
     example: Opening = field(default_factory=lambda: Opening("example"))
     checked: Run | None = None  # the last check of data before they are opened
     note: str = ""  # on how the folder of a finished run was found
+    explored: Run | None = None  # the last preparation of a micrograph to try priors on; its result is the explorer
     opened: Run | None = None  # the last opening of data, for its progress or what was wrong
     version: int = 0  # goes up with every change that is not in a run
 
@@ -84,7 +87,7 @@ class Engine:
     def stamp(self) -> tuple[Any, ...]:
         """Return what changes whenever there is something new to see."""
         runs = self.runs
-        others = tuple((id(run), run.snapshot.version) for run in (self.opened, self.checked) if run is not None)
+        others = tuple((id(run), run.snapshot.version) for run in (self.opened, self.checked, self.explored) if run)
         return self.version, len(runs), others, tuple(run.snapshot.version for run in runs[-20:])
 
     @property
@@ -212,6 +215,18 @@ class Engine:
         self.out = self.roots.resolve(out)
         self.changed()
 
+    def use(self, dose_weights: Path | None = None, hyperparameters: Path | None = None) -> None:
+        """Take dose weights or hyperparameters of files from now on; None measures or searches.
+
+        Raises
+        ------
+        InputError
+            A file lies outside the folders that may be used.
+        """
+        self.dose_weights_file = dose_weights and self.roots.resolve(dose_weights)
+        self.hyperparameters_file = hyperparameters and self.roots.resolve(hyperparameters)
+        self.changed()
+
     def run(self, until: str) -> Run:
         """Run all stages up to ``until`` (as `refmotion run --until`) into the output folder, in the background.
 
@@ -227,8 +242,11 @@ class Engine:
             self._idle()
             if self.session is None:
                 raise InputError("no data are open; open some first")
-            job = ReportedJob(self.session, self.roots.resolve(self.out), dict(self.settings), image_root=self.out.parent,
-                              command="refmotion app", opening=self.opening and self.opening.placed(self.roots))  # fmt: skip
+            files = {"hyperparameters_file": self.hyperparameters_file, "dose_weights_file": self.dose_weights_file}
+            job = ReportedJob(
+                self.session, self.roots.resolve(self.out), dict(self.settings), **files, image_root=self.out.parent,
+                command="refmotion app", opening=self.opening and self.opening.placed(self.roots),
+            )  # fmt: skip
             run = self.session.submit(job, until)
         self.changed()
         return run

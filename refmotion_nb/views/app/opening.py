@@ -84,7 +84,9 @@ class Opening:
             It is something else.
         """
         try:
-            arguments = {name: _as_path(value) if name in PATHS else value for name, value in record["arguments"].items()}
+            arguments = {
+                name: _as_path(value) if name in PATHS else value for name, value in record["arguments"].items()
+            }
             if "references" in arguments:
                 arguments["references"] = [_of_plain(Reference, one) for one in arguments["references"]]
             if arguments.get("gain"):

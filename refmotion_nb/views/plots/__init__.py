@@ -3,15 +3,17 @@
 What compares runs takes one result or a mapping from the runs' names to their results.
 """
 
+from refmotion_nb.views.plots.correlation import correlation
 from refmotion_nb.views.plots.dose import b_factors, fcc, fcc_curves, weights
 from refmotion_nb.views.plots.images import frame, micrograph, particles
-from refmotion_nb.views.plots.maps import fsc, noise
-from refmotion_nb.views.plots.motion import local_trajectories, motion, trajectories
+from refmotion_nb.views.plots.maps import fsc, noise, slices
+from refmotion_nb.views.plots.motion import local_trajectories, motion, path, trajectories
 from refmotion_nb.views.plots.search import activity, rays, score_surface, scores
 
 __all__ = [
     "activity",
     "b_factors",
+    "correlation",
     "fcc",
     "fcc_curves",
     "frame",
@@ -21,9 +23,11 @@ __all__ = [
     "motion",
     "noise",
     "particles",
+    "path",
     "rays",
     "score_surface",
     "scores",
+    "slices",
     "trajectories",
     "weights",
 ]

@@ -138,4 +138,5 @@ def _per_frame(runs: dict[str, xr.Dataset], what: str) -> hv.Overlay:
         items += [look.styled(line, "Curve", color=look.category(i), line_width=1.5),
                   look.styled(dots, "Points", color=look.category(i), size=5, tools=["hover"])]  # fmt: skip
     titles = {"b_factor": "B-factor of each frame", "frame_scale": "Scale of each frame"}
-    return look.overlay(items, title=titles[what], show_legend=len(runs) > 1, padding=0.05)
+    corner = {"b_factor": "top_left", "frame_scale": "bottom_left"}[what]  # where the curves are not
+    return look.overlay(items, title=titles[what], show_legend=len(runs) > 1, legend_position=corner, padding=0.05)

@@ -21,7 +21,7 @@ BAR = {"colorbar_opts": {"title_standoff": 8}}
 _RESOLUTION = 'return tick > 0 ? tick.toFixed(2) + "\\n" + (1 / tick).toFixed(1) + " Å" : "0"'
 
 if "bokeh" not in hv.Store.loaded_backends():
-    hv.extension("bokeh", logo=False)
+    hv.extension("bokeh", logo=False, inline=True)  # without it the page asks a CDN
 
 Runs = xr.Dataset | Mapping[str, xr.Dataset]
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import holoviews as hv
 import numpy as np
 import xarray as xr
 
+from refmotion_nb.data.maps import read_map
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.views.plots import look
 from refmotion_nb.views.plots.look import Runs
@@ -57,6 +60,31 @@ def _fsc_curve(name: str, one: xr.Dataset, colour: str, first: bool) -> hv.Curve
     return look.styled(
         curve, "Curve", color=colour, line_dash="dashed" if first else "solid", line_width=2, tools=["hover"]
     )
+
+
+def slices(maps: Mapping[str, str | Path], width_A: float | None = None) -> hv.Layout:
+    """Draw the section through the middle of each of several maps (MRC files, by name), ``width_A`` of it or all.
+
+    Raises
+    ------
+    InputError
+        A file that is no map.
+    """
+    return look.panels([_slice(str(name), Path(path), width_A) for name, path in maps.items()], 2)
+
+
+def _slice(name: str, path: Path, width_A: float | None) -> hv.Image:
+    volume, pixel_A = read_map(path)
+    box = volume.shape[0]
+    middle = box // 2
+    reach = middle if width_A is None else max(1, min(middle, round(0.5 * width_A / pixel_A)))
+    section = volume[middle, middle - reach : middle + reach, middle - reach : middle + reach]
+    dims = [hv.Dimension((f"section_{axis}", axis), unit="Å") for axis in "xy"]
+    edge = reach * pixel_A
+    image = hv.Image(section[::-1], dims, hv.Dimension(("density", "Density")), bounds=(-edge, -edge, edge, edge))
+    limits = look.percentile(section, 0.5), look.percentile(section, 99.8)
+    return look.styled(image, "Image", cmap="gray", clim=limits, tools=["hover"], title=name, frame_width=300,
+                       frame_height=300, colorbar=True, clabel="Density", **look.BAR, fontsize=look.FONTS)  # fmt: skip
 
 
 def noise(spectra: Runs) -> hv.Overlay:

@@ -8,6 +8,7 @@ import holoviews as hv
 import numpy as np
 import xarray as xr
 
+from refmotion_nb.data.schema import InputError
 from refmotion_nb.views.plots import look
 from refmotion_nb.views.plots.look import Runs
 
@@ -50,6 +51,33 @@ def motion(tracks: Runs) -> hv.Layout:
         legend = {"show_legend": axis == "y", "legend_position": "right"}
         items.append(look.overlay(curves, title=f"Whole micrograph, {axis}", padding=0.05, **legend))
     return look.panels(items, 2)
+
+
+def path(tracks: Runs, particle: int = 0) -> hv.Layout:
+    """Draw x and y of one particle (counted from 0) against frame, each run about its own median: where it was picked is free.
+
+    Raises
+    ------
+    InputError
+        There is no such particle.
+    """
+    runs = _runs(tracks)
+    least = min(run.sizes["particle"] for run in runs.values())
+    if not 0 <= particle < least:
+        raise InputError(f"there is no particle {particle}; they count from 0 to {least - 1}")
+    return look.panels([_along(runs, particle, axis) for axis in ("x", "y")], 2)
+
+
+def _along(runs: dict[str, xr.Dataset], particle: int, axis: str) -> hv.Overlay:
+    curves = []
+    for i, (name, run) in enumerate(runs.items()):
+        shift = run["shift"].isel(particle=particle).sel(axis=axis).values
+        dims = [hv.Dimension(("number", "Frame"), unit="number"),
+                hv.Dimension((f"path_{axis}", f"Displacement in {axis}, from its median"), unit="Å")]  # fmt: skip
+        curve = hv.Curve((np.arange(1, len(shift) + 1), shift - np.median(shift)), *dims, label=name)
+        curves.append(look.styled(curve, "Curve", color=look.category(i), line_width=2, tools=["hover"]))
+    return look.overlay(curves, title=f"Particle {particle}, {axis}", padding=0.05, legend_position="right",
+                        show_legend=axis == "y" and len(runs) > 1)  # fmt: skip
 
 
 def _runs(tracks: Runs) -> dict[str, xr.Dataset]:

@@ -14,6 +14,7 @@ from refmotion_nb.views.plots import look
 from refmotion_nb.views.plots.look import Runs
 
 _NEEDED = ("strength", "cv_score", "activity_local", "balance", "distance", "retired", "reason")
+_WIDTH = 235  # px of a panel: three and a legend fit a notebook
 _MARKS = ("x", "triangle", "square")  # of the reasons why rays end; a cross is for retired ones
 
 
@@ -98,7 +99,8 @@ def _ray_panel(
     )  # fmt: skip
     items = [points, *_ends(run, ends, [strength, balance], facts), _best(run, distance, "balance")]
     return look.overlay(
-        items, logx=True, ylim=(-5, 95), title=_title(name, distance), show_legend=last, legend_position="right",
+        items, frame_width=_WIDTH, logx=True, ylim=(-5, 95),
+        title=_title(name, distance), show_legend=last, legend_position="right",
         xlabel=f"{strength.pprint_label}\nsize: local activity, up to {look.number(most)} Å",
     )  # fmt: skip
 
@@ -149,7 +151,8 @@ def _curves(name: str, run: xr.Dataset, distance: float, last: bool, what: str, 
             ends.append((x[-1], y[-1], theta, _why(one)))
     items += [*_ends(run, ends, dims, [look.dimension(run["balance"])]), _best(run, distance, what), *more]
     return look.overlay(
-        items, logx=True, title=_title(name, distance), show_legend=last, legend_position="right", padding=0.05,
+        items, frame_width=_WIDTH, logx=True, padding=0.05,
+        title=_title(name, distance), show_legend=last, legend_position="right",
     )  # fmt: skip
 
 
@@ -165,6 +168,7 @@ def _surface(name: str, run: xr.Dataset, distance: float, last: bool, limits: tu
         clabel="Score (lower is better)", **look.BAR,
     )  # fmt: skip
     return look.overlay(
-        [mesh, _best(run, distance, "balance")], logx=True, ylim=(0, 90), title=_title(name, distance), show_legend=False,
+        [mesh, _best(run, distance, "balance")], frame_width=_WIDTH, logx=True, ylim=(0, 90),
+        title=_title(name, distance), show_legend=False,
         xlabel=f"{dims[0].pprint_label}\nblank where a ray had retired",
     )  # fmt: skip

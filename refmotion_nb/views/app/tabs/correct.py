@@ -1,11 +1,204 @@
-"""The Correct tab."""
+"""The Correct tab: what it will cost, where it is done, how far it is, what it has found."""
 
 from __future__ import annotations
 
+from html import escape
+from typing import Any, ClassVar
+
+import panel as pn
+
+from refmotion_nb.data.schema import InputError
+from refmotion_nb.stages.correction import MotionCorrection
+from refmotion_nb.stages.cost import Cost, cost_of_correction
+from refmotion_nb.stages.execute import Execution
+from refmotion_nb.stages.runs import Run, Snapshot, Work
+from refmotion_nb.views import plots
+from refmotion_nb.views.app import parts
+from refmotion_nb.views.app.engine import Engine, Viewer
+from refmotion_nb.views.app.figure import Figure
 from refmotion_nb.views.app.tab import Tab
+
+FIRST = 20  # micrographs whose trajectories can be looked at while the rest is being done
+OUTPUT = ("fourier_crop_to", "float16")
+MACHINE = ("device", "threads", "cache_size_GB")
+DRAWN = {"Local motion": plots.local_trajectories, "All motion": plots.trajectories, "Whole micrograph": plots.motion}
 
 
 class CorrectTab(Tab):
-    """."""
+    """Estimate, start, watch, cancel."""
 
     title = "Correct"
+    kinds: ClassVar = {**dict.fromkeys(OUTPUT, MotionCorrection), **dict.fromkeys(MACHINE, Execution)}
+
+    def __init__(self, engine: Engine, viewer: Viewer):
+        """Make the widgets."""
+        super().__init__(engine, viewer)
+        self.settings = {name: self._setting(name) for name in (*OUTPUT, *MACHINE)}
+        self.cost = parts.words("")
+        self.start = pn.widgets.Button(label="Correct all particles", color="primary")
+        self.whole = pn.widgets.Button(label="Correct and validate", color="primary", variant="outline")
+        self.start.on_click(lambda _: self.attempt(self.engine.run, "correct"))
+        self.whole.on_click(lambda _: self.attempt(self.engine.run, "validate"))
+        self.cancel = pn.widgets.Button(label="Cancel", color="warning", visible=False)
+        self.cancel.on_click(lambda _: self.attempt(self.engine.cancel))
+        self.told = parts.words("")
+        self.failed = parts.words("")
+        self.micrograph = pn.widgets.Select(label="Micrograph", options=[], width=260)
+        self.drawn = pn.widgets.RadioButtonGroup(label="Plot", options=list(DRAWN), value="Local motion")
+        for widget in (self.micrograph, self.drawn):
+            widget.param.watch(lambda _: self.refresh(), "value")
+        self.figure = Figure(engine)
+        self.tracks = parts.card("Trajectories", pn.Row(self.micrograph, self.drawn), self.figure.view)
+        form = pn.FlexBox(*self.settings.values())
+        self.view[:] = [
+            self.problem,
+            parts.card("Before it starts", self.cost, form, pn.Row(self.start, self.whole, self.cancel)),
+            parts.card("Progress", self.told, self.failed), self.tracks,
+        ]  # fmt: skip
+        self._costed: tuple[Any, str] = ((), "")
+
+    def refresh(self) -> None:
+        """Show how far it is."""
+        going = self.engine.live is not None
+        idle = self.viewer.may_run and self.engine.session is not None and not going
+        self.start.disabled = self.whole.disabled = not idle
+        self.cancel.visible = going and self.viewer.may_run
+        for name, widget in self.settings.items():
+            widget.disabled = not idle
+            value = self.engine.settings.get(name, self.kinds[name].param[name].default)
+            if widget.value != value:
+                widget.value = value
+        self.cost.object = self._cost()
+        run = self.engine.last(MotionCorrection)
+        self._progress(run)
+        self._trajectories(run)
+
+    def _setting(self, name: str) -> Any:
+        parameter = self.kinds[name].param[name]
+        what = {"bool": pn.widgets.Checkbox, "int": pn.widgets.IntInput, "str": pn.widgets.TextInput}
+        widget = what[type(parameter.default).__name__](label=name, value=parameter.default, width=180)
+        if hasattr(widget, "description"):
+            widget.description = parameter.doc
+        widget.param.watch(lambda event: self._set(name, event.new, parameter.default), "value")
+        return widget
+
+    def _set(self, name: str, value: Any, default: Any) -> None:
+        if value != self.engine.settings.get(name, default):
+            self.attempt(self.engine.change, **{name: None if value == default else value})
+
+    def _cost(self) -> str:
+        """Return the estimate in words; worked out again when something has ended or a setting changed."""
+        engine = self.engine
+        if engine.session is None or engine.out is None:
+            return "Open data in the Data tab first."
+        if engine.live is not None:
+            return self._costed[1]
+        key = engine.version, len(engine.runs), sum(run.snapshot.ended for run in engine.runs)
+        if key != self._costed[0]:
+            mine = {name: value for name, value in engine.settings.items() if name in MotionCorrection.param}
+            try:
+                text = cost_in_words(cost_of_correction(engine.session, MotionCorrection(**mine), engine.out))
+            except (InputError, OSError) as error:
+                text = escape(str(error))
+            self._costed = key, text
+        return self._costed[1]
+
+    def _progress(self, run: Run | None) -> None:
+        if run is None or not run.snapshot.works:
+            self.told.object = escape(self._before(run))
+            self.failed.object = ""
+            return
+        work = run.snapshot.works[-1]
+        text = progress_in_words(run.snapshot, work, run.error)
+        self.told.object = escape(text) if run.snapshot.ended else parts.bar(work.done, work.total, text)
+        failed = self.engine.session.failed if self.engine.session else {}
+        rows = "".join(f"<li><b>{escape(name)}</b>: {escape(why)}</li>" for name, why in failed.items())
+        self.failed.object = f"<b>{len(failed)} left out</b><ul>{rows}</ul>" if failed else ""
+
+    def _before(self, run: Run | None) -> str:
+        live = self.engine.live
+        if live is None:
+            return "Nothing corrected yet." if run is None else f"{run.state}: {run.error}"
+        inner = next((one for one in reversed(self.engine.runs) if one.snapshot.works), None)
+        what = inner.snapshot.works[-1].what if inner else "starting"
+        return f"First {what}; particles are corrected after that."
+
+    def _trajectories(self, run: Run | None) -> None:
+        names = self._finished(run)
+        self.tracks.visible = bool(names)
+        if self.micrograph.options != names:
+            chosen = self.micrograph.value
+            self.micrograph.options = names
+            if names:
+                self.micrograph.value = chosen if chosen in names else names[0]
+        name, store = self.micrograph.value, self.engine.store
+        if not name or store is None:
+            return
+        group, draw = f"tracks/{name}", DRAWN[str(self.drawn.value)]
+        self.figure.show((name, self.drawn.value, store.key(group)), lambda: draw(_found(store.read(group), group)))
+
+    def _finished(self, run: Run | None) -> list[str]:
+        if self.engine.store is None:
+            return []
+        done = run.snapshot.micrographs[:FIRST] if run is not None else ()
+        stored = [group.removeprefix("tracks/") for group in self.engine.store.groups("tracks/")] if not done else []
+        return list(done) or stored[:FIRST]
+
+
+def _found(tracks: Any, group: str) -> Any:
+    if tracks is None:
+        raise InputError(f"{group} is being written anew; look again in a moment")
+    return tracks
+
+
+def cost_in_words(cost: Cost) -> str:
+    """Return an estimate as HTML."""
+    if not cost.micrographs:
+        return (
+            f"All {cost.finished} micrographs lie in the output folder; those made with other settings are made anew."
+        )
+    what = f"<b>{cost.micrographs} micrographs, {cost.particles} particles</b> to do"
+    if cost.finished:
+        what += f" ({cost.finished} lie in the output folder already)"
+    if cost.seconds is None:
+        time = "; how long it takes is known once the search or the dose weights have run on part of the data"
+    else:
+        time = (f": about <b>{duration(cost.seconds)}</b>, at {cost.seconds_per_micrograph:.2g} s per micrograph as measured "
+                f"when {escape(cost.basis)}")  # fmt: skip
+    disk = f"Particles take {size(cost.bytes_needed)} of disk; {size(cost.bytes_free)} are free."
+    if cost.bytes_needed > cost.bytes_free:
+        disk = f"<b>Not enough disk space:</b> {disk} Make room, crop to a smaller box, or save 16-bit particles."
+    return f"{what}{time}. {disk}"
+
+
+def progress_in_words(snapshot: Snapshot, work: Work, error: str = "") -> str:
+    """Return how far a correction is, how fast it goes and what to do next."""
+    done = f"{work.done} of {work.total} micrographs"
+    if snapshot.state == "failed":
+        return f"{done} done, then it failed: {error}"
+    if snapshot.state == "cancelled":
+        return f"Cancelled after {done}; what is finished is kept, “Correct all particles” goes on from there."
+    here = len(snapshot.micrographs)
+    if snapshot.state == "done":
+        return f"{done} done{f', {here} of them in this run' if here < work.done else ''}."
+    left = work.seconds_left
+    rate = f", {here / max(_elapsed(work), 1e-3) * 60:.3g} micrographs per minute" if here else ""
+    return f"{done}{rate}{f', about {duration(left)} left' if left else ''}"
+
+
+def _elapsed(work: Work) -> float:
+    import time
+
+    return time.perf_counter() - work.started if work.seconds is None else work.seconds
+
+
+def duration(seconds: float) -> str:
+    """Return a time span in words."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def size(n_bytes: float) -> str:
+    """Return a size on disk in words."""
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"

@@ -1,11 +1,176 @@
-"""The Dose tab."""
+"""The Dose tab: how fast the signal decays, the weights that follow, and weights changed by hand."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import panel as pn
+import xarray as xr
+
+from refmotion_nb.data.schema import InputError
+from refmotion_nb.data.store import write_netcdf
+from refmotion_nb.stages.dose_weights import DoseWeights
+from refmotion_nb.stages.weight_edits import WeightEdits, edit_weights, factors_of
+from refmotion_nb.views import plots
+from refmotion_nb.views.app import parts
+from refmotion_nb.views.app.engine import Engine, Viewer
+from refmotion_nb.views.app.figure import Figure
 from refmotion_nb.views.app.tab import Tab
+
+PLOTS = {
+    "FCC": lambda *which: plots.fcc(*which) + plots.fcc_curves(*which),
+    "Weights": plots.weights,
+    "B-factor and scale": plots.b_factors,
+}
+MEANING = {
+    "FCC": "How well each frame agrees with the reference, by dose and spatial frequency: signal fades with dose, first at "
+    "high resolution. Points are measured, lines are the model that the weights are made of.",
+    "Weights": "What share of the sum each frame has at one resolution, measured, with a band of 90 % confidence; dashed: the "
+    "standard curve of Grant & Grigorieff.",
+    "B-factor and scale": "Per frame, relative to the best one. Fast motion blurs the first frames: a high B-factor.",
+}
+EDITED = "dose_weights_edited.nc"
 
 
 class DoseTab(Tab):
-    """."""
+    """Measure, look, compare, edit."""
 
     title = "Dose"
+
+    def __init__(self, engine: Engine, viewer: Viewer):
+        """Make the widgets."""
+        super().__init__(engine, viewer)
+        self.start = pn.widgets.Button(label="Measure dose weights", color="primary")
+        self.start.on_click(lambda _: self.attempt(self.engine.run, "dose-weights"))
+        self.status = parts.words("")
+        self.what = pn.widgets.RadioButtonGroup(label="Plot", options=list(PLOTS), value="FCC")
+        self.group = pn.widgets.Select(label="Movies exposed alike", options=["all"], visible=False, width=320)
+        self.beside = pn.widgets.CheckBoxGroup(label="Compare with", options=[], inline=True)
+        self.meaning = parts.words("")
+        self.figure = Figure(engine)
+        for widget in (self.what, self.group, self.beside):
+            widget.param.watch(lambda _: self.refresh(), "value")
+        self.editor = _Editor(self)
+        self.view[:] = [
+            self.problem, pn.Row(self.start, self.status, sizing_mode="stretch_width"),
+            parts.card("Signal and weights", pn.Row(self.what, self.group), self.beside, self.meaning, self.figure.view),
+            self.editor.view,
+        ]  # fmt: skip
+
+    def refresh(self) -> None:
+        """Show the newest FCC: unfinished while it is measured."""
+        run = self.engine.last(DoseWeights)
+        table, told = self._table()
+        self.start.disabled = not self.viewer.may_run or self.engine.session is None or self.engine.live is not None
+        self.status.object = told
+        self.beside.param.update(options=list(self.engine.compared), visible=bool(self.engine.compared))
+        self.editor.refresh(table if run is None or run.state == "done" else None)
+        if table is None:
+            self.figure.view[:] = [parts.empty(self._next())]
+            self.meaning.object = ""
+            return
+        groups = [str(name) for name in table["group"].values]
+        self.group.param.update(options=groups, visible=len(groups) > 1)
+        group = self.group.value if len(groups) > 1 else None
+        what, others = str(self.what.value), tuple(self.beside.value)
+        self.meaning.object = MEANING[what]
+        self.figure.show((what, group, others, id(table)), lambda: self._draw(what, group, others, table))
+
+    def _draw(self, what: str, group: str | None, others: tuple[str, ...], table: xr.Dataset) -> Any:
+        found = {
+            name: self.engine.compared[name].read("dose_weights") for name in others if name in self.engine.compared
+        }
+        runs = {"this run": table, **{name: one for name, one in found.items() if one is not None}}
+        return PLOTS[what](*((runs, None) if len(runs) > 1 else (table, group)))
+
+    def _table(self) -> tuple[xr.Dataset | None, str]:
+        """Return the table to show, and what to say of it."""
+        run = self.engine.last(DoseWeights)
+        if run is not None and not run.snapshot.ended:
+            work = run.snapshot.works[-1] if run.snapshot.works else None
+            counted = f"{work.done} of {work.total} micrographs measured" if work else "starting"
+            return run.snapshot.so_far, counted
+        found = self.engine.result("dose_weights")
+        if found is None:
+            return None, ""
+        if self.engine.dose_weights_file is not None:
+            return found, f"from {self.engine.dose_weights_file.name}"
+        particles = int(found["particles"].values[0]) if "particles" in found else 0
+        return found, f"measured on {particles} particles" if particles else "taken from a file"
+
+    def _next(self) -> str:
+        if self.engine.session is None:
+            return "Open data in the Data tab first; then the decay of signal with dose can be measured here."
+        return "Nothing measured yet. “Measure dose weights” searches the hyperparameters first, if that has not been done."
+
+
+class _Editor:
+    """Weights changed by hand, saved as a file that the correction then takes."""
+
+    def __init__(self, tab: DoseTab):
+        self.tab = tab
+        self.table: xr.Dataset | None = None
+        self.frames = pn.widgets.TextInput(
+            label="Factors of frames", placeholder="1: 0, 2-4: 0.5", sizing_mode="stretch_width"
+        )
+        self.share = pn.widgets.FloatSlider(label="Share of the standard curve", start=0, end=1, step=0.05, value=0)
+        self.beyond = pn.widgets.FloatInput(
+            label="Standard curve beyond (Å); 0: never", start=0, value=0, step=0.5, width=220
+        )
+        self.path = pn.widgets.TextInput(label="Save as (in the output folder)", value=EDITED, width=280)
+        self.save = pn.widgets.Button(label="Save and use", color="primary")
+        self.back = pn.widgets.Button(label="Use the measured weights")
+        self.save.on_click(lambda _: tab.attempt(self._save))
+        self.back.on_click(lambda _: tab.attempt(self._back))
+        self.told = parts.words("")
+        self.figure = Figure(tab.engine)
+        for widget in (self.frames, self.share, self.beyond):
+            change = "value_throttled" if widget is self.share else "value"
+            widget.param.watch(lambda _: tab.attempt(self._draw), change)
+        left = pn.Column(
+            self.frames, parts.words("Frame: factor. 0 leaves a frame out, 0.5 halves its weight; 2-4 are frames 2 to 4."),
+            self.share, self.beyond, self.path, pn.Row(self.save, self.back), self.told, width=370,
+        )  # fmt: skip
+        self.view = parts.card("Change the weights by hand", pn.Row(left, self.figure.view), visible=False)
+
+    def refresh(self, table: xr.Dataset | None) -> None:
+        """Offer the editor for finished weights."""
+        self.view.visible = table is not None and self.tab.viewer.may_run
+        if table is not None and table is not self.table:
+            self.table = table
+        if table is not None:
+            self._draw()
+
+    def edits(self) -> WeightEdits:
+        """Return what the widgets say."""
+        return WeightEdits(factors_of(self.frames.value), self.beyond.value or None, self.share.value)
+
+    def _draw(self) -> None:
+        edits, table = self.edits(), self.table
+        if table is None or edits == WeightEdits():
+            self.figure.clear()
+            self.figure.view[:] = [parts.empty("Edited weights are drawn here beside the measured ones.")]
+            return
+
+        def both() -> Any:
+            return plots.weights({"as they are": table, "edited": edit_weights(table, edits)})
+
+        self.figure.show((id(table), str(edits)), both)
+
+    def _save(self) -> None:
+        if self.table is None:
+            raise InputError("there are no weights to edit yet; measure them first")
+        out = self.tab.engine.out
+        assert out is not None
+        path = self.tab.engine.roots.resolve(out / self.path.value)
+        if path.suffix != ".nc":
+            raise InputError(f"{self.path.value}: dose weights are saved as NetCDF; let the name end with .nc")
+        if path == out / "dose_weights.nc":
+            raise InputError("dose_weights.nc is what the run writes itself; give another name")
+        write_netcdf(path, edit_weights(self.table, self.edits()))
+        self.tab.engine.use(path, self.tab.engine.hyperparameters_file)
+        self.told.object = f"saved; the next correction takes {path.name}"
+
+    def _back(self) -> None:
+        self.tab.engine.use(None, self.tab.engine.hyperparameters_file)
+        self.told.object = "the next correction takes the measured weights"

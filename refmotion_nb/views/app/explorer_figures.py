@@ -1,0 +1,192 @@
+"""The explorer's Bokeh figures: data sources that are replaced when sliders move, colours for light and dark pages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from bokeh.models import ColorBar, ColumnDataSource, HoverTool, Label, LinearColorMapper, NumeralTickFormatter, Range1d
+from bokeh.plotting import figure
+
+from refmotion_nb.numerics.rays import QUIET_A
+from refmotion_nb.views.explorer import ExplorerModel, Snapshot, Tried, paths_A
+from refmotion_nb.views.explorer_drawing import along, drawn, score_limits
+from refmotion_nb.views.explorer_style import palette, ramp
+from refmotion_nb.views.explorer_words import place
+from refmotion_nb.views.svg import number
+
+SIDE = 500  # px
+
+
+class MapFigure:
+    """Trajectories over the micrograph, coloured by frame; those pinned beneath in grey."""
+
+    def __init__(self, model: ExplorerModel):
+        self.name = model.exploration.name
+        attrs = model.snapshot.tracks.attrs
+        self.width, self.height = float(attrs["width_A"]), float(attrs["height_A"])
+        foot = 0.09 * self.height  # room for the scale bar
+        tall = round((SIDE - 90) * min(1.4, (self.height + foot) / self.width)) + 70
+        self.figure = figure(
+            width=SIDE, height=tall, x_axis_label="x (Å)", y_axis_label="y (Å)", tools="pan,wheel_zoom,box_zoom,reset",
+            x_range=Range1d(0, self.width), y_range=Range1d(-foot, self.height), title=" ",        )  # fmt: skip
+        self.figure.toolbar.logo = None
+        self.paths, self.pinned, self.starts, self.bar = (ColumnDataSource(data=d) for d in ({}, {}, {}, {}))
+        frames = model.snapshot.tracks.sizes["frame"]
+        self.colours = LinearColorMapper(palette=ramp(False), low=1, high=frames)
+        ends = {"x0": "x0", "y0": "y0", "x1": "x1", "y1": "y1"}
+        self.draw(model.snapshot)
+        self.beneath = self.figure.segment(**ends, source=self.pinned, line_width=1.2)
+        self.figure.segment(
+            **ends, source=self.paths, line_width=1.6, line_color={"field": "frame", "transform": self.colours}
+        )
+        self.dots = self.figure.scatter("x", "y", source=self.starts, size=4)
+        hover = HoverTool(renderers=[self.dots], tooltips=[("particle, row", "@row"), ("path", "@length{0.00} Å")])
+        self.figure.add_tools(hover)
+        self.rule = self.figure.segment(**ends, source=self.bar, line_width=3)
+        self.length = Label(
+            x=0, y=-0.045 * self.height, text="", text_font_size="11px", text_baseline="middle", x_offset=8
+        )
+        self.figure.add_layout(self.length)
+        self.legend = ColorBar(color_mapper=self.colours, title="Frame", width=10, padding=2, title_standoff=6)
+        self.figure.add_layout(self.legend, "right")
+        self.draw(model.snapshot)
+
+    def draw(self, snapshot: Snapshot) -> None:
+        """Show a snapshot."""
+        paths, shown, frames = drawn(snapshot)
+        at = snapshot.tracks["coordinate"].values[shown]
+        number_of = np.broadcast_to((frames[1:] + 1).astype(np.float32), (len(shown), len(frames) - 1)).ravel()
+        self.paths.data = {**_segments(at, paths[:, frames], snapshot.magnified), "frame": number_of}
+        length = np.linalg.norm(np.diff(paths, axis=1), axis=-1).sum(1)
+        self.starts.data = {"x": at[:, 0], "y": at[:, 1], "row": snapshot.tracks["row"].values[shown], "length": length}
+        if snapshot.pinned_tracks is None:
+            self.pinned.data = {name: np.zeros(0) for name in ("x0", "y0", "x1", "y1")}
+        else:
+            beneath = paths_A(snapshot.pinned_tracks, snapshot.whole)[shown][:, frames]
+            self.pinned.data = _segments(at, beneath, snapshot.magnified)
+        self._scale(snapshot.magnified)
+        what = "All motion" if snapshot.whole else "Local motion"
+        grey = "; pinned in grey" if snapshot.pinned is not None else ""
+        self.figure.title.text = f"{what} × {number(snapshot.magnified)}, {self.name}{grey}"
+
+    def _scale(self, magnified: float) -> None:
+        most = 0.2 * self.width / magnified
+        power = 10.0 ** np.floor(np.log10(most))
+        length = power * max(f for f in (1, 2, 5) if f * power <= most)
+        y, end = -0.045 * self.height, 0.02 * self.width + length * magnified
+        self.bar.data = {"x0": [0.02 * self.width], "y0": [y], "x1": [end], "y1": [y]}
+        if hasattr(self, "length"):
+            self.length.x, self.length.text = end, f"{number(length)} Å of motion"
+
+    def recolour(self, dark: bool) -> None:
+        """Take the colours of a light or a dark page."""
+        colours = palette(dark)
+        coat(self.figure, dark)
+        self.colours.palette = ramp(dark)
+        self.beneath.glyph.line_color = colours["muted"]
+        self.dots.glyph.fill_color = self.dots.glyph.line_color = colours["text"]
+        self.rule.glyph.line_color = self.length.text_color = colours["text"]
+        self.legend.background_fill_alpha = 0
+        self.legend.major_label_text_color = self.legend.title_text_color = colours["muted"]
+        self.legend.major_tick_line_color = colours["muted"]
+
+
+class TrailFigure:
+    """The score, or the local activity, of all that was tried, over strength."""
+
+    def __init__(self, model: ExplorerModel, what: str):
+        self.what = what
+        label = "Score (lower: better)" if what == "cv_score" else "Local activity (Å)"
+        self.figure = figure(
+            width=SIDE, height=165 if what == "cv_score" else 185, x_axis_type="log", tools="", toolbar_location=None,
+            x_range=Range1d(*model.strengths), y_range=Range1d(0, 1), y_axis_label=label,
+            x_axis_label="Strength ((e/Å²)/Å²)" if what != "cv_score" else None,
+        )  # fmt: skip
+        self.figure.xaxis.ticker.desired_num_ticks = 7
+        self.figure.xaxis.formatter = NumeralTickFormatter(format="0,0.[00]")
+        self.figure.yaxis.minor_tick_line_color = None
+        self.tried, self.line, self.now, self.pinned, self.best = (
+            ColumnDataSource(data={"x": [], "y": [], "place": []}) for _ in range(5)
+        )
+        self.dots = self.figure.scatter("x", "y", source=self.tried, size=4, legend_label="tried")
+        self.curve = self.figure.line("x", "y", source=self.line, line_width=2, legend_label="this balance, distance")
+        self.star = self.figure.scatter(
+            "x", "y", source=self.best, size=14, marker="star", legend_label="search's choice"
+        )
+        self.held = self.figure.scatter("x", "y", source=self.pinned, size=8, marker="square", legend_label="pinned")
+        self.cross = self.figure.scatter(
+            "x", "y", source=self.now, size=11, marker="x", line_width=2.5, legend_label="now"
+        )
+        hover = HoverTool(
+            renderers=[self.dots, self.star, self.held],
+            tooltips=[("", "@place"), ("score", "@y{0.00000}") if what == "cv_score" else ("Å", "@y{0.00}")],
+        )  # fmt: skip
+        self.figure.add_tools(hover)
+        (legend,) = self.figure.legend
+        if what == "cv_score":
+            legend.visible = False
+        else:
+            legend.visible = True
+            legend.orientation, legend.label_text_font_size, legend.glyph_width = "horizontal", "10px", 14
+            legend.spacing, legend.padding, legend.margin, legend.border_line_alpha = 4, 0, 0, 0
+            self.figure.add_layout(legend, "below")
+        self._pinned_item = next(item for item in legend.items if item.label.value == "pinned")
+        if model.at_best is None:
+            next(item for item in legend.items if item.label.value == "search's choice").visible = False
+        self.best.data = _rows([model.at_best] if model.at_best else [], what)
+        self.draw(model.snapshot)
+
+    def draw(self, snapshot: Snapshot) -> None:
+        """Show a snapshot."""
+        self.tried.data = _rows(snapshot.trail, self.what)
+        self.line.data = _rows(along(snapshot), self.what)
+        self.now.data = _rows([snapshot.now], self.what)
+        self.pinned.data = _rows([snapshot.pinned] if snapshot.pinned else [], self.what)
+        self._pinned_item.visible = snapshot.pinned is not None
+        values = [getattr(one, self.what) for one in snapshot.trail]
+        low, high = (min(values), max(values)) if self.what == "cv_score" else (0.0, max(*values, 2 * QUIET_A))
+        if self.what == "cv_score":
+            most = score_limits(values)
+            low, high = min(low, most[0]), max(high, most[1])
+        room = 0.08 * (high - low)
+        self.figure.y_range.update(start=low - room, end=high + room)
+
+    def recolour(self, dark: bool) -> None:
+        """Take the colours of a light or a dark page."""
+        colours = palette(dark)
+        coat(self.figure, dark)
+        for renderer, name in ((self.dots, "c6"), (self.held, "c1"), (self.star, "text"), (self.cross, "text")):
+            renderer.glyph.fill_color = renderer.glyph.line_color = colours[name]
+        self.curve.glyph.line_color = colours["c0"]
+        self.figure.legend.background_fill_alpha = 0
+        self.figure.legend.label_text_color = colours["muted"]
+
+
+def coat(plot: Any, dark: bool) -> None:
+    """Give a figure the page's colours, with nothing behind it."""
+    colours = palette(dark)
+    plot.background_fill_color = plot.border_fill_color = None
+    plot.outline_line_color = colours["line"]
+    plot.grid.grid_line_color = colours["grid"]
+    plot.title.text_color = colours["text"]
+    for axis in plot.axis:
+        axis.axis_label_text_color = colours["text"]
+        axis.axis_label_text_font_style = "normal"
+        axis.axis_label_text_font_size = "12px"
+        axis.major_label_text_color = colours["muted"]
+        axis.axis_line_color = axis.major_tick_line_color = axis.minor_tick_line_color = colours["line"]
+
+
+def _segments(at: np.ndarray, paths: np.ndarray, magnified: float) -> dict[str, np.ndarray]:
+    place_of = (at[:, None] + magnified * paths).astype(np.float32)
+    ends = place_of[:, :-1, 0], place_of[:, :-1, 1], place_of[:, 1:, 0], place_of[:, 1:, 1]
+    return {name: np.ascontiguousarray(one).ravel() for name, one in zip(("x0", "y0", "x1", "y1"), ends)}
+
+
+def _rows(tried: Any, what: str) -> dict[str, Any]:
+    some: list[Tried] = list(tried)
+    return {
+        "x": [t.hyperparameters.strength for t in some], "y": [getattr(t, what) for t in some],
+        "place": [place(t.hyperparameters) for t in some],
+    }  # fmt: skip

@@ -1,0 +1,1 @@
+"""Views as ipywidgets, for notebooks."""

@@ -1,0 +1,162 @@
+"""Dose, Correct and Results tabs, and the code for a notebook, on real sessions without a browser."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import refmotion_nb as rm
+from refmotion_nb.stages.runs import Cancelled, Run
+from refmotion_nb.views.app.engine import Engine, Viewer
+from refmotion_nb.views.app.notebook import code_of, notebook_of
+from refmotion_nb.views.app.opening import Opening
+from refmotion_nb.views.app.roots import Roots
+from refmotion_nb.views.app.tabs.correct import CorrectTab, progress_in_words
+from refmotion_nb.views.app.tabs.dose import DoseTab
+from refmotion_nb.views.app.tabs.results import ResultsTab
+
+FAST = {"target_particles": 10, "spatial_strength": 1.5, "correlation_distance": 3000.0, "acceleration_strength": 2.0}
+
+
+@pytest.fixture(scope="module")
+def done(tiny, tmp_path_factory):
+    """Return an engine that has corrected and validated."""
+    folder = tmp_path_factory.mktemp("app")
+    engine = Engine(Roots([folder, tiny.folder]))
+    opening = Opening("open_relion", {"particles": tiny.particles, "micrographs": tiny.micrographs,
+                                      "references": tiny.references[0], "root": tiny.folder})  # fmt: skip
+    engine.open(opening).wait(60)
+    wait_for(lambda: engine.session is not None)
+    engine.change(**FAST)
+    engine.run("validate").wait(120)
+    return engine
+
+
+def wait_for(true):
+    for _ in range(2000):
+        if true():
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("it never came")
+
+
+def shown(tab, figure):
+    """Return what a figure shows once it is made."""
+    tab.refresh()
+    wait_for(lambda: figure._made is None or figure._made.done())
+    tab.refresh()
+    return figure.view[0].object
+
+
+def owner():
+    return Viewer("owner", True)
+
+
+def test_the_dose_tab_shows_each_plot_of_what_was_measured(done):
+    tab = DoseTab(done, owner())
+    titles = set()
+    for what in tab.what.options:
+        tab.what.value = what
+        titles.add(str(shown(tab, tab.figure)))
+        assert tab.meaning.object
+    assert len(titles) == len(tab.what.options)
+    assert tab.status.object == "measured on 12 particles"
+
+
+def test_edited_weights_are_saved_and_taken_by_the_next_correction(done):
+    tab = DoseTab(done, owner())
+    tab.refresh()
+    tab.editor.frames.value = "1: 0"
+    tab.editor.save.clicks += 1
+    assert not tab.problem.visible, tab.problem.object
+    saved = xr.load_dataset(done.out / "dose_weights_edited.nc")
+    assert (saved["weight"].isel(frame=0) == 0).all() and done.dose_weights_file == done.out / "dose_weights_edited.nc"
+    assert "dose_weights_file" in code_of(done)
+    done.run("dose-weights").wait(60)
+    assert (done.result("dose_weights")["weight"].isel(frame=0) == 0).all()
+    tab.editor.back.clicks += 1
+    done.run("dose-weights").wait(60)
+    assert (done.result("dose_weights")["weight"].isel(frame=0) > 0).all(), "measured ones again"
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere.nc", "weights.txt", "dose_weights.nc"])
+def test_weights_are_not_saved_elsewhere_or_over_results(done, name):
+    before = (done.out / "dose_weights.nc").read_bytes()
+    tab = DoseTab(done, owner())
+    tab.refresh()
+    tab.editor.path.value = name
+    tab.editor.save.clicks += 1
+    assert tab.problem.visible and done.dose_weights_file is None
+    assert (done.out / "dose_weights.nc").read_bytes() == before
+
+
+def test_who_looks_on_cannot_start_change_or_save(done):
+    looker = Viewer("colleague", False)
+    runs, settings = len(done.runs), dict(done.settings)
+    dose, correct = DoseTab(done, looker), CorrectTab(done, looker)
+    dose.refresh()
+    correct.refresh()
+    for button in (dose.start, correct.start, correct.whole, correct.cancel, dose.editor.save):
+        button.clicks += 1
+    correct.settings["float16"].value = True
+    assert len(done.runs) == runs and done.settings == settings
+    assert "looking on" in correct.problem.object
+
+
+def test_the_correct_tab_tells_cost_progress_and_trajectories(done):
+    tab = CorrectTab(done, owner())
+    assert shown(tab, tab.figure) is not None
+    assert tab.micrograph.options == ["mic0000", "mic0001"]
+    assert tab.cost.object.startswith("All 2 micrographs lie in the output folder")
+    assert tab.told.object == "2 of 2 micrographs done."
+    tab.settings["fourier_crop_to"].value = 7
+    tab.refresh()
+    assert "give an even number" in tab.cost.object
+    tab.settings["fourier_crop_to"].value = 0
+    assert done.settings == FAST
+
+
+def test_progress_in_words():
+    run = Run(None)
+    run.start(5, "correcting particles")
+    run.advance(micrograph="a")
+    run.advance(micrograph="b")
+    text = progress_in_words(run.snapshot, run.snapshot.works[-1])
+    assert text.startswith("2 of 5 micrographs, ") and "per minute" in text
+    run.cancel()
+    with pytest.raises(Cancelled):
+        run.follow(lambda: None)
+    assert "goes on from there" in progress_in_words(run.snapshot, run.snapshot.works[-1])
+
+
+def test_the_results_tab_shows_gains_maps_particles_and_files(done):
+    tab = ResultsTab(done, owner())
+    assert len(shown(tab, tab.fsc)) >= 4
+    assert shown(tab, tab.maps) is not None and shown(tab, tab.images) is not None
+    assert "24 of 24 particles written" in tab.written.object and "FSC 0.143" in tab.table.object
+    names = [widget.filename for widget in tab.downloads]
+    assert {"report.html", "particles.star", "dose_weights.nc", "hyperparameters.json"} <= set(names)
+    assert not tab.nothing.visible
+
+
+def test_empty_tabs_say_what_to_do_next(tmp_path):
+    engine = Engine(Roots([tmp_path]))
+    for kind in (DoseTab, CorrectTab, ResultsTab):
+        tab = kind(engine, owner())
+        tab.refresh()
+        assert "Data tab" in "".join(str(pane.object) for pane in tab.view.select(lambda one: hasattr(one, "object")))
+
+
+def test_the_code_reproduces_the_run(done, tmp_path):
+    code = code_of(done)
+    assert "rm.plots.fsc(job.validation)" in code and "'spatial_strength': 1.5" in code
+    there = str(tmp_path / "again")
+    names: dict = {}
+    exec(compile(code.replace(str(done.out), there), "code", "exec"), names)
+    assert (tmp_path / "again" / "report.html").exists()
+    first, again = (rm.ResultStore(f"{out}/results.zarr").read("tracks/mic0001") for out in (done.out, there))
+    np.testing.assert_array_equal(first["shift"], again["shift"])
+    book = json.loads(notebook_of(code).read())
+    assert book["cells"][0]["source"] == ["import refmotion_nb as rm"]

@@ -1,0 +1,171 @@
+"""One micrograph looked at closely: trajectories by hand, correlation windows, and the truth to compare them with."""
+
+import holoviews as hv
+import numpy as np
+import pytest
+
+import refmotion_nb as rm
+from refmotion_nb import plots
+from refmotion_nb.numerics.prior import exponential, spatial_modes
+from refmotion_nb.stages.search import prior_from_attrs
+
+NAME = "mic0000"
+
+
+@pytest.fixture(scope="module")
+def session(tiny):
+    return rm.Session(tiny.open(), 2)
+
+
+@pytest.fixture(scope="module")
+def by_hand(session):
+    return rm.hand_picked(session, rm.Hyperparameters(2.5, 53.0, 3000.0))
+
+
+@pytest.fixture(scope="module")
+def windows(session):
+    return rm.correlation(session, NAME, reach_A=6.0, step_A=0.5)
+
+
+def test_hyperparameters_given_by_hand_are_those_of_the_prior(session, by_hand):
+    prior = prior_from_attrs(by_hand.attrs)
+    assert rm.best(by_hand) == rm.Hyperparameters(2.5, 53.0, 3000.0)
+    assert prior.scale_pool > 0 and set(by_hand.attrs["micrographs"]) == set(session)
+
+
+def test_trajectories_come_close_to_the_truth(session, by_hand, tiny):
+    found = {name: rm.trajectories(session, name, by_hand) for name in session}
+    stiff = rm.hand_picked(session, rm.Hyperparameters(1e6, 5.0, 1e5))
+    still = {name: rm.trajectories(session, name, stiff) for name in session}
+    assert tiny.trajectory_error_A(found) < 0.75 * tiny.rigid_error_A
+    assert tiny.trajectory_error_A(found) < tiny.trajectory_error_A(still)
+    assert found[NAME]["shift"].dims == ("particle", "frame", "axis") and found[NAME]["shift"].attrs["units"] == "Å"
+
+
+def test_trajectories_are_those_that_correction_writes(session, by_hand, tmp_path):
+    dose = rm.DoseWeights(target_particles=24).run(session, by_hand)
+    rm.MotionCorrection().run(session, by_hand, dose, out=tmp_path)
+    written = rm.ResultStore(tmp_path / "results.zarr").read(f"tracks/{NAME}")
+    np.testing.assert_array_equal(rm.trajectories(session, NAME, by_hand)["shift"], written["shift"])
+
+
+def test_added_up_over_particles_the_correlation_shows_how_far_rigid_motion_is_off(windows, tiny):
+    assert windows["correlation"].dims == ("particle", "frame", "y", "x")
+    assert windows["x"].values[0] == -6.0 and windows["x"].attrs["units"] == "Å"
+    true = (tiny.tracks()[NAME]["shift"] - windows["initial"]).mean("particle").values
+    peaks = windows["correlation"].sum("particle").stack(at=("x", "y")).idxmax("at").values
+    off = np.array([*peaks]) - true
+    rms = [np.sqrt(((values - values.mean(0)) ** 2).mean()) for values in (off, true)]  # where it was picked is free
+    assert rms[0] < 0.7 * rms[1]
+
+
+def test_the_correlation_is_that_which_trajectories_follow(session, windows, by_hand):
+    """Along the trajectories the sum lies above that along rigid motion, and both are read off the same windows."""
+    found = rm.trajectories(session, NAME, by_hand, stage=rm.MotionCorrection(all_fourier_components=False))
+    off = found["shift"] - windows["initial"]
+    along = windows["correlation"].interp(
+        x=off.sel(axis="x", drop=True), y=off.sel(axis="y", drop=True), method="linear"
+    )
+    still = windows["correlation"].sel(x=0.0, y=0.0)
+    assert float(along.sum()) > float(still.sum()) > 0
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s: rm.correlation(s, "mic00"), "no micrograph 'mic00'.*for example mic000"),
+        (lambda s: rm.correlation(s, NAME, step_A=0.0), "step_A 0 and reach_A 8: give a step above 0"),
+        (
+            lambda s: rm.trajectories(s, "other", rm.hand_picked(s, rm.Hyperparameters(1, 2, 3))),
+            "no micrograph 'other'",
+        ),
+    ],
+)
+def test_what_is_not_there_is_said(session, call, message):
+    with pytest.raises(rm.InputError, match=message):
+        call(session)
+
+
+def test_the_truth_is_a_table_like_the_results(tiny):
+    truth = tiny.tracks()
+    assert tiny.trajectory_error_A(truth) == 0
+    for table in truth.values():
+        local = table["shift"] - table["rigid"]
+        assert float(abs(local - local.isel(frame=0)).max()) > 0.5  # Å: they moved
+    moved = {name: table.assign(shift=table["shift"] + 3.0) for name, table in truth.items()}
+    assert tiny.trajectory_error_A(moved) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(rm.InputError, match="other was not simulated; there are mic0000, mic0001"):
+        tiny.trajectory_error_A({"other": truth[NAME]})
+    with pytest.raises(rm.InputError, match="8 frames; the tracks have 5"):
+        tiny.trajectory_error_A({NAME: truth[NAME].isel(frame=slice(5))})
+    assert tiny.trajectory_error_A({NAME: truth[NAME].isel(particle=[7, 2])}) == 0
+
+
+def smooth(ratio):
+    return np.exp(-(ratio**2))
+
+
+class Smooth:
+    """Neighbours alike to second order: a squared-exponential kernel."""
+
+    def kernel(self, ratio):
+        return smooth(ratio)
+
+
+class SmoothSearch(Smooth, rm.HyperparameterSearch):
+    """The search under that prior."""
+
+
+class SmoothCorrection(Smooth, rm.MotionCorrection):
+    """Correction under that prior."""
+
+
+def test_a_kernel_of_ones_own_is_the_prior_everywhere(session, by_hand):
+    position = np.array([[0.0, 0.0], [1000.0, 0.0], [0.0, 2500.0]])
+    vectors, values = spatial_modes(position, 2000.0, smooth)
+    d = np.linalg.norm(position[:, None] - position[None], axis=-1)
+    np.testing.assert_allclose(vectors * values @ vectors.T, smooth(d / 2000.0), atol=1e-12)
+
+    prior = prior_from_attrs(by_hand.attrs)
+    assert SmoothCorrection().track_key(prior) != rm.MotionCorrection().track_key(prior)
+    assert SmoothCorrection().track_key(prior) == type("Same", (Smooth, rm.DoseWeights), {})().track_key(prior)
+    usual, other = (
+        rm.trajectories(session, NAME, by_hand, stage) for stage in (rm.MotionCorrection(), SmoothCorrection())
+    )
+    assert 0.01 < float(abs(usual["shift"] - other["shift"]).max()) < 5
+    rays = {kind: kind(max_strength=3.0).run(session) for kind in (rm.HyperparameterSearch, SmoothSearch)}
+    usual, other = (table["cv_score"].values for table in rays.values())
+    assert np.isfinite(other).all() and not np.allclose(usual, other, rtol=1e-6)
+    np.testing.assert_array_equal(exponential(d), rm.MotionCorrection().kernel(d))
+
+
+def test_correlation_is_drawn_with_its_highest_point(windows, tiny):
+    truth = tiny.tracks()[NAME]["shift"] - windows["initial"]
+    chosen = windows.assign(truth=truth)
+    one, many = chosen.isel(particle=0, frame=2), chosen.isel(frame=2).mean("particle")
+    plot = plots.correlation({"one": one, "many": many})
+    for panel, run in zip(plot, (one, many), strict=True):
+        image, highest, true = list(panel)
+        values = run["correlation"].values
+        row, column = np.unravel_index(values.argmax(), values.shape)
+        assert highest.array()[0].tolist() == [run["x"].values[column], run["y"].values[row]]
+        np.testing.assert_allclose(true.array()[0], run["truth"].values)
+        assert [d.unit for d in image.kdims] == ["Å", "Å"] and image.vdims[0].label == "Log-likelihood"
+        np.testing.assert_allclose(image.dimension_values(2, flat=False), values)  # both with y upwards
+        assert image.bounds.lbrt() == (-6.25, -6.25, 6.25, 6.25)
+    with pytest.raises(rm.InputError, match="still has particle; pick one by isel"):
+        plots.correlation(windows.isel(frame=0))
+
+
+def test_the_path_of_a_particle_is_drawn_for_each_run(session, by_hand, tiny):
+    runs = {"truth": tiny.tracks()[NAME], "found": rm.trajectories(session, NAME, by_hand)}
+    plot = plots.path(runs, particle=3)
+    for panel, axis in zip(plot, "xy", strict=True):
+        curves = panel.traverse(lambda item: item, [hv.Curve])
+        assert [curve.label for curve in curves] == ["truth", "found"]
+        for curve, run in zip(curves, runs.values(), strict=True):
+            shift = run["shift"].isel(particle=3).sel(axis=axis).values
+            np.testing.assert_allclose(curve.dimension_values(1), shift - np.median(shift))
+            assert curve.dimension_values(0)[0] == 1 and curve.vdims[0].unit == "Å"
+    with pytest.raises(rm.InputError, match="no particle 12; they count from 0 to 11"):
+        plots.path(runs, particle=12)
