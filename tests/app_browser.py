@@ -125,7 +125,7 @@ def browser(chromium: Any) -> Iterator[Browser]:
     browser = Browser(chromium)
     yield browser
     browser.close()
-    assert not browser.wrong
+    assert not browser.wrong, "\n".join(browser.wrong)
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,108 @@
-"""The app as a browser shows it."""
+"""The app as a browser shows it; the fixture ``browser`` also asserts no console errors and no requests to other hosts."""
+
+import urllib.request
 
 import pytest
+from app_browser import serving, turn_to
+from conftest import TINY
+
+from refmotion_nb.views.app.opening import Opening
 
 pytestmark = pytest.mark.browser
 
 
-def test_the_owner_runs_and_others_look_on(app, browser):
+def field(page, label):
+    return page.get_by_label(label, exact=True).first
+
+
+def enter(page, label, text):
+    field(page, label).fill(text)
+    field(page, label).press("Enter")
+
+
+def test_the_owner_opens_the_example_and_who_looks_on_sees_it(app, browser):
+    app.engine.session = None
+    app.engine.example = Opening("example", {"folder": "made", "settings": TINY})
     owner, other = browser.open(app.owner_url), browser.open(app.url)
     app.until(lambda: len(app.engine.viewers) == 2)
     assert sorted(viewer.may_run for viewer in app.engine.viewers) == [False, True]
-    owner.get_by_text("24 particles on 2 micrographs").wait_for()
+    other.get_by_text("No data are open yet").wait_for()
+    owner.get_by_role("button", name="Open the example").click()
+    owner.get_by_role("progressbar").first.wait_for()
+    for page in (owner, other):
+        page.get_by_text("24 particles on 2 micrographs").wait_for()
+        page.get_by_text("particles, 512 × 512 px").wait_for()
+        page.locator("canvas").first.wait_for()  # the picture
+    owner.get_by_role("button", name="Next ▶").click()
+    owner.get_by_text("2 of 2: 12 particles").wait_for()
+    assert other.get_by_text("1 of 2: 12 particles").is_visible()  # each looks where they like
+
+
+def test_who_looks_on_cannot_run_until_the_owner_lets_them(app, browser):
+    owner, other = browser.open(app.owner_url), browser.open(app.url)
     other.get_by_role("button", name="Looking on").wait_for()
+    other.get_by_text("Open data").click()
+    assert other.get_by_role("button", name="Open", exact=True).is_disabled()
+    assert field(other, "micrographs").is_disabled()
+    turn_to(other, "Settings")
+    assert field(other, "seed").is_disabled()
+    owner.get_by_role("button", name="viewers").click()
+    owner.get_by_role("button", name="Let run").first.click()
+    app.until(lambda: [viewer.may_run for viewer in app.engine.viewers].count(True) > 1)
+    other.get_by_role("button", name="Reset all to defaults").wait_for()
+    app.until(lambda: field(other, "seed").is_enabled())
+
+
+def test_two_browsers_are_in_step_and_a_new_one_shows_the_present_state(app, browser):
+    one, two = browser.open(app.owner_url), browser.open(app.owner_url)
+    for page in (one, two):
+        turn_to(page, "Settings")
+    enter(one, "max_strength", "1234")
+    two.get_by_text("1 changed").wait_for()
+    assert field(two, "max_strength").input_value() == "1234" and app.engine.settings == {"max_strength": 1234}
+    enter(two, "window_reach_A", "0.5")
+    two.get_by_text("must be at least 1.0").wait_for()
+    one.context.close()
+    new = browser.open(app.url + "?tab=Settings")
+    new.get_by_text("1 changed").wait_for()
+    two.get_by_role("button", name="Reset all to defaults").click()
+    new.get_by_text("All are at their defaults").wait_for()
+
+
+def test_paths_outside_are_refused_where_they_were_entered(app, browser):
+    page = browser.open(app.owner_url)
+    page.get_by_text("Open data").click()
+    enter(page, "micrographs", "../../../etc/passwd")
+    for label in ("particles", "half map 1", "half map 2"):
+        enter(page, label, "/etc/passwd")
+    page.get_by_role("button", name="Check", exact=True).click()
+    page.get_by_text("is outside the folders that this app may use").first.wait_for()
+    assert app.engine.checked.result is None
+
+
+def test_a_run_goes_on_without_the_browser_that_started_it(app, browser):
+    page = browser.open(app.owner_url)
+    page.get_by_text("24 particles on 2 micrographs").wait_for()
+    app.engine.change(spatial_strength=1.5, correlation_distance=3000.0, acceleration_strength=2.0)
+    run = app.engine.run("dose-weights")
+    page.context.close()
+    run.wait(60)
+    page = browser.open(app.owner_url, color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(16, 20, 26)"
+    page.get_by_role("button", name="☀ Light").click()
+    page.get_by_role("button", name="☾ Dark").wait_for()
+
+
+def test_a_login_is_asked_for_where_it_is_set(browser, tmp_path):
+    with serving(tmp_path, login={"basic_auth": "sesame"}) as served:
+        page = browser.blank()
+        page.goto(served.owner_url)
+        page.wait_for_url("**/login**")
+        assert not served.engine.visits
+        assert urllib.request.urlopen(served.url).url.endswith("/login?next=%2F")
+        page.locator("input[name=username]").fill("ann")
+        page.locator("input[name=password]").fill("sesame")
+        page.locator("input[type=submit], button[type=submit]").first.click()
+        page.get_by_role("button", name="Data", exact=True).wait_for()
+        served.until(lambda: served.engine.viewers)
+        assert [(viewer.name, viewer.owner) for viewer in served.engine.viewers] == [("ann", True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import panel as pn
 
@@ -33,25 +34,31 @@ class PathField:
             label=label, placeholder=about, sizing_mode="stretch_width", min_width=220, margin=(2, 5)
         )
         self.browse = parts.button("Browse", self._toggle, width=76, margin=(21, 5, 2, 0))
+        self.problem = parts.problem()
+        self.panel: Any = None  # made when it is first asked for
+        self.view = pn.Column(
+            pn.Row(self.input, self.browse, sizing_mode="stretch_width", margin=0),
+            sizing_mode="stretch_width",
+            margin=0,
+        )
+        if chosen is not None:
+            self.input.param.watch(lambda _: chosen(), "value")
+
+    def _build(self) -> None:
+        """Make what browses."""
         self.where = pn.widgets.Select(label="", options={}, sizing_mode="stretch_width", margin=(2, 5))
         self.entries = pn.widgets.MultiSelect(options=[], size=9, sizing_mode="stretch_width", margin=(2, 5))
         self.entries.on_double_click(lambda event: self._take(event.option))
         self.take = parts.button("Choose", self._take_selected, width=150, margin=(2, 5), color="primary")
         self.shut = parts.button("Close", self._toggle, width=76, margin=(2, 5))
         self.told = parts.words("", margin=(2, 5))
-        self.problem = parts.problem()
         self.panel = pn.Column(
             self.where, self.entries, pn.Row(self.take, self.shut, self.told, sizing_mode="stretch_width"), visible=False,
             sizing_mode="stretch_width", css_classes=["rm-card"],
         )  # fmt: skip
-        self.view = pn.Column(
-            pn.Row(self.input, self.browse, sizing_mode="stretch_width", margin=0), self.problem, self.panel,
-            sizing_mode="stretch_width", margin=0,
-        )  # fmt: skip
         self.entries.param.watch(lambda _: self._name_button(), "value")
         self.where.param.watch(lambda event: self._go(event.new) if event.new else None, "value")
-        if chosen is not None:
-            self.input.param.watch(lambda _: chosen(), "value")
+        self.view[:] = [self.view[0], self.problem, self.panel]
 
     @property
     def path(self) -> Path | None:
@@ -61,10 +68,12 @@ class PathField:
     def enable(self, may_run: bool) -> None:
         """Let it be changed, or not."""
         self.input.disabled = self.browse.disabled = not may_run
-        if not may_run:
+        if not may_run and self.panel is not None:
             self.panel.visible = False
 
     def _toggle(self) -> None:
+        if self.panel is None:
+            self._build()
         if not self.panel.visible and not self.browse.disabled:
             given = self.path
             start = self.folder

@@ -44,14 +44,16 @@ def variables(dark: bool = False) -> str:
 def figure_theme(dark: bool = False) -> FigureTheme:
     """Return how Bokeh draws figures on the page's cards."""
     c = colours(dark)
-    text = {"text_color": c["text"]}
+    text = {"text_color": c["text"], "text_font": "system-ui, sans-serif"}
     axis = {"axis_label_text_color": c["text"], "major_label_text_color": c["muted"]} | {
         f"{line}_line_color": c["muted"] for line in ("axis", "major_tick", "minor_tick")
     }
     back = {"background_fill_color": c["card"]}
+    fonts = {f"{part}_text_font": "system-ui, sans-serif" for part in ("axis_label", "major_label")}
     return FigureTheme(json={"attrs": {
+        "Toolbar": {"logo": None},
         "Plot": back | {"border_fill_color": c["card"], "outline_line_color": c["line"]},
-        "Axis": axis, "Grid": {"grid_line_color": c["grid"]}, "Title": text, "Label": text,
+        "Axis": axis | fonts, "Grid": {"grid_line_color": c["grid"]}, "Title": text, "Label": text,
         "Legend": back | {"label_text_color": c["text"], "title_text_color": c["text"], "border_line_color": c["line"],
                           "background_fill_alpha": 0.85},
         "BaseColorBar": back | {"title_text_color": c["text"], "major_label_text_color": c["muted"]},

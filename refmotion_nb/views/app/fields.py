@@ -11,7 +11,7 @@ import param
 from refmotion_nb.views.app import parts
 
 WIDTH = 270  # px
-UNSET = "as it comes"  # a parameter without a value of its own
+UNSET = "not given"  # a parameter without a value of its own
 
 
 class Field:

@@ -124,16 +124,19 @@ class OpeningForm:
         self.open = parts.button("Open", lambda: self._do(open_), width=110, color="primary")
         self.example = parts.button("Open the example", lambda: self._attempt(open_, example), width=170)
         self.roots_of = pn.Column(self.forms[RELION].root.view, sizing_mode="stretch_width", margin=0)
-        folded = parts.folded(
-            "More: project folder, what is read of the movies", self.roots_of,
-            pn.FlexBox(*(one.view for one in self.inputs.values()), gap="2px"),
-        )  # fmt: skip
+        self.more = parts.folded("More: project folder, what is read of the movies")
+        self.more.param.watch(lambda _: self._unfold(), "collapsed")
         self.program = pn.Column(self.forms[RELION].view, sizing_mode="stretch_width", margin=0)
         self.source.param.watch(lambda event: self._turn(self.forms[event.new]), "value")
         self.view = pn.Column(
-            self.source, self.program, folded, self.problem, pn.Row(self.check, self.open, margin=0),
+            self.source, self.program, self.more, self.problem, pn.Row(self.check, self.open, margin=0),
             sizing_mode="stretch_width", margin=0,
         )  # fmt: skip
+
+    def _unfold(self) -> None:
+        """Fill the folded part when it is first opened."""
+        if not len(self.more):
+            self.more[:] = [self.roots_of, pn.FlexBox(*(one.view for one in self.inputs.values()), gap="2px")]
 
     def _turn(self, form: ProgramForm) -> None:
         self.program[:], self.roots_of[:] = [form.view], [form.root.view]

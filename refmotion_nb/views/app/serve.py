@@ -166,7 +166,7 @@ def serve(
         _open_browser(access)
     own = [f"{host}:{access.port}" for host in dict.fromkeys((access.address, "localhost", socket.gethostname()))]
     prefix = access.prefix.strip("/")
-    login = {"cookie_secret": secrets.token_hex(32), **access.login} if access.login else {}
+    login = {"cookie_secret": secrets.token_hex(32), **_doors(), **access.login} if access.login else {}
     if prefix:
         login["root_path"] = f"/{prefix}/"
     return pn.serve(
@@ -174,6 +174,12 @@ def serve(
         websocket_origin=[*own, *access.origins], extra_patterns=[(r"/owner", OwnerLink, {"access": access})],
         show=False, verbose=False, threaded=threaded, **login,
     )  # fmt: skip
+
+
+def _doors() -> dict[str, str]:
+    """Return the pages around a login: Panel's own take pictures and fonts from other hosts."""
+    page = str(resources.files("refmotion_nb.views.app").joinpath("door.html"))
+    return dict.fromkeys(("login_template", "logout_template", "oauth_error_template"), page)
 
 
 def _open_browser(access: Access) -> None:
