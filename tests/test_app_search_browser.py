@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from app_browser import turn_to
@@ -46,10 +48,9 @@ def test_a_prior_slider_moves_trajectories(app, browser):
     page.get_by_text("Prior explorer: mic0000").wait_for()
     model = app.until(lambda: app.engine.explored.result)
     before = page.evaluate(SOURCES, ["x0", "frame"])[0]
-    handle = page.locator(".noUi-handle").first
-    handle.focus()
-    for _ in range(5):
-        handle.press("PageUp")
+    handle = page.locator(".noUi-handle:visible").first  # of the strength
+    for _ in range(20):
+        handle.press("ArrowRight")
     app.until(lambda: model.snapshot.version > 0 and model.settle(20))
     page.wait_for_function(f"before => JSON.stringify(({SOURCES})(['x0', 'frame'])[0]) != before", arg=_json(before))
     page.get_by_role("button", name="Use these hyperparameters").click()
@@ -77,11 +78,9 @@ def test_two_runs_are_compared(app, browser):
     page.get_by_text("What each frame counts").wait_for()
     page.get_by_text("drawing").first.wait_for(state="detached")
     assert list(app.engine.compared) == ["one", "two"]
-    page.wait_for_function("""Bokeh.documents.some(one => [...one._all_models.values()]
-        .some(model => model.type == "Title" && model.text.startsWith("Weight at")))""".replace("Bokeh", "() => Bokeh"))
+    page.wait_for_function("""() => Bokeh.documents.some(one => [...one._all_models.values()]
+        .some(model => model.type == "Title" && model.text.startsWith("Weight at")))""")
 
 
 def _json(value):
-    import json
-
     return json.dumps(value, separators=(",", ":"))
