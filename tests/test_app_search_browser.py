@@ -1,0 +1,86 @@
+"""Search, Priors and Compare as a browser shows them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from app_browser import turn_to
+from fake_results import fake_dose_weights, fake_search
+
+import refmotion_nb as rm
+from refmotion_nb.data.store import ResultStore
+
+pytestmark = pytest.mark.browser
+
+# what the Bokeh figures of a page hold: the data of every source with such columns
+SOURCES = """columns => Bokeh.documents.flatMap(one => [...one._all_models.values()])
+    .filter(one => one.type == "ColumnDataSource" && columns.every(name => name in one.data))
+    .map(one => Object.fromEntries(columns.map(name => [name, Array.from(one.data[name])])))"""
+
+
+def finite(values):
+    return [value for value in values if isinstance(value, int | float) and np.isfinite(value)]
+
+
+def test_a_search_is_run_and_rays_retire(app, browser):
+    owner, other = browser.open(app.owner_url), browser.open(app.url)
+    for page in (owner, other):
+        turn_to(page, "Search")
+    assert other.get_by_role("button", name="Start search").is_disabled()
+    owner.get_by_role("button", name="Start search").click()
+    for page in (owner, other):
+        page.get_by_text("Motion hyperparameters were searched along 9 rays").wait_for()
+        (ends,) = page.evaluate(SOURCES, ["reason", "marker", "x"])
+        assert len(ends["reason"]) == 9 and all(ends["reason"]) and len(finite(ends["x"])) == 9
+        (steps,) = page.evaluate(SOURCES, ["score", "balance", "y", "x"])[:1]
+        assert len(finite(steps["x"])) > 90
+    assert app.engine.last(rm.HyperparameterSearch).state == "done"
+    owner.get_by_role("button", name="Score surface", exact=True).click()
+    owner.get_by_text("drawing").wait_for(state="detached")
+
+
+def test_a_prior_slider_moves_trajectories(app, browser):
+    page = browser.open(app.owner_url)
+    turn_to(page, "Priors")
+    page.get_by_role("button", name="Explore", exact=True).click()
+    page.get_by_text("Prior explorer: mic0000").wait_for()
+    model = app.until(lambda: app.engine.explored.result)
+    before = page.evaluate(SOURCES, ["x0", "frame"])[0]
+    handle = page.locator(".noUi-handle:visible").first  # of the strength
+    for _ in range(20):
+        handle.press("ArrowRight")
+    app.until(lambda: model.snapshot.version > 0 and model.settle(20))
+    page.wait_for_function(f"before => JSON.stringify(({SOURCES})(['x0', 'frame'])[0]) != before", arg=_json(before))
+    page.get_by_role("button", name="Use these hyperparameters").click()
+    page.get_by_text("The next run takes given hyperparameters").wait_for()
+    assert app.engine.settings["correlation_distance"] > 0
+    page.get_by_role("button", name="Search instead").click()
+    page.get_by_text("The next run searches its hyperparameters").wait_for()
+    assert not app.engine.settings
+
+
+def test_two_runs_are_compared(app, browser):
+    folder = app.engine.roots.folders[0]
+    for name in ("one", "two"):
+        store = ResultStore(folder / name / "results.zarr")
+        store.write("search", fake_search())
+        store.write("dose_weights", fake_dose_weights())
+        store.update_attrs(settings={"seed": len(name)})
+    page = browser.open(app.owner_url)
+    turn_to(page, "Compare")
+    for name in ("one", "two", "/etc"):
+        page.get_by_label("Results folder").fill(name)
+        page.get_by_role("button", name="Add", exact=True).click()
+        page.get_by_text(f"{folder}/{name}" if name != "/etc" else "outside the folders").first.wait_for()
+    page.get_by_role("button", name="Weights", exact=True).click()
+    page.get_by_text("What each frame counts").wait_for()
+    page.get_by_text("drawing").first.wait_for(state="detached")
+    assert list(app.engine.compared) == ["one", "two"]
+    page.wait_for_function("""() => Bokeh.documents.some(one => [...one._all_models.values()]
+        .some(model => model.type == "Title" && model.text.startsWith("Weight at")))""")
+
+
+def _json(value):
+    return json.dumps(value, separators=(",", ":"))
