@@ -150,6 +150,8 @@ class Engine:
         def opened() -> Dataset:
             data = opening.open(self.roots, run)
             self.take(data, opening)
+            if opening.function == "example":
+                self.change(symmetry="O")  # apoferritin's
             return data
 
         with suppress(BaseException):  # told by the run

@@ -8,6 +8,7 @@ from functools import cache
 from html import escape
 from typing import Any
 
+import holoviews as hv
 import panel as pn
 
 from refmotion_nb.views.app.engine import Engine
@@ -49,7 +50,9 @@ class Figure:
 
 
 def _shown(item: Any) -> Any:
-    return pn.panel(item) if not hasattr(item, "opts") else pn.pane.HoloViews(item, linked_axes=False)
+    if isinstance(item, hv.Layout):  # one by one: Bokeh's grids come out empty where they are put into a page later
+        return pn.GridBox(*map(_shown, item), ncols=min(item._max_cols, len(item)))
+    return pn.pane.HoloViews(item, linked_axes=False) if isinstance(item, hv.core.Dimensioned) else pn.panel(item)
 
 
 def _problem(error: BaseException) -> Any:

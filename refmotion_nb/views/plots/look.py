@@ -143,7 +143,9 @@ def percentile(values: np.ndarray, percent: float) -> float:
 
 
 def styled(item: Any, kind: str, **options: Any) -> Any:
-    """Return an element with options of the bokeh backend."""
+    """Return an element with options of the bokeh backend; the wheel scrolls the page until its zoom is chosen."""
+    if kind != "Layout":
+        options = {"active_tools": ["pan"], **options}
     return item.opts(getattr(hv.opts, kind)(**options), backend="bokeh")
 
 

@@ -6,13 +6,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import holoviews as hv
-import mrcfile
 import numpy as np
 import panel as pn
 import xarray as xr
 
-from refmotion_nb.data.schema import InputError
 from refmotion_nb.views import plots
 from refmotion_nb.views.app import parts
 from refmotion_nb.views.app.engine import Engine, Viewer
@@ -112,7 +109,7 @@ class ResultsTab(Tab):
         self.cards["maps"].visible = bool(there)
         if there:
             key = tuple((path, path.stat().st_mtime_ns) for path in there)
-            self.maps.show(key, lambda: slices(there))
+            self.maps.show(key, lambda: plots.slices({path.stem: path for path in there}))
 
     def _images(self) -> None:
         session, search, dose = self.engine.session, self.engine.result("search"), self.engine.result("dose_weights")
@@ -136,30 +133,9 @@ class ResultsTab(Tab):
             self._listed = there
             self.downloads[:] = [
                 pn.widgets.FileDownload(str(out / name), label=f"{name}: {FILES.get(name, 'particles for RELION')}", embed=False,
-                                        auto=True, filename=name, width=330)
+                                        auto=True, filename=name, width=330, color="primary", variant="outline")
                 for name in there
             ]  # fmt: skip
-
-
-def slices(paths: list[Path]) -> Any:
-    """Return the central section of each map (the same through all), greys as of the last."""
-    sections = []
-    for path in paths:
-        with mrcfile.open(path, permissive=True) as file:
-            if file.data is None or file.data.ndim != 3:
-                raise InputError(f"{path} is no map")
-            sections.append((path.stem, np.array(file.data[len(file.data) // 2]), float(file.voxel_size.x)))
-    _, last, pixel = sections[-1]
-    limits = float(np.percentile(last, 1)), float(np.percentile(last, 99.8))
-    half = 0.5 * pixel * len(last)
-    x, y = (hv.Dimension(axis, unit="Å") for axis in "xy")
-    pictures = [
-        hv.Image(section[::-1], kdims=[x, y], bounds=(-half, -half, half, half)).opts(
-            cmap="gray", clim=limits, title=name, frame_width=300, frame_height=300, data_aspect=1, backend="bokeh"
-        )
-        for name, section, _ in sections
-    ]
-    return hv.Layout(pictures).cols(4)
 
 
 def written_in_words(particles: xr.Dataset, out: Path | None, warnings: list[str]) -> str:
