@@ -11,7 +11,7 @@ import panel as pn
 import param
 from bokeh.models import UIElement
 from bokeh.themes import Theme as FigureTheme
-from panel.io.resources import patch_inline_stylesheets
+from panel.io.notebook import patch_inline_stylesheets
 from panel.theme.base import DarkTheme, DefaultTheme, Inherit
 from panel.theme.native import Native
 from panel.viewable import Viewable
