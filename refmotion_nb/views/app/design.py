@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import panel as pn
 import param
-from bokeh.models import UIElement
+from bokeh.models.ui import UIElement
 from bokeh.themes import Theme as FigureTheme
 from panel.io.notebook import patch_inline_stylesheets
 from panel.theme.base import DarkTheme, DefaultTheme, Inherit

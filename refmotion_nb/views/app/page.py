@@ -63,7 +63,8 @@ class Page:
                 one.visible = one is view
             self.refresh(force=True)
         if pn.state.location is not None:
-            pn.state.location.update_query(**{QUERY: TABS[self.active].title})
+            query: dict[str, Any] = {QUERY: TABS[self.active].title}
+            pn.state.location.update_query(**query)
 
     def refresh(self, force: bool = False) -> None:
         """Bring the header and the tab in front up to date, if something changed since they were drawn."""
