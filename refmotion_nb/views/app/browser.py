@@ -48,7 +48,8 @@ class PathField:
         """Make what browses."""
         self.where = pn.widgets.Select(label="", options={}, sizing_mode="stretch_width", margin=(2, 5))
         self.entries = pn.widgets.MultiSelect(options=[], size=9, sizing_mode="stretch_width", margin=(2, 5))
-        self.entries.on_double_click(lambda event: self._take(event.option))
+        picked: Any = self.entries  # its events are not typed
+        picked.on_double_click(lambda event: self._take(event.option))
         self.take = parts.button("Choose", self._take_selected, width=150, margin=(2, 5), color="primary")
         self.shut = parts.button("Close", self._toggle, width=76, margin=(2, 5))
         self.told = parts.words("", margin=(2, 5))
@@ -63,7 +64,8 @@ class PathField:
     @property
     def path(self) -> Path | None:
         """The path given, checked against the roots when it is used."""
-        return Path(self.input.value.strip()) if self.input.value.strip() else None
+        given = (self.input.value or "").strip()
+        return Path(given) if given else None
 
     def enable(self, may_run: bool) -> None:
         """Let it be changed, or not."""

@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 
 import panel as pn
 import param
+from bokeh.models.ui import UIElement
 from bokeh.themes import Theme as FigureTheme
+from panel.io.notebook import patch_inline_stylesheets
 from panel.theme.base import DarkTheme, DefaultTheme, Inherit
 from panel.theme.native import Native
 from panel.viewable import Viewable
@@ -78,3 +80,13 @@ class Look(Native):
 
     modifiers: ClassVar[dict[Any, Any]] = {Viewable: {"stylesheets": [Inherit, "app.css"]}}
     _themes: ClassVar[dict[str, Any]] = {"default": Light, DARK: Dark}
+
+    def dress(self, viewable: Any, root: Any, changed: Any, old_models: Any = None) -> None:
+        """Apply itself to what is on a page without a document of its own: a hook of its outermost part.
+
+        In a notebook style sheets are sent along: it would ask another host for those that are named.
+        """
+        self._apply_hooks(viewable, root, changed, old_models)
+        if root.document is None or root.document.session_context is None:
+            for model in root.select({"type": UIElement}):
+                patch_inline_stylesheets(model)

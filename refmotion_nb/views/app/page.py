@@ -33,9 +33,10 @@ class Page:
         )
         self.front.param.watch(lambda _: self._turn(), "value")
         self.body = pn.Column(sizing_mode="stretch_width", css_classes=["rm-main"])
+        look = Look(theme=DARK if dark else "default")  # a document of ours applies it by itself
         self.layout = pn.Column(
             pn.Column(self.header.view, self.front, sizing_mode="stretch_width", css_classes=["rm-top"]), self.body,
-            sizing_mode="stretch_width", css_classes=["rm-app"], design=Look(theme=DARK if dark else "default"),
+            sizing_mode="stretch_width", css_classes=["rm-app"], design=look, hooks=[] if served else [look.dress],
             stylesheets=[f":host {{ {variables(dark)} }}"],
         )  # fmt: skip
         self._seen: dict[int, Any] = {}
@@ -62,7 +63,8 @@ class Page:
                 one.visible = one is view
             self.refresh(force=True)
         if pn.state.location is not None:
-            pn.state.location.update_query(**{QUERY: TABS[self.active].title})
+            query: dict[str, Any] = {QUERY: TABS[self.active].title}
+            pn.state.location.update_query(**query)
 
     def refresh(self, force: bool = False) -> None:
         """Bring the header and the tab in front up to date, if something changed since they were drawn."""

@@ -33,7 +33,7 @@ def app(
 
     ``out`` is where results are written, ``browse`` names the folders that may be read and written.
     """
-    pn.extension()
+    pn.extension(inline=True)  # style sheets too: without it a notebook asks another host for them
     engine = Engine(Roots(browse), out=None if out is None else Path(out).resolve())
     if data is not None:
         engine.take(data)
