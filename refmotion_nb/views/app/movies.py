@@ -52,14 +52,16 @@ class MovieBrowser:
         at = self.name.options.index(name)
         self.back.disabled, self.on.disabled = at == 0, at == len(self.name.options) - 1
         one = self.what.value == FRAME
-        self.frame.param.update(end=max(movie.n_frames, 2), value=min(self.frame.value, movie.n_frames), visible=one)
+        self.frame.param.update(
+            end=max(movie.n_frames, 2), value=min(int(self.frame.value or 1), movie.n_frames), visible=one
+        )
         dose = movie.n_frames * movie.dose_per_frame_e_A2
         self.about.object = (
             f"<small>{at + 1} of {len(self.name.options)}: {particles.sizes['particle']} particles, "
             f"{movie.width} × {movie.height} px of {movie.pixel_size_A:.4g} Å, {movie.n_frames} frames, "
             f"{dose:.3g} e/Å² in all</small>"
         )
-        number = self.frame.value if one else 0
+        number = int(self.frame.value or 1) if one else 0
         self.figure.show((id(session), name, number), lambda: _picture(session, name, number))
 
     def _step(self, by: int) -> None:
