@@ -49,6 +49,8 @@ def add_app_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--owner", action="append", default=[], metavar="NAME",
                        help="who runs after logging in under this name; repeatable")  # fmt: skip
     group.add_argument("--open-to-all", action="store_true", help="listen beyond this machine without a login")
+    group.add_argument("--everybody-runs", action="store_true",
+                       help="who reaches the app may run: for one behind a login of its own, such as Jupyter's")  # fmt: skip
 
 
 def access_of(options: argparse.Namespace) -> Any:
@@ -70,7 +72,7 @@ def access_of(options: argparse.Namespace) -> Any:
     if login and options.cookie_secret:
         login["cookie_secret"] = options.cookie_secret
     return Access(options.port, options.address, options.prefix, tuple(options.allow_websocket_origin), login,
-                  tuple(options.owner), options.open_to_all)  # fmt: skip
+                  tuple(options.owner), options.open_to_all, options.everybody_runs)  # fmt: skip
 
 
 def serve_app(options: argparse.Namespace) -> int:

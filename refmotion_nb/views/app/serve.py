@@ -55,6 +55,7 @@ class Access:
     login: dict[str, Any] = field(default_factory=dict)  # arguments of ``pn.serve``: basic_auth, oauth_provider…
     owners: tuple[str, ...] = ()
     open_to_all: bool = False  # also without a login beyond this machine
+    everybody_runs: bool = False  # whoever reaches it is an owner: something in front of it has a login
     key: str = field(default_factory=lambda: secrets.token_urlsafe(24))
 
     def check(self) -> None:
@@ -66,6 +67,11 @@ class Access:
             Others can reach it without a login, or owners are named whose names nobody checks.
         """
         password = self.login.get("basic_auth")
+        if self.everybody_runs and not is_loopback(self.address):
+            raise InputError(
+                f"with --everybody-runs whoever reaches {self.address} may run; leave --address out, so that only what is in "
+                "front of the app (Jupyter, a proxy with a login) reaches it"
+            )
         if not (is_loopback(self.address) or self.login or self.open_to_all):
             raise InputError(
                 f"address {self.address} can be reached from other machines, without a login; give --basic-auth or "
@@ -95,7 +101,8 @@ class Access:
 
     def viewer(self, user: str | None, cookies: dict[str, str], number: int) -> Viewer:
         """Return who has opened a page: ``user`` has logged in under this name."""
-        owner = compare_digest(cookies.get(self.cookie, ""), self.key) or (user is not None and user in self.owners)
+        named = user is not None and user in self.owners
+        owner = self.everybody_runs or named or compare_digest(cookies.get(self.cookie, ""), self.key)
         return Viewer(user or ("owner" if owner else f"viewer {number}"), owner, owner)
 
 

@@ -177,5 +177,5 @@ def _particle(image: np.ndarray, extent_A: float, title: str, first: bool, last:
     return look.styled(
         picture, "Image", cmap="gray", clim=limits, frame_width=130, frame_height=130, title=title, tools=["hover"],
         fontsize={**look.FONTS, "title": "8pt"}, xaxis="bottom" if last else "bare", yaxis="left" if first else "bare",
-        xticks=3, yticks=3,
+        xticks=3, yticks=3, toolbar=None,
     )  # fmt: skip
