@@ -1,6 +1,6 @@
 """How long the app takes to answer: the refresh of a tab while a search goes on.
 
-    python benchmarks/app.py
+python benchmarks/app.py
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def rays_so_far(n_steps: int) -> xr.Dataset:
     """Return the 36 rays of the most thorough search after so many steps."""
     balance, distance = ray_table("extensive")
     strength = np.broadcast_to(strengths(MAX_STRENGTH)[:n_steps], (len(balance), n_steps))
-    score = -0.04 - 0.01 * np.exp(-((np.log10(strength) - balance[:, None] / 60) ** 2)) + 1e-4 * np.log10(distance)[:, None]
+    score = (
+        -0.04 - 0.01 * np.exp(-((np.log10(strength) - balance[:, None] / 60) ** 2)) + 1e-4 * np.log10(distance)[:, None]
+    )
     activity = 4 / (1 + strength**0.7)
     ray, step = np.unravel_index(np.argmin(score), score.shape)
     both = ("ray", "step")

@@ -249,7 +249,12 @@ def test_stored_runs_are_added_and_taken_away(stores):
         tab._add()
         assert not tab.problem.visible and tab.folder.value == ""
     assert list(engine.compared) == ["a", "b"] and len(tab.runs) == 2 and tab.drawn.visible
-    for folder, why in (("/etc", "outside the folders"), ("a", "compared already"), ("c", "no results"), (" ", "no folder")):
+    for folder, why in (
+        ("/etc", "outside the folders"),
+        ("a", "compared already"),
+        ("c", "no results"),
+        (" ", "no folder"),
+    ):
         tab.folder.value = folder
         tab._add()
         assert tab.problem.visible and why in tab.problem.object

@@ -42,8 +42,12 @@ class View:
 
 VIEWS = {
     "FCC": View("dose_weights", plots.fcc, "How well each frame agrees with the reference, by resolution and dose."),
-    "Weights": View("dose_weights", plots.weights, "What each frame counts at a few resolutions; dashed: the standard curve."),
-    "B-factors": View("dose_weights", plots.b_factors, "Decay of signal in each frame, and its scale, beside the best frame."),
+    "Weights": View(
+        "dose_weights", plots.weights, "What each frame counts at a few resolutions; dashed: the standard curve."
+    ),
+    "B-factors": View(
+        "dose_weights", plots.b_factors, "Decay of signal in each frame, and its scale, beside the best frame."
+    ),
     "Rays": View("search", plots.rays, "Where the rays of each search went: a row of panels for each run."),
     "Scores": View("search", plots.scores, "The score of each ray over strength: a row of panels for each run."),
     "FSC": View("validation", plots.fsc, "Dashed: what each run began with; solid: what it ended with."),
@@ -123,7 +127,9 @@ def add(engine: Any, folder: str) -> str:
     path = path if path.name.endswith(".zarr") else path / "results.zarr"
     store = ResultStore(engine.roots.resolve(path))
     if not any(store.has(name) for name in GROUPS):
-        raise InputError(f"{folder} has no results to compare; give the output folder of a run, with results.zarr in it")
+        raise InputError(
+            f"{folder} has no results to compare; give the output folder of a run, with results.zarr in it"
+        )
     if path == (Path(engine.out) / "results.zarr").resolve():
         raise InputError(f"{folder} is the folder of this run, which is compared already; give another")
     for name, known in engine.compared.items():

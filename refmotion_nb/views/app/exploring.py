@@ -47,7 +47,9 @@ def explore(engine: Any, micrograph: str | None = None) -> Run:
     mine = {name: value for name, value in engine.settings.items() if name in HyperparameterSearch.param}
     settings = HyperparameterSearch(**mine)
     search = engine.result("search")
-    if search is not None and ("strength" not in search.attrs or search.attrs.get("energy", settings.energy) != settings.energy):
+    if search is not None and (
+        "strength" not in search.attrs or search.attrs.get("energy", settings.energy) != settings.energy
+    ):
         search = None
     stage = Preparing(session, chosen(session, micrograph), search, settings)
     run, before = Run(stage), engine.explored
@@ -72,5 +74,7 @@ def explored(engine: Any) -> Run | None:
 
 def micrographs(session: Session) -> dict[str, str]:
     """Return the names of micrographs to choose from by what is written in the list: most particles first."""
-    names = sorted((name for name in session if session.particle_count(name) > 1), key=lambda n: -session.particle_count(n))
+    names = sorted(
+        (name for name in session if session.particle_count(name) > 1), key=lambda n: -session.particle_count(n)
+    )
     return {f"{name} ({session.particle_count(name)} particles)": name for name in names[:MOST_NAMED]}

@@ -13,10 +13,10 @@ from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.figure import Figure
 from refmotion_nb.views.app.tab import Tab
 
-EMPTY = (
-    "Nothing to compare yet. Run a search or a correction, or give the output folder of an earlier run above and press Add."
+EMPTY = "Nothing to compare yet. Run a search or a correction, or give the output folder of an earlier run above and press Add."
+_WHAT = (
+    "Each is an output folder with results.zarr in it; relative paths begin at the first folder that the app may use."
 )
-_WHAT = "Each is an output folder with results.zarr in it; relative paths begin at the first folder that the app may use."
 
 
 class CompareTab(Tab):
@@ -27,7 +27,9 @@ class CompareTab(Tab):
     def __init__(self, engine: Engine, viewer: Viewer):
         """Make the widgets."""
         super().__init__(engine, viewer)
-        self.folder = pn.widgets.TextInput(label="Results folder", placeholder="refmotion-results-2", width=420, margin=(0, 5))
+        self.folder = pn.widgets.TextInput(
+            label="Results folder", placeholder="refmotion-results-2", width=420, margin=(0, 5)
+        )
         self.add = parts.button("Add", self._add, color="primary", width=80, align="end", margin=(0, 5))
         self.folder.param.watch(lambda _: self.refresh(), "value_input")
         self.runs = pn.FlexBox(sizing_mode="stretch_width", gap="4px", align_items="center", margin=(6, 0, 0, 0))
@@ -86,6 +88,8 @@ class CompareTab(Tab):
         told = parts.words(f"<b>{escape(name)}</b> <code>{escape(str(folder))}</code>", sizing_mode=None)
         if name == comparing.PRESENT:
             return told
-        away = parts.button("✕", partial(self._remove, name), width=34, height=30, margin=(0, 8, 0, 0), disabled=not may)
+        away = parts.button(
+            "✕", partial(self._remove, name), width=34, height=30, margin=(0, 8, 0, 0), disabled=not may
+        )
         away.description = f"Compare {name} no longer"
         return pn.Row(told, away, margin=0)

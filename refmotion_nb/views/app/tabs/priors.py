@@ -35,7 +35,9 @@ class PriorsTab(Tab):
         self.dark = page_is_dark()
         self.micrograph = pn.widgets.Select(label="Micrograph", options={}, width=330, margin=(0, 8))
         self.go = parts.button("Explore", self._explore, color="primary", width=100, align="end", margin=(0, 4))
-        self.use = parts.button("Use these hyperparameters", self._use, color="primary", width=220, align="end", margin=(0, 4))
+        self.use = parts.button(
+            "Use these hyperparameters", self._use, color="primary", width=220, align="end", margin=(0, 4)
+        )
         self.instead = parts.button("Search instead", self._instead, width=130, align="end", margin=(0, 4))
         self.force = parts.words("", margin=(0, 8))
         self.status = parts.words("")
@@ -47,7 +49,9 @@ class PriorsTab(Tab):
             self.force, pn.Row(self.use, self.instead, margin=0), sizing_mode="stretch_width", min_width=380, margin=(0, 0, 0, 20)
         )  # fmt: skip
         above = pn.Row(pn.Row(self.micrograph, self.go, margin=(6, 0)), self.force_box, sizing_mode="stretch_width")
-        self.card = parts.card("Try a prior on one micrograph", parts.words(f"<small>{_WHAT}</small>"), above, self.status)
+        self.card = parts.card(
+            "Try a prior on one micrograph", parts.words(f"<small>{_WHAT}</small>"), above, self.status
+        )
         self.view[:] = [self.problem, self.card, self.empty, self.place]
 
     def _explore(self) -> None:
@@ -79,7 +83,13 @@ class PriorsTab(Tab):
         self.force.object = f"{escape(in_force.in_force(self.engine))}{whose}"
         self.status.object = self._said(run)
         if self.pane is not None:
-            for widget in (*self.pane.sliders.values(), self.pane.best, self.pane.pin, self.pane.motion, self.pane.magnified):
+            for widget in (
+                *self.pane.sliders.values(),
+                self.pane.best,
+                self.pane.pin,
+                self.pane.motion,
+                self.pane.magnified,
+            ):
                 widget.disabled = not may
 
     def _list(self, session: Any) -> None:
@@ -106,7 +116,13 @@ class PriorsTab(Tab):
         if not run.snapshot.ended:
             work = run.snapshot.works[-1] if run.snapshot.works else None
             done = (work.done, work.total) if work else (0, 0)
-            what = ("reading references", "reading the movie", "finding correlation windows", "first trajectories", "ready")
+            what = (
+                "reading references",
+                "reading the movie",
+                "finding correlation windows",
+                "first trajectories",
+                "ready",
+            )
             return parts.bar(*done, f"Preparing {run.stage.micrograph}: {what[min(done[0], 4)]}")
         latest = self.engine.session.latest(HyperparameterSearch) if self.engine.session else None
         if latest is not None and run.state == "done" and latest.result is not run.stage.search:

@@ -53,9 +53,7 @@ class SearchTab(Tab):
         self.warning = parts.problem()
         self.empty = parts.empty("Nothing is searched yet. Open data on the Data tab, then press Start search.")
         self.choice = pn.widgets.RadioButtonGroup(options=[LIVE, *DRAWN], value=LIVE, margin=(4, 8))
-        self.shown = pn.widgets.Select(
-            options={"all distances": ALL}, value=ALL, width=190, margin=(4, 8)
-        )
+        self.shown = pn.widgets.Select(options={"all distances": ALL}, value=ALL, width=190, margin=(4, 8))
         self.key = parts.words("")
         self.live: LiveRays | None = None
         self.figures = pn.Column(sizing_mode="stretch_width")
@@ -182,7 +180,10 @@ class SearchTab(Tab):
         rays = search_state.rays_of(now, self.engine.settings)
         if self.live is None or not self.live.rays.same(rays):
             self.live = LiveRays(rays, self.dark)
-            distances = {"all distances": ALL, **{f"highlight {number(z)} Å": float(z) for z in np.unique(rays.distance)}}
+            distances = {
+                "all distances": ALL,
+                **{f"highlight {number(z)} Å": float(z) for z in np.unique(rays.distance)},
+            }
             self.shown.param.update(options=distances, value=ALL)
             self.key.object = legend(rays)
             self.figures[:] = [self._laid_out(self.live)]
