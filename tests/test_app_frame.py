@@ -378,5 +378,5 @@ def test_inputs_on_the_command_line_are_those_of_run(tiny, tmp_path):
 def test_behind_a_login_of_its_own_everybody_may_run():
     assert Access(everybody_runs=True).viewer(None, {}, 1).may_run
     Access(everybody_runs=True).check()
-    with pytest.raises(InputError, match="leave --address out"):
+    with pytest.raises(rm.InputError, match="leave --address out"):
         Access(everybody_runs=True, address="0.0.0.0", open_to_all=True).check()

@@ -8,16 +8,20 @@ import time
 import numpy as np
 import pytest
 import xarray as xr
+from bokeh.models import GlyphRenderer, Line
 from fake_results import fake_dose_weights, fake_search, fake_validation, text_of
 
 import refmotion_nb as rm
 from refmotion_nb.data.store import ResultStore
 from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.stages.runs import Run
+from refmotion_nb.views import plots
 from refmotion_nb.views.app import comparing, in_force, search_state
+from refmotion_nb.views.app.design import colours
 from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.exploring import explore
 from refmotion_nb.views.app.live_rays import DIM, LiveRays, Rays, legend
+from refmotion_nb.views.app.rendering import rendered
 from refmotion_nb.views.app.rights import seat
 from refmotion_nb.views.app.roots import Roots
 from refmotion_nb.views.app.tabs.compare import CompareTab
@@ -140,7 +144,16 @@ def test_a_finished_search_is_told_with_its_warnings(engine, searching):
     until(lambda: tab.drawn._made is None or tab.drawn._made.done())
     tab.refresh()
     assert tab.still.visible and len(tab.drawn.view) == 1 and not tab.figures.visible
-    assert hasattr(tab.drawn.view[0], "object") and "NdLayout" not in str(tab.drawn.view[0].object)
+    assert type(tab.drawn.view[0]).__name__ == "Bokeh", "made in the thread: the loop only shows it"
+
+
+def test_drawings_take_the_colours_of_a_dark_page():
+    light, dark = (
+        {line.glyph.line_color for line in rendered(plots.scores(fake_search()), dark).select({"type": GlyphRenderer})
+         if isinstance(line.glyph, Line)}
+        for dark in (False, True)
+    )  # fmt: skip
+    assert light and not light & dark and dark <= set(colours(dark=True).values())
 
 
 def test_given_hyperparameters_have_no_rays_to_show(engine):

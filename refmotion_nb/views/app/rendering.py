@@ -1,0 +1,36 @@
+"""HoloViews made into Bokeh models in a thread, so that a page's loop only has to show them; in the page's colours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import holoviews as hv
+
+from refmotion_nb.views.app.design import colours
+
+
+def rendered(item: Any, dark: bool = False) -> Any:
+    """Return the Bokeh model of a HoloViews object, for a light or a dark page."""
+    model = hv.render(item, backend="bokeh")
+    if dark:
+        for one in model.references():
+            _recolour(one)
+    return model
+
+
+@cache
+def _swapped() -> dict[str, str]:
+    """Return the colours for dark pages by those for light ones that plots are made with."""
+    light, dark = colours(), colours(dark=True)
+    own = {light[name]: dark[name] for name in light if name[0] in "cf" and name[1:].isdigit()}
+    return {**own, light["muted"]: dark["muted"], "black": dark["text"], "white": dark["card"]}
+
+
+def _recolour(model: Any) -> None:
+    for name, value in model.properties_with_values(include_defaults=False).items():
+        if name.endswith("color"):
+            plain = value.get("value") if isinstance(value, Mapping) else getattr(value, "value", value)
+            if isinstance(plain, str) and plain in _swapped():
+                setattr(model, name, _swapped()[plain])
