@@ -17,7 +17,6 @@ from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.stages.runs import Run
 from refmotion_nb.views import plots
 from refmotion_nb.views.app import comparing, in_force, search_state
-from refmotion_nb.views.app.design import colours
 from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.exploring import explore
 from refmotion_nb.views.app.live_rays import DIM, LiveRays, Rays, legend
@@ -27,6 +26,7 @@ from refmotion_nb.views.app.roots import Roots
 from refmotion_nb.views.app.tabs.compare import CompareTab
 from refmotion_nb.views.app.tabs.priors import PriorsTab
 from refmotion_nb.views.app.tabs.search import SearchTab
+from refmotion_nb.views.drawing_style import palette
 
 OWNER = Viewer("owner", True, True)
 
@@ -153,7 +153,7 @@ def test_drawings_take_the_colours_of_a_dark_page():
          if isinstance(line.glyph, Line)}
         for dark in (False, True)
     )  # fmt: skip
-    assert light and not light & dark and dark <= set(colours(dark=True).values())
+    assert light and not light & dark and dark <= set(palette(dark=True).values())
 
 
 def test_given_hyperparameters_have_no_rays_to_show(engine):

@@ -14,9 +14,10 @@ from refmotion_nb.stages.exploration import PriorExploration
 from refmotion_nb.stages.search import prior_from_attrs
 from refmotion_nb.views import explorer_drawing as drawing
 from refmotion_nb.views.app.explorer import explorer_pane
+from refmotion_nb.views.drawing_style import palette
 from refmotion_nb.views.explorer import ExplorerModel, paths_A
 from refmotion_nb.views.explorer_sliders import Sliders
-from refmotion_nb.views.explorer_style import palette, style_sheet
+from refmotion_nb.views.explorer_style import style_sheet
 
 POINTS = [Hyperparameters(0.2, 20.0, 900.0), Hyperparameters(8.0, 60.0, 4000.0), Hyperparameters(3000.0, 85.0, 16000.0)]
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from functools import cache
-from importlib import resources
 from typing import Any, ClassVar
 
 import panel as pn
@@ -16,12 +14,9 @@ from panel.theme.base import DarkTheme, DefaultTheme, Inherit
 from panel.theme.native import Native
 from panel.viewable import Viewable
 
+from refmotion_nb.views.drawing_style import palette
+
 DARK = "dark"
-
-
-@cache
-def _text(package: str, name: str) -> str:
-    return resources.files(package).joinpath(name).read_text(encoding="utf-8")
 
 
 def page_is_dark() -> bool:
@@ -30,22 +25,15 @@ def page_is_dark() -> bool:
 
 
 @cache
-def colours(dark: bool = False) -> dict[str, str]:
-    """Return the report's colours by name (``page``, ``card``, ``text``, ``c0``…)."""
-    light, *rest = _text("refmotion_nb.views", "report.css").split("@media screen and (prefers-color-scheme: dark)", 1)
-    return dict(re.findall(r"--(\w[\w-]*): (#[0-9a-f]{6})", rest[0] if dark else light))
-
-
-@cache
 def variables(dark: bool = False) -> str:
     """Return the colours as declarations of CSS variables."""
     scheme = "dark" if dark else "light"
-    return f"color-scheme: {scheme}; " + " ".join(f"--{name}: {colour};" for name, colour in colours(dark).items())
+    return f"color-scheme: {scheme}; " + " ".join(f"--{name}: {colour};" for name, colour in palette(dark).items())
 
 
 def figure_theme(dark: bool = False) -> FigureTheme:
     """Return how Bokeh draws figures on the page's cards."""
-    c = colours(dark)
+    c = palette(dark)
     text = {"text_color": c["text"], "text_font": "system-ui, sans-serif"}
     axis = {"axis_label_text_color": c["text"], "major_label_text_color": c["muted"]} | {
         f"{line}_line_color": c["muted"] for line in ("axis", "major_tick", "minor_tick")

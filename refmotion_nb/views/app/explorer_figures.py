@@ -9,9 +9,10 @@ from bokeh.models import ColorBar, ColumnDataSource, HoverTool, Label, LinearCol
 from bokeh.plotting import figure
 
 from refmotion_nb.numerics.rays import QUIET_A
+from refmotion_nb.views.drawing_style import palette
 from refmotion_nb.views.explorer import ExplorerModel, Snapshot, Tried, paths_A
 from refmotion_nb.views.explorer_drawing import along, drawn, score_limits
-from refmotion_nb.views.explorer_style import palette, ramp
+from refmotion_nb.views.explorer_style import ramp
 from refmotion_nb.views.explorer_words import place
 from refmotion_nb.views.svg import number
 

@@ -10,7 +10,7 @@ from bokeh.models import ColorBar, ColumnDataSource, HoverTool, Label, LinearCol
 from bokeh.plotting import figure
 
 from refmotion_nb.numerics.rays import FIRST_STRENGTH, QUIET_A, strengths
-from refmotion_nb.views.app.design import colours
+from refmotion_nb.views.drawing_style import palette
 from refmotion_nb.views.svg import number
 
 ROW_PX = 15  # of the map of rays, for each ray; at least
@@ -103,7 +103,7 @@ class LiveRays:
     def __init__(self, rays: Rays, dark: bool = False):
         """Draw rays that have not stepped yet, in the colours of a light or a dark page."""
         self.rays = rays
-        self.look = colours(dark)
+        self.look = palette(dark)
         self.ramp = [self.look[f"f{i}"] for i in range(8)]
         self.shown: float | None = None
         self.table: xr.Dataset | None = None

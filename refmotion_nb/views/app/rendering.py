@@ -8,7 +8,7 @@ from typing import Any
 
 import holoviews as hv
 
-from refmotion_nb.views.app.design import colours
+from refmotion_nb.views.drawing_style import palette
 
 
 def rendered(item: Any, dark: bool = False) -> Any:
@@ -23,7 +23,7 @@ def rendered(item: Any, dark: bool = False) -> Any:
 @cache
 def _swapped() -> dict[str, str]:
     """Return the colours for dark pages by those for light ones that plots are made with."""
-    light, dark = colours(), colours(dark=True)
+    light, dark = palette(), palette(dark=True)
     own = {light[name]: dark[name] for name in light if name[0] in "cf" and name[1:].isdigit()}
     return {**own, light["muted"]: dark["muted"], "black": dark["text"], "white": dark["card"]}
 
