@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 import xarray as xr
-from bokeh.models import GlyphRenderer, Line
+from bokeh.models import GlyphRenderer, Line, Plot
 from fake_results import fake_dose_weights, fake_search, fake_validation, text_of
 
 import refmotion_nb as rm
@@ -153,6 +153,8 @@ def test_drawings_take_the_colours_of_a_dark_page():
          if isinstance(line.glyph, Line)}
         for dark in (False, True)
     )  # fmt: skip
+    (figure, *_) = rendered(plots.scores(fake_search()), True).select({"type": Plot})
+    assert figure.background_fill_color == colours(dark=True)["card"]
     assert light and not light & dark and dark <= set(colours(dark=True).values())
 
 
