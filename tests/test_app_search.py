@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 import xarray as xr
-from bokeh.models import GlyphRenderer, Line
+from bokeh.models import GlyphRenderer, Line, Plot
 from fake_results import fake_dose_weights, fake_search, fake_validation, text_of
 
 import refmotion_nb as rm
@@ -144,7 +144,7 @@ def test_a_finished_search_is_told_with_its_warnings(engine, searching):
     until(lambda: tab.drawn._made is None or tab.drawn._made.done())
     tab.refresh()
     assert tab.still.visible and len(tab.drawn.view) == 1 and not tab.figures.visible
-    assert type(tab.drawn.view[0]).__name__ == "Bokeh", "made in the thread: the loop only shows it"
+    assert {type(one).__name__ for one in tab.drawn.view[0]} == {"Bokeh"}, "made in the thread: the loop only shows it"
 
 
 def test_drawings_take_the_colours_of_a_dark_page():
@@ -153,6 +153,8 @@ def test_drawings_take_the_colours_of_a_dark_page():
          if isinstance(line.glyph, Line)}
         for dark in (False, True)
     )  # fmt: skip
+    (figure, *_) = rendered(plots.scores(fake_search()), True).select({"type": Plot})
+    assert figure.background_fill_color == palette(dark=True)["card"]
     assert light and not light & dark and dark <= set(palette(dark=True).values())
 
 

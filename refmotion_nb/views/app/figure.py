@@ -11,7 +11,9 @@ from typing import Any
 import holoviews as hv
 import panel as pn
 
+from refmotion_nb.views.app.design import page_is_dark
 from refmotion_nb.views.app.engine import Engine
+from refmotion_nb.views.app.rendering import rendered
 
 
 @cache
@@ -26,6 +28,7 @@ class Figure:
     def __init__(self, engine: Engine, **options: Any):
         """Stand empty; ``options`` are those of the column around it."""
         self.engine = engine
+        self.dark = page_is_dark()
         self.view = pn.Column(**{"sizing_mode": "stretch_width", **options})
         self._key: Hashable = None
         self._made: Future[Any] | None = None
@@ -34,7 +37,7 @@ class Figure:
         """Show what ``make`` returns, once it is there; nothing is made again for the same key."""
         if key != self._key:
             self._key = key
-            made = self._made = _maker().submit(make)
+            made = self._made = _maker().submit(_made, make, self.dark)
             made.add_done_callback(lambda _: self.engine.changed())
             if not len(self.view):
                 self.view[:] = [pn.pane.HTML("drawing …", css_classes=["rm-words"])]
@@ -49,10 +52,22 @@ class Figure:
         self.view[:] = []
 
 
+def _made(make: Callable[[], Any], dark: bool) -> Any:
+    """Return what ``make`` returns, HoloViews as Bokeh models; the panels of a layout one by one.
+
+    Bokeh's grids come out empty where they are put into a page later.
+    """
+    item = make()
+    if isinstance(item, hv.Layout):
+        return [rendered(one, dark) for one in item], min(item._max_cols, len(item))
+    return ([rendered(item, dark)], 1) if isinstance(item, hv.core.Dimensioned) else item
+
+
 def _shown(item: Any) -> Any:
-    if isinstance(item, hv.Layout):  # one by one: Bokeh's grids come out empty where they are put into a page later
-        return pn.GridBox(*map(_shown, item), ncols=min(item._max_cols, len(item)))
-    return pn.pane.HoloViews(item, linked_axes=False) if isinstance(item, hv.core.Dimensioned) else pn.panel(item)
+    if isinstance(item, tuple):
+        models, columns = item
+        return pn.GridBox(*map(pn.pane.Bokeh, models), ncols=columns)
+    return pn.panel(item)
 
 
 def _problem(error: BaseException) -> Any:

@@ -8,14 +8,18 @@ from typing import Any
 
 import holoviews as hv
 
+from refmotion_nb.views.app.design import figure_theme
 from refmotion_nb.views.drawing_style import palette
 
 
 def rendered(item: Any, dark: bool = False) -> Any:
     """Return the Bokeh model of a HoloViews object, for a light or a dark page."""
     model = hv.render(item, backend="bokeh")
-    if dark:
-        for one in model.references():
+    themed = figure_theme(dark)._json["attrs"]
+    for one in model.references():
+        for kind in type(one).__mro__:
+            one.update(**{name: value for name, value in themed.get(kind.__name__, {}).items() if hasattr(one, name)})
+        if dark:
             _recolour(one)
     return model
 
@@ -29,7 +33,7 @@ def _swapped() -> dict[str, str]:
 
 
 def _recolour(model: Any) -> None:
-    for name, value in model.properties_with_values(include_defaults=False).items():
+    for name, value in model.properties_with_values().items():
         if name.endswith("color"):
             plain = value.get("value") if isinstance(value, Mapping) else getattr(value, "value", value)
             if isinstance(plain, str) and plain in _swapped():

@@ -9,10 +9,8 @@ from typing import Any
 import panel as pn
 
 from refmotion_nb.views.app import comparing, parts
-from refmotion_nb.views.app.design import page_is_dark
 from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.figure import Figure
-from refmotion_nb.views.app.rendering import rendered
 from refmotion_nb.views.app.tab import Tab
 
 EMPTY = "Nothing to compare yet. Run a search or a correction, or give the output folder of an earlier run above and press Add."
@@ -29,7 +27,6 @@ class CompareTab(Tab):
     def __init__(self, engine: Engine, viewer: Viewer):
         """Make the widgets."""
         super().__init__(engine, viewer)
-        self.dark = page_is_dark()
         self.folder = pn.widgets.TextInput(
             label="Results folder", placeholder="refmotion-results-2", width=420, margin=(0, 5)
         )
@@ -76,7 +73,7 @@ class CompareTab(Tab):
         view = comparing.VIEWS[self.what.value]
         self.about.object = f"<small>{escape(view.about)}</small>"
         stamp = tuple((name, source.stamp()) for name, source in found.items())
-        self.figure.show((self.what.value, stamp), lambda: rendered(comparing.drawing(found, view), self.dark))
+        self.figure.show((self.what.value, stamp), lambda: comparing.drawing(found, view))
         self.tables.show(("tables", stamp, str(self.engine.settings)), lambda: parts.words(comparing.tables(found)))
 
     def _list(self, names: tuple[str, ...], may: bool) -> None:

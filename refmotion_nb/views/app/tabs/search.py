@@ -16,7 +16,6 @@ from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.fields import Field
 from refmotion_nb.views.app.figure import Figure
 from refmotion_nb.views.app.live_rays import LiveRays, legend
-from refmotion_nb.views.app.rendering import rendered
 from refmotion_nb.views.app.search_state import Standing
 from refmotion_nb.views.app.tab import Tab
 from refmotion_nb.views.report_search import search_warnings, tell_search
@@ -175,7 +174,7 @@ class SearchTab(Tab):
             self._draw(now)
         else:
             name, table = self.choice.value, now.table
-            self.drawn.show((name, id(table)), lambda: rendered(DRAWN[name](table).cols(2), self.dark))
+            self.drawn.show((name, id(table)), lambda: DRAWN[name](table).cols(2))
 
     def _draw(self, now: Standing) -> None:
         rays = search_state.rays_of(now, self.engine.settings)
