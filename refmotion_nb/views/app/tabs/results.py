@@ -101,11 +101,8 @@ class ResultsTab(Tab):
     def _maps(self, validation: xr.Dataset | None) -> None:
         out = self.engine.out
         assert out is not None
-        there = (
-            [path for path in sorted((out / "Maps").glob("*.mrc")) if "_half" not in path.name]
-            if validation is not None
-            else []
-        )
+        there = [path for path in (out / "Maps").glob("*.mrc") if validation is not None and "_half" not in path.name]
+        there.sort(key=lambda path: (path.stem != "rigid", path.stem))  # before, then after
         self.cards["maps"].visible = bool(there)
         if there:
             key = tuple((path, path.stat().st_mtime_ns) for path in there)
