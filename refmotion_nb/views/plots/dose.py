@@ -81,7 +81,7 @@ def _image(name: str, run: xr.Dataset, limits: tuple[float, float]) -> hv.Image:
     return look.styled(
         image, "Image", cmap="viridis", clim=limits, colorbar=True, tools=["hover"], **look.OVER_FREQUENCY,
         clabel="FCC", **look.BAR, clipping_colors={"NaN": "#e9edf1"}, fontsize=look.FONTS,
-        title=look.heading(name, "Fourier cylinder correlation (grey: not measured)"), **look.PANEL, xlim=(0, x[-1]),
+        title=look.heading(name, "FCC (grey: not measured)"), **look.PANEL, xlim=(0, x[-1]),
     )  # fmt: skip
 
 
