@@ -45,11 +45,6 @@ def folded(title: str, *children: Any, opened: bool = False, **options: Any) -> 
     )  # fmt: skip
 
 
-def progress(done: int, total: int, text: str) -> Any:
-    """Return a bar with words beneath it, percent for screen readers."""
-    return words(bar(done, total, text))
-
-
 def bar(done: int, total: int, text: str) -> str:
     """Return the HTML of a progress bar over words; ``total`` 0 where nobody knows."""
     known = f'value="{done}" max="{total}"' if total else ""
