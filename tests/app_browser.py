@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
 import time
@@ -56,8 +57,27 @@ def serving(folder: Path, **access: Any) -> Iterator[Served]:
         yield served
     finally:
         engine.cancel()
-        pn.state.kill_all_servers()
+        _stop_servers()
         pn.state.reset()
+
+
+def _stop_servers() -> None:
+    """Stop Panel's servers; what browsers keep open is closed first, or it would be found unclosed by a later test."""
+    import panel as pn
+
+    async def close(server: Any) -> None:
+        for client in list(server._tornado._clients):
+            client._socket.close()
+        while server._tornado._clients:
+            await asyncio.sleep(0.01)
+        await server._http.close_all_connections()
+
+    threads = list(pn.state._threads.values())
+    for server, *_ in pn.state._servers.values():
+        asyncio.run_coroutine_threadsafe(close(server), server.io_loop.asyncio_loop).result(30)
+    pn.state.kill_all_servers()
+    for thread in threads:
+        thread.join(30)
 
 
 def _answers(url: str) -> bool:
