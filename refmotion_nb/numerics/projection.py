@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import fft
 
-from refmotion_nb.numerics.backend import over_chunks
-from refmotion_nb.numerics.kernels_cpu import slice_kernel
+from refmotion_nb.numerics.backend import beside, kernels_of, over_chunks, xp_of
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def slices(
     centre_px: float = 0.0,
     box: int = 0,
 ) -> np.ndarray:
-    """Return central slices (particle, 2k + 1, k + 1), complex64, of the volume in the given orientations.
+    """Return central slices (particle, 2k + 1, k + 1), complex64, of the volume in the given orientations, where it is.
 
     ``scale`` is the ratio of the map's physical extent to the image's (shell k of the image is shell scale·k of the
     map). With ``box`` > 0 the object is moved from the origin to pixel ``centre_px`` of an image of that box.
@@ -111,6 +110,7 @@ def slices(
     shift = np.zeros((len(matrices), 2))
     if box:
         shift = (centre_px - np.asarray(origin_px, np.float64)) / box
-    out = np.empty((len(matrices), 2 * k + 1, k + 1), np.complex64)
-    slice_kernel(volume.ft, volume.padding, float(volume.k_max), np.ascontiguousarray(to_map), shift, k, out)
+    out = xp_of(volume.ft).empty((len(matrices), 2 * k + 1, k + 1), np.complex64)
+    to_map, shift = beside(out, np.ascontiguousarray(to_map)), beside(out, shift)
+    kernels_of(out).slice_kernel(volume.ft, volume.padding, float(volume.k_max), to_map, shift, k, out)
     return out
