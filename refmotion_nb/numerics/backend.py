@@ -54,7 +54,8 @@ def rfft2(images: Any) -> Any:
     """Return the half planes (..., y, x // 2 + 1) of images (..., y, x), forward normalised."""
     if xp_of(images) is np:
         return fft.rfft2(images, norm="forward", workers=1)
-    return _device_fft().rfft2(images, norm="forward")  # CuPy keeps the plans of recent shapes
+    # CuPy keeps the plans of recent shapes
+    return xp_of(images).ascontiguousarray(_device_fft().rfft2(images, norm="forward"))
 
 
 def irfft2(half: Any, box: int) -> Any:
@@ -65,7 +66,7 @@ def irfft2(half: Any, box: int) -> Any:
     """
     if xp_of(half) is np:
         return fft.irfft2(half, (box, box), norm="forward", workers=1)
-    columns = _device_fft().ifft(half, axis=-2, norm="forward")
+    columns = xp_of(half).ascontiguousarray(_device_fft().ifft(half, axis=-2, norm="forward"))
     parts = columns.view(columns.real.dtype).reshape(*columns.shape, 2)
     parts[..., 0, 1] = 0
     if box % 2 == 0:

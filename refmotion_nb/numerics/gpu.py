@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from threading import Lock
 from types import ModuleType
 from typing import Any
@@ -31,9 +31,14 @@ class Gpu:
         return f"cuda:{self.number} ({self.name}, {self.free_bytes / 1e9:.1f} of {self.total_bytes / 1e9:.1f} GB free)"
 
 
+def installed() -> bool:
+    """Return whether CuPy is there; whether it works is another question."""
+    return importlib.util.find_spec("cupy") is not None
+
+
 def gpus() -> tuple[list[Gpu], str]:
     """Return the GPUs that can be used, and if there is none why, in words."""
-    if importlib.util.find_spec("cupy") is None:
+    if not installed():
         return [], "CuPy is not installed"
     try:
         cupy = _cupy()
@@ -127,7 +132,7 @@ class Memory:
             )
 
 
-@lru_cache(maxsize=None)
+@cache
 def memory_of(cupy: ModuleType, number: int) -> Memory:
     """Return what is known of the memory of a GPU."""
     return Memory()

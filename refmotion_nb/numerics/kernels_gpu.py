@@ -5,7 +5,7 @@ Each is tested against its twin. The source is ``kernels_gpu.cu``, compiled once
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from importlib.resources import files
 from types import ModuleType
 from typing import Any
@@ -104,8 +104,8 @@ def recombine_kernel(stored, scale, shift_px, weight, out):
     """Weighted sum of a particle's frames, each moved back by its trajectory, see kernels_cpu."""
     n, n_frames, box = stored.shape[:3]
     box_out, half = weight.shape[1:]
-    sizes = map(np.int32, (n_frames, box, box_out))
-    _launch("recombine", (box_out * half, 1, n), stored, scale, _double(shift_px), weight, *sizes, out)
+    sizes, total = map(np.int32, (n_frames, box, box_out)), out.view(np.complex64)
+    _launch("recombine", (box_out * half, 1, n), stored, scale, _double(shift_px), weight, *sizes, total)
 
 
 def sample_kernel(windows, position, taps, slopes, value, gradient):
@@ -131,7 +131,7 @@ def _double(array: Any) -> Any:
     return _cupy().ascontiguousarray(array, np.float64)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _module(cupy: ModuleType, device: int) -> Any:
     return cupy.RawModule(code=source(), options=OPTIONS)
 

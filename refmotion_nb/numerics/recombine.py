@@ -20,9 +20,9 @@ def recombine(
     box_out: int,
     threads: int = 1,
 ) -> Any:
-    """Return images (particle, box_out, box_out) float32, where the spectra are: frames moved back by their displacement, weighted and summed.
+    """Return images (particle, box_out, box_out) float32: frames moved back by their displacement, weighted and summed.
 
-    Shells beyond the last of ``weight`` take its weights.
+    They are where the spectra are. Shells beyond the last of ``weight`` take its weights.
     """
     out = xp_of(spectra.stored).empty((spectra.n_particles, box_out, box_out), np.float32)
 
