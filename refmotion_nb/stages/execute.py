@@ -158,7 +158,7 @@ def processes(n: int, threads: int = 0) -> Workers:
     from distributed import Client, LocalCluster
 
     each = max(1, (threads or cpu_count()) // n)
-    cluster = LocalCluster(n_workers=n, threads_per_worker=each, memory_limit=0, dashboard_address=None)
+    cluster = LocalCluster(n_workers=n, threads_per_worker=each, memory_limit=0, dashboard_address=":0")
     client = Client(cluster)
 
     def close() -> None:

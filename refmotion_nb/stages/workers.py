@@ -6,6 +6,7 @@ memory of the worker that made it, and is made again elsewhere if that worker is
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -76,9 +77,19 @@ class Workers:
             name = f"refmotion-{uuid.uuid4().hex}"
             hosts = [worker["host"] for worker in self.client.scheduler_info(n_workers=-1)["workers"].values()]
             share = session.cache_bytes / max(map(hosts.count, hosts), default=1)
-            self.client.register_plugin(WorkerSession(session.data, share), name=name)
+            self._register(WorkerSession(session.data, share), name)
             self._plugins[id(session)] = session, name  # the session too, so that no other takes its id
         return There(self.client, session, self._plugins[id(session)][1])
+
+    def _register(self, plugin: WorkerSession, name: str) -> None:
+        for attempt in range(3):
+            try:
+                self.client.register_plugin(plugin, name=name)
+                return
+            except CommClosedError:  # a worker has just died: the scheduler will have noticed
+                if attempt == 2:
+                    raise
+                time.sleep(1)
 
     def close(self) -> None:
         """Take the data back from the workers; stop those that were started for this."""
