@@ -13,6 +13,13 @@ import strict_cupy
 from refmotion_nb.numerics import gpu
 
 
+@pytest.fixture(autouse=True)
+def cpu_unless_asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let tests run on the CPU, also on a machine with a GPU, but for those that are about GPUs."""
+    if "cupy" not in request.fixturenames:
+        monkeypatch.setattr(gpu, "installed", lambda: False)
+
+
 @pytest.fixture
 def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Return the stand-in, in place of CuPy."""
@@ -34,6 +41,4 @@ def cupy(request: pytest.FixtureRequest) -> Any:
     found, why = gpu.gpus()
     if not found:
         pytest.skip(f"no GPU: {why}")
-    import cupy
-
-    return cupy
+    return gpu.array_module()

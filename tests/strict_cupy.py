@@ -30,7 +30,7 @@ class Devices:
 
     def __init__(self) -> None:
         self.count, self.total = 2, 8 << 30
-        self.used = [0, 0]
+        self.used, self.most = [0, 0], [0, 0]  # bytes
         self.fail_at = -1  # allocations until one fails
         self.crossings = [0, 0]  # uploads and downloads
         self._lock = threading.RLock()
@@ -51,6 +51,7 @@ class Devices:
             if self.fail_at == -1 or self.used[number] + size > self.total:
                 raise OutOfMemoryError(f"out of memory allocating {size} bytes")
             self.used[number] += size
+            self.most[number] = max(self.most[number], self.used[number])
         weakref.finalize(array._a, self._release, number, size)
 
     def _release(self, number: int, size: int) -> None:
@@ -61,7 +62,7 @@ class Devices:
 devices = Devices()
 
 
-class ndarray:  # noqa: N801, CuPy's name
+class ndarray:
     __array_ufunc__ = None  # NumPy leaves operators to us
 
     def __init__(self, array: Any) -> None:
@@ -279,7 +280,7 @@ def modules() -> dict[str, ModuleType]:
             Device=Device, runtime=runtime, memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             alloc_pinned_memory=bytearray,
         ),
-        get_default_memory_pool=lambda: pool, __version__="strict",
+        get_default_memory_pool=lambda: pool, __version__="13.0",
     )  # fmt: skip
     transforms = ModuleType("cupyx.scipy.fft")
     vars(transforms).update({name: _transform(name) for name in ("rfft2", "ifft", "irfft")})

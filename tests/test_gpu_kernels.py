@@ -4,7 +4,6 @@ import inspect
 
 import numpy as np
 import pytest
-from gpu_fixtures import cupy, strict  # noqa: F401, fixtures
 
 from refmotion_nb.numerics import kernels_cpu, kernels_gpu
 from refmotion_nb.numerics.backend import irfft2, kernels_of, rfft2, to_host
@@ -55,7 +54,7 @@ def test_every_kernel_has_a_twin_and_a_test():
     assert all(f'"{name}"' in tests for name in KERNELS)
 
 
-def test_ctf(cupy, rng):  # noqa: F811
+def test_ctf(cupy, rng):
     x, y, extra = rng.normal(size=(3, 13, 7)) * [[[0.2]], [[0.2]], [[1]]]
     per_particle = np.stack([*rng.normal(size=(3, 5)) * 300, *rng.normal(size=(2, 5)), rng.uniform(0.5, 1, 5)], 1)
     out = np.empty((5, 13, 7), np.float32)
@@ -64,7 +63,7 @@ def test_ctf(cupy, rng):  # noqa: F811
 
 
 @pytest.mark.parametrize("k_max, k", [(9, 9), (9, 12), (5, 3)])
-def test_slices(cupy, rng, k_max, k):  # noqa: F811
+def test_slices(cupy, rng, k_max, k):
     limit = 2 * k_max + 1
     ft = complex_numbers(rng, (2 * limit + 1, 2 * limit + 1, limit + 1))
     to_map = np.linalg.qr(rng.normal(size=(6, 3, 3)))[0][:, :, :2].copy()
@@ -76,7 +75,7 @@ def test_slices(cupy, rng, k_max, k):  # noqa: F811
 
 @pytest.mark.parametrize("kind", ["uint8", "int8", "uint16", "int16", "float32", "float16", "int32"])
 @pytest.mark.parametrize("box", [6, 7])
-def test_patches(cupy, rng, kind, box):  # noqa: F811
+def test_patches(cupy, rng, kind, box):
     frame = rng.integers(0, 100, (20, 23)).astype(kind)
     gain = rng.uniform(0.5, 2, frame.shape).astype(np.float32)
     corners = np.array([[3, 4], [-2, 5], [21, 18], [-90, 90], [17, -6]])  # inside, across every edge, far outside
@@ -89,7 +88,7 @@ def test_patches(cupy, rng, kind, box):  # noqa: F811
     np.testing.assert_array_equal(to_host(on_device), expected)
 
 
-def test_quantising(cupy, rng):  # noqa: F811
+def test_quantising(cupy, rng):
     values = rng.normal(size=(5, 41)).astype(np.float32) * np.array([[1e-6], [1], [1e6], [0], [-1]], np.float32)
     arguments = values, np.empty(values.shape, np.int16), np.empty(5, np.float32)
     on_device = [cupy.asarray(one) for one in arguments]
@@ -101,7 +100,7 @@ def test_quantising(cupy, rng):  # noqa: F811
 
 
 @pytest.mark.parametrize("box, big, k", SIZES)
-def test_power(cupy, rng, box, big, k):  # noqa: F811
+def test_power(cupy, rng, box, big, k):
     shell = shell_floor(*half_plane_indices(box))
     hermitian = hermitian_weight(np.arange(box // 2 + 1), box)
     out = rng.normal(size=(3, k))  # to be added to; shells beyond do not count
@@ -109,7 +108,7 @@ def test_power(cupy, rng, box, big, k):  # noqa: F811
     close(found, expected)
 
 
-def test_shell_sums(cupy, rng):  # noqa: F811
+def test_shell_sums(cupy, rng):
     shell = rng.integers(0, 9, 50)  # shell 7 holds nothing
     shell[shell == 7] = 8
     values, out = rng.normal(size=(4, 50)).astype(np.float32), rng.normal(size=(4, 8))
@@ -118,7 +117,7 @@ def test_shell_sums(cupy, rng):  # noqa: F811
 
 
 @pytest.mark.parametrize("box, big, k", SIZES)
-def test_cross_terms(cupy, rng, box, big, k):  # noqa: F811
+def test_cross_terms(cupy, rng, box, big, k):
     k = min(k, big)
     weight = rng.uniform(size=(3, 4, int(np.ceil(np.sqrt(2) * k)) + 1)).astype(np.float32)
     out = np.empty((3, 4, 2 * k + 1, k + 1), np.complex64)
@@ -128,7 +127,7 @@ def test_cross_terms(cupy, rng, box, big, k):  # noqa: F811
 
 
 @pytest.mark.parametrize("box, big, k", SIZES)
-def test_fcc(cupy, rng, box, big, k):  # noqa: F811
+def test_fcc(cupy, rng, box, big, k):
     views = complex_numbers(rng, (5, 2 * big + 1, big + 1))
     shift = rng.normal(size=(5, 4, 2)) * 20
     whitening = rng.uniform(size=k).astype(np.float32)
@@ -139,7 +138,7 @@ def test_fcc(cupy, rng, box, big, k):  # noqa: F811
 
 
 @pytest.mark.parametrize("box, box_out", [(32, 32), (32, 20), (31, 31), (31, 20), (32, 21)])
-def test_recombined(cupy, rng, box, box_out):  # noqa: F811
+def test_recombined(cupy, rng, box, box_out):
     weight = rng.uniform(size=(4, box_out, box_out // 2 + 1)).astype(np.float32)
     out = rng.normal(size=(3, box_out, box_out // 2 + 1, 2)).astype(np.float32)
     shift = rng.normal(size=(3, 4, 2)) * 20
@@ -148,7 +147,7 @@ def test_recombined(cupy, rng, box, box_out):  # noqa: F811
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
-def test_sampling(cupy, rng, kind):  # noqa: F811
+def test_sampling(cupy, rng, kind):
     windows = rng.normal(size=(3, 5, 9, 9)).astype(kind)
     position = rng.uniform(-3, 12, (2, 3, 5, 2)).astype(kind)  # beyond all edges too
     position[0, 0, 0], position[0, 0, 1] = (1, 7), (4, 4)  # exactly on the edge, on a sample
@@ -164,14 +163,14 @@ def test_sampling(cupy, rng, kind):  # noqa: F811
 
 
 @pytest.mark.parametrize("box", [16, 15])
-def test_transforms(cupy, rng, box):  # noqa: F811
+def test_transforms(cupy, rng, box):
     images = rng.normal(size=(3, box, box)).astype(np.float32)
     close(to_host(rfft2(cupy.asarray(images))), rfft2(images))
     half = complex_numbers(rng, (3, box, box // 2 + 1))  # of no real image: what cannot be is ignored
     close(to_host(irfft2(cupy.asarray(half), box)), irfft2(half, box))
 
 
-def test_arrays_that_kernels_cannot_read_are_refused(cupy, rng):  # noqa: F811
+def test_arrays_that_kernels_cannot_read_are_refused(cupy, rng):
     frame = cupy.asarray(np.zeros((20, 20), np.float32))
     out = cupy.asarray(np.zeros((1, 4, 4), np.float32))
     with pytest.raises(ValueError, match="not contiguous"):

@@ -12,8 +12,6 @@ from threading import Lock
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 HEADROOM = 0.5  # of the free memory that one batch may take: another micrograph may be arriving meanwhile
 MOST_AT_ONCE = 1 << 15  # particles in a batch; the third dimension of a grid has 16 bits
 
@@ -60,16 +58,14 @@ def use(number: int) -> None:
     _cupy().cuda.Device(number).use()
 
 
-def upload(array: np.ndarray) -> Any:
-    """Return a host array on the thread's GPU; CuPy copies it through pinned memory, without waiting."""
+def array_module() -> ModuleType:
+    """Return CuPy."""
+    return _cupy()
+
+
+def upload(array: Any) -> Any:
+    """Return an array on the thread's GPU, itself if it is there; CuPy copies through pinned memory, without waiting."""
     return _cupy().asarray(array)
-
-
-def pinned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Return an uninitialised host array in pinned memory, from which uploads go at full speed."""
-    n = int(np.prod(shape))
-    memory = _cupy().cuda.alloc_pinned_memory(max(1, n * np.dtype(dtype).itemsize))
-    return np.frombuffer(memory, dtype, n).reshape(shape)
 
 
 def synchronise() -> None:

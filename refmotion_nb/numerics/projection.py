@@ -7,6 +7,7 @@ trilinearly (Scheres 2012; as relion_project).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import fft
@@ -18,7 +19,7 @@ from refmotion_nb.numerics.backend import beside, kernels_of, over_chunks, xp_of
 class FourierVolume:
     """The padded transform of a map about its centre, cut to the shells in use."""
 
-    ft: np.ndarray  # (kz, ky, kx >= 0) complex64, kz and ky from -limit to limit, forward normalised per slice
+    ft: Any  # (kz, ky, kx >= 0) complex64, kz and ky from -limit to limit, forward normalised per slice
     padding: int
     box: int  # px of the map
     k_max: int  # highest shell (of the unpadded box) that slices may have

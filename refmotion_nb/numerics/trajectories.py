@@ -7,7 +7,8 @@ unknowns are whitened (unit prior variance), which is what makes L-BFGS converge
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -41,6 +42,11 @@ class Windows:
         gradient = xp.empty(position.shape, number)
         kernels_of(self.values).sample_kernel(self.values, position, *self._taps, value, gradient)
         return value, gradient / number.type(step_A)
+
+    def on(self, put: Callable[[Any], Any]) -> Windows:
+        """Return the windows with their values where ``put`` puts them; themselves if they are there."""
+        values = put(self.values)
+        return self if values is self.values else replace(self, values=values)
 
     @cached_property
     def _centre_A(self) -> Any:
