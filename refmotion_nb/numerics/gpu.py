@@ -124,7 +124,7 @@ class Memory:
             self.share *= 0.5
             self.note = (
                 "the memory of the GPU ran out; work goes on in smaller batches, more slowly (other programs may use this "
-                "GPU; a lower gpu_oversubscription_GB keeps one micrograph there at a time)"
+                "GPU; a higher gpu_oversubscription_GB keeps one micrograph there at a time)"
             )
 
 

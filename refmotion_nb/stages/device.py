@@ -35,6 +35,18 @@ class Device:
         return "cpu" if self.number is None else f"cuda:{self.number}"
 
     @property
+    def kind(self) -> str:
+        """The word that chooses such a device on another machine."""
+        return "cuda" if self.is_gpu else "cpu"
+
+    def about(self, threads: int) -> str:
+        """Return what work is done on, in words."""
+        processors = f"{threads} thread{'s' * (threads > 1)}"
+        if self.is_gpu:
+            return f"{self.word} ({self.name}, {self.total_bytes / 1e9:.1f} GB), {processors} reading movies"
+        return f"the CPU, {processors}{f' ({self.note})' if self.note else ''}"
+
+    @property
     def is_gpu(self) -> bool:
         """Whether it is a GPU."""
         return self.number is not None

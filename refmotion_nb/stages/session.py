@@ -103,9 +103,10 @@ class Session:
         What failed is tried again, old warnings are gone.
         """
         self.threads = threads
-        if device is not None and device.word != self.device.word:
+        if device is not None:
+            if device.word != self.device.word:
+                self._references.clear()
             self.device = device
-            self._references.clear()
         self.cache_bytes = self.spool.limit_bytes = cache_bytes
         self._make_room(0)
         self.failed.clear()
@@ -284,6 +285,13 @@ class Session:
         except InputError as error:
             self.failed[name] = str(error)
             raise
+        except MemoryError as error:
+            if not self.device.is_gpu:
+                raise
+            raise InputError(
+                f"the memory of {self.device.word} ran out while {name} was read ({error}); end other programs that use it, raise "
+                "gpu_oversubscription_GB above its memory, or give --device cpu"
+            ) from None
         self.seconds["reading movies"] = self.seconds.get("reading movies", 0.0) + perf_counter() - start
         if factors is not None and (factors != 1).any():
             bring_to_scale(micrograph, factors)
