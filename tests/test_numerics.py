@@ -1,10 +1,13 @@
 """The engine's kernels against plain sums in double precision, written from their definitions."""
 
+from contextlib import ExitStack
+
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from refmotion_nb.numerics import ctf as optics
-from refmotion_nb.numerics.backend import over_chunks
+from refmotion_nb.numerics.backend import OneBlasThread, over_chunks
 from refmotion_nb.numerics.correlation import correlation_windows, pixel_grid, spline_grid
 from refmotion_nb.numerics.dose import fcc, fcc_sums, fit_model, weights
 from refmotion_nb.numerics.energy import grant_grigorieff, own_noise_windows, pooled_scale, reference_scale
@@ -46,6 +49,27 @@ def moved(images, displacement):
     ky, kx = half_plane_indices(box)
     turn = np.exp(-2j * np.pi * (kx * displacement[..., 0, None, None] + ky * displacement[..., 1, None, None]) / box)
     return np.fft.irfft2(np.fft.rfft2(images) * turn, images.shape[-2:])
+
+
+# threads of BLAS
+
+
+def test_blas_keeps_to_one_thread_until_the_last_user_has_left_and_gets_its_own_back():
+    def threads():
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    one = OneBlasThread()
+    with threadpool_limits(limits=2, user_api="blas"):
+        before = threads()
+        first, second = ExitStack(), ExitStack()
+        first.enter_context(one)
+        second.enter_context(one)
+        first.close()  # the one that came first leaves first, as threads do
+        assert threads() == {1}
+        with one:
+            assert threads() == {1}
+        second.close()
+        assert threads() == before != {1}
 
 
 # patches

@@ -113,7 +113,8 @@ def cut_patches(
     patches = np.empty((len(corners), box, box), np.float32)
     cut_patches_kernel(frame, gain, corners, patches)
     if background is not None:  # contrast is inverted
-        add_background_kernel(np.asarray(background, np.float32), *frame.shape, corners, patches)
+        height, width = frame.shape
+        add_background_kernel(np.asarray(background, np.float32), height, width, corners, patches)
     return patches
 
 
