@@ -42,8 +42,6 @@ def compiled(source, architecture):
     program = ctypes.c_void_p()
     assert lib.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None) == 0
     options = [f"--gpu-architecture=sm_{architecture}", *kernels_gpu.OPTIONS]
-    if architecture < 75:
-        options.append("-Wno-deprecated-gpu-targets")
     array = (ctypes.c_char_p * len(options))(*(one.encode() for one in options))
     result = lib.nvrtcCompileProgram(program, len(options), array)
     log = text_of(program, lib.nvrtcGetProgramLogSize, lib.nvrtcGetProgramLog)
@@ -55,7 +53,8 @@ def compiled(source, architecture):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_kernels_compile_without_a_warning(architecture):
     result, log, code = compiled(kernels_gpu.source(), architecture)
-    assert (result, log) == (0, "")
+    said = [line for line in log.splitlines() if line and "are deprecated" not in line]  # of Volta, not of the kernels
+    assert (result, said) == (0, [])
     for name in cuda_on_host.signatures(kernels_gpu.source()):
         assert f".text.{name}\0".encode() in code, name
 

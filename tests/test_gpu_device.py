@@ -24,7 +24,9 @@ def test_without_cupy_auto_takes_the_cpu_and_says_why():
 
 @pytest.mark.parametrize("word", ["cuda", "cuda:1"])
 def test_without_cupy_a_gpu_cannot_be_had(word):
-    with pytest.raises(InputError, match=rf'device {word}: CuPy is not installed; install it: .*"refmotion-nb\[cuda12\]"'):
+    with pytest.raises(
+        InputError, match=rf'device {word}: CuPy is not installed; install it: .*"refmotion-nb\[cuda12\]"'
+    ):
         choose(word)
 
 
@@ -58,7 +60,9 @@ def test_memory_decides_how_many_micrographs_are_there_at_a_time(strict):
     device = choose("cuda:0", oversubscription_GB=8)
     assert device.together({"a": 10**9, "b": 3 * 10**9}) == 2
     assert device.together({"a": 10**9, "b": 4 * 10**9}) == 1
-    with pytest.raises(InputError, match=r"b needs 9.0 GB on cuda:0 \(Stand-in 0\), which has 8.6 GB; give a smaller box"):
+    with pytest.raises(
+        InputError, match=r"b needs 9.0 GB on cuda:0 \(Stand-in 0\), which has 8.6 GB; give a smaller box"
+    ):
         device.together({"a": 10**9, "b": 9 * 10**9})
 
 
@@ -98,7 +102,7 @@ def test_work_that_does_not_fit_goes_on_with_half_of_it(strict):
         return list(range(part.start, part.stop))
 
     found = over_chunks(10, work, 1, like=like, item_bytes=1)
-    assert sum(found, []) == list(range(10))
+    assert [one for part in found for one in part] == list(range(10))
     assert seen[:3] == [(0, 10), (0, 5), (0, 3)] and all(stop - start <= 3 for start, stop in seen[2:])
     assert "the memory of the GPU ran out" in gpu.note_of(0) and gpu.note_of(1) == ""
     with pytest.raises(MemoryError):

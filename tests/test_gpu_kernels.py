@@ -88,6 +88,15 @@ def test_patches(cupy, rng, kind, box):
     np.testing.assert_array_equal(to_host(on_device), expected)
 
 
+@pytest.mark.parametrize("cells", [(5, 7), (1, 1), (1, 6)])
+def test_backgrounds(cupy, rng, cells):
+    coarse = rng.normal(size=cells).astype(np.float32)
+    corners = np.array([[3, 4], [-2, 5], [61, 58], [-90, 90], [17, -6]])
+    out = rng.normal(size=(len(corners), 9, 9)).astype(np.float32)
+    expected, found = both(cupy, "add_background_kernel", coarse, 60, 63, corners, out)
+    close(found, expected)
+
+
 def test_quantising(cupy, rng):
     values = rng.normal(size=(5, 41)).astype(np.float32) * np.array([[1e-6], [1], [1e6], [0], [-1]], np.float32)
     arguments = values, np.empty(values.shape, np.int16), np.empty(5, np.float32)

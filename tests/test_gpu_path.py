@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from conftest import TINY
 
 import refmotion_nb as rm
 from refmotion_nb.numerics.backend import to_host, xp_of

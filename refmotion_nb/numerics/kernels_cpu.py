@@ -99,6 +99,38 @@ def cut_patches_kernel(frame, gain, corners, out):
                     out[p, i, j] = -np.float32(frame[yy, xx]) * gain[yy, xx]
 
 
+@_jit
+def add_background_kernel(coarse, height, width, corners, out):
+    """Add to boxes at ``corners`` (particle, 2) x y an image (ky, kx) of equal cells, spread linearly over height, width."""
+    n_y, n_x = coarse.shape
+    box = out.shape[1]
+    spread = np.empty((n_y, box), np.float32)  # along x; only the rows in use are filled
+    for p in range(out.shape[0]):
+        x0, y0 = corners[p]
+        first = int(_cell(y0, height, n_y))
+        last = min(int(_cell(y0 + box - 1, height, n_y)) + 1, n_y - 1)
+        for j in range(box):
+            at = _cell(x0 + j, width, n_x)
+            left = int(at)
+            right = min(left + 1, n_x - 1)
+            share = np.float32(at - left)
+            for k in range(first, last + 1):
+                spread[k, j] = coarse[k, left] + share * (coarse[k, right] - coarse[k, left])
+        for i in range(box):
+            at = _cell(y0 + i, height, n_y)
+            top = int(at)
+            share = np.float32(at - top)
+            above, below, row = spread[top], spread[min(top + 1, n_y - 1)], out[p, i]
+            for j in range(box):
+                row[j] += above[j] + share * (below[j] - above[j])
+
+
+@_jit
+def _cell(pixel, size, n):
+    """Position of a pixel among the centres of ``n`` cells along an axis of ``size`` px; that of the last ones beyond them."""
+    return min(max((pixel + 0.5) * n / size - 0.5, 0.0), n - 1.0)
+
+
 @njit(nogil=True, cache=True, fastmath=True)
 def quantise_kernel(values, out, scale):
     """Store values (patch, n) float32 as 16-bit integers (patch, n) with one scale per patch."""

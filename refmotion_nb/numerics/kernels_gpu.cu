@@ -108,6 +108,27 @@ CUT_PATCHES(cut_patches_uint16, unsigned short)
 CUT_PATCHES(cut_patches_int16, short)
 CUT_PATCHES(cut_patches_float32, float)
 
+// position of a pixel among the centres of n equal cells along an axis; that of the last ones beyond them
+__device__ inline double cell(int64 pixel, int size, int n)
+{
+    const double at = (pixel + 0.5) * n / size - 0.5;
+    return at < 0 ? 0 : at > n - 1 ? n - 1 : at;
+}
+
+extern "C" __global__ void add_background(const float *__restrict__ coarse, int n_y, int n_x, int height, int width,
+                                          const int64 *__restrict__ corners, int box, float *__restrict__ out)
+{
+    ELEMENT(box * box);
+    const int64 *corner = corners + 2 * blockIdx.z;
+    const double x = cell(corner[0] + at % box, width, n_x), y = cell(corner[1] + at / box, height, n_y);
+    const int left = int(x), top = int(y), right = left + 1 < n_x ? left + 1 : n_x - 1;
+    const float *above = coarse + top * n_x, *below = coarse + (top + 1 < n_y ? top + 1 : n_y - 1) * n_x;
+    const float share_x = float(x - left), share_y = float(y - top);
+    const float one = above[left] + share_x * (above[right] - above[left]);
+    const float two = below[left] + share_x * (below[right] - below[left]);
+    out[size_t(blockIdx.z) * box * box + at] += one + share_y * (two - one);
+}
+
 extern "C" __global__ void quantise(const float *__restrict__ values, const float *__restrict__ step, int n,
                                     short *__restrict__ out)
 {

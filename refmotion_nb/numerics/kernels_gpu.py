@@ -44,6 +44,15 @@ def cut_patches_kernel(frame, gain, corners, out):
     )  # fmt: skip
 
 
+def add_background_kernel(coarse, height, width, corners, out):
+    """Add to boxes at ``corners`` (particle, 2) x y an image (ky, kx) of equal cells, spread linearly over height, width."""
+    box = out.shape[1]
+    _launch(
+        "add_background", (box * box, 1, len(out)), coarse, *map(np.int32, (*coarse.shape, height, width)), corners,
+        np.int32(box), out,
+    )  # fmt: skip
+
+
 def quantise_kernel(values, out, scale):
     """Store values (patch, n) float32 as 16-bit integers (patch, n) with one scale per patch."""
     xp = _cupy()

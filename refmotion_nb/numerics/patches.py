@@ -16,6 +16,8 @@ from refmotion_nb.numerics.backend import beside, kernels_of, over_chunks, rfft2
 from refmotion_nb.numerics.device_sizes import cut_work_bytes, power_work_bytes
 from refmotion_nb.numerics.fourier import half_plane_indices, hermitian_weight, shell_floor
 
+_CACHE_BYTES = 1 << 20  # of patches cut and transformed at a time by one thread
+
 
 def movie_box(extent_A: float, movie_pixel_A: float) -> int:
     """Return the even box in movie px that covers a physical extent."""
@@ -70,7 +72,7 @@ class PatchSpectra:
         return self.stored.shape[1]
 
     def add_frame(
-        self, f: int, frame: Any, gain: Any, corners: np.ndarray, background: np.ndarray | None = None, chunk: int = 16
+        self, f: int, frame: Any, gain: Any, corners: np.ndarray, background: np.ndarray | None = None
     ) -> None:
         """Cut, transform and store the patches of frame ``f`` at ``corners`` (particle, 2); safe from several threads.
 
@@ -79,8 +81,12 @@ class PatchSpectra:
         """
         xp, kernels = xp_of(self.stored), kernels_of(self.stored)
         level = None if background is None else beside(frame, background) * mean_count(frame, gain)
+        # neighbours one after another, few at a time: what they share of the frame, and their patches, stay in the cache
+        order = np.lexsort((corners[:, 0], corners[:, 1] // self.box))
+        chunk = max(1, _CACHE_BYTES // (4 * self.box**2))
 
-        def work(part: slice) -> None:
+        def work(some: slice) -> None:
+            part = order[some]
             patches = cut_patches(frame, gain, corners[part], self.box, level)
             spectrum = rfft2(patches)
             spectrum[:, 0, 0] = 0
@@ -88,8 +94,9 @@ class PatchSpectra:
             scale = xp.empty(len(patches), np.float32)
             values = spectrum.view(np.float32).reshape(len(patches), -1)
             kernels.quantise_kernel(values, packed.reshape(len(patches), -1), scale)
-            self.stored[part, f] = packed
-            self.scale[part, f] = scale
+            there = beside(packed, part)
+            self.stored[there, f] = packed
+            self.scale[there, f] = scale
 
         over_chunks(self.n_particles, work, 1, chunk, like=self.stored, item_bytes=cut_work_bytes(self.box))
 
@@ -108,7 +115,8 @@ def cut_patches(frame: Any, gain: Any, corners: np.ndarray, box: int, background
     patches = xp_of(frame).empty((len(corners), box, box), np.float32)
     kernels_of(frame).cut_patches_kernel(frame, gain, corners, patches)
     if background is not None:  # contrast is inverted
-        patches += background_patches(background, frame.shape, corners, box)
+        height, width = frame.shape
+        kernels_of(frame).add_background_kernel(beside(frame, background, np.float32), height, width, corners, patches)
     return patches
 
 
@@ -118,19 +126,10 @@ def mean_count(frame: Any, gain: Any, step: int = 7) -> Any:
     return some.mean(dtype=np.float64).astype(np.float32)
 
 
-def background_patches(coarse: Any, shape: tuple[int, ...], corners: Any, box: int) -> Any:
-    """Return the patches (particle, box, box) at ``corners`` x y of an image (ky, kx) spread linearly over ``shape``."""
-    pixel = xp_of(corners).arange(box)
-    y = cell_weights(corners[:, 1, None] + pixel, shape[0], coarse.shape[0])
-    x = cell_weights(corners[:, 0, None] + pixel, shape[1], coarse.shape[1])
-    return y @ coarse.astype(np.float32) @ x.transpose(0, 2, 1)
-
-
-def cell_weights(pixel: Any, size: int, n: int) -> Any:
+def cell_weights(pixel: np.ndarray, size: int, n: int) -> np.ndarray:
     """Weights (particle, pixel, n) of ``n`` equal cells along an axis of ``size`` pixels; constant beyond the last centres."""
-    xp = xp_of(pixel)
-    u = xp.clip((pixel + 0.5) * n / size - 0.5, 0, n - 1)
-    return xp.clip(1 - xp.abs(u[..., None] - xp.arange(n)), 0, None).astype(np.float32)
+    u = np.clip((pixel + 0.5) * n / size - 0.5, 0, n - 1)
+    return np.clip(1 - np.abs(u[..., None] - np.arange(n)), 0, None).astype(np.float32)
 
 
 def particle_power(spectra: PatchSpectra, threads: int = 1, half_plane: bool = False) -> tuple[np.ndarray, np.ndarray]:

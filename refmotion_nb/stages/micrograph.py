@@ -72,7 +72,7 @@ def read_spectra(
     if follow:
         spectra.offset_px[:] = np.rint(placement.initial_A / movie.pixel_size_A)
     with open_movie(movie) as reader, ThreadPoolExecutor(max(1, threads)) as pool:
-        look = look_at(movie, reader, repair, follow, pool.map)
+        look = look_at(movie, reader, repair, follow, threads)
         gain = device.put(look.gain)
 
         def decode(f: int) -> np.ndarray:

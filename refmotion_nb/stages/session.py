@@ -289,7 +289,7 @@ class Session:
             if not self.device.is_gpu:
                 raise
             raise InputError(
-                f"the memory of {self.device.word} ran out while {name} was read ({error}); end other programs that use it, raise "
+                f"the memory of {self.device.word} ran out while {name} was read ({error}); end other programs there, raise "
                 "gpu_oversubscription_GB above its memory, or give --device cpu"
             ) from None
         self.seconds["reading movies"] = self.seconds.get("reading movies", 0.0) + perf_counter() - start

@@ -141,9 +141,7 @@ class WorkerSession(WorkerPlugin):
         with self._lock:
             if self._session is None:
                 one_blas_thread().__enter__()  # for good: the same bits as in one process
-                self._session = Session(
-                    self._data, self._threads, self._cache_bytes, self._folder, device=self._device
-                )
+                self._session = Session(self._data, self._threads, self._cache_bytes, self._folder, device=self._device)
             self._session.device.activate()
             return self._session
 
