@@ -13,6 +13,9 @@ from refmotion_nb.stages.alignment import alignment_windows
 from refmotion_nb.stages.device import Device, choose
 from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.micrograph import device_sizes
+from refmotion_nb.views.app.engine import Engine, Viewer
+from refmotion_nb.views.app.roots import Roots
+from refmotion_nb.views.app.tabs.correct import CorrectTab
 
 
 def test_without_cupy_auto_takes_the_cpu_and_says_why():
@@ -52,6 +55,20 @@ def test_a_gpu_is_chosen_by_number_or_by_its_free_memory(strict):
         choose("cuda:2")
     with pytest.raises(InputError, match="device 'gpu' is not known; give auto, cpu, cuda or cuda:N"):
         choose("gpu")
+
+
+def test_the_app_offers_gpus_by_name_and_free_memory(strict, tmp_path):
+    engine = Engine(Roots([tmp_path]))
+    tab = CorrectTab(engine, Viewer("owner", True))
+    name = "cuda:1 (Stand-in 1, 8.6 of 8.6 GB free)"
+    assert tab.settings["device"].options == {
+        "auto": "auto", "cpu": "cpu", "cuda:0 (Stand-in 0, 8.6 of 8.6 GB free)": "cuda:0", name: "cuda:1",
+    }  # fmt: skip
+    tab.settings["device"].value = "cuda:1"
+    assert engine.settings == {"device": "cuda:1"}
+    engine.change(device="cuda")  # by another page
+    tab.refresh()
+    assert tab.settings["device"].value == "cuda"
 
 
 def test_memory_decides_how_many_micrographs_are_there_at_a_time(strict):

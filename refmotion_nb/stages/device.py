@@ -97,6 +97,11 @@ class Device:
         return [said] if said else []
 
 
+def choices() -> dict[str, str]:
+    """Return the words that a person can choose from, by what they stand for: GPUs with name and free memory."""
+    return {"auto": "auto", "cpu": "cpu", **{str(one): f"cuda:{one.number}" for one in gpu.gpus()[0]}}
+
+
 def choose(word: str, oversubscription_GB: float = 20.0) -> Device:
     """Return the device of a word; auto takes the GPU with most free memory, or the CPU where there is none.
 

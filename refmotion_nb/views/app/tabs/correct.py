@@ -10,6 +10,7 @@ import panel as pn
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.stages.correction import MotionCorrection
 from refmotion_nb.stages.cost import Cost, cost_of_correction
+from refmotion_nb.stages.device import choices
 from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.runs import Run, Snapshot, Work
 from refmotion_nb.views import plots
@@ -67,6 +68,8 @@ class CorrectTab(Tab):
             widget.disabled = not idle
             value = self.engine.settings.get(name, self.kinds[name].param[name].default)
             if widget.value != value:
+                if isinstance(widget, pn.widgets.Select) and value not in widget.options.values():
+                    widget.options = {**widget.options, value: value}
                 widget.value = value
         self.cost.object = self._cost()
         run = self.engine.last(MotionCorrection)
@@ -75,12 +78,18 @@ class CorrectTab(Tab):
 
     def _setting(self, name: str) -> Any:
         parameter = self.kinds[name].param[name]
-        what = {"bool": pn.widgets.Checkbox, "int": pn.widgets.IntInput, "str": pn.widgets.TextInput}
-        widget = what[type(parameter.default).__name__](label=name, value=parameter.default, width=180)
+        if name == "device":
+            widget = pn.widgets.Select(label=name, options=choices(), value=parameter.default, width=320)
+        else:
+            widget = self._widget(name, parameter)
         if hasattr(widget, "description"):
             widget.description = parameter.doc
         widget.param.watch(lambda event: self._set(name, event.new, parameter.default), "value")
         return widget
+
+    def _widget(self, name: str, parameter: Any) -> Any:
+        what = {"bool": pn.widgets.Checkbox, "int": pn.widgets.IntInput, "str": pn.widgets.TextInput}
+        return what[type(parameter.default).__name__](label=name, value=parameter.default, width=180)
 
     def _set(self, name: str, value: Any, default: Any) -> None:
         if value != self.engine.settings.get(name, default):
