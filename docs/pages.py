@@ -107,7 +107,8 @@ def api_page() -> str:
         if name not in _ELSEWHERE:
             sections[next(title for title, prefix in _SECTIONS if home.startswith(prefix))].append(name)
     parts = [
-        "# refmotion_nb\n\n`import refmotion_nb as rm`; names are imported when they are first used. Plots: {doc}`plots`. Workers: {doc}`execute`."
+        "# refmotion_nb\n\n`import refmotion_nb as rm`; names are imported when they are first used. Plots: {doc}`plots`. "
+        "Workers: {doc}`execute`."
     ]
     for title, names in sections.items():
         entries = "\n".join(_directive(_kind(name), f"refmotion_nb.{name}") for name in names)
