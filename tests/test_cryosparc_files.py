@@ -35,7 +35,7 @@ from refmotion_nb.data.movies.detector import load_background, load_gain
 from refmotion_nb.data.schema import Background, InputError, Optics
 from refmotion_nb.data.spline_motion import mirrored, spline_displacement
 from refmotion_nb.numerics.ctf import aberration_phases, wavelength_A
-from refmotion_nb.numerics.patches import PatchSpectra, background_patches
+from refmotion_nb.numerics.patches import PatchSpectra, cut_patches
 from refmotion_nb.numerics.projection import euler_to_matrix
 
 # every column of the real files and what becomes of it
@@ -359,7 +359,7 @@ def test_a_background_is_subtracted_from_patches():
     for p in range(3):
         found, expected = with_it.spectrum(p, 0), without.spectrum(p, 0)
         assert np.abs(found - expected).max() < 2e-3 * np.abs(expected).max()
-    cut = background_patches(coarse, (height, width), corners, box)
+    cut = cut_patches(np.zeros((height, width), np.uint8), gain, corners, box, coarse)
     np.testing.assert_allclose(cut[2], bright[33 : 33 + box, 40 : 40 + box], atol=1e-6)
 
 

@@ -1,15 +1,18 @@
 """The engine's kernels against plain sums in double precision, written from their definitions."""
 
+from contextlib import ExitStack
+
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from refmotion_nb.numerics import ctf as optics
-from refmotion_nb.numerics.backend import over_chunks
+from refmotion_nb.numerics.backend import OneBlasThread, over_chunks
 from refmotion_nb.numerics.correlation import correlation_windows, pixel_grid, spline_grid
 from refmotion_nb.numerics.dose import fcc, fcc_sums, fit_model, weights
 from refmotion_nb.numerics.energy import grant_grigorieff, own_noise_windows, pooled_scale, reference_scale
 from refmotion_nb.numerics.fourier import band_indices, band_of, crop_half_plane, half_plane_indices, shell_floor
-from refmotion_nb.numerics.patches import PatchSpectra, integer_coordinate, movie_box, particle_power
+from refmotion_nb.numerics.patches import PatchSpectra, cut_patches, integer_coordinate, movie_box, particle_power
 from refmotion_nb.numerics.projection import euler_to_matrix, prepare_volume, slices
 from refmotion_nb.numerics.recombine import normalise, recombine
 from refmotion_nb.numerics.symmetry import operators
@@ -48,6 +51,27 @@ def moved(images, displacement):
     return np.fft.irfft2(np.fft.rfft2(images) * turn, images.shape[-2:])
 
 
+# threads of BLAS
+
+
+def test_blas_keeps_to_one_thread_until_the_last_user_has_left_and_gets_its_own_back():
+    def threads():
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    one = OneBlasThread()
+    with threadpool_limits(limits=2, user_api="blas"):
+        before = threads()
+        first, second = ExitStack(), ExitStack()
+        first.enter_context(one)
+        second.enter_context(one)
+        first.close()  # the one that came first leaves first, as threads do
+        assert threads() == {1}
+        with one:
+            assert threads() == {1}
+        second.close()
+        assert threads() == before != {1}
+
+
 # patches
 
 
@@ -63,6 +87,21 @@ def test_patches_are_cut_scaled_and_inverted(rng):
         expected[0, 0] = 0
         error = np.abs(spectra.spectrum(p, 0) - expected)
         assert np.sqrt((error**2).mean()) < 1e-3 * np.sqrt((abs(expected) ** 2).mean())
+
+
+def test_backgrounds_are_spread_linearly_and_constant_beyond_the_last_cells(rng):
+    height, width, box = 90, 130, 40
+    frame, gain = rng.integers(0, 9, (height, width)).astype(np.int16), np.ones((height, width), np.float32)
+    corners = np.array([[5, 7], [-30, 70], [110, -20], [91, 50], [400, 0]])  # also over all edges, and beyond
+    for shape in ((5, 7), (1, 3), (1, 1)):
+        coarse = rng.uniform(1, 2, shape).astype(np.float32)
+        spread = coarse.astype(float)
+        for axis, (size, n) in enumerate(zip((height, width), shape)):
+            pixel = (np.arange(-200, size + 400) + 0.5) * n / size - 0.5
+            spread = np.apply_along_axis(lambda c, at=pixel: np.interp(at, np.arange(len(c)), c), axis, spread)
+        without, less = (cut_patches(frame, gain, corners, box, b) for b in (None, coarse))
+        for p, (x, y) in enumerate(corners + 200):
+            np.testing.assert_allclose((less - without)[p], spread[y : y + box, x : x + box], atol=2e-6)
 
 
 def test_power_is_the_sum_of_squares(rng):
@@ -136,6 +175,17 @@ def test_slices_are_the_analytic_transform_of_blobs(n, rng):
         envelope = (2 * np.pi * sigma**2) ** 1.5 * np.exp(-2 * (np.pi * sigma) ** 2 * (kx**2 + ky**2) / n**2) / n**2
         expected = np.where(kx**2 + ky**2 <= k**2, phases * envelope, 0)
         assert np.abs(found[p] - expected).max() < 0.02 * np.abs(expected).max()  # of trilinear sampling
+
+
+def test_masks_are_multiplied_and_what_they_leave_out_is_left_out(rng):
+    half_map, mask = rng.normal(size=(2, 24, 24, 24)).astype(np.float32)
+    z, y, x = np.mgrid[:24, :24, :24]
+    mask = np.clip(4 - np.sqrt((z - 15) ** 2 + (y - 9) ** 2 + (x - 4) ** 2) / 2, 0, 1).astype(
+        np.float32
+    )  # off the centre
+    expected = prepare_volume(half_map * mask, None, 8).ft
+    np.testing.assert_allclose(prepare_volume(half_map, mask, 8).ft, expected, atol=1e-6 * np.abs(expected).max())
+    assert not prepare_volume(half_map, 0 * mask, 8).ft.any()
 
 
 def test_slices_are_trilinear_samples(rng):

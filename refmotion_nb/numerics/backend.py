@@ -6,8 +6,8 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from functools import lru_cache
+from importlib import import_module
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -35,14 +35,41 @@ def cpu_count() -> int:
     return os.cpu_count() or 1
 
 
-@lru_cache(maxsize=1)
-def _thread_pools() -> ThreadpoolController:
-    return ThreadpoolController()
+class OneBlasThread:
+    """Keeps BLAS to one thread from when the first of its users comes until the last has left, in whatever order.
+
+    The number of threads belongs to the process: users who each put back what they found would end with what another
+    had set.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._users = 0
+        self._pools: ThreadpoolController | None = None
+        self._limit: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._pools is None:
+                import_module("scipy.linalg.blas")  # SciPy brings a BLAS of its own, which has to be there to be found
+                self._pools = ThreadpoolController()
+            if not self._users:
+                self._limit = self._pools.limit(limits=1, user_api="blas")
+            self._users += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                self._limit.restore_original_limits()
 
 
-def one_blas_thread() -> AbstractContextManager[Any]:
+_BLAS = OneBlasThread()  # of the process, as what it counts the users of
+
+
+def one_blas_thread() -> OneBlasThread:
     """Keep matrix products in one thread while active: ours are small, and many are under way in threads of our own."""
-    return _thread_pools().limit(limits=1, user_api="blas")
+    return _BLAS
 
 
 def over_chunks(n: int, work: Callable[[slice], None], threads: int, chunk: int = 0) -> None:

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
+from scipy import ndimage
 from scipy.special import gammainc, ndtr
+
+from refmotion_nb.numerics.backend import one_blas_thread, over_chunks
 
 BLOCK = 64  # px
 _ROUNDS = 4  # of finding hot pixels: the variance of a block is overestimated as long as some are in it
@@ -19,23 +22,34 @@ _ORDER = 3  # of the waves that a background is made of: none is shorter than tw
 
 
 def blocks_of(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the edges (block + 1,) of blocks along y and x: equal but for rounding, as ``background_patches`` has them."""
+    """Return the edges (block + 1,) of blocks along y and x: equal but for rounding, as backgrounds have them."""
     y, x = (np.arange(n + 1) * size // n for size in shape for n in [max(1, size // BLOCK)])
     return y, x
 
 
-def block_level(total: np.ndarray, gain: np.ndarray, bad: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def block_level(
+    total: np.ndarray, gain: np.ndarray, bad: np.ndarray, threads: int = 1
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return level, variance per gain, and number of good pixels of each block (ky, kx); NaN where there is none."""
     y, x = blocks_of(total.shape)
     out = np.zeros((3, len(y) - 1, len(x) - 1))
-    _block_kernel(total, gain, bad, y, x, out)
-    level, variance, count = out
-    none = count == 0
-    level[none] = variance[none] = np.nan
-    return level, variance, count
+    _measure(total, gain, bad, np.ones(out.shape[1:], bool), out, threads)
+    return out[0], out[1], out[2]
 
 
-def find_hot_pixels(total: np.ndarray, gain: np.ndarray, bad: np.ndarray, threshold: float) -> np.ndarray:
+def _measure(
+    total: np.ndarray, gain: np.ndarray, bad: np.ndarray, wanted: np.ndarray, out: np.ndarray, threads: int
+) -> None:
+    """Fill in what ``block_level`` returns, (3, ky, kx), for the blocks in ``wanted`` (ky, kx) bool."""
+    y, x = blocks_of(total.shape)
+    over_chunks(
+        len(wanted), lambda rows: _block_kernel(total, gain, bad, y, x, rows.start, rows.stop, wanted, out), threads
+    )
+
+
+def find_hot_pixels(
+    total: np.ndarray, gain: np.ndarray, bad: np.ndarray, threshold: float, threads: int = 1
+) -> np.ndarray:
     """Return the hot pixels (n, 2) x y; ``bad`` (height, width) bool are known already.
 
     A hot pixel exceeds both the level of its blocks and the median of the 24 pixels around it: particles and edges of the
@@ -45,16 +59,32 @@ def find_hot_pixels(total: np.ndarray, gain: np.ndarray, bad: np.ndarray, thresh
     if not counts:  # a level about zero then says nothing of how values are distributed
         limits = np.full_like(limits, threshold)
     y, x = blocks_of(total.shape)
-    bad, found = bad.copy(), np.zeros((0, 2), np.int64)
+    bad, found = bad.copy(), [np.zeros((0, 2), np.int64)]
+    blocks = np.zeros((3, len(y) - 1, len(x) - 1))
+    changed = np.ones(blocks.shape[1:], bool)
+    new = np.zeros(total.shape, bool)
     for _ in range(_ROUNDS):
-        level, variance, _ = block_level(total, gain, bad)
-        new = np.zeros(total.shape, bool)
-        _hot_kernel(total, gain, bad, y, x, _smoothed(level), _smoothed(variance), threshold, limits, counts, new)
-        if not new.any():
+        _measure(total, gain, bad, changed, blocks, threads)
+        level, variance = _smoothed(blocks[0]), _smoothed(blocks[1])
+        # a new hot pixel changes what is expected in the blocks next to its own, and no farther
+        near = ndimage.binary_dilation(changed, np.ones((3, 3), bool))
+        hot = np.zeros(changed.shape, np.int64)
+
+        def mark(rows: slice, near=near, level=level, variance=variance, hot=hot) -> None:
+            _hot_kernel(total, gain, bad, y, x, rows.start, rows.stop, near, level, variance, threshold, limits, counts,
+                        new, hot)  # fmt: skip
+
+        over_chunks(len(hot), mark, threads)
+        changed = hot > 0
+        if not changed.any():
             break
-        found = np.concatenate([found, np.argwhere(new)[:, ::-1]])
-        bad |= new
-    return found[np.lexsort((found[:, 0], found[:, 1]))]
+        for by, bx in np.argwhere(changed):
+            block = slice(y[by], y[by + 1]), slice(x[bx], x[bx + 1])
+            found.append(np.argwhere(new[block])[:, ::-1] + (x[bx], y[by]))
+            bad[block] |= new[block]
+            new[block] = False
+    all_found = np.concatenate(found)
+    return all_found[np.lexsort((all_found[:, 0], all_found[:, 1]))]
 
 
 def smooth_background(level: np.ndarray, count: np.ndarray) -> np.ndarray | None:
@@ -74,7 +104,8 @@ def smooth_background(level: np.ndarray, count: np.ndarray) -> np.ndarray | None
     robust = np.ones(len(values))
     for _ in range(6):
         root = weight * np.sqrt(robust)
-        coefficients = np.linalg.lstsq(design * root[:, None], values * root, rcond=None)[0]
+        with one_blas_thread():
+            coefficients = np.linalg.lstsq(design * root[:, None], values * root, rcond=None)[0]
         residual = np.abs(values - design @ coefficients) * weight
         robust = np.clip(1 - (residual / max(6 * np.median(residual), 1e-30)) ** 2, 0, None) ** 2
     field = np.tensordot(coefficients, waves, 1)
@@ -109,35 +140,50 @@ def _smoothed(blocks: np.ndarray) -> np.ndarray:
     return out
 
 
-@njit(nogil=True, cache=True)
-def _block_kernel(total, gain, bad, y, x, out):
-    """Level, variance per gain and number of good pixels of blocks: out (3, ky, kx)."""
-    for by in range(y.size - 1):
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+def _block_kernel(total, gain, bad, y, x, first_row, end_row, wanted, out):
+    """Level, variance per gain and number of good pixels of the blocks ``wanted`` in some rows of them: out (3, ky, kx)."""
+    for by in range(first_row, end_row):
         for bx in range(x.size - 1):
-            n, first, second, gains = 0, 0.0, 0.0, 0.0
+            if not wanted[by, bx]:
+                continue
+            n = first = second = gains = 0.0
             for i in range(y[by], y[by + 1]):
-                for j in range(x[bx], x[bx + 1]):
-                    if not bad[i, j]:
-                        value = float(total[i, j]) * float(gain[i, j])
-                        n += 1
-                        first += value
-                        second += value * value
-                        gains += float(gain[i, j])
-            if n > 0:
-                out[0, by, bx] = first / n
-                out[1, by, bx] = max(second - first * first / n, 0.0) / gains
-                out[2, by, bx] = n
+                columns = slice(x[bx], x[bx + 1])
+                values, factors, out_of_use = total[i, columns], gain[i, columns], bad[i, columns]
+                for j in range(values.size):
+                    good = np.float32(0) if out_of_use[j] else np.float32(1)
+                    factor = float(factors[j] * good)
+                    value = float(values[j]) * factor
+                    n += float(good)
+                    first += value
+                    second += value * value
+                    gains += factor
+            out[2, by, bx] = n
+            out[0, by, bx] = first / n if n > 0 else np.nan
+            out[1, by, bx] = max(second - first * first / n, 0.0) / gains if n > 0 else np.nan
 
 
 @njit(nogil=True, cache=True)
-def _hot_kernel(total, gain, bad, y, x, level, variance, threshold, limits, counts, out):
-    """Mark hot pixels in ``out`` (height, width)."""
+def _hot_kernel(
+    total, gain, bad, y, x, first_row, end_row, wanted, level, variance, threshold, limits, counts, out, found
+):
+    """Mark the hot pixels of the blocks ``wanted`` in some rows of them: out (height, width), number found (ky, kx)."""
     height, width = total.shape
     around = np.empty(24, np.float64)
-    for by in range(y.size - 1):
+    for by in range(first_row, end_row):
         for bx in range(x.size - 1):
             mean = level[by, bx]
+            if not wanted[by, bx] or variance[by, bx] <= 0:
+                continue
+            # float32 with a margin for its rounding says of most rows that nothing in them is hot
+            about = np.float32(mean)
+            least = np.float32(0.999 * threshold * np.sqrt(variance[by, bx]))
+            margin = np.float32(1e-5 * abs(mean))
             for i in range(y[by], y[by + 1]):
+                columns = slice(x[bx], x[bx + 1])
+                if not _any_above(total[i, columns], gain[i, columns], about - margin, least):
+                    continue
                 for j in range(x[bx], x[bx + 1]):
                     spread = variance[by, bx] * float(gain[i, j])
                     excess = float(total[i, j]) * float(gain[i, j]) - mean
@@ -159,6 +205,16 @@ def _hot_kernel(total, gain, bad, y, x, level, variance, threshold, limits, coun
                         expected = mean
                     if excess > _limit(expected, spread, threshold, limits) * np.sqrt(spread):
                         out[i, j] = True
+                        found[by, bx] += 1
+
+
+@njit(nogil=True, cache=True)
+def _any_above(values, factors, level, least):
+    """Whether any value times its factor exceeds ``level`` by ``least`` times the root of the factor; all float32."""
+    n = 0
+    for j in range(values.size):
+        n += values[j] * factors[j] - level > least * np.sqrt(factors[j])
+    return n > 0
 
 
 @njit(nogil=True, cache=True)

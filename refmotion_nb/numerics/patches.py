@@ -13,7 +13,14 @@ from scipy import fft
 
 from refmotion_nb.numerics.backend import over_chunks
 from refmotion_nb.numerics.fourier import half_plane_indices, hermitian_weight, shell_floor
-from refmotion_nb.numerics.kernels_cpu import cut_patches_kernel, power_kernel, quantise_kernel
+from refmotion_nb.numerics.kernels_cpu import (
+    add_background_kernel,
+    cut_patches_kernel,
+    power_kernel,
+    quantise_kernel,
+)
+
+_CACHE_BYTES = 1 << 20  # of patches cut and transformed at a time by one thread
 
 
 def movie_box(extent_A: float, movie_pixel_A: float) -> int:
@@ -66,17 +73,19 @@ class PatchSpectra:
         return self.stored.shape[1]
 
     def add_frame(
-        self, f: int, frame: np.ndarray, gain: np.ndarray, corners: np.ndarray, background: np.ndarray | None = None,
-        chunk: int = 16,
-    ) -> None:  # fmt: skip
+        self, f: int, frame: np.ndarray, gain: np.ndarray, corners: np.ndarray, background: np.ndarray | None = None
+    ) -> None:
         """Cut, transform and store the patches of frame ``f`` at ``corners`` (particle, 2); safe from several threads.
 
         A ``background`` on a coarse grid (ky, kx), in units of the mean count, is subtracted.
         """
         if background is not None:
             background = background * mean_count(frame, gain)
+        # neighbours one after another, few at a time: what they share of the frame, and their patches, stay in the cache
+        order = np.lexsort((corners[:, 0], corners[:, 1] // self.box))
+        chunk = max(1, _CACHE_BYTES // (4 * self.box**2))
         for start in range(0, self.n_particles, chunk):
-            part = slice(start, min(start + chunk, self.n_particles))
+            part = order[start : start + chunk]
             patches = cut_patches(frame, gain, corners[part], self.box, background)
             spectrum = fft.rfft2(patches, norm="forward", workers=1)
             spectrum[:, 0, 0] = 0
@@ -104,20 +113,14 @@ def cut_patches(
     patches = np.empty((len(corners), box, box), np.float32)
     cut_patches_kernel(frame, gain, corners, patches)
     if background is not None:  # contrast is inverted
-        patches += background_patches(background, frame.shape, corners, box)
+        height, width = frame.shape
+        add_background_kernel(np.asarray(background, np.float32), height, width, corners, patches)
     return patches
 
 
 def mean_count(frame: np.ndarray, gain: np.ndarray, step: int = 7) -> np.float32:
     """Return the mean count of a frame (height, width) times gain, from some of its pixels."""
     return np.float32((frame[::step, ::step].astype(np.float32) * gain[::step, ::step]).mean(dtype=np.float64))
-
-
-def background_patches(coarse: np.ndarray, shape: tuple[int, ...], corners: np.ndarray, box: int) -> np.ndarray:
-    """Return the patches (particle, box, box) at ``corners`` x y of an image (ky, kx) spread linearly over ``shape``."""
-    y = cell_weights(corners[:, 1, None] + np.arange(box), shape[0], coarse.shape[0])
-    x = cell_weights(corners[:, 0, None] + np.arange(box), shape[1], coarse.shape[1])
-    return y @ coarse.astype(np.float32) @ x.transpose(0, 2, 1)
 
 
 def cell_weights(pixel: np.ndarray, size: int, n: int) -> np.ndarray:

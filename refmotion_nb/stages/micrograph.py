@@ -62,7 +62,7 @@ def read_spectra(movie: Movie, placement: Placement, follow: bool, repair: bool,
     if follow:
         spectra.offset_px[:] = np.rint(placement.initial_A / movie.pixel_size_A)
     with open_movie(movie) as reader, ThreadPoolExecutor(max(1, threads)) as pool:
-        look = look_at(movie, reader, repair, follow, pool.map)
+        look = look_at(movie, reader, repair, follow, threads)
 
         def one_frame(f: int) -> None:
             corners = patch_corners(placement.centre_px, placement.box, spectra.offset_px[:, f])

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 import xarray as xr
 
+from refmotion_nb.numerics.backend import one_blas_thread
+
 SHOW_EVERY_S = 0.2  # an unfinished result is worked out no more often,
 SHOW_SHARE = 0.1  # nor does it take more of the time than this
 
@@ -340,6 +342,7 @@ def recorded(run: Callable[..., Any]) -> Callable[..., Any]:
                 session.runs.append(self.ran)
         if "reporter" in signature.parameters:
             bound.arguments["reporter"] = self.ran
-        return self.ran.follow(lambda: run(*bound.args, **bound.kwargs))
+        with one_blas_thread():  # what is small for BLAS's own threads is under way in those of the session
+            return self.ran.follow(lambda: run(*bound.args, **bound.kwargs))
 
     return recording

@@ -5,7 +5,6 @@ A few frames spread through the movie are decoded first and added up; they are k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,11 +12,12 @@ import numpy as np
 
 from refmotion_nb.data.movies.detector import Detector, load_background, load_camera, make_detector, reach_of
 from refmotion_nb.data.schema import Movie
+from refmotion_nb.numerics.backend import over_chunks
 from refmotion_nb.numerics.field import block_level, find_hot_pixels, smooth_background
 
 SAMPLE = 8  # frames
 SAMPLE_BYTES = 1 << 30  # of these frames, at most
-Map = Callable[[Callable[[int], np.ndarray], Iterable[int]], Iterable[np.ndarray]]
+_BAND = 64  # rows that are added up at a time, while their sum is in the cache
 
 
 class Frames(Protocol):
@@ -49,7 +49,7 @@ class Look:
         return image if self.detector is None else self.detector.repair(image, f)
 
 
-def look_at(movie: Movie, reader: Frames, repair: bool, flatten: bool, in_parallel: Map = map) -> Look:
+def look_at(movie: Movie, reader: Frames, repair: bool, flatten: bool, threads: int = 1) -> Look:
     """Find out what is needed to read a movie; ``repair`` bad pixels, ``flatten`` its background.
 
     Raises
@@ -63,22 +63,43 @@ def look_at(movie: Movie, reader: Frames, repair: bool, flatten: bool, in_parall
     detect = repair and movie.hot_pixel_threshold > 0
     frames: dict[int, np.ndarray] = {}
     if estimate or detect:
-        chosen = sample_of(reader)
-        frames = dict(zip(chosen, in_parallel(reader.frame, chosen)))
-        total = np.zeros(bad.shape, np.float32)
-        for frame in frames.values():
-            total += frame
+        frames = _decoded(reader, sample_of(reader), threads)
+        total = _sum(list(frames.values()), threads)
     if detect:
-        hot = find_hot_pixels(total, flat, bad, movie.hot_pixel_threshold)
+        hot = find_hot_pixels(total, flat, bad, movie.hot_pixel_threshold, threads)
         bad[hot[:, 1], hot[:, 0]] = True
     background = load_background(movie.background) if movie.background and flatten else None
     if estimate:
-        level, _, count = block_level(total, flat, bad)
+        level, _, count = block_level(total, flat, bad, threads)
         background = smooth_background(level, count)
     detector = make_detector(bad, gain, reach_of(movie)) if repair else None
     if detector is not None and detector.gain is not None:
         flat = detector.gain
     return Look(flat, detector, background, frames)
+
+
+def _decoded(reader: Frames, chosen: list[int], threads: int) -> dict[int, np.ndarray]:
+    frames: dict[int, np.ndarray] = {}
+
+    def decode(part: slice) -> None:
+        for f in chosen[part]:
+            frames[f] = reader.frame(f)
+
+    over_chunks(len(chosen), decode, threads, chunk=1)
+    return {f: frames[f] for f in chosen}
+
+
+def _sum(frames: list[np.ndarray], threads: int) -> np.ndarray:
+    """Return the sum of frames (height, width) float32."""
+    total = np.empty(frames[0].shape, np.float32)
+
+    def add(rows: slice) -> None:
+        total[rows] = frames[0][rows]
+        for frame in frames[1:]:
+            total[rows] += frame[rows]
+
+    over_chunks(len(total), add, threads, chunk=_BAND)
+    return total
 
 
 def sample_of(reader: Frames) -> list[int]:
