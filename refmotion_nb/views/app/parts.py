@@ -37,15 +37,6 @@ def card(title: str, *children: Any, **options: Any) -> Any:
     return pn.Column(heading, *children, css_classes=["rm-card"], **{"sizing_mode": "stretch_width", **options})
 
 
-def wrapped(*children: Any, **options: Any) -> Any:
-    """Return children side by side, on as many lines as they need.
-
-    Not a FlexBox: what is put into one later comes without the page's style sheet.
-    """
-    look = {"flex-wrap": "wrap", "align-items": "center"}
-    return pn.Row(*children, **{"sizing_mode": "stretch_width", "margin": 0, "styles": look, **options})
-
-
 def folded(title: str, *children: Any, opened: bool = False, **options: Any) -> Any:
     """Return children on a card that is folded away under its title."""
     return pn.Card(

@@ -37,8 +37,9 @@ def _swapped() -> dict[str, str]:
 def _recolour(model: Any) -> None:
     if isinstance(model, ColorMapper) and list(model.palette) == ramp():
         model.palette = ramp(dark=True)
-    for name, value in model.properties_with_values().items():
+    for name in type(model).properties():
         if name.endswith("color"):
+            value = getattr(model, name)
             plain = value.get("value") if isinstance(value, Mapping) else getattr(value, "value", value)
             if isinstance(plain, str) and plain in _swapped():
                 setattr(model, name, _swapped()[plain])

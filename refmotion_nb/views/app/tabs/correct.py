@@ -53,7 +53,7 @@ class CorrectTab(Tab):
             widget.param.watch(lambda _: self.refresh(), "value")
         self.figure = Figure(engine)
         self.tracks = parts.card("Trajectories", pn.Row(self.micrograph, self.drawn), self.figure.view)
-        form = parts.wrapped(*(field.view for field in self.settings.values()))
+        form = pn.FlexBox(*(field.view for field in self.settings.values()), align_items="flex-end")
         self.view[:] = [
             self.problem,
             parts.card("Before it starts", self.cost, form, pn.Row(self.start, self.whole, self.cancel)),

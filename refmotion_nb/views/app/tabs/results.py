@@ -39,7 +39,7 @@ class ResultsTab(Tab):
         self.written = pn.pane.HTML("", sizing_mode="stretch_width", css_classes=["rm-words"])
         self.micrograph = pn.widgets.Select(label="Micrograph", options=[], width=260)
         self.micrograph.param.watch(lambda _: self.refresh(), "value")
-        self.downloads = parts.wrapped()
+        self.downloads = pn.GridBox(ncols=3)
         self.code = pn.widgets.TextAreaInput(
             label="Code",
             disabled=True,
