@@ -177,6 +177,17 @@ def test_slices_are_the_analytic_transform_of_blobs(n, rng):
         assert np.abs(found[p] - expected).max() < 0.02 * np.abs(expected).max()  # of trilinear sampling
 
 
+def test_masks_are_multiplied_and_what_they_leave_out_is_left_out(rng):
+    half_map, mask = rng.normal(size=(2, 24, 24, 24)).astype(np.float32)
+    z, y, x = np.mgrid[:24, :24, :24]
+    mask = np.clip(4 - np.sqrt((z - 15) ** 2 + (y - 9) ** 2 + (x - 4) ** 2) / 2, 0, 1).astype(
+        np.float32
+    )  # off the centre
+    expected = prepare_volume(half_map * mask, None, 8).ft
+    np.testing.assert_allclose(prepare_volume(half_map, mask, 8).ft, expected, atol=1e-6 * np.abs(expected).max())
+    assert not prepare_volume(half_map, 0 * mask, 8).ft.any()
+
+
 def test_slices_are_trilinear_samples(rng):
     n, k, scale = 24, 9, 1.07
     volume = prepare_volume(rng.normal(size=(n, n, n)), None, 8)

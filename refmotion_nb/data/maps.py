@@ -45,7 +45,10 @@ def read_map(path: str | Path) -> tuple[np.ndarray, float]:
     """
     shape, pixel_size_A = map_header(path)
     with _opened(path) as file:
-        return np.array(file.data, np.float32).reshape(shape), pixel_size_A
+        data = file.data
+    volume = np.asarray(data, np.float32).reshape(shape)
+    volume.flags.writeable = True  # mrcfile says no of what it read, which is nobody else's
+    return volume, pixel_size_A
 
 
 def map_header(path: str | Path) -> tuple[tuple[int, int, int], float]:
@@ -120,18 +123,23 @@ def load_reference(reference: Reference) -> LoadedReference:
     box_size, pixel_size_A = check_reference(reference)
     maps = {what: (path, read_map(path)[0]) for what, path in _files(reference)}
     for what, (path, volume) in maps.items():
-        if not np.isfinite(volume).all():
+        with np.errstate(all="ignore"):
+            finite = np.isfinite(volume.sum(dtype=np.float32))  # quick; the exact look only where it fails
+        if not finite and not np.isfinite(volume).all():
             raise InputError(f"{what} {path} holds values that are not numbers; make it again")
         if not volume.any():
             raise InputError(f"{what} {path} is zero everywhere; make it again")
     half1, half2 = maps["half map 1"][1], maps["half map 2"][1]
-    if np.array_equal(half1, half2):
+    middle = box_size // 2
+    if np.array_equal(half1[middle], half2[middle]) and np.array_equal(half1, half2):
         raise InputError(f"half maps {reference.half1} and {reference.half2} are the same; give one of each half set")
     if "mask" in maps:
         path, mask = maps["mask"]
-        if mask.min() < -1e-3 or mask.max() > 1 + 1e-3:
-            raise InputError(f"mask {path} goes from {mask.min():g} to {mask.max():g}; give a mask between 0 and 1")
-        mask = mask.clip(0, 1)  # soft edges of real masks overshoot by rounding
+        low, high = mask.min(), mask.max()
+        if low < -1e-3 or high > 1 + 1e-3:
+            raise InputError(f"mask {path} goes from {low:g} to {high:g}; give a mask between 0 and 1")
+        if low < 0 or high > 1:
+            np.clip(mask, 0, 1, out=mask)  # soft edges of real masks overshoot by rounding
     else:
         mask = np.ones_like(half1)
     return LoadedReference(half1, half2, mask, pixel_size_A, _fsc(reference, box_size))

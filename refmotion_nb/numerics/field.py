@@ -147,7 +147,7 @@ def _block_kernel(total, gain, bad, y, x, first_row, end_row, wanted, out):
         for bx in range(x.size - 1):
             if not wanted[by, bx]:
                 continue
-            n, first, second, gains = 0.0, 0.0, 0.0, 0.0
+            n = first = second = gains = 0.0
             for i in range(y[by], y[by + 1]):
                 columns = slice(x[bx], x[bx + 1])
                 values, factors, out_of_use = total[i, columns], gain[i, columns], bad[i, columns]
@@ -155,7 +155,7 @@ def _block_kernel(total, gain, bad, y, x, first_row, end_row, wanted, out):
                     good = np.float32(0) if out_of_use[j] else np.float32(1)
                     factor = float(factors[j] * good)
                     value = float(values[j]) * factor
-                    n += good
+                    n += float(good)
                     first += value
                     second += value * value
                     gains += factor

@@ -152,16 +152,23 @@ def power_kernel(stored, scale, shell, hermitian, out):
     """Add up |X|² per shell of every particle: stored (particle, frame, ky, kx, 2) -> out (particle, shell)."""
     n_shells = out.shape[1]
     box, half = shell.shape
+    total = np.empty(
+        box * half, np.float32
+    )  # over frames, which leaves only one sum per particle to be spread over shells
     for p in range(stored.shape[0]):
+        total[:] = 0
         for f in range(stored.shape[1]):
-            s2 = float(scale[p, f]) ** 2
-            for i in range(box):
-                for j in range(half):
-                    r = shell[i, j]
-                    if r < n_shells:
-                        a = np.float32(stored[p, f, i, j, 0])
-                        b = np.float32(stored[p, f, i, j, 1])
-                        out[p, r] += s2 * hermitian[j] * (a * a + b * b)
+            s2 = np.float32(scale[p, f] * scale[p, f])
+            pairs = stored[p, f].reshape(-1)
+            for j in range(total.size):
+                a = np.float32(pairs[2 * j])
+                b = np.float32(pairs[2 * j + 1])
+                total[j] += s2 * (a * a + b * b)
+        for i in range(box):
+            for j in range(half):
+                r = shell[i, j]
+                if r < n_shells:
+                    out[p, r] += hermitian[j] * total[i * half + j]
 
 
 @_jit
@@ -247,6 +254,9 @@ def fcc_kernel(stored, scale, predicted, shift_px, whitening, shell, out):
                     out[2, f, r] += v.real * v.real + v.imag * v.imag
 
 
+_ROWS = 16  # of a plane that are summed at a time: their weights stay in the cache while all frames pass by
+
+
 @_jit
 def recombine_kernel(stored, scale, shift_px, weight, out):
     """Weighted sum of a particle's frames, each moved back by its trajectory.
@@ -254,31 +264,56 @@ def recombine_kernel(stored, scale, shift_px, weight, out):
     stored (particle, frame, box, box/2+1, 2), weight (frame, box_out, box_out/2+1) float32 -> out (particle, box_out,
     box_out/2+1, 2) float32, real and imaginary part.
     """
-    box = stored.shape[2]
+    n, n_frames, box = stored.shape[:3]
     box_out, half = weight.shape[1:]
-    cos_x = np.empty(half, np.float32)
-    sin_x = np.empty(half, np.float32)
-    for p in range(out.shape[0]):
-        for f in range(stored.shape[1]):
-            ax = 2 * math.pi * shift_px[p, f, 0] / box
-            ay = 2 * math.pi * shift_px[p, f, 1] / box
-            for j in range(half):
-                cos_x[j] = math.cos(ax * j) * scale[p, f]
-                sin_x[j] = math.sin(ax * j) * scale[p, f]
-            for i in range(box_out):
-                ky = i if i < box_out - box_out // 2 else i - box_out
-                cos_y = np.float32(math.cos(ay * ky))
-                sin_y = np.float32(math.sin(ay * ky))
-                source = stored[p, f, ky % box]
-                share = weight[f, i]
-                target = out[p, i]
+    positive = box_out - box_out // 2  # rows with ky >= 0
+    x = np.empty((n, n_frames, 2, half), np.float32)
+    y = np.empty((n, n_frames, 2, box_out), np.float32)
+    for p in range(n):
+        for f in range(n_frames):
+            _turns(2 * math.pi * shift_px[p, f, 0] / box, 0, scale[p, f], x[p, f])
+            angle = 2 * math.pi * shift_px[p, f, 1] / box
+            _turns(angle, 0, 1.0, y[p, f, :, :positive])
+            _turns(angle, positive - box_out, 1.0, y[p, f, :, positive:])
+    # Both parts of a pixel as one number, and sums of the real and of the imaginary parts apart: else the compiler does
+    # not fill its vectors. Views of rows would each be counted as in use, which costs as much as a row's arithmetic.
+    pairs = stored.view(np.int32)
+    total = np.empty((2, _ROWS, half), np.float32)
+    for first in range(0, box_out, _ROWS):
+        end = min(first + _ROWS, box_out)
+        for p in range(n):
+            total[:] = 0
+            for f in range(n_frames):
+                for i in range(first, end):
+                    row = i if i < positive else i - box_out + box
+                    cos_y, sin_y = y[p, f, 0, i], y[p, f, 1, i]
+                    for j in range(half):
+                        a = np.float32(np.int16(pairs[p, f, row, j, 0]))
+                        b = np.float32(np.int32(pairs[p, f, row, j, 0] >> 16))
+                        c = x[p, f, 0, j] * cos_y - x[p, f, 1, j] * sin_y
+                        s = x[p, f, 1, j] * cos_y + x[p, f, 0, j] * sin_y
+                        total[0, i - first, j] += (a * c - b * s) * weight[f, i, j]
+                    for j in range(half):
+                        a = np.float32(np.int16(pairs[p, f, row, j, 0]))
+                        b = np.float32(np.int32(pairs[p, f, row, j, 0] >> 16))
+                        c = x[p, f, 0, j] * cos_y - x[p, f, 1, j] * sin_y
+                        s = x[p, f, 1, j] * cos_y + x[p, f, 0, j] * sin_y
+                        total[1, i - first, j] += (a * s + b * c) * weight[f, i, j]
+            for i in range(first, end):
                 for j in range(half):
-                    c = (cos_x[j] * cos_y - sin_x[j] * sin_y) * share[j]
-                    s = (sin_x[j] * cos_y + cos_x[j] * sin_y) * share[j]
-                    a = np.float32(source[j, 0])
-                    b = np.float32(source[j, 1])
-                    target[j, 0] += a * c - b * s
-                    target[j, 1] += a * s + b * c
+                    out[p, i, j, 0] += total[0, i - first, j]
+                    out[p, i, j, 1] += total[1, i - first, j]
+
+
+@_jit
+def _turns(angle, first, scale, out):
+    """Fill in cos and sin of ``angle`` times ``first``, ``first`` + 1 …, times ``scale``: out (2, n)."""
+    step = complex(math.cos(angle), math.sin(angle))
+    turn = complex(math.cos(angle * first), math.sin(angle * first)) * scale
+    for j in range(out.shape[1]):
+        out[0, j] = turn.real
+        out[1, j] = turn.imag
+        turn *= step
 
 
 @_jit

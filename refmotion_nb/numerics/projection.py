@@ -38,36 +38,47 @@ def prepare_volume(
     limit = padding * k_max + 1  # trilinear sampling reaches one padded shell further
     keep = np.arange(-limit, limit + 1)
     n_x = min(limit, size // 2) + 1
-    r2 = (np.arange(n) - n // 2) ** 2
-    r2_yx = r2[:, None] + r2[None]
+    z, y, x = _support(mask) if mask is not None else (slice(0, n),) * 3
+    r2_z, r2_y, r2_x = ((np.arange(axis.start, axis.stop) - n // 2) ** 2 for axis in (z, y, x))
+    r2_yx = r2_y[:, None] + r2_x
     # sinc² of the distance from the centre, as the kernel is trilinear in the padded transform (RELION's correction)
-    gridding = (1 / np.sinc(np.sqrt(np.arange(3 * int(r2.max()) + 1)) / size) ** 2 / n**2).astype(np.float32)
-    shift, shift_x = _to_centre(n, size, keep), _to_centre(n, size, np.arange(n_x))
-    planes = np.empty((n, len(keep), n_x), np.complex64)
+    gridding = (1 / np.sinc(np.sqrt(np.arange(3 * (n // 2) ** 2 + 1)) / size) ** 2 / n**2).astype(np.float32)
+    shift_z, shift_y = (_to_centre(n // 2 - axis.start, size, keep) for axis in (z, y))
+    shift_x = _to_centre(n // 2 - x.start, size, np.arange(n_x))
+    planes = np.empty((len(r2_z), len(keep), n_x), np.complex64)
     volume = np.empty((len(keep), len(keep), n_x), np.complex64)
 
     def along_x_and_y(part: slice) -> None:
-        data = half_map[part] * gridding[r2_yx + r2[part, None, None]]
-        if mask is not None:
-            data *= mask[part]
-        rows = fft.rfft(data, size, axis=2, workers=1)[..., :n_x] * shift_x
-        planes[part] = fft.fft(rows, size, axis=1, workers=1)[:, keep % size] * shift[:, None]
+        for i in range(part.start, part.stop):
+            data = half_map[z.start + i, y, x] * gridding[r2_yx + r2_z[i]]
+            if mask is not None:
+                data *= mask[z.start + i, y, x]
+            rows = fft.rfft(data, size, axis=1, workers=1)[:, :n_x] * shift_x
+            planes[i] = fft.fft(rows, size, axis=0, workers=1)[keep % size] * shift_y[:, None]
 
     def along_z(part: slice) -> None:
         columns = fft.fft(planes[:, part], size, axis=0, workers=1)[keep % size]
-        columns *= shift[:, None, None]
+        columns *= shift_z[:, None, None]
         q2 = (keep**2)[:, None, None] + (keep[part] ** 2)[:, None] + np.arange(n_x) ** 2
         columns[q2 > (padding * k_max) ** 2] = 0  # as in RELION, the last shell meets zeros beyond it
         volume[:, part] = columns
 
-    over_chunks(n, along_x_and_y, threads, chunk=4)
+    over_chunks(len(planes), along_x_and_y, threads, chunk=4)
     over_chunks(len(keep), along_z, threads, chunk=4)
     return FourierVolume(volume, padding, n, k_max)
 
 
-def _to_centre(n: int, size: int, k: np.ndarray) -> np.ndarray:
-    """Return the phases that move the origin of a length-``n`` axis to its centre n // 2."""
-    return np.exp(2j * np.pi * k * (n // 2) / size).astype(np.complex64)
+def _support(mask: np.ndarray) -> tuple[slice, slice, slice]:
+    """Return the range along z, y and x beyond which a mask is zero (the whole of it if it is zero everywhere)."""
+    zy, zx = (np.stack([plane.any(axis) for plane in mask]) for axis in (1, 0))
+    where = (np.flatnonzero(inside.any(axis)) for inside, axis in ((zy, 1), (zy, 0), (zx, 0)))
+    z, y, x = (slice(int(at[0]), int(at[-1]) + 1) if at.size else slice(0, n) for at, n in zip(where, mask.shape))
+    return z, y, x
+
+
+def _to_centre(centre: int, size: int, k: np.ndarray) -> np.ndarray:
+    """Return the phases that move the origin of a padded axis to pixel ``centre`` of what it begins with."""
+    return np.exp(2j * np.pi * k * centre / size).astype(np.complex64)
 
 
 def euler_to_matrix(euler_deg: np.ndarray) -> np.ndarray:
