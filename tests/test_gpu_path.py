@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import strict_cupy
 
 import refmotion_nb as rm
+from refmotion_nb.numerics import device_sizes, trajectories
 from refmotion_nb.numerics.backend import to_host, xp_of
-from refmotion_nb.stages.alignment import MotionPrior, alignment_windows, score_windows
+from refmotion_nb.stages.alignment import Geometry, MotionPrior, alignment_windows, score_windows, solve
 from refmotion_nb.stages.dose_weights import micrograph_fcc_sums
 
 PRIOR = MotionPrior(rm.Hyperparameters(5.0, 50.0, 3000.0), 0.7, 10.0, 0.15)
@@ -78,11 +80,22 @@ def test_a_whole_job(cupy, tiny, tmp_path):
 
 
 def test_the_second_gpu_does_all_the_work(strict, tiny):
-    import strict_cupy
-
     search = rm.HyperparameterSearch(target_particles=20, max_strength=0.2)
     session = on_both(strict, tiny, 1)[1]
     assert session.device.name == "Stand-in 1"
     search.run(session)
     assert strict_cupy.devices.crossings[0] > 0
     assert strict_cupy.devices.most[0] == 0 and strict_cupy.devices.most[1] > 1e6  # bytes
+
+
+def test_rays_are_solved_in_parts_where_memory_is_short(strict, tiny, monkeypatch):
+    session, settings = rm.Session(tiny.open(), 2, 0, device="cuda:0"), rm.HyperparameterSearch()
+    m = session.micrograph(next(iter(session)), settings)
+    windows = alignment_windows(m, settings, False, 2).scaled(PRIOR)
+    priors = [PRIOR.with_hyperparameters(rm.Hyperparameters(r, 50.0, 3000.0)) for r in (0.1, 1.0, 10.0)]
+    together = solve(windows, Geometry.of(m), priors, False)
+    monkeypatch.setattr(trajectories, "set_work_bytes", lambda *_: 1 << 40)
+    apart = solve(windows, Geometry.of(m), priors, False)
+    assert device_sizes.set_work_bytes(10, 8, 100) > 8 * (10 * 10 + 100)
+    assert np.abs(apart.displacement_A - together.displacement_A).max() < 1e-9
+    assert (apart.iterations == together.iterations).all()

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from refmotion_nb.numerics.backend import beside, kernels_of, one_blas_thread, to_host, xp_of
+from refmotion_nb.numerics.backend import beside, kernels_of, one_blas_thread, over_chunks, to_host, xp_of
 from refmotion_nb.numerics.correlation import WindowGrid
+from refmotion_nb.numerics.device_sizes import set_work_bytes
 from refmotion_nb.numerics.lbfgs import minimise
 from refmotion_nb.numerics.prior import PriorModes
 
@@ -204,11 +205,25 @@ class TrajectoryProblem:
         if start is None:
             start = np.zeros((len(rows), self.n_unknowns))
         start = beside(self.windows.values, start)
-        pc = self.precondition if self._inverse is not None else None
-        with one_blas_thread():
-            unknowns, iterations = minimise(
-                self.energy, start, precondition=pc, tolerance=tolerance, max_iterations=max_iterations
-            )
+
+        def work(part: slice) -> tuple[Any, np.ndarray]:
+            def shifted(function: Callable[..., Any]) -> Callable[..., Any]:
+                return lambda values, rows: function(values, rows + part.start)
+
+            return minimise(
+                shifted(self.energy), start[part],
+                precondition=shifted(self.precondition) if self._inverse is not None else None,
+                tolerance=tolerance, max_iterations=max_iterations,
+            )  # fmt: skip
+
+        with one_blas_thread():  # all sets at once, unless the memory of a GPU ends
+            parts = over_chunks(
+                len(rows), work, 1, len(rows), like=start,
+                item_bytes=set_work_bytes(self.n_particles, self.n_frames, self.n_unknowns),
+            )  # fmt: skip
+        xp = xp_of(start)
+        unknowns = parts[0][0] if len(parts) == 1 else xp.concatenate([one for one, _ in parts])
+        iterations = np.concatenate([one for _, one in parts])
         local, common = map(to_host, self.parts(unknowns, rows))
         return Solution(
             to_host(self.displacement(unknowns, rows)),
