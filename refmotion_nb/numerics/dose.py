@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import isotonic_regression
 
 from refmotion_nb.numerics.backend import over_chunks
 from refmotion_nb.numerics.fourier import half_plane_indices, shell_round
@@ -97,6 +96,8 @@ def fit_model(values: np.ndarray, frequency_per_A: np.ndarray, weight: np.ndarra
 
 def _damage_accumulates(b: np.ndarray, trust: np.ndarray) -> np.ndarray:
     """Return B-factors (frame,) made non-decreasing from the best frame on, each trusted in proportion to its signal."""
+    from scipy.optimize import isotonic_regression  # takes long to import
+
     # the frame a user would call best: sharp, and with enough signal to know
     best = int(np.argmin(np.where(trust > 0.25 * trust.max(), b, np.inf)))
     tail = isotonic_regression(b[best:], weights=np.maximum(trust[best:], 1e-6 * trust.max() + 1e-300)).x
