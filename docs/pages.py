@@ -27,7 +27,7 @@ _SECTIONS = (
 _SHOWN_FIRST = ("Opening data", "Stages, sessions, jobs", "Hyperparameters", "Results", "Views", "Simulation")
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)[^)]*\)")  # to a file
 _TUTORIALS = "```{toctree}\n:glob:\n:maxdepth: 1\n\n[0-9]*\n```\n"
-_ELSEWHERE = ("plots",)  # a page of its own
+_ELSEWHERE = ("execute", "plots")  # pages of their own
 
 
 def write(docs: Path) -> None:
@@ -107,7 +107,8 @@ def api_page() -> str:
         if name not in _ELSEWHERE:
             sections[next(title for title, prefix in _SECTIONS if home.startswith(prefix))].append(name)
     parts = [
-        "# refmotion_nb\n\n`import refmotion_nb as rm`; names are imported when they are first used. Plots: {doc}`plots`."
+        "# refmotion_nb\n\n`import refmotion_nb as rm`; names are imported when they are first used. Plots: {doc}`plots`. "
+        "Workers: {doc}`execute`."
     ]
     for title, names in sections.items():
         entries = "\n".join(_directive(_kind(name), f"refmotion_nb.{name}") for name in names)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from refmotion_nb.data.synthetic.settings import SimulationSettings
     from refmotion_nb.data.synthetic.simulate import simulate
     from refmotion_nb.numerics.prior import Hyperparameters
+    from refmotion_nb.stages import execute
     from refmotion_nb.stages.audit import InputAudit
     from refmotion_nb.stages.correction import MotionCorrection
     from refmotion_nb.stages.dose_weights import DoseWeights
@@ -54,6 +55,7 @@ __all__ = [
     "best",
     "correlation",
     "example",
+    "execute",
     "hand_picked",
     "open_cryosparc",
     "open_exposures",
@@ -93,6 +95,7 @@ _HOME = {
     "best": "stages.search",
     "correlation": "stages.one_micrograph",
     "example": "data.synthetic.example",
+    "execute": "stages",
     "hand_picked": "stages.one_micrograph",
     "open_cryosparc": "data.cryosparc.project",
     "open_exposures": "data.cryosparc.project",

@@ -101,7 +101,7 @@ def test_who_looks_on_cannot_start_change_or_save(done):
     correct.refresh()
     for button in (dose.start, correct.start, correct.whole, correct.cancel, dose.editor.save):
         button.clicks += 1
-    correct.settings["float16"].value = True
+    correct.settings["float16"].widget.value = True
     assert len(done.runs) == runs and done.settings == settings
     assert "looking on" in correct.problem.object
 
@@ -112,10 +112,10 @@ def test_the_correct_tab_tells_cost_progress_and_trajectories(done):
     assert tab.micrograph.options == ["mic0000", "mic0001"]
     assert tab.cost.object.startswith("All 2 micrographs lie in the output folder")
     assert tab.told.object == "2 of 2 micrographs done."
-    tab.settings["fourier_crop_to"].value = 7
+    tab.settings["fourier_crop_to"].widget.value = 7
     tab.refresh()
     assert "give an even number" in tab.cost.object
-    tab.settings["fourier_crop_to"].value = 0
+    tab.settings["fourier_crop_to"].widget.value = 0
     assert done.settings == FAST
 
 

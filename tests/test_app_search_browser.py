@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
+from threading import Semaphore
 
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ from fake_results import fake_dose_weights, fake_search
 
 import refmotion_nb as rm
 from refmotion_nb.data.store import ResultStore
+from refmotion_nb.stages.runs import Run
 
 pytestmark = pytest.mark.browser
+sync_api = pytest.importorskip("playwright.sync_api")
 
 # what the Bokeh figures of a page hold: the data of every source with such columns
 SOURCES = """columns => Bokeh.documents.flatMap(one => [...one._all_models.values()])
@@ -24,16 +28,48 @@ def finite(values):
     return [value for value in values if isinstance(value, int | float) and np.isfinite(value)]
 
 
-def test_a_search_is_run_and_rays_retire(app, browser):
+@pytest.fixture
+def steps(monkeypatch):
+    """Return what searches ask before each further step of their rays: as many as are released."""
+    allowed, advance = Semaphore(0), Run.advance
+
+    def gated(self, n=1, **facts):
+        advance(self, n, **facts)
+        if type(self.stage) is rm.HyperparameterSearch and "strength" in facts:
+            assert allowed.acquire(timeout=60)
+
+    monkeypatch.setattr(Run, "advance", gated)
+    yield allowed
+    allowed.release(1000)
+
+
+def dots(page, steps, more_than=0):
+    """Return how many steps of rays a page shows: more than before, after a few more have been taken."""
+    count = f"({SOURCES})(['score', 'balance', 'y', 'x'])[0]?.x.filter(Number.isFinite).length"
+    for _ in range(8):  # not every step is shown
+        steps.release()
+        with suppress(sync_api.TimeoutError):
+            page.wait_for_function(f"{count} > {more_than}", timeout=2000)
+            break
+    return page.evaluate(count)
+
+
+def test_a_search_is_run_and_rays_retire(app, browser, steps):
     owner, other = browser.open(app.owner_url), browser.open(app.url)
     for page in (owner, other):
         turn_to(page, "Search")
     assert other.get_by_role("button", name="Start search").is_disabled()
     owner.get_by_role("button", name="Start search").click()
+    other.get_by_text("searching hyperparameters").first.wait_for()
+    earlier = dots(other, steps)
+    assert 0 < earlier < dots(other, steps, more_than=earlier)
+    assert app.engine.last(rm.HyperparameterSearch).state == "running"
+    steps.release(1000)
     for page in (owner, other):
         page.get_by_text("Motion hyperparameters were searched along 9 rays").wait_for()
         (ends,) = page.evaluate(SOURCES, ["reason", "marker", "x"])
-        assert len(ends["reason"]) == 9 and all(ends["reason"]) and len(finite(ends["x"])) == 9
+        assert len(ends["reason"]) == 9 and len(finite(ends["x"])) == 9
+        assert set(ends["reason"]) <= {"no motion left", "maximum strength reached"}
         (steps,) = page.evaluate(SOURCES, ["score", "balance", "y", "x"])[:1]
         assert len(finite(steps["x"])) > 90
     assert app.engine.last(rm.HyperparameterSearch).state == "done"

@@ -11,7 +11,8 @@ import pytest
 import refmotion_nb as rm
 from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.stages.exploration import PriorExploration
-from refmotion_nb.stages.search import prior_from_attrs
+from refmotion_nb.stages.places import Here
+from refmotion_nb.stages.search import Searched, prior_from_attrs
 from refmotion_nb.views import explorer_drawing as drawing
 from refmotion_nb.views.app.explorer import explorer_pane
 from refmotion_nb.views.drawing_style import palette
@@ -59,10 +60,12 @@ def rms(one, other):
 
 
 @pytest.mark.parametrize("h", POINTS)
-def test_it_is_what_the_search_computes(exploration, h):
+def test_it_is_what_the_search_computes(exploration, session, h):
     tracks = exploration.at(h)
     prior = exploration.prior.with_hyperparameters(h)
-    (trial,), _ = exploration.settings.try_priors([exploration.micrograph], [prior])
+    m = exploration.micrograph
+    power = m.score.movie_power * m.score.reference_power
+    (trial,), _ = Searched(Here(session), [m], ("mic0000",), 1, power, False).try_priors([prior])
     for name in ("cv_score", "activity_local", "activity_total"):
         assert tracks.attrs[name] == pytest.approx(getattr(trial, name), rel=1e-9), name
     assert prior_from_attrs(tracks.attrs).hyperparameters == h == rm.best(tracks)
@@ -233,7 +236,7 @@ def test_words_say_what_the_numbers_mean(model):
 
 
 def test_text_escapes(model, monkeypatch):
-    monkeypatch.setattr(model.exploration.micrograph, "name", "<script>alert(1)</script>")
+    monkeypatch.setattr(model.exploration, "name", "<script>alert(1)</script>")
     assert "<script>" not in drawing.trajectories(model, model.snapshot) + drawing.text(model, model.snapshot)
 
 

@@ -7,9 +7,11 @@ import subprocess
 import sys
 import textwrap
 import threading
+from dataclasses import replace
 
 import pytest
 import xarray as xr
+from conftest import TINY
 from fake_results import fake_search
 from jupyter_client.manager import start_new_kernel
 
@@ -383,3 +385,15 @@ def test_an_interrupted_cell_says_so_in_one_line(kernel):
         "Step was stopped; what was finished is kept"
     ]
     assert "Step: cancelled after" in next(filter(page, said))["content"]["data"]["text/plain"]
+
+
+def test_input_that_cannot_be_used_is_told_in_one_line(kernel):
+    said = said_by(kernel, "import refmotion_nb as rm\nrm.progress('loud')", lambda one: one["msg_type"] == "error")
+    ((line,),) = [one["content"]["traceback"] for one in said if one["msg_type"] == "error"]
+    assert line == "InputError: progress 'loud' is not known; give one of auto, panel, bar, off"
+
+
+def test_a_simulation_shows_how_far_it_is(usual, capsys, tmp_path):
+    rm.progress("bar")
+    rm.simulate(replace(TINY, n_micrographs=1, particles_per_micrograph=4), tmp_path)
+    assert "simulating: 100%" in (said := capsys.readouterr().err) and "2/2" in said

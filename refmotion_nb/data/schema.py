@@ -24,6 +24,10 @@ AXES = ("x", "y")
 class InputError(ValueError):
     """Input that cannot be used; the message is one line: what, where (file, row, movie), and the remedy."""
 
+    def _render_traceback_(self) -> list[str]:
+        """Return what a notebook shows: the line alone, since the way to where it was noticed does not help."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 @dataclass(frozen=True)
 class Optics:

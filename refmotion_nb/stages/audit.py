@@ -83,11 +83,11 @@ class InputAudit(Alignment):
         reporter.start(len(names), "checking the input")
         products: dict[int, list[tuple[ShellProducts, np.ndarray]]] = {}
         extent_A, used = np.inf, []
-        for name, m in session.walk(names, self):
-            if m is not None:
+        for name, compared in session.place.each(names, self, self._compare):
+            if name not in session.failed:
                 used.append(name)
-                extent_A = min(extent_A, m.extent_A)
-                for number, part in self._products(m.distinct(), session.threads):
+                extent_A = min(extent_A, compared[0])
+                for number, part in compared[1]:
                     products.setdefault(number, []).append(part)
             reporter.advance(micrograph=name)
         reporter.done()
@@ -128,6 +128,12 @@ class InputAudit(Alignment):
         if errors and self.check_input:
             raise InputError("\n".join(f"{text} (or go on all the same with check_input off)" for text in errors))
         return errors + [one.text for one in findings(audit) if one.severity == "warning"]
+
+    def _compare(
+        self, session: Session, m: Micrograph
+    ) -> tuple[float, list[tuple[int, tuple[ShellProducts, np.ndarray]]]]:
+        """Return the width of the boxes, Å, and the products of a micrograph's particles with their references."""
+        return m.extent_A, list(self._products(m.distinct(), session.threads))
 
     def _products(self, m: Micrograph, threads: int) -> Iterator[tuple[int, tuple[ShellProducts, np.ndarray]]]:
         """Products of the particles of each reference, in units of the noise, with their half sets."""

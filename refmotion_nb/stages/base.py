@@ -33,6 +33,10 @@ class Stage(param.Parameterized):
         if "run" in vars(cls):
             type.__setattr__(cls, "run", recorded(vars(cls)["run"]))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to other processes as class and settings: how it ran stays here."""
+        return _with_settings, (type(self), {k: v for k, v in self.param.values().items() if k != "name"})
+
     def settings(self) -> dict[str, Any]:
         """Return the settings that can change the result."""
         return {name: value for name, value in self.param.values().items() if name != "name"}
@@ -40,3 +44,7 @@ class Stage(param.Parameterized):
     def key(self, *upstream: str) -> str:
         """Return a hash of class, settings and the keys of what the stage builds on."""
         return hash_of(type(self).__name__, self.settings(), upstream)
+
+
+def _with_settings(kind: type[Stage], settings: dict[str, Any]) -> Stage:
+    return kind(**settings)

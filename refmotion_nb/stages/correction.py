@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,6 @@ class MotionCorrection(Alignment):
         prior = prior_from_attrs(search.attrs)
         settings = self.settings(), self.track_key(prior), hash_of_weights(dose), session.keys.shared
 
-        def key(name: str) -> str:
-            return hash_of(settings, session.keys.of([name]))
-
         check_reach(session, dose)
         stacks = _stack_folder(out, image_root)
         sweep(out / "Particles")
@@ -88,18 +86,19 @@ class MotionCorrection(Alignment):
             files = out / "Particles" / f"{name}.mrcs", out / "Tracks" / f"{name}_tracks.star"
             if not all(file.exists() for file in files):
                 continue
-            if (table := store.read(f"tracks/{name}", key(name))) is not None:
+            if (table := store.read(f"tracks/{name}", _key(session, name, settings))) is not None:
                 finished[name] = _written(table, name, stacks), int(table.attrs["edge_hits"])
         reporter.advance(len(finished), from_an_earlier_run=len(finished))
         failed = []
-        for name, m in session.walk([name for name in session if name not in finished], self):
-            if m is None:
+        left = [name for name in session if name not in finished]
+        task = partial(self.write_micrograph, prior=prior, dose=dose, out=out.absolute(), settings=settings)
+        for name, table in session.place.each(left, self, task):
+            if name in session.failed:
                 failed.append((name, session.failed[name]))
                 reporter.advance(micrograph=name, failed=session.failed[name])
                 continue
-            table = self._micrograph(session, m, prior, dose, out, store, key(name))
             finished[name] = _written(table, name, stacks), int(table.attrs["edge_hits"])
-            reporter.advance(micrograph=name, particles=m.n)
+            reporter.advance(micrograph=name, particles=session.particle_count(name))
         reporter.done()
         for name, (_, hits) in finished.items():
             if hits:
@@ -111,17 +110,14 @@ class MotionCorrection(Alignment):
         _write_bfactors(out, dose)
         return particles
 
-    def _micrograph(
-        self,
-        session: Session,
-        m: Micrograph,
-        prior: MotionPrior,
-        dose: xr.Dataset,
-        out: Path,
-        store: ResultStore,
-        key: str,
+    def write_micrograph(
+        self, session: Session, m: Micrograph, prior: MotionPrior, dose: xr.Dataset, out: Path, settings: Any
     ) -> xr.Dataset:
-        name = m.movie.micrograph
+        """Write stack, tracks and results of one micrograph into ``out``, each whole; return its ``tracks``.
+
+        ``settings`` are what the results depend on beside the micrograph.
+        """
+        name, store = m.movie.micrograph, ResultStore(out / "results.zarr")
         tracks = session.track(m, self, prior)
         images = self.images(m, tracks, dose, session.threads)
         pixel = m.extent_A / images.shape[-1]
@@ -132,7 +128,7 @@ class MotionCorrection(Alignment):
         write_tracks(out / "Tracks" / f"{name}_tracks.star", tracks.displacement_A)
         table = tracks_table(m, tracks, images.shape[-1], pixel)
         store.write(f"noise/{name}", noise_table(m, tracks))
-        store.write(f"tracks/{name}", table, key)
+        store.write(f"tracks/{name}", table, _key(session, name, settings))
         return table
 
     def output_box(self, box: int) -> int:
@@ -175,6 +171,10 @@ class MotionCorrection(Alignment):
         table = particles_table(session, written, failed)
         store.write("particles", table)
         return table
+
+
+def _key(session: Session, name: str, settings: Any) -> str:
+    return hash_of(settings, session.keys.of([name]))
 
 
 def tracks_table(m: Micrograph, tracks: Tracks, box: int, pixel_size_A: float) -> xr.Dataset:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,11 @@ from refmotion_nb.numerics.dose import (
     weights_at_doses,
 )
 from refmotion_nb.numerics.energy import grant_grigorieff
-from refmotion_nb.stages.alignment import Alignment
+from refmotion_nb.numerics.patches import movie_box
+from refmotion_nb.stages.alignment import Alignment, MotionPrior
 from refmotion_nb.stages.base import Reporter
 from refmotion_nb.stages.micrograph import Micrograph, optics_group
+from refmotion_nb.stages.places import Task
 from refmotion_nb.stages.runs import viewer_of
 from refmotion_nb.stages.search import HyperparameterSearch, prior_from_attrs
 from refmotion_nb.stages.session import Session
@@ -95,11 +98,11 @@ class Measured:
         """Sums of all micrographs (3, frame, shell)."""
         return np.sum(self.sums, axis=0)
 
-    def add(self, m: Micrograph, sums: np.ndarray) -> None:
-        """Add a micrograph."""
-        self.sums.append(sums)
-        self.names.append(m.movie.micrograph)
-        self.particles += m.n
+    def add(self, more: Measured) -> None:
+        """Add other micrographs of the group."""
+        self.sums += more.sums
+        self.names += more.names
+        self.particles += more.particles
 
 
 class DoseWeights(Alignment):
@@ -120,32 +123,45 @@ class DoseWeights(Alignment):
         reporter = viewer_of(reporter)
         prior = prior_from_attrs(search.attrs)
         groups: dict[Exposure, Measured] = {}
-        extent = 0.0
-        for m in self.sample(session, reporter):
-            extent = extent or m.extent_A
-            tracks = session.track(m, self, prior)
-            group = groups.setdefault(Exposure.of(m), Measured(Exposure.of(m), extent, m.k_out))
-            group.add(m, micrograph_fcc_sums(m, tracks.displacement_A, session.threads, extent))
+        task = partial(self.measure, prior=prior, extent_A=self._extent_A(session))
+        for _, one in self.sample(session, task, reporter):
+            groups.setdefault(one.exposure, Measured(one.exposure, one.extent_A, one.k_out)).add(one)
             reporter.show(lambda: weights_table([*groups.values()], self.relion))
         if not groups:
             raise session.nothing_usable(list(session))
         table = weights_table(list(groups.values()), self.relion)
         return table.assign_attrs(micrographs_key=session.keys.of(table.attrs["micrographs"]))
 
-    def sample(self, session: Session, reporter: Reporter) -> Iterator[Micrograph]:
-        """Yield random micrographs to measure on; no group of movies exposed alike is left out."""
+    def measure(self, session: Session, m: Micrograph, prior: MotionPrior, extent_A: float) -> Measured:
+        """Return the FCC sums of one micrograph, on the shells of a box ``extent_A`` wide."""
+        tracks = session.track(m, self, prior)
+        sums = micrograph_fcc_sums(m, tracks.displacement_A, session.threads, extent_A)
+        return Measured(Exposure.of(m), extent_A, m.k_out, [sums], [m.movie.micrograph], m.n)
+
+    def _extent_A(self, session: Session) -> float:
+        """Return the width of the boxes of the first micrograph drawn, whose shells all others are brought to."""
+        first = session.draw(list(session), self.target_particles, self.seed)[0]
+        pixel = session.micrographs[first][0].pixel_size_A
+        return movie_box(session.extent_A(self), pixel) * pixel
+
+    def sample(self, session: Session, task: Task, reporter: Reporter) -> Iterator[tuple[str, Any]]:
+        """Yield name and value of a task on random micrographs; no group of movies exposed alike is left out."""
         groups: dict[tuple[Any, ...], list[str]] = {}
         for name, (movie, particles) in session.micrographs.items():
             exposure = (optics_group(particles, session.data.optics), *np.round(movie.dose_edges, 4))
             groups.setdefault(exposure, []).append(name)
+
+        def visit(names: list[str]) -> Iterator[tuple[str, Any]]:
+            return session.place.each(names, self, task)
+
         used = set()
-        for m in session.sample(list(session), self.target_particles, self.seed, self, reporter, _MEASURING):
-            used.add(m.movie.micrograph)
-            yield m
+        for name, value in session.sample(list(session), self.target_particles, self.seed, visit, reporter, _MEASURING):
+            used.add(name)
+            yield name, value
         few = min(self.target_particles, BORROWED_PARTICLES)
         for names in groups.values():
             if used.isdisjoint(names):
-                yield from session.sample(names, few, self.seed, self, reporter, _MEASURING)
+                yield from session.sample(names, few, self.seed, visit, reporter, _MEASURING)
 
 
 def weights_table(groups: list[Measured], relion: bool = False) -> xr.Dataset:

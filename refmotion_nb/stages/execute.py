@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import param
 
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.numerics.backend import cpu_count
 from refmotion_nb.stages.base import Stage
+
+if TYPE_CHECKING:
+    from refmotion_nb.stages.session import Session
+    from refmotion_nb.stages.workers import Workers
+
+
+PATIENCE_S = 30.0  # with a scheduler that does not answer
 
 
 class Execution(Stage):
@@ -21,6 +33,15 @@ class Execution(Stage):
         doc="auto, cpu, cuda or cuda:N; this version runs on the CPU, which auto takes and says.",
     )  # fmt: skip
     threads = param.Integer(default=0, bounds=(0, None), doc="Processors to use; 0: all.")
+    workers = param.Integer(
+        default=1, bounds=(1, None),
+        doc="Processes on this machine, which share the processors; 1: this one. More need the extra dask.",
+    )  # fmt: skip
+    dask: Any = param.String(
+        default="",
+        doc="Address of the scheduler of a Dask cluster (tcp://host:8786), or the scheduler file it wrote: its workers read the "
+        "movies and write the particles, in folders that must have the same names there.",
+    )  # fmt: skip
     cache_size_GB: Any = param.String(
         default="60%",
         doc="In-memory cache: GB, or a share of the memory such as 60%. What does not fit is read again or kept on disk.",
@@ -42,6 +63,8 @@ class Execution(Stage):
         InputError
             Which setting, and what to give instead.
         """
+        if self.dask and self.workers > 1:
+            raise InputError("both dask and workers are given; a cluster has workers of its own, leave one out")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise InputError(f"device {self.device!r} is not known; give auto, cpu, cuda or cuda:N")
         if self.cache_bytes <= 0:
@@ -71,3 +94,82 @@ class Execution(Stage):
     def n_threads(self) -> int:
         """Processors in use."""
         return self.threads or cpu_count()
+
+    @contextmanager
+    def at_work(self, session: Session) -> Iterator[None]:
+        """Let a session's work be done where these settings say, if they name workers, as long as the context lasts.
+
+        Raises
+        ------
+        InputError
+            There are no such workers.
+        """
+        if not self.dask and self.workers == 1:
+            yield
+            return
+        before = session.workers
+        with dask(self.dask) if self.dask else processes(self.workers, self.n_threads) as session.workers:
+            try:
+                yield
+            finally:
+                session.workers = before
+
+
+def dask(client: Any) -> Workers:
+    """Return the workers of a Dask cluster, for ``Session(data, workers=...)``.
+
+    ``client`` is a ``distributed.Client``, a cluster (``LocalCluster``, ``SLURMCluster``, ``LocalCUDACluster``), the address of a
+    scheduler, or the path of its scheduler file. Workers are to be processes, one task at a time each; their threads are
+    used within it.
+
+    Raises
+    ------
+    InputError
+        Dask is not installed, nobody answers, or workers lack this package.
+    """
+    workers = _workers_module()
+    from distributed import Client
+
+    if isinstance(client, Client):
+        return workers.Workers(client)
+    where = (
+        {"scheduler_file": str(client)}
+        if isinstance(client, str | Path) and Path(client).is_file()
+        else {"address": client}
+    )
+    try:
+        own = Client(**where, timeout=PATIENCE_S)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no Dask scheduler answers at {client} ({error}); start one, or check the address") from None
+    return workers.Workers(own, own.close)
+
+
+def processes(n: int, threads: int = 0) -> Workers:
+    """Return ``n`` worker processes on this machine, for ``Session(data, workers=...)``.
+
+    They share ``threads`` processors, 0: all.
+
+    Raises
+    ------
+    InputError
+        Dask is not installed.
+    """
+    workers = _workers_module()
+    from distributed import Client, LocalCluster
+
+    each = max(1, (threads or cpu_count()) // n)
+    cluster = LocalCluster(n_workers=n, threads_per_worker=each, memory_limit=0, dashboard_address=":0")
+    client = Client(cluster)
+
+    def close() -> None:
+        client.close()
+        cluster.close()
+
+    return workers.Workers(client, close)
+
+
+def _workers_module() -> ModuleType:
+    try:
+        return import_module("refmotion_nb.stages.workers")
+    except ImportError as error:
+        raise InputError(f'workers need Dask ({error}); python -m pip install "refmotion-nb[dask]"') from None

@@ -37,9 +37,15 @@ class PriorExploration:
     """
 
     def __init__(
-        self, micrograph: SearchMicrograph, layout: xr.Dataset, prior: MotionPrior, settings: HyperparameterSearch
+        self,
+        name: str,
+        micrograph: SearchMicrograph,
+        layout: xr.Dataset,
+        prior: MotionPrior,
+        settings: HyperparameterSearch,
     ):
         """Hold a micrograph's windows and the variables of its ``tracks`` that no prior changes; see ``prepare``."""
+        self.name = name
         self.micrograph = micrograph
         self.layout = layout
         self.prior = prior
@@ -81,16 +87,11 @@ class PriorExploration:
         windows = alignment_windows(one, settings, False, session.threads).scaled(prior)
         score = score_windows(one, settings, session.threads)
         reporter.advance(what="correlation windows")
-        found = cls(SearchMicrograph(name, Geometry.of(one), windows, score), layout_of(m), prior, settings)
+        found = cls(name, SearchMicrograph(Geometry.of(one), windows, score), layout_of(m), prior, settings)
         found.at(prior.hyperparameters)  # kernels are compiled now rather than at the first move
         reporter.advance(what="trajectories")
         reporter.done()
         return found
-
-    @property
-    def name(self) -> str:
-        """Name of the micrograph."""
-        return self.micrograph.name
 
     @property
     def dose_per_frame_e_A2(self) -> float:

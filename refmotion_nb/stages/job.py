@@ -169,16 +169,19 @@ class Job:
         writable(self.out)
         with sole(self.out) as alone, one_blas_thread():  # the same bits, whoever calls
             _sweep(self.out, alone)
-            return self._run(until, reporter)
+            execution: Execution = self.stage(Execution)
+            session = self.session
+            if session is None:
+                session = self.session = Session(self.data, execution.threads, execution.cache_bytes, self.out)
+            else:
+                session.begin(execution.n_threads, execution.cache_bytes)
+            with execution.at_work(session):
+                if session.workers:
+                    self.say(f"work is done by {session.workers.about}")
+                return self._run(session, until, reporter)
 
-    def _run(self, until: str, reporter: Reporter) -> bool:
+    def _run(self, session: Session, until: str, reporter: Reporter) -> bool:
         store = ResultStore(self.out / "results.zarr")
-        execution: Execution = self.stage(Execution)
-        session = self.session
-        if session is None:
-            session = self.session = Session(self.data, execution.threads, execution.cache_bytes, self.out)
-        else:
-            session.begin(execution.n_threads, execution.cache_bytes)
         for note in self.data.notes:
             self.say(f"note: {note}")
         # that the orientation was found out is no warning

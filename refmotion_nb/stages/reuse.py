@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, alignment_windows
 from refmotion_nb.stages.base import Reporter, Silent
 from refmotion_nb.stages.dose_weights import POOL
+from refmotion_nb.stages.micrograph import Micrograph
 from refmotion_nb.stages.search import COMMON_STD_A, PROFILES, prior_attrs, prior_from_attrs
 from refmotion_nb.stages.session import Session
 
@@ -98,17 +100,21 @@ def _measured(
     """Return the prior with the grey scale, and the micrographs that it was measured on."""
     if settings.relion or np.isfinite(prior.scale_pool):
         return prior, []
-    names, cross, power = [], [], []
-    what = "measuring the reference's grey scale"
-    for m in session.sample(list(session), SCALE_PARTICLES, seed, settings, reporter, what):
-        raw = alignment_windows(m.distinct(), settings, False, session.threads, reach_A=1.0)
-        names.append(m.movie.micrograph)
-        cross.append(raw.cross)
-        power.append(raw.power)
-    if not names:
+    what, task = "measuring the reference's grey scale", partial(_cross_and_power, settings=settings)
+
+    def visit(some: list[str]) -> Iterator[tuple[str, Any]]:
+        return session.place.each(some, settings, task)
+
+    found = list(session.sample(list(session), SCALE_PARTICLES, seed, visit, reporter, what))
+    if not found:
         raise session.nothing_usable(list(session))
-    pool, spread2 = pooled_scale(np.array(cross), np.array(power))
-    return replace(prior, scale_pool=pool, scale_spread2=spread2), names
+    pool, spread2 = pooled_scale(*np.array([sums for _, sums in found]).T)
+    return replace(prior, scale_pool=pool, scale_spread2=spread2), [name for name, _ in found]
+
+
+def _cross_and_power(session: Session, m: Micrograph, settings: Alignment) -> tuple[float, float]:
+    raw = alignment_windows(m.distinct(), settings, False, session.threads, reach_A=1.0)
+    return raw.cross, raw.power
 
 
 def read_weights(

@@ -25,6 +25,8 @@ from refmotion_nb.stages.alignment import (
     trajectory_problem,
 )
 from refmotion_nb.stages.base import Reporter
+from refmotion_nb.stages.micrograph import Micrograph
+from refmotion_nb.stages.places import Place
 from refmotion_nb.stages.runs import Viewer, viewer_of
 from refmotion_nb.stages.session import Session
 
@@ -38,10 +40,18 @@ FINE_FACTORS = tuple(float(f) for f in 10 ** (np.arange(-5, 6) / 12))
 
 
 @dataclass
-class SearchMicrograph:
-    """What the search keeps of a micrograph: two sets of windows; the movie is not needed again."""
+class ReadMicrograph:
+    """What the search keeps of a micrograph before the grey scale of the reference is known; the movie is not needed again."""
 
-    name: str
+    geometry: Geometry
+    raw: AlignedWindows
+    score: ScoreWindows
+
+
+@dataclass
+class SearchMicrograph:
+    """What the search tries priors on: two sets of windows of a micrograph."""
+
     geometry: Geometry
     windows: Windows
     score: ScoreWindows
@@ -55,6 +65,70 @@ class Trial:
     cv_score: float
     activity_local: float
     activity_total: float
+
+
+@dataclass
+class Aligned:
+    """The trajectories of a micrograph under several priors, and what of them a search needs to know."""
+
+    facts: np.ndarray  # (3, prior): cross term of the score, activity of local and of all motion, Å
+    unknowns: np.ndarray  # (prior, n)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """All micrographs of a search, wherever they are."""
+
+    place: Place
+    held: list[Any]  # SearchMicrograph
+    names: tuple[str, ...]
+    n_particles: int
+    power: float  # of movies times that of references, on the shells of the score
+    relion: bool
+
+    def try_priors(
+        self, priors: list[MotionPrior], before: tuple[list[Any], list[int]] | None = None, tolerance: float = 1e-5
+    ) -> tuple[list[Trial], list[Any]]:
+        """Align all micrographs under several priors at once and score each; return trials and what was found, held.
+
+        ``before`` is what was found under priors one step weaker, and which of them (prior,) these are.
+        """
+        n = len(self.held)
+        found, stay = before or ([None] * n, [])
+        columns = [[one] * n for one in (priors, stay, self.relion, tolerance)]
+        aligned = self.place.apply(_aligned, self.held, found, *columns)
+        facts = np.array(self.place.values(self.place.apply(_facts_of, aligned)))  # (micrograph, 3, prior)
+        scores = -facts[:, 0].sum(0) / np.sqrt(self.power)
+        activities = facts[:, 1:].mean(0)
+        return [Trial(p, *map(float, of)) for p, *of in zip(priors, scores, *activities)], aligned
+
+
+def _facts(session: Session, read: ReadMicrograph) -> tuple[float, float, float, float, int]:
+    score = read.score
+    return read.raw.cross, read.raw.power, score.movie_power, score.reference_power, len(read.geometry.position_A)
+
+
+def _scaled(session: Session, read: ReadMicrograph, prior: MotionPrior) -> SearchMicrograph:
+    return SearchMicrograph(read.geometry, _kept(session, read.raw.scaled(prior)), read.score)
+
+
+def _aligned(
+    session: Session, m: SearchMicrograph, before: Aligned | None, priors: list[MotionPrior], stay: list[int],
+    relion: bool, tolerance: float,
+) -> Aligned:  # fmt: skip
+    problem = trajectory_problem(m.windows, m.geometry, priors, relion)
+    if before is None:
+        start = problem.unknowns_of(m.geometry.initial_A)
+    else:
+        start = problem.continued(before.unknowns[stay], np.full(len(priors), STEP))
+    solution = problem.solve(start, tolerance)
+    cross = m.score.windows.sample(solution.displacement_A)[0].sum((1, 2), dtype=np.float64)
+    local, total = activity(solution.local_A), activity(solution.displacement_A - m.geometry.rigid_A)
+    return Aligned(np.stack([cross, local, total]), solution.unknowns)
+
+
+def _facts_of(session: Session, aligned: Aligned) -> np.ndarray:
+    return aligned.facts
 
 
 @dataclass
@@ -94,100 +168,77 @@ class HyperparameterSearch(Alignment):
         """
         session = data if isinstance(data, Session) else Session(data)
         reporter = viewer_of(reporter)
-        read = self._read(session, reporter)
+        names, read = self._read(session, reporter)
         k_out = self._resolution(session)
-        pool, spread2 = pooled_scale(
-            np.array([raw.cross for _, _, raw, _ in read]), np.array([raw.power for _, _, raw, _ in read])
-        )
+        place = session.place
+        cross, power, movie_power, reference_power, particles = np.array(place.values(place.apply(_facts, read))).T
+        pool, spread2 = pooled_scale(cross, power)
         prior = MotionPrior(Hyperparameters(1.0, 50.0, 3000.0), 0.0, np.inf, 1.0, pool, spread2)
         if self.split_motion and not self.relion:
             prior = replace(prior, common_std_A=COMMON_STD_A[0])
         if self.dose_profile and not self.relion:
             prior = replace(prior, profile_decay_e_A2=PROFILES[0][0], profile_floor=PROFILES[0][1])
-        micrographs = []
+        held = []
         while read:  # unscaled windows make room for scaled ones, one by one
-            name, geometry, raw, score = read.pop(0)
-            windows = raw.scaled(prior)
-            del raw
-            micrographs.append(SearchMicrograph(name, geometry, _kept(session, windows), score))
-        rays = self._walk(micrographs, prior, k_out, reporter)
-        best = self._refine(micrographs, rays, reporter)
-        table = self._table(rays, best, micrographs, k_out)
+            held += place.apply(_scaled, [read.pop(0)], [prior])
+        power_of_all = float(movie_power.sum() * reference_power.sum())
+        everything = Searched(place, held, tuple(names), int(particles.sum()), power_of_all, self.relion)
+        rays = self._walk(everything, prior, k_out, reporter)
+        best = self._refine(everything, rays, reporter)
+        table = self._table(rays, best, everything, k_out)
         return table.assign_attrs(micrographs_key=session.keys.of(table.attrs["micrographs"]))
 
     def _resolution(self, session: Session) -> float:
         return max(r.k_out / r.extent_A for r in session.references(self.relion))
 
-    def _read(self, session: Session, reporter: Reporter) -> list[tuple[str, Geometry, AlignedWindows, ScoreWindows]]:
-        """Return both sets of windows of random micrographs; their values, and what scaling needs, as ``keep`` has room."""
+    def _read(self, session: Session, reporter: Reporter) -> tuple[list[str], list[Any]]:
+        """Return names of random micrographs and, held, both sets of windows of each."""
         names = [name for name in session if session.particle_count(name) > 1]
         if not names:
             raise InputError("no micrograph has two particles or more; the search needs neighbours to compare")
-        out = []
-        for m in session.sample(names, self.target_particles, self.seed, self, reporter, "reading movies"):
-            one = m.distinct()
-            raw, score = alignment_windows(one, self, False, session.threads), score_windows(one, self, session.threads)
-            raw.windows, score.windows = _kept(session, raw.windows), _kept(session, score.windows)
-            for _, arguments in raw.own_noise:
-                arguments["ctf"] = session.keep(arguments["ctf"])
-            out.append((m.movie.micrograph, Geometry.of(one, self.kernel), raw, score))
-        if not out:
+        what, place = "reading movies", session.place
+        read = list(
+            session.sample(
+                names,
+                self.target_particles,
+                self.seed,
+                lambda some: place.hold(some, self, self._windows),
+                reporter,
+                what,
+            )
+        )
+        if not read:
             raise session.nothing_usable(names)
         kept = session.spool
         reporter.advance(0, kept_in_memory_MB=kept.held_bytes / 1e6, kept_on_disk_MB=kept.spilled_bytes / 1e6)
-        return out
+        return [name for name, _ in read], [held for _, held in read]
 
-    def try_priors(
-        self,
-        micrographs: list[SearchMicrograph],
-        priors: list[MotionPrior],
-        starts: dict[str, np.ndarray] | None = None,
-        tolerance: float = 1e-5,
-    ) -> tuple[list[Trial], dict[str, np.ndarray]]:
-        """Align all micrographs under several priors at once and score each.
+    def _windows(self, session: Session, m: Micrograph) -> ReadMicrograph:
+        """Return both sets of windows of a micrograph; their values, and what scaling needs, as ``keep`` has room."""
+        one = m.distinct()
+        raw, score = alignment_windows(one, self, False, session.threads), score_windows(one, self, session.threads)
+        raw.windows, score.windows = _kept(session, raw.windows), _kept(session, score.windows)
+        for _, arguments in raw.own_noise:
+            arguments["ctf"] = session.keep(arguments["ctf"])
+        return ReadMicrograph(Geometry.of(one, self.kernel), raw, score)
 
-        ``starts`` has for each micrograph the unknowns (prior, n) of the same priors one step weaker, if there are any;
-        the ones found are returned.
-        """
-        cross, found = np.zeros(len(priors)), {}
-        local, total = [], []
-        for m in micrographs:
-            problem = trajectory_problem(m.windows, m.geometry, priors, self.relion)
-            if starts:
-                start = problem.continued(starts[m.name], np.full(len(priors), STEP))
-            else:
-                start = problem.unknowns_of(m.geometry.initial_A)
-            solution = problem.solve(start, tolerance)
-            found[m.name] = solution.unknowns
-            cross += m.score.windows.sample(solution.displacement_A)[0].sum((1, 2), dtype=np.float64)
-            local.append(activity(solution.local_A))
-            total.append(activity(solution.displacement_A - m.geometry.rigid_A))
-        movie, reference = (
-            sum(getattr(m.score, name) for m in micrographs) for name in ("movie_power", "reference_power")
-        )
-        scores = -cross / np.sqrt(movie * reference)
-        activities = np.mean(local, 0), np.mean(total, 0)
-        return [Trial(p, *map(float, facts)) for p, *facts in zip(priors, scores, *activities)], found
-
-    def _walk(
-        self, micrographs: list[SearchMicrograph], prior: MotionPrior, k_out: float, reporter: Viewer
-    ) -> list[_Ray]:
+    def _walk(self, micrographs: Searched, prior: MotionPrior, k_out: float, reporter: Viewer) -> list[_Ray]:
         """Step all live rays outwards until the last has retired, each step from the trajectories of the one before."""
         rays = [_Ray(b, z) for b, z in zip(*ray_table(self.thoroughness))]
         table = strengths(self.max_strength)
         reporter.start(len(table), "searching hyperparameters")
-        live, starts = list(range(len(rays))), None
+        live, before = list(range(len(rays))), None
         for strength in table:
             priors = [
                 prior.with_hyperparameters(Hyperparameters(strength, rays[i].balance, rays[i].distance)) for i in live
             ]
-            trials, starts = self.try_priors(micrographs, priors, starts, tolerance=1e-4)
+            trials, held = micrographs.try_priors(priors, before, 1e-4)
             for i, trial in zip(live, trials):
                 rays[i].trials.append(trial)
                 if retired(np.array([t.activity_local for t in rays[i].trials])):
                     rays[i].reason = "no motion left"
             stay = [j for j, i in enumerate(live) if not rays[i].reason]
-            live, starts = [live[j] for j in stay], {name: start[stay] for name, start in starts.items()}
+            live, before = [live[j] for j in stay], (held, stay)
             best = min((ray.best for ray in rays), key=lambda t: t.cv_score)
             reporter.show(lambda: self._table(rays, best, micrographs, k_out))  # noqa: B023  (called at once or never)
             reporter.advance(strength=float(strength), rays=len(live), best=best.cv_score)
@@ -198,7 +249,7 @@ class HyperparameterSearch(Alignment):
         reporter.done()
         return rays
 
-    def _refine(self, micrographs: list[SearchMicrograph], rays: list[_Ray], reporter: Reporter) -> Trial:
+    def _refine(self, micrographs: Searched, rays: list[_Ray], reporter: Reporter) -> Trial:
         """Estimate dose profile and common motion by the score on the best rays, then take finer steps along them."""
         leaders = sorted(rays, key=lambda ray: ray.best.cv_score)[:LEADERS]
         reporter.start(3, "refining the prior")
@@ -215,16 +266,14 @@ class HyperparameterSearch(Alignment):
         reporter.done()
         return best
 
-    def _pick(
-        self, micrographs: list[SearchMicrograph], best: Trial, leaders: list[_Ray], options: list[dict[str, float]]
-    ) -> Trial:
+    def _pick(self, micrographs: Searched, best: Trial, leaders: list[_Ray], options: list[dict[str, float]]) -> Trial:
         """Return the best trial on the leading rays with one or another part of the prior changed."""
         changed = [replace(best.prior, **change) for change in options]  # type: ignore[arg-type]
         trials = [t for prior in changed for t in self._along(micrographs, prior, leaders, COARSE_FACTORS)]
         return min(trials, key=lambda t: t.cv_score)
 
     def _along(
-        self, micrographs: list[SearchMicrograph], prior: MotionPrior, rays: list[_Ray], factors: tuple[float, ...]
+        self, micrographs: Searched, prior: MotionPrior, rays: list[_Ray], factors: tuple[float, ...]
     ) -> list[Trial]:
         """Try a prior around the best strength of each ray."""
         priors = [
@@ -234,10 +283,9 @@ class HyperparameterSearch(Alignment):
             for ray in rays
             for f in factors
         ]
-        trials, _ = self.try_priors(micrographs, priors)
-        return trials
+        return micrographs.try_priors(priors)[0]
 
-    def _table(self, rays: list[_Ray], best: Trial, micrographs: list[SearchMicrograph], k_out: float) -> xr.Dataset:
+    def _table(self, rays: list[_Ray], best: Trial, micrographs: Searched, k_out: float) -> xr.Dataset:
         n_steps = max(len(ray.trials) for ray in rays)
 
         def padded(value: str) -> np.ndarray:
@@ -278,8 +326,8 @@ class HyperparameterSearch(Alignment):
             **prior_attrs(best.prior), "cv_score": best.cv_score, "activity_local": best.activity_local,
             "activity_total": best.activity_total, "best_ray": int(where[0]), "best_step": int(where[1]),
             "k_cut_per_A": self.alignment_fraction**0.5 * k_out, "k_out_per_A": k_out,
-            "n_particles": int(sum(len(m.geometry.position_A) for m in micrographs)),
-            "micrographs": [m.name for m in micrographs], "max_strength": self.max_strength,
+            "n_particles": micrographs.n_particles,
+            "micrographs": list(micrographs.names), "max_strength": self.max_strength,
             "resolution_A": 1 / k_out, "energy": self.energy,
         }  # fmt: skip
         return table

@@ -8,7 +8,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock, RLock, Thread
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -21,10 +21,16 @@ from refmotion_nb.stages.base import Reporter, Stage
 from refmotion_nb.stages.grey_scale import bring_to_scale, choose, scale_factors
 from refmotion_nb.stages.keys import DataKeys
 from refmotion_nb.stages.micrograph import Micrograph, load_micrograph
+from refmotion_nb.stages.places import Here, Place
 from refmotion_nb.stages.references import PreparedReference, prepare_references
 from refmotion_nb.stages.runs import Run
 
+if TYPE_CHECKING:
+    from refmotion_nb.stages.workers import Workers
+
 TRACKS_SHARE = 0.1  # of the cache, for trajectories
+
+Visit = Callable[[list[str]], Iterator[tuple[str, Any]]]
 
 
 class Session:
@@ -35,13 +41,20 @@ class Session:
     """
 
     def __init__(
-        self, data: Dataset, threads: int = 0, cache_bytes: float = 1e9, spill_folder: str | Path | None = None
+        self,
+        data: Dataset,
+        threads: int = 0,
+        cache_bytes: float = 1e9,
+        spill_folder: str | Path | None = None,
+        workers: Workers | None = None,
     ):
         """Hold ``data``; ``threads`` 0 takes all processors, ``cache_bytes`` bounds what is kept in memory.
 
-        What goes to disk goes to ``spill_folder``, by default the system's for temporary files.
+        What goes to disk goes to ``spill_folder``, by default the system's for temporary files. With ``workers`` (see
+        ``execute``) search, dose weights and correction are theirs to do.
         """
         self.data = data
+        self.workers = workers
         self.threads = threads or cpu_count()
         self.cache_bytes = cache_bytes
         self.spool = Spool(cache_bytes, spill_folder)
@@ -65,6 +78,11 @@ class Session:
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names of the micrographs that have particles."""
         return iter(self.micrographs)
+
+    @property
+    def place(self) -> Place:
+        """Where stages have their work on micrographs done."""
+        return self.workers.place(self) if self.workers else Here(self)
 
     def particle_count(self, name: str) -> int:
         """Return how many particles a micrograph has."""
@@ -121,11 +139,12 @@ class Session:
             self.runs.append(Run.of_result(stage, inputs, result))
 
     def sample(
-        self, names: list[str], target_particles: int, seed: int, settings: Alignment, reporter: Reporter, what: str
-    ) -> Iterator[Micrograph]:
-        """Yield random micrographs with at least ``target_particles`` in all, in the order they are read.
+        self, names: list[str], target_particles: int, seed: int, visit: Visit, reporter: Reporter, what: str
+    ) -> Iterator[tuple[str, Any]]:
+        """Yield name and value of what ``visit`` yields of random micrographs with at least ``target_particles`` in all.
 
-        Others take the place of those that cannot be used (see ``failed``).
+        ``visit`` takes names and yields each with a value, as the methods of a place do. Others take the place of
+        micrographs that cannot be used (see ``failed``).
         """
         drawn = _shuffled(names, seed)
         count = 0
@@ -133,13 +152,13 @@ class Session:
             n = self._fewest(drawn, target_particles - count)
             batch, drawn = set(drawn[:n]), drawn[n:]
             reporter.start(len(batch), what)
-            for name, micrograph in self.walk([name for name in self if name in batch], settings):
-                if micrograph is None:
+            for name, value in visit([name for name in self if name in batch]):
+                if name in self.failed:
                     reporter.advance(micrograph=name, failed=self.failed[name])
                     continue
-                yield micrograph
-                count += micrograph.n
-                reporter.advance(micrograph=name, particles=micrograph.n)
+                yield name, value
+                count += self.particle_count(name)
+                reporter.advance(micrograph=name, particles=self.particle_count(name))
             reporter.done()
 
     def draw(self, names: list[str], target_particles: int, seed: int) -> list[str]:
@@ -215,15 +234,17 @@ class Session:
             )
         return extent
 
-    def micrograph(self, name: str, settings: Alignment) -> Micrograph:
+    def micrograph(self, name: str, settings: Alignment, factors: np.ndarray | None = None) -> Micrograph:
         """Return a micrograph in memory, read now or kept from before.
+
+        ``factors`` bring references to one grey scale, measured now unless given.
 
         Raises
         ------
         InputError
             Its movie or gain cannot be used; that is remembered in ``failed``.
         """
-        factors = self.grey_scale(settings)
+        factors = self.grey_scale(settings) if factors is None else factors
         with self._lock:
             kept = self._kept.get((name, *_how_read(settings)))
         return kept or self._read(name, settings, factors)

@@ -16,7 +16,7 @@ from refmotion_nb.stages.runs import Reporter, Run, Silent
 from refmotion_nb.views.run_words import told_briefly
 
 HOW = ("auto", "panel", "bar", "off")
-_REPORTING = (("stages.base", "Stage"), ("stages.job", "Job"))
+_REPORTING = (("stages.base", "Stage"), ("stages.job", "Job"), ("data.synthetic.simulate", "Simulation"))
 
 
 class Bar:
@@ -75,6 +75,7 @@ def progress(how: str = "auto") -> None:
         ``how`` is none of these, or a panel is asked for where there is no notebook.
     """
     from refmotion_nb.data.schema import InputError
+    from refmotion_nb.data.synthetic.simulate import Simulation
     from refmotion_nb.stages.base import Stage
     from refmotion_nb.stages.job import Job
 
@@ -84,16 +85,18 @@ def progress(how: str = "auto") -> None:
         raise InputError("progress 'panel' needs a notebook with ipywidgets; give 'bar'")
     for kind in (Stage, Job):
         _give(kind, {"auto": automatic, "panel": Panel, "bar": Bar, "off": Silent}[how])
+    _give(Simulation, {"auto": bar_for_people, "panel": Bar, "bar": Bar, "off": Silent}[how])
 
 
 def automatic() -> Reporter:
     """Return the reporter that suits who is there."""
+    return Panel() if in_notebook() else bar_for_people()
+
+
+def bar_for_people() -> Reporter:
+    """Return a bar if somebody is there, in a notebook or a terminal, to see it."""
     shell = _shell()
-    if in_notebook():
-        return Panel()
-    if shell is None:
-        return Bar() if hasattr(sys, "ps1") else Silent()
-    return Bar() if _attended(shell) else Silent()
+    return Bar() if (hasattr(sys, "ps1") if shell is None else _attended(shell)) else Silent()
 
 
 def in_notebook() -> bool:
@@ -109,8 +112,8 @@ def attach() -> None:
     """Give stages and jobs that are imported their default reporter, and runs what notebooks show of them."""
     for module, name in _REPORTING:
         kind = getattr(sys.modules.get(f"refmotion_nb.{module}"), name, None)
-        if kind is not None and kind.new_reporter is Silent and "_progress" not in vars(kind):
-            _give(kind, automatic)
+        if kind is not None and "_progress" not in vars(kind):
+            _give(kind, bar_for_people if name == "Simulation" else automatic)
     if "_ipython_display_" not in vars(Run):
         type.__setattr__(Run, "_ipython_display_", _display)
 

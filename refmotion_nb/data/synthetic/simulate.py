@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -54,6 +54,8 @@ class Simulation:
     n_particles: int
     rigid_error_A: float  # trajectory error of the motion STARs, early frames weighted
     fsc_resolutions_A: tuple[float, ...]  # corrected half-map FSC 0.143 of the rigid reference of each species
+
+    new_reporter: ClassVar[Callable[[], Reporter | None]] = staticmethod(lambda: None)  # for those made without one
 
     @property
     def particles(self) -> Path:
@@ -144,6 +146,7 @@ def simulate(settings: SimulationSettings, out: Path | str, reporter: Reporter |
         The model or a motion STAR cannot be read, or the field is too small for a particle.
     """
     out = Path(out)
+    reporter = reporter or Simulation.new_reporter()
     species = read_species(settings)
     for folder in ("Movies", "MotionCorr/Movies", "Extract", *map(_reference_folder, range(len(species)))):
         (out / folder).mkdir(parents=True, exist_ok=True)

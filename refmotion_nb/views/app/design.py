@@ -40,14 +40,19 @@ def figure_theme(dark: bool = False) -> FigureTheme:
     }
     back = {"background_fill_color": c["card"]}
     fonts = {f"{part}_text_font": "system-ui, sans-serif" for part in ("axis_label", "major_label")}
+    fonts["axis_label_text_font_style"] = "normal"
+    bar = back | {
+        "title_text_color": c["text"],
+        "title_text_font_style": "normal",
+        "major_label_text_color": c["muted"],
+    }
     return FigureTheme(json={"attrs": {
         "Toolbar": {"logo": None},
         "Plot": back | {"border_fill_color": c["card"], "outline_line_color": c["line"]},
         "Axis": axis | fonts, "Grid": {"grid_line_color": c["grid"]}, "Title": text, "Label": text,
         "Legend": back | {"label_text_color": c["text"], "title_text_color": c["text"], "border_line_color": c["line"],
                           "background_fill_alpha": 0.85},
-        "BaseColorBar": back | {"title_text_color": c["text"], "major_label_text_color": c["muted"]},
-        "ColorBar": back | {"title_text_color": c["text"], "major_label_text_color": c["muted"]},
+        "BaseColorBar": bar, "ColorBar": bar,
     }})  # fmt: skip
 
 

@@ -34,10 +34,10 @@ class ReportedJob(Job):
 
     opening: Opening | None = None  # noted in the store, so that the folder can be opened again
 
-    def _run(self, until: str, reporter: Reporter) -> bool:
+    def _run(self, session: Session, until: str, reporter: Reporter) -> bool:
         if self.opening is not None:
             ResultStore(self.out / "results.zarr").update_attrs(opening=self.opening.record())
-        complete = super()._run(until, reporter)
+        complete = super()._run(session, until, reporter)
         write_report(self.out / "results.zarr", self.out / "report.html")
         return complete
 

@@ -17,15 +17,15 @@ UNSET = "not given"  # a parameter without a value of its own
 class Field:
     """One parameter on the page: its widget, marked where it is changed, and what was wrong with the last entry."""
 
-    def __init__(self, name: str, declared: param.Parameter, change: Callable[[str, Any], None]):
+    def __init__(self, name: str, declared: param.Parameter, change: Callable[[str, Any], None], width: int = WIDTH):
         """Make the widget; ``change`` is called with name and value (None: the default), and may refuse by ValueError."""
         self.name = name
         self.declared = declared
         self._change = change
         self._setting = False
-        self.widget = _widget(name, declared)
-        self.problem = parts.problem()
-        self.view = pn.Column(self.widget, margin=0, width=WIDTH + 20)
+        self.widget = _widget(name, declared, width)
+        self.problem: Any = None  # made when it is needed, as there are many fields
+        self.view = pn.Column(self.widget, margin=0, width=width + 20)
         if isinstance(self.widget, pn.widgets.Checkbox):  # has no help of its own
             help_icon = pn.widgets.TooltipIcon(value=help_of(declared), margin=(4, 0, 0, 0), width=20)
             self.view[:] = [pn.Row(self.widget, help_icon, margin=0)]
@@ -41,7 +41,7 @@ class Field:
         try:
             self._change(self.name, None if value == self.declared.default else value)
         except (ValueError, OSError) as error:
-            parts.tell(self.problem, str(error))
+            self.problem = parts.problem(str(error))
             self.view[:] = [self.view[0], self.problem]
 
     def show(self, value: Any, may_change: bool) -> None:
@@ -49,7 +49,7 @@ class Field:
         shown = self.declared.default if value is None else value
         self._setting = True
         try:
-            if self.widget.value != shown and not self.problem.visible:
+            if self.widget.value != shown and self.problem is None:
                 self.widget.value = "" if shown is None and isinstance(self.widget, pn.widgets.TextInput) else shown
         finally:
             self._setting = False
@@ -59,8 +59,8 @@ class Field:
 
     def reset(self) -> None:
         """Forget a refused entry."""
-        parts.tell(self.problem, "")
-        self.view[:] = [self.view[0]]
+        if self.problem is not None:
+            self.problem, self.view[:] = None, [self.view[0]]
 
 
 def fields_of(kind: type[param.Parameterized]) -> dict[str, param.Parameter]:
@@ -83,13 +83,13 @@ def _said(value: Any) -> str:
     return "on" if value is True else "off" if value is False else UNSET if value is None else str(value)
 
 
-def _widget(name: str, declared: param.Parameter) -> Any:
+def _widget(name: str, declared: param.Parameter, width: int) -> Any:
     if isinstance(declared, param.Boolean) and not declared.allow_None:
         return pn.widgets.Checkbox(label=name, value=declared.default, margin=(5, 5))
     common = {
         "label": name,
         "value": declared.default,
-        "width": WIDTH,
+        "width": width,
         "margin": (2, 5),
         "description": help_of(declared),
     }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import panel as pn
 
+from refmotion_nb.views.app import parts
 from refmotion_nb.views.app.design import DARK, Look, variables
 from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.header import Header
@@ -32,7 +34,8 @@ class Page:
             margin=(2, 0, 0, 0),
         )
         self.front.param.watch(lambda _: self._turn(), "value")
-        self.body = pn.Column(sizing_mode="stretch_width", css_classes=["rm-main"])
+        self.opening = parts.words("opening …", visible=False)
+        self.body = pn.Column(self.opening, sizing_mode="stretch_width", css_classes=["rm-main"])
         look = Look(theme=DARK if dark else "default")  # a document of ours applies it by itself
         self.layout = pn.Column(
             pn.Column(self.header.view, self.front, sizing_mode="stretch_width", css_classes=["rm-top"]), self.body,
@@ -40,6 +43,7 @@ class Page:
             stylesheets=[f":host {{ {variables(dark)} }}"],
         )  # fmt: skip
         self._seen: dict[int, Any] = {}
+        self._served = served
         self._turn()
 
     @property
@@ -54,17 +58,41 @@ class Page:
         return self._tabs[i]
 
     def _turn(self) -> None:
-        """Bring another tab to the front; those that were there once are only hidden, so that they come back at once."""
-        view = self.tab(self.active).view
+        """Bring another tab to the front; those that were there once are only hidden, so that they come back at once.
+
+        One that is new takes a while to make: a browser is told so first.
+        """
+        new = self.active not in self._tabs
         with pn.io.hold():
-            if not any(one is view for one in self.body):
-                self.body.append(view)
-            for one in self.body:
-                one.visible = one is view
-            self.refresh(force=True)
+            self.opening.visible = new
+            for i, tab in self._tabs.items():
+                tab.view.visible = i == self.active
+            if not new:
+                self.refresh(force=True)
+        if new:
+            self._soon(self._fill)
         if pn.state.location is not None:
             query: dict[str, Any] = {QUERY: TABS[self.active].title}
             pn.state.location.update_query(**query)
+
+    def _soon(self, call: Callable[[], None]) -> None:
+        """Call once the browser has been sent what there is now; at once where there is no browser of its own."""
+        doc = pn.state.curdoc
+        if not self._served or doc is None or doc.session_context is None:
+            call()
+        elif pn.state.loaded:
+            doc.add_next_tick_callback(call)
+        else:
+            pn.state.onload(call)
+
+    def _fill(self) -> None:
+        """Put the tab in front into the page, if it is not there yet."""
+        if self.active in self._tabs:
+            return
+        with pn.io.hold():
+            self.body.append(self.tab(self.active).view)
+            self.opening.visible = False
+            self.refresh(force=True)
 
     def refresh(self, force: bool = False) -> None:
         """Bring the header and the tab in front up to date, if something changed since they were drawn."""
@@ -76,7 +104,8 @@ class Page:
         self._seen[active] = stamp
         with pn.io.hold():
             self.header.refresh()
-            self.tab(active).refresh()
+            if active in self._tabs:
+                self._tabs[active].refresh()
 
     def follow(self) -> Page:
         """Keep the page up to date from now on, until its browser goes away."""

@@ -7,9 +7,11 @@ from functools import cache
 from typing import Any
 
 import holoviews as hv
+from bokeh.models import ColorMapper
 
 from refmotion_nb.views.app.design import figure_theme
 from refmotion_nb.views.drawing_style import palette
+from refmotion_nb.views.plots.look import ramp
 
 
 def rendered(item: Any, dark: bool = False) -> Any:
@@ -33,8 +35,11 @@ def _swapped() -> dict[str, str]:
 
 
 def _recolour(model: Any) -> None:
-    for name, value in model.properties_with_values().items():
+    if isinstance(model, ColorMapper) and list(model.palette) == ramp():
+        model.palette = ramp(dark=True)
+    for name in type(model).properties():
         if name.endswith("color"):
+            value = getattr(model, name)
             plain = value.get("value") if isinstance(value, Mapping) else getattr(value, "value", value)
             if isinstance(plain, str) and plain in _swapped():
                 setattr(model, name, _swapped()[plain])

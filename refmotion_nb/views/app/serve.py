@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
+import re
 import secrets
 import socket
 import threading
@@ -38,6 +40,10 @@ def app(
     if data is not None:
         engine.take(data)
     return Page(engine, Viewer("notebook", True, True), pn.config.theme == DARK).follow().layout
+
+
+THEME = "rm-theme"  # cookie, or part of the address where no cookies are kept
+UNUSED = ("bokeh-gl", "es-module-shims")  # scripts that Bokeh and Panel would have each page load
 
 
 @dataclass(frozen=True)
@@ -129,16 +135,31 @@ class OwnerLink(RequestHandler):
 
 
 @cache
-def _html() -> str:
-    return resources.files("refmotion_nb.views.app").joinpath("page.html").read_text(encoding="utf-8")
+def _html(name: str) -> str:
+    return resources.files("refmotion_nb.views.app").joinpath(name).read_text(encoding="utf-8")
+
+
+class _Document(pn.Template):
+    """A whole HTML document."""
+
+    def __repr__(self) -> str:
+        """Return its name only: Panel asks for it whenever something is put in, and writing all parts out takes long."""
+        return "refmotion"
 
 
 def document(page: Page, dark: bool) -> Any:
     """Return the whole HTML document of a page."""
-    template = pn.Template(_html(), design=Look, theme=Dark if dark else Light)
+    template = _Document(_html("page.html"), design=Look, theme=Dark if dark else Light)
     template.add_variable("rm_variables", variables(dark))
+    template.add_variable("after_paint", _after_paint)
     template.add_panel("app", page.layout)
     return template
+
+
+def _after_paint(scripts: str) -> str:
+    """Return the script elements of Bokeh such that a browser paints before it runs them, without what is not used."""
+    links = [link for link in re.findall(r'src="([^"]+)"', scripts) if not any(name in link for name in UNUSED)]
+    return "\n".join(f'<script defer src="{link}"></script>' for link in links)
 
 
 def serve(
@@ -160,9 +181,13 @@ def serve(
     access = access or Access()
     access.check()
     _free(access)
+    logging.getLogger("bokeh.server.views.ws").setLevel(logging.ERROR)  # it warns of each message to a closed browser
 
     def page() -> Any:
-        dark = pn.state.cookies.get("rm-theme") == DARK
+        theme = pn.state.cookies.get(THEME) or pn.state.session_args.get(THEME, [b""])[0].decode(errors="replace")
+        if not theme:  # the browser is asked first; a page made for nothing would take a second
+            return pn.Template(_html("theme.html"))
+        dark = theme == DARK
         viewer = access.viewer(pn.state.user if access.login else None, pn.state.cookies, engine.visits + 1)
         engine.visits += 1
         return document(Page(engine, viewer, dark, served=True).follow(), dark)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
-from importlib import resources
 from typing import Any
 
 import holoviews as hv
@@ -13,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from refmotion_nb.data.schema import InputError
+from refmotion_nb.views.drawing_style import palette
 
 PANEL = {"frame_width": 300, "frame_height": 220}
 FONTS = {"title": "10pt", "labels": "9pt", "ticks": "8pt", "legend": "8pt"}
@@ -27,15 +27,9 @@ Runs = xr.Dataset | Mapping[str, xr.Dataset]
 
 
 @cache
-def _style() -> str:
-    return resources.files("refmotion_nb.views").joinpath("report.css").read_text(encoding="utf-8")
-
-
-@cache
 def colours(letter: str) -> tuple[str, ...]:
     """Return the report's colours (on white) of a kind: c, categories; f, from the first frame to the last."""
-    light = _style().split("@media", 1)[0]
-    return tuple(re.findall(rf"--{letter}\d: (#[0-9a-f]{{6}})", light))
+    return tuple(colour for name, colour in palette().items() if re.fullmatch(rf"{letter}\d", name))
 
 
 def category(i: int) -> str:
@@ -50,9 +44,10 @@ def sequence(fraction: float) -> str:
 
 
 @cache
-def ramp() -> list[str]:
-    """Return the colours of an order, finely stepped: for colour bars."""
-    anchors = np.array([list(bytes.fromhex(colour[1:])) for colour in colours("f")], float)
+def ramp(dark: bool = False) -> list[str]:
+    """Return the colours of an order, finely stepped, for colour bars on white or on a dark page."""
+    steps = [colour for name, colour in palette(dark).items() if re.fullmatch(r"f\d", name)]
+    anchors = np.array([list(bytes.fromhex(colour[1:])) for colour in steps], float)
     at = np.linspace(0, len(anchors) - 1, 128)
     channels = np.stack([np.interp(at, np.arange(len(anchors)), channel) for channel in anchors.T], -1)
     return ["#" + bytes(colour).hex() for colour in channels.round().astype(np.uint8)]

@@ -32,7 +32,7 @@ class CompareTab(Tab):
         )
         self.add = parts.button("Add", self._add, color="primary", width=80, align="end", margin=(0, 5))
         self.folder.param.watch(lambda _: self.refresh(), "value_input")
-        self.runs = pn.FlexBox(sizing_mode="stretch_width", gap="4px", align_items="center", margin=(6, 0, 0, 0))
+        self.runs = pn.Column(sizing_mode="stretch_width", margin=(6, 0, 0, 0))
         self.what = pn.widgets.RadioButtonGroup(options=list(comparing.VIEWS), value="FCC", margin=(4, 8))
         self.about = parts.words("")
         self.figure = Figure(engine, styles={"overflow-x": "auto"})

@@ -15,12 +15,14 @@ from refmotion_nb.stages.runs import Run, Snapshot, Work
 from refmotion_nb.views import plots
 from refmotion_nb.views.app import parts
 from refmotion_nb.views.app.engine import Engine, Viewer
+from refmotion_nb.views.app.fields import Field
 from refmotion_nb.views.app.figure import Figure
 from refmotion_nb.views.app.tab import Tab
 
 FIRST = 20  # micrographs whose trajectories can be looked at while the rest is being done
 OUTPUT = ("fourier_crop_to", "float16")
 MACHINE = ("device", "threads", "cache_size_GB")
+FIELD_PX = 190
 DRAWN = {"Local motion": plots.local_trajectories, "All motion": plots.trajectories, "Whole micrograph": plots.motion}
 
 
@@ -33,7 +35,9 @@ class CorrectTab(Tab):
     def __init__(self, engine: Engine, viewer: Viewer):
         """Make the widgets."""
         super().__init__(engine, viewer)
-        self.settings = {name: self._setting(name) for name in (*OUTPUT, *MACHINE)}
+        self.settings = {
+            name: Field(name, kind.param[name], self._change, FIELD_PX) for name, kind in self.kinds.items()
+        }
         self.cost = parts.words("")
         self.start = pn.widgets.Button(label="Correct all particles", color="primary")
         self.whole = pn.widgets.Button(label="Correct and validate", color="primary", variant="outline")
@@ -49,7 +53,7 @@ class CorrectTab(Tab):
             widget.param.watch(lambda _: self.refresh(), "value")
         self.figure = Figure(engine)
         self.tracks = parts.card("Trajectories", pn.Row(self.micrograph, self.drawn), self.figure.view)
-        form = pn.FlexBox(*self.settings.values())
+        form = pn.FlexBox(*(field.view for field in self.settings.values()), align_items="flex-end")
         self.view[:] = [
             self.problem,
             parts.card("Before it starts", self.cost, form, pn.Row(self.start, self.whole, self.cancel)),
@@ -63,28 +67,15 @@ class CorrectTab(Tab):
         idle = self.viewer.may_run and self.engine.session is not None and not going
         self.start.disabled = self.whole.disabled = not idle
         self.cancel.visible = going and self.viewer.may_run
-        for name, widget in self.settings.items():
-            widget.disabled = not idle
-            value = self.engine.settings.get(name, self.kinds[name].param[name].default)
-            if widget.value != value:
-                widget.value = value
+        for name, field in self.settings.items():
+            field.show(self.engine.settings.get(name), idle)
         self.cost.object = self._cost()
         run = self.engine.last(MotionCorrection)
         self._progress(run)
         self._trajectories(run)
 
-    def _setting(self, name: str) -> Any:
-        parameter = self.kinds[name].param[name]
-        what = {"bool": pn.widgets.Checkbox, "int": pn.widgets.IntInput, "str": pn.widgets.TextInput}
-        widget = what[type(parameter.default).__name__](label=name, value=parameter.default, width=180)
-        if hasattr(widget, "description"):
-            widget.description = parameter.doc
-        widget.param.watch(lambda event: self._set(name, event.new, parameter.default), "value")
-        return widget
-
-    def _set(self, name: str, value: Any, default: Any) -> None:
-        if value != self.engine.settings.get(name, default):
-            self.attempt(self.engine.change, **{name: None if value == default else value})
+    def _change(self, name: str, value: Any) -> None:
+        self.engine.change(**{name: value})
 
     def _cost(self) -> str:
         """Return the estimate in words; worked out again when something has ended or a setting changed."""
@@ -117,8 +108,11 @@ class CorrectTab(Tab):
 
     def _before(self, run: Run | None) -> str:
         live = self.engine.live
+        if live is None and run is None:
+            n, there = len(self._stored()), self.engine.out
+            return f"{n} micrograph{'s' * (n != 1)} from an earlier run in {there}." if n else "Nothing corrected yet."
         if live is None:
-            return "Nothing corrected yet." if run is None else f"{run.state}: {run.error}"
+            return f"{run.state}: {run.error}"
         inner = next((one for one in reversed(self.engine.runs) if one.snapshot.works), None)
         what = inner.snapshot.works[-1].what if inner else "starting"
         return f"First {what}; particles are corrected after that."
@@ -138,11 +132,13 @@ class CorrectTab(Tab):
         self.figure.show((name, self.drawn.value, store.key(group)), lambda: draw(_found(store.read(group), group)))
 
     def _finished(self, run: Run | None) -> list[str]:
-        if self.engine.store is None:
-            return []
         done = run.snapshot.micrographs[:FIRST] if run is not None else ()
-        stored = [group.removeprefix("tracks/") for group in self.engine.store.groups("tracks/")] if not done else []
-        return list(done) or stored[:FIRST]
+        return list(done) or self._stored()[:FIRST]
+
+    def _stored(self) -> list[str]:
+        """Return the micrographs whose trajectories lie in the output folder."""
+        store = self.engine.store
+        return [group.removeprefix("tracks/") for group in store.groups("tracks/")] if store else []
 
 
 def _found(tracks: Any, group: str) -> Any:
@@ -179,11 +175,12 @@ def progress_in_words(snapshot: Snapshot, work: Work, error: str = "") -> str:
     if snapshot.state == "cancelled":
         return f"Cancelled after {done}; what is finished is kept, “Correct all particles” goes on from there."
     here = len(snapshot.micrographs)
+    earlier = f", {work.done - here} of them from an earlier run" if here < work.done else ""
     if snapshot.state == "done":
-        return f"{done} done{f', {here} of them in this run' if here < work.done else ''}."
+        return f"{done} done{earlier}."
     left = work.seconds_left
     rate = f", {here / max(_elapsed(work), 1e-3) * 60:.3g} micrographs per minute" if here else ""
-    return f"{done}{rate}{f', about {duration(left)} left' if left else ''}"
+    return f"{done}{earlier}{rate}{f', about {duration(left)} left' if left else ''}"
 
 
 def _elapsed(work: Work) -> float:

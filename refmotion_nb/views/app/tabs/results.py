@@ -39,7 +39,7 @@ class ResultsTab(Tab):
         self.written = pn.pane.HTML("", sizing_mode="stretch_width", css_classes=["rm-words"])
         self.micrograph = pn.widgets.Select(label="Micrograph", options=[], width=260)
         self.micrograph.param.watch(lambda _: self.refresh(), "value")
-        self.downloads = pn.FlexBox()
+        self.downloads = pn.GridBox(ncols=3)
         self.code = pn.widgets.TextAreaInput(
             label="Code",
             disabled=True,
@@ -54,7 +54,6 @@ class ResultsTab(Tab):
             callback=lambda: notebook_of(code_of(engine)),
             filename="refmotion.ipynb",
             label="Download as .ipynb",
-            color="primary",
         )
         self.cards = {
             "fsc": parts.card("What was gained", self.table, self.fsc.view),
@@ -130,7 +129,7 @@ class ResultsTab(Tab):
             self._listed = there
             self.downloads[:] = [
                 pn.widgets.FileDownload(str(out / name), label=f"{name}: {FILES.get(name, 'particles for RELION')}", embed=False,
-                                        auto=True, filename=name, width=330, color="primary", variant="outline")
+                                        auto=True, filename=name, width=330, margin=(4, 5))
                 for name in there
             ]  # fmt: skip
 

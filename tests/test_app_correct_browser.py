@@ -1,0 +1,100 @@
+"""Dose, Correct and Results as a browser shows them; what is read in pages is what people see there."""
+
+from __future__ import annotations
+
+import re
+from threading import Event
+
+import pytest
+from app_browser import turn_to
+
+import refmotion_nb as rm
+from refmotion_nb.stages.runs import Run
+
+pytestmark = pytest.mark.browser
+
+GIVEN = {"spatial_strength": 1.5, "correlation_distance": 3000.0, "acceleration_strength": 2.0}  # no search
+TITLE = """text => Bokeh.documents.some(one => [...one._all_models.values()]
+    .some(model => model.type == "Title" && model.text.includes(text)))"""
+
+LEGEND = """text => Bokeh.documents.some(one => [...one._all_models.values()]
+    .some(model => model.type == "LegendItem" && JSON.stringify(model.label).includes(text)))"""
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Return what a stage waits for once its first micrograph is done: it goes on when it is set."""
+    passing, advance = Event(), Run.advance
+
+    def gated(self, n=1, **facts):
+        advance(self, n, **facts)
+        if type(self.stage) in (rm.DoseWeights, rm.MotionCorrection) and "micrograph" in facts:
+            assert passing.wait(60)
+            advance(self, 0)  # is it cancelled?
+
+    monkeypatch.setattr(Run, "advance", gated)
+    yield passing
+    passing.set()
+
+
+def test_dose_weights_fill_in_while_they_are_measured(app, browser, gate):
+    app.engine.change(**GIVEN)
+    page = browser.open(app.owner_url)
+    turn_to(page, "Dose")
+    page.get_by_text("Nothing measured yet").wait_for()
+    page.get_by_role("button", name="Measure dose weights").click()
+    page.get_by_text("1 of 2 micrographs measured").wait_for()
+    page.wait_for_function(TITLE, arg="FCC")  # of the first micrograph alone
+    assert app.engine.last(rm.DoseWeights).state == "running"
+    gate.set()
+    page.get_by_text("measured on 24 particles").wait_for()
+    page.get_by_role("button", name="B-factor and scale").click()
+    page.wait_for_function(TITLE, arg="B-factor of each frame")
+    assert app.engine.result("dose_weights")["fcc"].notnull().any()
+
+
+def test_a_correction_is_cancelled_and_goes_on_where_it_stopped(app, browser, gate):
+    app.engine.change(**GIVEN)
+    gate.set()
+    app.engine.run("dose-weights").wait(60)  # so that the cost is known
+    gate.clear()
+    owner, other = browser.open(app.owner_url), browser.open(app.url)
+    for page in (owner, other):
+        turn_to(page, "Correct")
+        page.get_by_text("2 micrographs, 24 particles").wait_for()
+        page.get_by_text("s per micrograph as measured").wait_for()
+        page.get_by_text("of disk;").wait_for()
+    assert other.get_by_role("button", name="Correct all particles").is_disabled()
+    owner.get_by_role("button", name="Correct all particles").click()
+    for page in (owner, other):
+        page.get_by_text(re.compile("^1 of 2 micrographs, .* per minute")).wait_for()
+        page.wait_for_function(TITLE, arg="Local motion")  # of the micrograph that is finished
+    owner.get_by_role("button", name="Cancel", exact=True).last.click()
+    gate.set()
+    for page in (owner, other):
+        page.get_by_text("Cancelled after 1 of 2 micrographs; what is finished is kept").wait_for()
+        page.get_by_text("(1 lie in the output folder already)").wait_for()
+    kept = app.engine.store.groups("tracks/")
+    assert len(kept) == 1
+    written = (app.engine.out / "Particles" / f"{kept[0].removeprefix('tracks/')}.mrcs").stat().st_mtime_ns
+    owner.get_by_role("button", name="Correct all particles").click()
+    owner.get_by_text("2 of 2 micrographs done, 1 of them from an earlier run.").wait_for()
+    assert (app.engine.out / "Particles" / f"{kept[0].removeprefix('tracks/')}.mrcs").stat().st_mtime_ns == written
+
+
+def test_results_show_what_was_gained_and_the_files(app, browser):
+    app.engine.change(**GIVEN)
+    page = browser.open(app.owner_url)
+    turn_to(page, "Correct")
+    page.get_by_role("button", name="Correct and validate").click()
+    turn_to(page, "Results")
+    page.get_by_role("cell", name="trajectories, empirical weights").wait_for()
+    page.wait_for_function(TITLE, arg="both")  # the map
+    page.wait_for_function(f"({LEGEND})('trajectories')")  # of the FSC
+    page.get_by_text("24 of 24 particles written").wait_for()
+    with page.expect_download() as download:
+        page.get_by_text("particles.star: particles for RELION").click()
+    star = download.value.path().read_bytes()
+    assert star == (app.engine.out / "particles.star").read_bytes() and b"_rlnImageName" in star
+    code = page.get_by_label("Code")
+    assert "rm.plots.fsc(job.validation)" in code.input_value()

@@ -1,0 +1,212 @@
+"""One micrograph, one task: in this process, in others, on a Dask cluster, with workers that die; always the same results."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import param
+import pytest
+from distributed import Client, LocalCluster
+from job import copied, run, said, store
+
+import refmotion_nb as rm
+from refmotion_nb.stages.base import Cancelled, Silent
+from refmotion_nb.stages.session import Session
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address=":0") as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def workers(cluster):
+    with Client(cluster) as client, rm.execute.dask(client) as workers:
+        yield workers
+
+
+@pytest.fixture(scope="module")
+def alone(tiny):
+    """Return search, dose weights and session of one process."""
+    session = Session(tiny.open(), 2)
+    search = rm.HyperparameterSearch().run(session)
+    return search, rm.DoseWeights().run(session, search), session
+
+
+class Killer(Silent):
+    """Kills one worker, once, when work of a kind has come to a step."""
+
+    def __init__(self, workers, what, step):
+        self.workers, self.when, self.killed, self.now = workers, (what, step), None, ("", 0)
+
+    def start(self, total, what):
+        self.now = what, 0
+
+    def advance(self, n=1, **facts):
+        self.now = self.now[0], self.now[1] + n
+        if self.now == self.when and not self.killed:
+            # of all workers the one that holds something: its part has to be done again
+            held = self.workers.client.has_what()
+            self.killed = self.workers.client.run(os.getpid)[max(held, key=lambda one: len(held[one]))]
+            os.kill(self.killed, signal.SIGKILL)
+
+
+def wait_for_two(workers):
+    workers.client.wait_for_workers(2, timeout=60)
+
+
+def test_stages_give_the_same_bits_on_a_cluster(tiny, workers, alone, tmp_path):
+    search, dose, session = alone
+    there = Session(tiny.open(), workers=workers)
+    assert rm.HyperparameterSearch().run(there).identical(search)
+    assert rm.DoseWeights().run(there, search).identical(dose)
+    assert rm.InputAudit().run(there).identical(rm.InputAudit().run(session))
+    assert not there._kept and not there.tracks, "the movies were read here"
+    for where, out in ((session, tmp_path / "one"), (there, tmp_path / "two")):
+        rm.MotionCorrection().run(where, search, dose, out, image_root=out)
+    files = sorted(
+        p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.suffix in (".mrcs", ".star")
+    )
+    assert len(files) == 6
+    for file in files:
+        one, two = ((tmp_path / out / file).read_bytes() for out in ("one", "two"))
+        begin = 1024 if file.suffix == ".mrcs" else 0  # headers hold the time
+        assert one[begin:] == two[begin:], file
+    one, two = (rm.ResultStore(tmp_path / out / "results.zarr") for out in ("one", "two"))
+    assert one.groups() == two.groups()
+    for group in one.groups():
+        assert one.read(group).identical(two.read(group)) and one.key(group) == two.key(group), group
+
+
+@pytest.mark.parametrize(("what", "step"), [("reading movies", 2), ("searching hyperparameters", 5)])
+def test_a_search_outlives_a_worker(tiny, workers, alone, what, step):
+    wait_for_two(workers)
+    killer = Killer(workers, what, step)
+    there = Session(tiny.open(), workers=workers)
+    assert rm.HyperparameterSearch().run(there, killer).identical(alone[0])
+    assert killer.killed and killer.killed not in workers.client.run(os.getpid).values()
+
+
+class Fatal(rm.MotionCorrection):
+    """Ends its process in the middle of the work on a micrograph, the first time."""
+
+    marker = param.String()
+
+    def images(self, m, *rest):
+        marker = Path(self.marker)
+        if m.movie.micrograph == "mic0001" and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().images(m, *rest)
+
+
+def test_a_correction_outlives_a_worker(tiny, workers, alone, tmp_path):
+    wait_for_two(workers)
+    search, dose, session = alone
+    there = Session(tiny.open(), workers=workers)
+    stage = Fatal(marker=str(tmp_path / "killed"))
+    table = stage.run(there, search, dose, tmp_path / "out")
+    assert Path(stage.marker).exists() and table["written"].values.all()
+    expected = rm.MotionCorrection().run(session, search, dose, tmp_path / "undisturbed")
+    assert table.drop_vars("image_name").equals(expected.drop_vars("image_name"))
+    for name in session:
+        one, two = (
+            rm.ResultStore(tmp_path / out / "results.zarr").read(f"tracks/{name}") for out in ("out", "undisturbed")
+        )
+        assert one.equals(two)
+
+
+def test_what_cannot_be_used_is_told_as_in_one_process(tiny, workers, tmp_path):
+    wait_for_two(workers)
+    project = copied(tiny.folder, tmp_path)
+    data = replace(tiny, folder=project).open()
+    movie = project / "Movies/mic0001.tif"
+    movie.write_bytes(movie.read_bytes()[:5000])
+    here, there = Session(data, 2), Session(data, workers=workers)
+    assert rm.HyperparameterSearch().run(there).identical(rm.HyperparameterSearch().run(here))
+    assert list(there.failed) == ["mic0001"] and there.failed == here.failed
+
+
+def test_a_correction_is_cancelled(tiny, workers, alone, tmp_path):
+    class Stop(Silent):
+        def advance(self, n=1, **facts):
+            if "particles" in facts:
+                raise Cancelled
+
+    search, dose, _ = alone
+    with pytest.raises(Cancelled):
+        rm.MotionCorrection().run(Session(tiny.open(), workers=workers), search, dose, tmp_path / "out", Stop())
+    assert "tracks/mic0000" in store(tmp_path / "out").groups()
+
+
+def test_a_worker_that_comes_later_has_the_data_too(tiny, cluster, workers, alone):
+    wait_for_two(workers)
+    there = Session(tiny.open(), workers=workers)
+    assert there.place
+    old = list(workers.client.scheduler_info()["workers"])
+    cluster.scale(3)
+    workers.client.wait_for_workers(3, timeout=60)
+    workers.client.retire_workers(old)
+    assert rm.DoseWeights().run(there, alone[0]).identical(alone[1])
+    cluster.scale(2)
+
+
+def test_from_the_command_line(tiny, capsys, tmp_path):
+    project = tiny.folder
+    assert run(project, tmp_path / "one", "--until", "dose-weights") == 0
+    scheduler = subprocess.Popen(
+        [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
+         "--scheduler-file", str(tmp_path / "scheduler.json")], stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    worker = None
+    try:
+        end = time.monotonic() + 60
+        while not (tmp_path / "scheduler.json").exists():
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(tmp_path / "scheduler.json"),
+             "--nthreads", "1", "--no-dashboard", "--no-nanny", "--local-directory", str(tmp_path)],
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        dask = ("--dask", str(tmp_path / "scheduler.json"))
+        assert run(project, tmp_path / "two", "--until", "dose-weights", *dask) == 0
+    finally:
+        for process in filter(None, (worker, scheduler)):
+            process.terminate()
+            process.wait(30)
+    assert "1 worker at tcp://" in capsys.readouterr().err
+    for group in ("search", "dose_weights"):
+        assert store(tmp_path / "one").read(group).identical(store(tmp_path / "two").read(group))
+
+
+def test_processes_are_started_and_stopped(tiny, alone):
+    with rm.execute.processes(1, 1) as workers:
+        assert workers.about.startswith("1 worker at tcp://127.0.0.1:")
+        pids = workers.client.run(os.getpid)
+        assert rm.DoseWeights().run(Session(tiny.open(), workers=workers), alone[0]).identical(alone[1])
+    for pid in pids.values():
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_bad_input_is_one_line(tiny, capsys, tmp_path, monkeypatch, workers):
+    assert run(tiny.folder, tmp_path / "a", "--dask", "tcp://127.0.0.1:1", "--workers", "2") == 1
+    assert said(capsys) == ["both dask and workers are given; a cluster has workers of its own, leave one out"]
+    monkeypatch.setattr("refmotion_nb.stages.execute.PATIENCE_S", 0.5)
+    assert run(tiny.folder, tmp_path / "b", "--dask", "tcp://127.0.0.1:1") == 1
+    (line,) = said(capsys)
+    assert (
+        line.startswith("no Dask scheduler answers at tcp://127.0.0.1:1") and "start one, or check the address" in line
+    )
+    monkeypatch.setattr("refmotion_nb.stages.workers.__version__", "9.9")
+    with pytest.raises(rm.InputError, match=r"has version .* of refmotion_nb, this is 9\.9; install the same"):
+        rm.execute.dask(workers.client)
+    monkeypatch.setitem(sys.modules, "refmotion_nb.stages.workers", None)
+    with pytest.raises(rm.InputError, match=r"workers need Dask .*refmotion-nb\[dask\]"):
+        rm.execute.processes(2)
