@@ -88,6 +88,7 @@ class TrajectoryProblem:
         self.free = np.zeros(self.std.shape[1:])  # 1 where a prior acts
         self.free[:, 1:] = 1
         self._inverse: Any = None
+        self._in_use: tuple[Any, Any] = (None, None)  # rows and what of the inverse they take
 
     @property
     def n_unknowns(self) -> int:
@@ -152,14 +153,16 @@ class TrajectoryProblem:
         blocks = self.std[:, :, :, None] * data[:, None] * self.std[:, :, None, :]
         index = np.arange(blocks.shape[-1])
         blocks[..., index, index] += self.free + 1e-9
-        self._inverse = np.linalg.inv(blocks)
+        self._inverse, self._in_use = np.linalg.inv(blocks), (None, None)
         self._common_inverse = 1 / (1 + self.common_std**2 * self.n_particles * curvature)
 
     def precondition(self, gradient: Any, rows: np.ndarray) -> Any:
         """Return the approximate inverse Hessian times a gradient (set, n_unknowns)."""
         r = len(rows)
+        if self._in_use[0] is not rows:  # the same ones many times
+            self._in_use = rows, self._inverse[rows]
         local = gradient[:, : 2 * self.n_local].reshape(r, 2, *self.std.shape[1:])
-        local = np.moveaxis(self._inverse[rows] @ np.moveaxis(local, 1, 3), 3, 1)
+        local = np.moveaxis(self._in_use[1] @ np.moveaxis(local, 1, 3), 3, 1)
         common = gradient[:, 2 * self.n_local :].reshape(r, 2, -1) * self._common_inverse
         return np.concatenate([local.reshape(r, -1), common.reshape(r, -1)], 1)
 
