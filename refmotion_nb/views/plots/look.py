@@ -10,6 +10,9 @@ from typing import Any
 import holoviews as hv
 import numpy as np
 import xarray as xr
+from bokeh.models.ui import UIElement
+from panel.io.notebook import patch_inline_stylesheets
+from panel.viewable import Viewable
 
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.views.drawing_style import palette
@@ -20,8 +23,17 @@ STAR = {"marker": "star", "size": 16, "color": "white", "line_color": "black", "
 BAR = {"colorbar_opts": {"title_standoff": 8}}
 _RESOLUTION = 'return tick > 0 ? tick.toFixed(2) + "\\n" + (1 / tick).toFixed(1) + " Å" : "0"'
 
+
+def _send_style_sheets(viewable: Any, root: Any) -> None:
+    """Put style sheets into what a notebook is sent: it would ask a CDN for those that are named."""
+    if root.document is None or root.document.session_context is None:
+        for model in root.select({"type": UIElement}):
+            patch_inline_stylesheets(model)
+
+
 if "bokeh" not in hv.Store.loaded_backends():
     hv.extension("bokeh", logo=False, inline=True)  # without it the page asks a CDN
+    Viewable._preprocessing_hooks.append(_send_style_sheets)  # not done by HoloViews, which displays by Panel
 
 Runs = xr.Dataset | Mapping[str, xr.Dataset]
 
