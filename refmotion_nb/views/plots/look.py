@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -31,8 +33,22 @@ def _send_style_sheets(viewable: Any, root: Any) -> None:
             patch_inline_stylesheets(model)
 
 
+@contextmanager
+def _without(module: str) -> Iterator[None]:
+    """Let imports of a module fail, unless it has been imported already."""
+    new = module not in sys.modules
+    if new:
+        sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if new:
+            del sys.modules[module]
+
+
 if "bokeh" not in hv.Store.loaded_backends():
-    hv.extension("bokeh", logo=False, inline=True)  # without it the page asks a CDN
+    with _without("nbformat"):  # only for HoloViews' archive; beside JupyterLab its import takes several seconds
+        hv.extension("bokeh", logo=False, inline=True)  # without it the page asks a CDN
     Viewable._preprocessing_hooks.append(_send_style_sheets)  # not done by HoloViews, which displays by Panel
 
 Runs = xr.Dataset | Mapping[str, xr.Dataset]
