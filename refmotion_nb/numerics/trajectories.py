@@ -111,11 +111,13 @@ class TrajectoryProblem:
         self.free = np.zeros(self.std.shape[1:])  # 1 where a prior acts
         self.free[:, 1:] = 1
         self._inverse: Any = None
-        # the same beside the windows
-        self._spatial, self._std, self._temporal, self._rigid_A, self._mask = (
-            beside(windows.values, one) for one in (self.spatial, self.std, self.temporal, rigid_A, self._prior_mask())
-        )
         self._in_use: tuple[Any, Any] = (None, None)  # rows and what of the inverse they take
+
+    @cached_property
+    def _beside(self) -> dict[str, Any]:
+        """The arrays that every evaluation needs, beside the windows."""
+        arrays = {name: getattr(self, name) for name in ("spatial", "std", "temporal", "rigid_A")}
+        return {name: beside(self.windows.values, one) for name, one in (*arrays.items(), ("mask", self._prior_mask()))}
 
     @property
     def n_unknowns(self) -> int:
@@ -126,15 +128,16 @@ class TrajectoryProblem:
         """Return local motion with the first position (set, 2, particle, frame) and common motion (set, 2, frame), Å."""
         rows = beside(unknowns, rows)
         coefficients = (
-            unknowns[:, : 2 * self.n_local].reshape(len(rows), 2, *self.std.shape[1:]) * self._std[rows][:, None]
+            unknowns[:, : 2 * self.n_local].reshape(len(rows), 2, *self.std.shape[1:])
+            * self._beside["std"][rows][:, None]
         )
-        local = self._spatial[rows][:, None] @ (coefficients @ self._temporal[rows][:, None])
+        local = self._beside["spatial"][rows][:, None] @ (coefficients @ self._beside["temporal"][rows][:, None])
         return local, unknowns[:, 2 * self.n_local :].reshape(len(rows), 2, self.n_frames) * self.common_std
 
     def displacement(self, unknowns: Any, rows: Any) -> Any:
         """Return displacements (set, particle, frame, 2) in Å from the coordinate."""
         local, common = self.parts(unknowns, rows)
-        return xp_of(unknowns).moveaxis(local + common[:, :, None], 1, -1) + self._rigid_A
+        return xp_of(unknowns).moveaxis(local + common[:, :, None], 1, -1) + self._beside["rigid_A"]
 
     def unknowns_of(self, displacement_A: np.ndarray) -> np.ndarray:
         """Return the unknowns (set, n_unknowns) whose local part comes closest to displacements (particle, frame, 2)."""
@@ -160,16 +163,18 @@ class TrajectoryProblem:
         value, slope = self.windows.sample(self.displacement(unknowns, rows))
         slope = -xp.moveaxis(slope, -1, 1).astype(np.float64)  # (set, 2, particle, frame)
         back = (
-            xp.swapaxes(self._spatial[rows], 1, 2)[:, None] @ slope @ xp.swapaxes(self._temporal[rows], 1, 2)[:, None]
+            xp.swapaxes(self._beside["spatial"][rows], 1, 2)[:, None]
+            @ slope
+            @ xp.swapaxes(self._beside["temporal"][rows], 1, 2)[:, None]
         )
         gradient = xp.concatenate(
             [
-                (back * self._std[rows][:, None]).reshape(len(rows), -1),
+                (back * self._beside["std"][rows][:, None]).reshape(len(rows), -1),
                 self.common_std * slope.sum(2).reshape(len(rows), -1),
             ],
             1,
         )
-        prior = unknowns * self._mask
+        prior = unknowns * self._beside["mask"]
         return -value.sum((1, 2), dtype=np.float64) + 0.5 * (prior * unknowns).sum(1), gradient + prior
 
     def _prior_mask(self) -> np.ndarray:
@@ -181,8 +186,8 @@ class TrajectoryProblem:
         With one curvature for all particles of a frame the Hessian splits into one small block per mode of K_z.
         """
         xp, values = xp_of(self.windows.values), self.windows.values
-        data = (self._temporal * beside(values, curvature)) @ xp.swapaxes(self._temporal, 1, 2)
-        blocks = self._std[:, :, :, None] * data[:, None] * self._std[:, :, None, :]
+        data = (self._beside["temporal"] * beside(values, curvature)) @ xp.swapaxes(self._beside["temporal"], 1, 2)
+        blocks = self._beside["std"][:, :, :, None] * data[:, None] * self._beside["std"][:, :, None, :]
         index = xp.arange(blocks.shape[-1])
         blocks[..., index, index] += beside(values, self.free + 1e-9)
         self._inverse, self._in_use = xp.linalg.inv(blocks), (None, None)
