@@ -1,6 +1,7 @@
 """From movie to particles on a GPU, step by step, against the same on the CPU."""
 
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from refmotion_nb.numerics import device_sizes, trajectories
 from refmotion_nb.numerics.backend import to_host, xp_of
 from refmotion_nb.stages.alignment import Geometry, MotionPrior, alignment_windows, score_windows, solve
 from refmotion_nb.stages.dose_weights import micrograph_fcc_sums
+from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.exploration import PriorExploration
+from refmotion_nb.stages.workers import OWN_GPU, WorkerSession
 
 PRIOR = MotionPrior(rm.Hyperparameters(5.0, 50.0, 3000.0), 0.7, 10.0, 0.15)
 
@@ -85,6 +88,16 @@ def test_the_second_gpu_does_all_the_work(strict, tiny):
     search.run(session)
     assert strict_cupy.devices.crossings[0] > 0
     assert strict_cupy.devices.most[0] == 0 and strict_cupy.devices.most[1] > 1e6  # bytes
+
+
+def test_every_gpu_has_a_worker(strict, tiny, tmp_path):
+    for number in (0, 1):
+        mine = WorkerSession(tiny.open(), 0, OWN_GPU)
+        mine.setup(SimpleNamespace(name=number, state=SimpleNamespace(nthreads=1), local_directory=tmp_path))
+        assert mine.session.device.name == f"Stand-in {number}"
+    assert Execution(device="cuda", gpus=2).check() is None
+    with pytest.raises(rm.InputError, match="gpus 3: there are cuda:0 .*leave gpus at 1"):
+        Execution(gpus=3).check()
 
 
 def test_rays_are_solved_in_parts_where_memory_is_short(strict, tiny, monkeypatch):

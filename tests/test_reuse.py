@@ -436,9 +436,12 @@ def test_box_size_that_does_not_fit(tiny, tmp_path, capsys, box):
         (["--device", "tpu"], "device 'tpu' is not known; give auto, cpu, cuda or cuda:N"),
         (["--cache-size-GB", "much"], "cache_size_GB 'much' is no size; give GB, or a share such as 60%"),
         (["--cache-size-GB", "0"], "cache_size_GB is 0; give GB above 0"),
-        (["--gpus", "2"], "gpus 2: a process works on one GPU in this version"),
+        (["--gpus", "2"], "gpus 2: there are none (CuPy is not installed); leave gpus at 1"),
         (["--gpus", "0"], "gpus"),
-        (["--no-slicing-gpu-also-aligns"], "slicing_gpu_also_aligns off needs a second GPU"),
+        (
+            ["--no-slicing-gpu-also-aligns"],
+            "slicing_gpu_also_aligns off: in this version every GPU does both; leave it on",
+        ),
         (["--gpu-oversubscription-GB", "-1"], "gpu_oversubscription_GB"),
     ],
 )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import param
 
 from refmotion_nb.data.schema import InputError
+from refmotion_nb.numerics import gpu
 from refmotion_nb.numerics.backend import cpu_count
 from refmotion_nb.stages.base import Stage
 from refmotion_nb.stages.device import Device, choose
@@ -47,13 +48,13 @@ class Execution(Stage):
         default="60%",
         doc="In-memory cache: GB, or a share of the memory such as 60%. What does not fit is read again or kept on disk.",
     )  # fmt: skip
-    gpus = param.Integer(default=1, bounds=(1, None), doc="Number of GPUs.")
+    gpus = param.Integer(default=1, bounds=(1, None), doc="Number of GPUs; more than 1: a process for each.")
     gpu_oversubscription_GB = param.Number(
         default=20.0, bounds=(0, None), doc="GPUs with more memory than this (GB) work on two micrographs at a time."
     )
     slicing_gpu_also_aligns = param.Boolean(
         default=True,
-        doc="The GPU that slices the references also computes trajectories; off saves memory there and needs two GPUs.",
+        doc="The GPU that slices the references also computes trajectories; in this version every GPU does both.",
     )
 
     def check(self) -> None:
@@ -69,16 +70,19 @@ class Execution(Stage):
         self.choose_device()
         if self.cache_bytes <= 0:
             raise InputError(f"cache_size_GB is {self.cache_size_GB}; give GB above 0, or a share such as 60%")
-        if not self.slicing_gpu_also_aligns and self.gpus < 2:
-            raise InputError(
-                f"slicing_gpu_also_aligns off needs a second GPU for the trajectories, gpus is {self.gpus}; give --gpus 2 or "
-                "more, or leave it on"
-            )
+        if not self.slicing_gpu_also_aligns:
+            raise InputError("slicing_gpu_also_aligns off: in this version every GPU does both; leave it on")
         if self.gpus > 1:
-            raise InputError(
-                f"gpus {self.gpus}: a process works on one GPU in this version; leave gpus at 1, and give --dask a cluster "
-                "with one worker per GPU (dask-cuda)"
-            )
+            self._check_gpus()
+
+    def _check_gpus(self) -> None:
+        if self.dask or self.workers > 1:
+            raise InputError(f"gpus {self.gpus} starts a process for each; leave dask and workers out, or gpus at 1")
+        found, why = gpu.gpus()
+        if self.device == "cpu" or len(found) < self.gpus:
+            have = f"there {'is' if len(found) == 1 else 'are'} {', '.join(map(str, found)) or f'none ({why})'}"
+            what = "device is cpu" if self.device == "cpu" else have
+            raise InputError(f"gpus {self.gpus}: {what}; leave gpus at 1")
 
     def choose_device(self) -> Device:
         """Return the device that these settings name; InputError where there is none."""
@@ -109,15 +113,22 @@ class Execution(Stage):
         InputError
             There are no such workers.
         """
-        if not self.dask and self.workers == 1:
+        if not self.dask and self.workers == self.gpus == 1:
             yield
             return
         before = session.workers
-        with dask(self.dask) if self.dask else processes(self.workers, self.n_threads) as session.workers:
+        with self._open() as session.workers:
             try:
                 yield
             finally:
                 session.workers = before
+
+    def _open(self) -> Workers:
+        if self.dask:
+            return dask(self.dask)
+        if self.gpus > 1:
+            return each_gpu(self.gpus, self.n_threads)
+        return processes(self.workers, self.n_threads)
 
 
 def dask(client: Any) -> Workers:
@@ -159,6 +170,23 @@ def processes(n: int, threads: int = 0) -> Workers:
     InputError
         Dask is not installed.
     """
+    return _local(n, threads, one_gpu_each=False)
+
+
+def each_gpu(n: int, threads: int = 0) -> Workers:
+    """Return ``n`` worker processes on this machine, one for each of its first ``n`` GPUs, for ``Session(data, workers=...)``.
+
+    They share ``threads`` processors, 0: all.
+
+    Raises
+    ------
+    InputError
+        Dask is not installed.
+    """
+    return _local(n, threads, one_gpu_each=True)
+
+
+def _local(n: int, threads: int, one_gpu_each: bool) -> Workers:
     workers = _workers_module()
     from distributed import Client, LocalCluster
 
@@ -170,7 +198,7 @@ def processes(n: int, threads: int = 0) -> Workers:
         client.close()
         cluster.close()
 
-    return workers.Workers(client, close)
+    return workers.Workers(client, close, one_gpu_each)
 
 
 def _workers_module() -> ModuleType:

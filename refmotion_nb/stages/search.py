@@ -122,7 +122,7 @@ def _aligned(
     if before is None:
         start = problem.unknowns_of(m.geometry.initial_A)
     else:
-        start = problem.continued(before.unknowns[put(np.array(stay, int))], np.full(len(priors), STEP))
+        start = problem.continued(put(before.unknowns)[put(np.array(stay, int))], np.full(len(priors), STEP))
     solution = problem.solve(start, tolerance)
     cross = to_host(m.score.windows.on(put).sample(solution.displacement_A)[0].sum((1, 2), dtype=np.float64))
     local, total = activity(solution.local_A), activity(solution.displacement_A - m.geometry.rigid_A)

@@ -28,14 +28,18 @@ from refmotion_nb.stages.session import Session
 if TYPE_CHECKING:
     from refmotion_nb.stages.alignment import Alignment
 
+OWN_GPU = "own"  # the word for the GPU that has the worker's name
 AHEAD = 2  # micrographs per worker on their way: one in work, one being read
 
 
 class Workers:
     """The workers of a Dask cluster."""
 
-    def __init__(self, client: Client, close: Callable[[], None] = lambda: None):
+    def __init__(self, client: Client, close: Callable[[], None] = lambda: None, one_gpu_each: bool = False):
         """Take the client of a cluster; ``close`` is called when it is no longer needed.
+
+        With ``one_gpu_each`` workers are named by the numbers of the GPUs that they take, as those of a local cluster are
+        from 0 on; else each takes the GPU with most free memory, if the session is to use one.
 
         Raises
         ------
@@ -44,6 +48,7 @@ class Workers:
         """
         self.client = client
         self._close = close
+        self._one_gpu_each = one_gpu_each
         self._plugins: dict[int, tuple[Session, str]] = {}
         self._check()
 
@@ -77,7 +82,8 @@ class Workers:
             name = f"refmotion-{uuid.uuid4().hex}"
             hosts = [worker["host"] for worker in self.client.scheduler_info(n_workers=-1)["workers"].values()]
             share = session.cache_bytes / max(map(hosts.count, hosts), default=1)
-            self._register(WorkerSession(session.data, share, session.device.kind), name)
+            device = OWN_GPU if self._one_gpu_each else session.device.kind
+            self._register(WorkerSession(session.data, share, device), name)
             self._plugins[id(session)] = session, name  # the session too, so that no other takes its id
         return There(self.client, session, self._plugins[id(session)][1])
 
@@ -126,6 +132,7 @@ class WorkerSession(WorkerPlugin):
     def setup(self, worker: Any) -> None:
         """Begin on a worker."""
         self._threads, self._folder = worker.state.nthreads, worker.local_directory
+        self._word = f"cuda:{worker.name}" if self._device == OWN_GPU else self._device
         self._lock = Lock()
         self._session: Session | None = None
         self.turn = Semaphore(AHEAD)
@@ -141,7 +148,7 @@ class WorkerSession(WorkerPlugin):
         with self._lock:
             if self._session is None:
                 one_blas_thread().__enter__()  # for good: the same bits as in one process
-                self._session = Session(self._data, self._threads, self._cache_bytes, self._folder, device=self._device)
+                self._session = Session(self._data, self._threads, self._cache_bytes, self._folder, device=self._word)
             self._session.device.activate()
             return self._session
 
