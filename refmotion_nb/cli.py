@@ -52,7 +52,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="demo | simulate | check | run | micrographs | app")
     demo = commands.add_parser("demo", help="simulate a small dataset, run the whole job, write the report")
     demo.add_argument("--out", type=Path, default=Path("refmotion-demo"))
-    demo.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    demo.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     demo.set_defaults(command=_demo)
     simulate = commands.add_parser("simulate", help="movies, STAR files, half maps and truth, laid out as RELION does")
     if command == "simulate":
@@ -271,8 +271,8 @@ def _run(options: argparse.Namespace) -> int:
             image_root=options.root or Path.cwd(), command=command, say=console.say,
         )  # fmt: skip
         job.seconds["opening"] = time.perf_counter() - start
-        threads = job.stage(Execution).n_threads
-        console.say(f"running on the CPU, {threads} thread{'s' * (threads > 1)}")
+        execution = job.stage(Execution)
+        console.say(f"running on {execution.choose_device().about(execution.n_threads)}")
         return _finish(job, options.until, console)
 
 
@@ -403,7 +403,7 @@ def _demo(options: argparse.Namespace) -> int:
     Execution(device=options.device).check()
     writable(options.out)
     with Console(options.out / "run.log") as console:
-        table = run_demo(options.out, console)
+        table = run_demo(options.out, console, options.device)
         write_report(options.out / "results.zarr", options.out / "report.html")
         console.say(table, log_only=True)
     print(table)

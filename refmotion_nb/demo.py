@@ -16,13 +16,15 @@ from refmotion_nb.stages.job import Job
 from refmotion_nb.stages.validation import COMBINATIONS
 
 
-def run_demo(out: Path, reporter: Reporter, settings: SimulationSettings | None = None) -> str:
+def run_demo(out: Path, reporter: Reporter, device: str = "auto", settings: SimulationSettings | None = None) -> str:
     """Simulate into ``out/simulated``, correct into ``out``, and return a table of what was gained."""
     start = time.perf_counter()
     simulation = simulate(settings or SimulationSettings.demo(), out / "simulated", reporter)
     simulated = time.perf_counter() - start
     data = simulation.open()
-    job = Job(data, out, {"symmetry": "O"}, image_root=out, combinations=(COMBINATIONS[0], COMBINATIONS[-1]))
+    job = Job(
+        data, out, {"symmetry": "O", "device": device}, image_root=out, combinations=(COMBINATIONS[0], COMBINATIONS[-1])
+    )
     job.seconds["simulation"] = simulated
     job.run("validate", reporter)
     return _table(job, simulation, data)

@@ -432,11 +432,11 @@ def test_box_size_that_does_not_fit(tiny, tmp_path, capsys, box):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["--device", "cuda"], "device cuda: this version runs on the CPU; give --device cpu or auto"),
+        (["--device", "cuda"], "device cuda: CuPy is not installed; install it: python -m pip install"),
         (["--device", "tpu"], "device 'tpu' is not known; give auto, cpu, cuda or cuda:N"),
         (["--cache-size-GB", "much"], "cache_size_GB 'much' is no size; give GB, or a share such as 60%"),
         (["--cache-size-GB", "0"], "cache_size_GB is 0; give GB above 0"),
-        (["--gpus", "2"], "gpus 2: this version runs on the CPU"),
+        (["--gpus", "2"], "gpus 2: a process works on one GPU in this version"),
         (["--gpus", "0"], "gpus"),
         (["--no-slicing-gpu-also-aligns"], "slicing_gpu_also_aligns off needs a second GPU"),
         (["--gpu-oversubscription-GB", "-1"], "gpu_oversubscription_GB"),

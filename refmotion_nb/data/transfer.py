@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -19,12 +21,10 @@ class Transfer:
     """
 
     optics: Optics
-    x: np.ndarray  # (ky, kx) 1/Å of the specimen
-    y: np.ndarray
-    even: np.ndarray  # (ky, kx) radians, adds to the phase of the CTF
-    tilt: (
-        np.ndarray | None
-    )  # (ky, kx) complex64 that the antisymmetric aberrations multiply images by, if there are any
+    x: Any  # (ky, kx) 1/Å of the specimen
+    y: Any
+    even: Any  # (ky, kx) radians, adds to the phase of the CTF
+    tilt: Any | None  # (ky, kx) complex64 that the antisymmetric aberrations multiply images by, if there are any
 
     @classmethod
     def of(cls, optics: Optics, ky: np.ndarray, kx: np.ndarray, extent_A: float) -> Transfer:
@@ -36,12 +36,17 @@ class Transfer:
         )  # fmt: skip
         return cls(optics, x, y, even, np.exp(1j * odd).astype(np.complex64) if np.any(odd) else None)
 
+    def on(self, put: Callable[[Any], Any]) -> Transfer:
+        """Return the transfer with its arrays where ``put`` puts them."""
+        tilt = None if self.tilt is None else put(self.tilt)
+        return replace(self, x=put(self.x), y=put(self.y), even=put(self.even), tilt=tilt)
+
     @property
     def magnification(self) -> np.ndarray:
         """Anisotropic magnification (2, 2), from frequencies of the image to those of the specimen."""
         return np.asarray(self.optics.magnification)
 
-    def ctf(self, particles: xr.Dataset, rows: np.ndarray) -> np.ndarray:
+    def ctf(self, particles: xr.Dataset, rows: np.ndarray) -> Any:
         """Return the CTF (row, ky, kx) float32 of some particles, whichever their optics group."""
 
         def of(name: str) -> np.ndarray:

@@ -1,7 +1,12 @@
-"""Which array module an array belongs to, and how work on the CPU is spread over threads."""
+"""Which array module an array belongs to, and how work is spread: over threads on the CPU, in large batches on a GPU.
+
+Functions of this room follow the array they are given: what is on a GPU stays there, with the same code. Only the kernels
+exist twice (``kernels_cpu``, ``kernels_gpu``).
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -12,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from scipy import fft
 from threadpoolctl import ThreadpoolController
 
 
@@ -26,6 +32,50 @@ def xp_of(array: Any) -> ModuleType:
 def to_host(array: Any) -> np.ndarray:
     """Return ``array`` as a NumPy array, copied from the device if it lives there."""
     return array.get() if xp_of(array) is not np else np.asarray(array)
+
+
+def beside(array: Any, values: Any, dtype: Any = None) -> Any:
+    """Return ``values`` where ``array`` is: the same array if it is there already and of this type, else a copy."""
+    return xp_of(array).asarray(values, dtype)
+
+
+def kernels_of(array: Any) -> ModuleType:
+    """Return the kernels for an array: ``kernels_cpu`` or ``kernels_gpu``."""
+    if xp_of(array) is np:
+        from refmotion_nb.numerics import kernels_cpu
+
+        return kernels_cpu
+    from refmotion_nb.numerics import kernels_gpu
+
+    return kernels_gpu
+
+
+def rfft2(images: Any) -> Any:
+    """Return the half planes (..., y, x // 2 + 1) of images (..., y, x), forward normalised."""
+    if xp_of(images) is np:
+        return fft.rfft2(images, norm="forward", workers=1)
+    # CuPy keeps the plans of recent shapes
+    return xp_of(images).ascontiguousarray(_device_fft().rfft2(images, norm="forward"))
+
+
+def irfft2(half: Any, box: int) -> Any:
+    """Return the images (..., box, box) of forward normalised half planes.
+
+    As everywhere in SciPy the imaginary parts that real images cannot have are ignored: those of the columns kx = 0 and
+    kx = box / 2 after the transform along y. cuFFT leaves open what it does with them, so it never sees them.
+    """
+    if xp_of(half) is np:
+        return fft.irfft2(half, (box, box), norm="forward", workers=1)
+    columns = xp_of(half).ascontiguousarray(_device_fft().ifft(half, axis=-2, norm="forward"))
+    parts = columns.view(columns.real.dtype).reshape(*columns.shape, 2)
+    parts[..., 0, 1] = 0
+    if box % 2 == 0:
+        parts[..., -1, 1] = 0
+    return _device_fft().irfft(columns, box, axis=-1, norm="forward")
+
+
+def _device_fft() -> Any:
+    return importlib.import_module("cupyx.scipy.fft")
 
 
 def cpu_count() -> int:
@@ -72,18 +122,25 @@ def one_blas_thread() -> OneBlasThread:
     return _BLAS
 
 
-def over_chunks(n: int, work: Callable[[slice], None], threads: int, chunk: int = 0) -> None:
-    """Call ``work`` on consecutive slices of ``range(n)`` from a pool of threads; the work must release the GIL.
+def over_chunks(
+    n: int, work: Callable[[slice], Any], threads: int, chunk: int = 0, *, like: Any = None, item_bytes: int = 0
+) -> list[Any]:
+    """Call ``work`` on consecutive slices of ``range(n)`` and return what it returned, in order.
 
-    The slices depend on ``n`` and ``chunk`` only where ``chunk`` is given, so that sums taken slice by slice do not
-    depend on the number of threads.
+    On the CPU the slices go to a pool of threads; the work must release the GIL. They depend on ``n`` and ``chunk`` only
+    where ``chunk`` is given, so that sums taken slice by slice do not depend on the number of threads.
+
+    Where the array ``like`` is on a GPU they are as large as its free memory allows at ``item_bytes`` of temporary arrays
+    each, one after another. One that does not fit after all is begun again with half as many: work must come to the same
+    then, so it may add to a result only once nothing can fail any more.
     """
+    if like is not None and xp_of(like) is not np:
+        from refmotion_nb.numerics import gpu
+
+        return gpu.in_batches(n, work, item_bytes)
     chunk = chunk or max(1, -(-n // (4 * max(threads, 1))))
     slices = [slice(i, min(i + chunk, n)) for i in range(0, n, chunk)]
     if threads <= 1 or len(slices) == 1:
-        for part in slices:
-            work(part)
-        return
+        return [work(part) for part in slices]
     with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(work, slices):
-            pass
+        return list(pool.map(work, slices))

@@ -9,11 +9,12 @@ for Keys' interpolation as in RELION.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from refmotion_nb.numerics.backend import one_blas_thread, over_chunks
-from refmotion_nb.numerics.kernels_cpu import cross_kernel
+from refmotion_nb.numerics.backend import beside, kernels_of, one_blas_thread, over_chunks, xp_of
+from refmotion_nb.numerics.device_sizes import window_work_bytes
 from refmotion_nb.numerics.patches import PatchSpectra
 
 # weight of tap t (at -1, 0, 1, 2) is Σ_n TAPS[t, n] u^n
@@ -61,41 +62,43 @@ def _axis_matrix(grid: WindowGrid, k: np.ndarray, box: int) -> np.ndarray:
     return matrix
 
 
-def windows_from_cross(cross: np.ndarray, grid: WindowGrid, box: int) -> np.ndarray:
+def windows_from_cross(cross: Any, grid: WindowGrid, box: int) -> Any:
     """Return windows (n, size, size) float32, y then x, of cross terms (n, 2k + 1, k + 1) complex64."""
+    xp = xp_of(cross)
     n, rows, columns = cross.shape
     k = columns - 1
     kx = np.arange(k + 1)
     hermitian = np.where(kx == 0, 1.0, 2.0)
     ex = (_axis_matrix(grid, kx, box) * hermitian).T.astype(np.complex64)  # (kx, x)
     ey = _axis_matrix(grid, np.arange(-k, k + 1), box).astype(np.complex64)  # (y, ky)
-    inner = (cross.reshape(n * rows, columns) @ ex).reshape(n, rows, grid.size)
-    both = np.concatenate([inner.real, inner.imag], 1)
-    return np.matmul(np.concatenate([ey.real, -ey.imag], 1)[None], both)
+    inner = (cross.reshape(n * rows, columns) @ beside(cross, ex)).reshape(n, rows, grid.size)
+    both = xp.concatenate([inner.real, inner.imag], 1)
+    return xp.matmul(beside(cross, np.concatenate([ey.real, -ey.imag], 1))[None], both)
 
 
 def correlation_windows(
     spectra: PatchSpectra,
-    predicted: np.ndarray,  # (particle, 2K + 1, K + 1) complex64, CTF applied
+    predicted: Any,  # (particle, 2K + 1, K + 1) complex64, CTF applied
     weight: np.ndarray,  # (particle or 1, frame, floor shell): spectral weight, dose decay and 1 / noise power
     k: int,  # highest shell of the band
     grid: WindowGrid,
     threads: int = 1,
-) -> np.ndarray:
-    """Return the windows (particle, frame, y, x) float32 of every patch of a micrograph."""
+) -> Any:
+    """Return the windows (particle, frame, y, x) float32 of every patch of a micrograph, where its spectra are."""
+    stored, kernels, xp = spectra.stored, kernels_of(spectra.stored), xp_of(spectra.stored)
     n, n_frames = spectra.n_particles, spectra.n_frames
-    out = np.empty((n, n_frames, grid.size, grid.size), np.float32)
+    out = xp.empty((n, n_frames, grid.size, grid.size), np.float32)
     shells = int(np.ceil(np.sqrt(2) * k)) + 1
     padded = np.zeros((weight.shape[0], n_frames, shells), np.float32)
     padded[..., : k + 1] = weight[..., : k + 1]
-    padded = np.broadcast_to(padded, (n, n_frames, shells))
+    shared = xp.broadcast_to(beside(stored, padded), (n, n_frames, shells))
 
     def work(part: slice) -> None:
-        cross = np.empty((part.stop - part.start, n_frames, 2 * k + 1, k + 1), np.complex64)
-        cross_kernel(spectra.stored[part], spectra.scale[part], predicted[part], padded[part], cross)
+        cross = xp.empty((part.stop - part.start, n_frames, 2 * k + 1, k + 1), np.complex64)
+        kernels.cross_kernel(stored[part], spectra.scale[part], predicted[part], shared[part], cross)
         flat = cross.reshape(-1, 2 * k + 1, k + 1)
         out[part] = windows_from_cross(flat, grid, spectra.box).reshape(out[part].shape)
 
     with one_blas_thread():
-        over_chunks(n, work, threads, chunk=4)
+        over_chunks(n, work, threads, chunk=4, like=stored, item_bytes=n_frames * window_work_bytes(k, grid.size))
     return out

@@ -6,8 +6,8 @@ from math import factorial
 
 import numpy as np
 
+from refmotion_nb.numerics.backend import beside, kernels_of, xp_of
 from refmotion_nb.numerics.fourier import band_indices
-from refmotion_nb.numerics.kernels_cpu import ctf_kernel
 
 
 def wavelength_A(voltage_kV: float) -> float:
@@ -109,7 +109,7 @@ def ctf(
     amplitude_contrast: float,
     symmetric_phase: np.ndarray | None = None,  # (ky, kx) radians
 ) -> np.ndarray:
-    """Return the CTF (particle, ky, kx), float32, positive at the origin for positive amplitude contrast.
+    """Return the CTF (particle, ky, kx), float32, where ``x`` is, positive at the origin for positive amplitude contrast.
 
     CTF = -(sqrt(1 - Q0²) sin γ - Q0 cos γ), γ = -π λ Δf u² + π/2 Cs λ³ u⁴ - phase shift, underfocus positive,
     times scale · exp(-B u²/4) (RELION's sign and order).
@@ -124,10 +124,12 @@ def ctf(
     xy = 2 * diff * np.sin(2 * angle)
     k4 = 0.5 * np.pi * spherical_aberration_mm * 1e7 * lam**3
     offset = -np.deg2rad(phase_shift_deg) - np.arcsin(amplitude_contrast)
-    extra = np.zeros(x.shape) if symmetric_phase is None else symmetric_phase
+    xp = xp_of(x)
+    extra = xp.zeros(x.shape) if symmetric_phase is None else symmetric_phase
     per_particle = np.stack([xx, yy, xy, offset, -0.25 * np.asarray(b_factor_A2), np.asarray(scale)], 1).astype(
         np.float64
     )
-    out = np.empty((len(per_particle), *x.shape), np.float32)
-    ctf_kernel(np.ascontiguousarray(x), np.ascontiguousarray(y), np.ascontiguousarray(extra), k4, per_particle, out)
+    out = xp.empty((len(per_particle), *x.shape), np.float32)
+    plane = (xp.ascontiguousarray(one) for one in (x, y, extra))
+    kernels_of(x).ctf_kernel(*plane, k4, beside(x, per_particle), out)
     return out

@@ -3,41 +3,42 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from refmotion_nb.numerics.backend import over_chunks
+from refmotion_nb.numerics.backend import beside, kernels_of, over_chunks, to_host, xp_of
+from refmotion_nb.numerics.device_sizes import fcc_work_bytes
 from refmotion_nb.numerics.fourier import half_plane_indices, shell_round
-from refmotion_nb.numerics.kernels_cpu import fcc_kernel
 from refmotion_nb.numerics.patches import PatchSpectra
 
 
 def fcc_sums(
     spectra: PatchSpectra,
-    predicted: np.ndarray,  # (particle, 2K + 1, K + 1) of the opposite half map
+    predicted: Any,  # (particle, 2K + 1, K + 1) of the opposite half map
     displacement_px: np.ndarray,  # (particle, frame, 2) from the coordinate
     whitening: np.ndarray,  # (floor shell,) multiplies X; shells beyond it count as 0
     n_shells: int,
     shell_scale: float = 1.0,
     threads: int = 1,
 ) -> np.ndarray:
-    """Return Σ Re(X V*), Σ |X|², Σ |V|² per frame and shell (3, frame, n_shells) over the half plane.
+    """Return Σ Re(X V*), Σ |X|², Σ |V|² per frame and shell (3, frame, n_shells) over the half plane, on the host.
 
     ``shell_scale`` turns shells of the patch into those of the reference.
     """
+    stored, kernels, xp = spectra.stored, kernels_of(spectra.stored), xp_of(spectra.stored)
     ky, kx = half_plane_indices(spectra.box)
-    shell = shell_round(ky, kx, shell_scale)
-    shift = displacement_px - spectra.offset_px
-    n, chunk = spectra.n_particles, 8
+    shell = beside(stored, shell_round(ky, kx, shell_scale))
+    shift, whitening = beside(stored, displacement_px - spectra.offset_px), beside(stored, whitening)
+
+    def work(part: slice) -> Any:
+        out = xp.zeros((3, spectra.n_frames, n_shells))
+        kernels.fcc_kernel(stored[part], spectra.scale[part], predicted[part], shift[part], whitening, shell, out)
+        return out
+
     # one sum per chunk, added in order: the same result for any number of threads
-    sums = np.zeros((-(-n // chunk), 3, spectra.n_frames, n_shells))
-
-    def work(part: slice) -> None:
-        out = sums[part.start // chunk]
-        fcc_kernel(spectra.stored[part], spectra.scale[part], predicted[part], shift[part], whitening, shell, out)
-
-    over_chunks(n, work, threads, chunk=chunk)
-    return sums.sum(0)
+    chunks = over_chunks(spectra.n_particles, work, threads, chunk=8, like=stored, item_bytes=fcc_work_bytes(n_shells))
+    return np.stack([to_host(one) for one in chunks]).sum(0)
 
 
 def fcc(sums: np.ndarray) -> np.ndarray:

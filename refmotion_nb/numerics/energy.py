@@ -5,9 +5,11 @@ Everything here is per shell: weights multiply Re[X V*] and turn it into the log
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from refmotion_nb.numerics.backend import one_blas_thread
+from refmotion_nb.numerics.backend import beside, kernels_of, one_blas_thread, to_host, xp_of
 from refmotion_nb.numerics.correlation import WindowGrid, windows_from_cross
 from refmotion_nb.numerics.fourier import band_indices, raised_cosine
 
@@ -57,15 +59,19 @@ def inverse_noise(noise_power: np.ndarray) -> np.ndarray:
     return np.divide(1.0, noise_power, out=np.zeros_like(noise_power), where=noise_power > 0)
 
 
-def band_power(values: np.ndarray, k: int) -> np.ndarray:
-    """Return Σ |V|² over the full plane per floor shell (particle, k + 1) of bands (particle, 2K + 1, K + 1)."""
+def band_power(values: Any, k: int) -> np.ndarray:
+    """Return Σ |V|² over the full plane per floor shell (particle, k + 1) of bands (particle, 2K + 1, K + 1), on the host."""
     big = (values.shape[1] - 1) // 2
     ky, kx = band_indices(big)
     shell = np.sqrt(kx**2 + ky**2).astype(int)
     hermitian = np.broadcast_to(np.where(kx == 0, 1.0, 2.0), shell.shape)
-    keep = shell <= k
-    flat, weight = shell[keep], hermitian[keep]
-    return np.stack([np.bincount(flat, weight * np.abs(v[keep]) ** 2, k + 1) for v in values])
+    keep = np.flatnonzero(shell <= k)
+    place, weight = beside(values, shell.ravel()[keep]), beside(values, hermitian.ravel()[keep])
+    xp = xp_of(values)
+    power = xp.abs(values.reshape(len(values), -1)[:, beside(values, keep)]) ** 2
+    out = xp.zeros((len(values), k + 1))
+    kernels_of(values).shell_sum_kernel(xp.ascontiguousarray(power), weight, place, out)
+    return to_host(out)
 
 
 def reference_scale(cross: float, power: float, pool: float, spread2: float) -> float:
@@ -91,13 +97,13 @@ def pooled_scale(cross: np.ndarray, power: np.ndarray) -> tuple[float, float]:
 
 
 def own_noise_windows(
-    ctf: np.ndarray,  # (particle, 2K + 1, K + 1)
+    ctf: Any,  # (particle, 2K + 1, K + 1)
     weight: np.ndarray,  # (frame, shell): per |CTF|², what the particle itself left in its half map
     offset_px: np.ndarray,  # (particle, frame, 2) from the window's centre to where the particle was taken from
     k: int,
     grid: WindowGrid,
     box: int,
-) -> np.ndarray:
+) -> Any:
     """Return the windows (particle, frame, y, x) that a particle's own noise in its half map is expected to leave.
 
     A share of each particle's noise sits in its own half map, where the particle was put: at the rigid alignment. By
@@ -109,13 +115,16 @@ def own_noise_windows(
     ky, kx = band_indices(k)
     radius = np.sqrt(kx**2 + ky**2)
     shell = np.minimum(radius.astype(int), weight.shape[1] - 1)
-    ctf2 = ctf[:, big - k : big + k + 1, : k + 1] ** 2 * (radius <= k).astype(np.float32)
-    out = np.empty((n, n_frames, grid.size, grid.size), np.float32)
+    xp = xp_of(ctf)
+    ctf2 = ctf[:, big - k : big + k + 1, : k + 1] ** 2 * beside(ctf, (radius <= k).astype(np.float32))
+    out = xp.empty((n, n_frames, grid.size, grid.size), np.float32)
     turn = -2j * np.pi / box
+    shares = beside(ctf, weight[:, shell].astype(np.float32))  # (frame, ky, kx)
+    kx, ky, offset_px = (beside(ctf, one) for one in (kx, ky, offset_px))
     with one_blas_thread():
         for f in range(n_frames):
-            ramp_x = np.exp(turn * kx[None] * offset_px[:, f, 0, None, None]).astype(np.complex64)
-            ramp_y = np.exp(turn * ky[None] * offset_px[:, f, 1, None, None]).astype(np.complex64)
-            cross = ctf2 * weight[f][shell].astype(np.float32) * ramp_x * ramp_y
+            ramp_x = xp.exp(turn * kx[None] * offset_px[:, f, 0, None, None]).astype(np.complex64)
+            ramp_y = xp.exp(turn * ky[None] * offset_px[:, f, 1, None, None]).astype(np.complex64)
+            cross = ctf2 * shares[f] * ramp_x * ramp_y
             out[:, f] = windows_from_cross(cross, grid, box)
     return out

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from refmotion_nb.numerics.backend import beside
+
 
 def half_plane_indices(box: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the integer frequencies (ky (box, 1), kx (1, box // 2 + 1)) of a half plane."""
@@ -48,14 +50,14 @@ def crop_half_plane(half: Any, box_out: int) -> Any:
         raise ValueError(f"cannot crop a box of {box} px to {box_out} px")
     n = box_out // 2
     rows = np.concatenate([np.arange(n), np.arange(box - (box_out - n), box)])
-    return half[..., rows, : n + 1]
+    return half[..., beside(half, rows), : n + 1]
 
 
 def band_of(half: Any, k: int) -> Any:
     """Return the band (..., 2k + 1, k + 1) of a half plane."""
     box = half.shape[-2]
     rows = np.arange(-k, k + 1) % box
-    return half[..., rows, : k + 1]
+    return half[..., beside(half, rows), : k + 1]
 
 
 def raised_cosine(shell: np.ndarray, edge: float, width: float = 1.0) -> np.ndarray:

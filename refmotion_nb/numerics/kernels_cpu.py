@@ -172,6 +172,17 @@ def power_kernel(stored, scale, shell, hermitian, out):
 
 
 @_jit
+def shell_sum_kernel(values, weight, shell, out):
+    """Add up weighted values (row, pixel) per shell: weight and shell (pixel,) -> out (row, shell)."""
+    n_shells = out.shape[1]
+    for row in range(values.shape[0]):
+        for i in range(values.shape[1]):
+            r = shell[i]
+            if r < n_shells:
+                out[row, r] += weight[i] * values[row, i]
+
+
+@_jit
 def cross_kernel(stored, scale, predicted, weight, out):
     """Cross terms X conj(V) w of the band.
 

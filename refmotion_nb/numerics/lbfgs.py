@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from refmotion_nb.numerics.backend import to_host, xp_of
+from refmotion_nb.numerics.backend import beside, to_host, xp_of
 
 # the energy (row,) and gradient (row, n) of the given rows
 Objective = Callable[[Any, Any], tuple[Any, Any]]
@@ -30,7 +30,7 @@ def minimise(
 
     Returns
     -------
-    (row, n) the minima and (row,) the number of iterations each took.
+    (row, n) the minima, where ``start`` is, and (row,) the number of iterations each took, on the host.
     """
     xp = xp_of(start)
     x = start.copy()
@@ -48,11 +48,12 @@ def minimise(
             slope = _dots(xp, direction, gradient)
         done = -0.5 * slope < tolerance
         if bool(done.any()):
-            result[rows] = x
-            keep = np.flatnonzero(~to_host(done))
-            if keep.size == 0:
+            result[beside(x, rows)] = x
+            left = np.flatnonzero(~to_host(done))
+            if left.size == 0:
                 return result, iterations
-            x, energy, gradient, rows = x[keep], energy[keep], gradient[keep], rows[keep]
+            rows, keep = rows[left], beside(x, left)
+            x, energy, gradient = x[keep], energy[keep], gradient[keep]
             direction, slope = direction[keep], slope[keep]
             pairs = [(s[keep], y[keep], rho[keep]) for s, y, rho in pairs]
         iterations[rows] += 1
@@ -67,13 +68,14 @@ def minimise(
         pairs = [*pairs, (s, y, rho)][-memory:]
         x, energy, gradient = new_x, new_energy, new_gradient
         if not bool(moved.all()):
-            result[rows] = x
-            keep = np.flatnonzero(to_host(moved))
-            if keep.size == 0:
+            result[beside(x, rows)] = x
+            left = np.flatnonzero(to_host(moved))
+            if left.size == 0:
                 return result, iterations
-            x, energy, gradient, rows = x[keep], energy[keep], gradient[keep], rows[keep]
+            rows, keep = rows[left], beside(x, left)
+            x, energy, gradient = x[keep], energy[keep], gradient[keep]
             pairs = [(s[keep], y[keep], rho[keep]) for s, y, rho in pairs]
-    result[rows] = x
+    result[beside(x, rows)] = x
     return result, iterations
 
 
@@ -113,13 +115,14 @@ def _backtrack(
         short = to_host(new_energy > energy + 1e-4 * step * slope)
         if not short.any():
             break
-        again = np.flatnonzero(short)
+        which = np.flatnonzero(short)
+        again = beside(x, which)
         step[again] *= 0.4
         trial = x[again] + step[again, None] * direction[again]
-        trial_energy, trial_gradient = objective(trial, rows[again])
+        trial_energy, trial_gradient = objective(trial, rows[which])
         new_x[again], new_energy[again], new_gradient[again] = trial, trial_energy, trial_gradient
     moved = new_energy < energy
     if not bool(moved.all()):
-        stuck = np.flatnonzero(~to_host(moved))
+        stuck = beside(x, np.flatnonzero(~to_host(moved)))
         new_x[stuck], new_energy[stuck] = x[stuck], energy[stuck]
     return new_x, new_energy, new_gradient, moved

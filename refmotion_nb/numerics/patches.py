@@ -7,18 +7,14 @@ micrograph takes half the memory and bandwidth.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import numpy as np
-from scipy import fft
 
-from refmotion_nb.numerics.backend import over_chunks
+from refmotion_nb.numerics.backend import beside, kernels_of, over_chunks, rfft2, to_host, xp_of
+from refmotion_nb.numerics.device_sizes import cut_work_bytes, power_work_bytes
 from refmotion_nb.numerics.fourier import half_plane_indices, hermitian_weight, shell_floor
-from refmotion_nb.numerics.kernels_cpu import (
-    add_background_kernel,
-    cut_patches_kernel,
-    power_kernel,
-    quantise_kernel,
-)
 
 _CACHE_BYTES = 1 << 20  # of patches cut and transformed at a time by one thread
 
@@ -44,17 +40,20 @@ def patch_corners(centre_px: np.ndarray, box: int, offset_px: np.ndarray | None 
 
 @dataclass
 class PatchSpectra:
-    """Transforms of all patches of a micrograph, forward normalised, origin 0, contrast inverted (protein bright)."""
+    """Transforms of all patches of a micrograph, forward normalised, origin 0, contrast inverted (protein bright).
 
-    stored: np.ndarray  # (particle, frame, box, box // 2 + 1, 2) int16
-    scale: np.ndarray  # (particle, frame) float32: grey value of one step
+    All steps that use them are done where they are, in the host's memory or on a GPU.
+    """
+
+    stored: Any  # (particle, frame, box, box // 2 + 1, 2) int16
+    scale: Any  # (particle, frame) float32: grey value of one step
     offset_px: np.ndarray  # (particle, frame, 2) x y whole px by which each patch was cut away from the coordinate
 
     @classmethod
-    def empty(cls, n_particles: int, n_frames: int, box: int) -> PatchSpectra:
+    def empty(cls, n_particles: int, n_frames: int, box: int, xp: ModuleType = np) -> PatchSpectra:
         """Make room for the patches of ``n_particles`` in ``n_frames``."""
-        stored = np.empty((n_particles, n_frames, box, box // 2 + 1, 2), np.int16)
-        scale = np.ones((n_particles, n_frames), np.float32)
+        stored = xp.empty((n_particles, n_frames, box, box // 2 + 1, 2), np.int16)
+        scale = xp.ones((n_particles, n_frames), np.float32)
         return cls(stored, scale, np.zeros((n_particles, n_frames, 2), np.int64))
 
     @property
@@ -73,54 +72,58 @@ class PatchSpectra:
         return self.stored.shape[1]
 
     def add_frame(
-        self, f: int, frame: np.ndarray, gain: np.ndarray, corners: np.ndarray, background: np.ndarray | None = None
+        self, f: int, frame: Any, gain: Any, corners: np.ndarray, background: np.ndarray | None = None
     ) -> None:
         """Cut, transform and store the patches of frame ``f`` at ``corners`` (particle, 2); safe from several threads.
 
-        A ``background`` on a coarse grid (ky, kx), in units of the mean count, is subtracted.
+        Frame and gain (height, width) are where the spectra are. A ``background`` on a coarse grid (ky, kx), in units of
+        the mean count, is subtracted.
         """
-        if background is not None:
-            background = background * mean_count(frame, gain)
+        xp, kernels = xp_of(self.stored), kernels_of(self.stored)
+        level = None if background is None else beside(frame, background) * mean_count(frame, gain)
         # neighbours one after another, few at a time: what they share of the frame, and their patches, stay in the cache
         order = np.lexsort((corners[:, 0], corners[:, 1] // self.box))
         chunk = max(1, _CACHE_BYTES // (4 * self.box**2))
-        for start in range(0, self.n_particles, chunk):
-            part = order[start : start + chunk]
-            patches = cut_patches(frame, gain, corners[part], self.box, background)
-            spectrum = fft.rfft2(patches, norm="forward", workers=1)
+
+        def work(some: slice) -> None:
+            part = order[some]
+            patches = cut_patches(frame, gain, corners[part], self.box, level)
+            spectrum = rfft2(patches)
             spectrum[:, 0, 0] = 0
-            packed = np.empty((*spectrum.shape, 2), np.int16)
-            scale = np.empty(len(patches), np.float32)
-            quantise_kernel(
-                spectrum.view(np.float32).reshape(len(patches), -1), packed.reshape(len(patches), -1), scale
-            )
-            self.stored[part, f] = packed
-            self.scale[part, f] = scale
+            packed = xp.empty((*spectrum.shape, 2), np.int16)
+            scale = xp.empty(len(patches), np.float32)
+            values = spectrum.view(np.float32).reshape(len(patches), -1)
+            kernels.quantise_kernel(values, packed.reshape(len(patches), -1), scale)
+            there = beside(packed, part)
+            self.stored[there, f] = packed
+            self.scale[there, f] = scale
+
+        over_chunks(self.n_particles, work, 1, chunk, like=self.stored, item_bytes=cut_work_bytes(self.box))
 
     def spectrum(self, p: int, f: int) -> np.ndarray:
-        """Return one transform (box, box // 2 + 1) complex64."""
-        pair = self.stored[p, f].astype(np.float32) * self.scale[p, f]
+        """Return one transform (box, box // 2 + 1) complex64, on the host."""
+        pair = to_host(self.stored[p, f]).astype(np.float32) * to_host(self.scale[p, f])
         return pair[..., 0] + 1j * pair[..., 1]
 
 
-def cut_patches(
-    frame: np.ndarray, gain: np.ndarray, corners: np.ndarray, box: int, background: np.ndarray | None
-) -> np.ndarray:
+def cut_patches(frame: Any, gain: Any, corners: np.ndarray, box: int, background: Any | None) -> Any:
     """Return the patches (particle, box, box) float32 of a frame at ``corners`` (particle, 2), contrast inverted.
 
     A ``background`` on a coarse grid (ky, kx), in counts, is subtracted.
     """
-    patches = np.empty((len(corners), box, box), np.float32)
-    cut_patches_kernel(frame, gain, corners, patches)
+    corners = beside(frame, corners)
+    patches = xp_of(frame).empty((len(corners), box, box), np.float32)
+    kernels_of(frame).cut_patches_kernel(frame, gain, corners, patches)
     if background is not None:  # contrast is inverted
         height, width = frame.shape
-        add_background_kernel(np.asarray(background, np.float32), height, width, corners, patches)
+        kernels_of(frame).add_background_kernel(beside(frame, background, np.float32), height, width, corners, patches)
     return patches
 
 
-def mean_count(frame: np.ndarray, gain: np.ndarray, step: int = 7) -> np.float32:
-    """Return the mean count of a frame (height, width) times gain, from some of its pixels."""
-    return np.float32((frame[::step, ::step].astype(np.float32) * gain[::step, ::step]).mean(dtype=np.float64))
+def mean_count(frame: Any, gain: Any, step: int = 7) -> Any:
+    """Return the mean count of a frame (height, width) times gain, from some of its pixels: one float32."""
+    some = frame[::step, ::step].astype(np.float32) * gain[::step, ::step]
+    return some.mean(dtype=np.float64).astype(np.float32)
 
 
 def cell_weights(pixel: np.ndarray, size: int, n: int) -> np.ndarray:
@@ -130,20 +133,21 @@ def cell_weights(pixel: np.ndarray, size: int, n: int) -> np.ndarray:
 
 
 def particle_power(spectra: PatchSpectra, threads: int = 1, half_plane: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Return Σ |X|² per particle and floor shell (particle, shell), and the number of pixels per frame (shell,).
+    """Return Σ |X|² per particle and floor shell (particle, shell), and the number of pixels per frame (shell,), on the host.
 
     Sums run over the full plane, or (as RELION's noise spectrum) over the pixels of the half plane.
     """
-    box = spectra.box
+    box, stored, kernels = spectra.box, spectra.stored, kernels_of(spectra.stored)
     ky, kx = half_plane_indices(box)
     shell = shell_floor(ky, kx)
     hermitian = np.ones(box // 2 + 1) if half_plane else hermitian_weight(kx, box)[0]
     n_shells = int(shell.max()) + 1
-    power = np.zeros((spectra.n_particles, n_shells))
+    count = np.bincount(shell.ravel(), np.broadcast_to(hermitian, shell.shape).ravel(), n_shells)
+    power = xp_of(stored).zeros((spectra.n_particles, n_shells))
+    shell, hermitian = beside(stored, shell), beside(stored, hermitian)
 
     def work(part: slice) -> None:
-        power_kernel(spectra.stored[part], spectra.scale[part], shell, hermitian, power[part])
+        kernels.power_kernel(stored[part], spectra.scale[part], shell, hermitian, power[part])
 
-    over_chunks(spectra.n_particles, work, threads)
-    count = np.bincount(shell.ravel(), np.broadcast_to(hermitian, shell.shape).ravel(), n_shells)
-    return power, count
+    over_chunks(spectra.n_particles, work, threads, like=stored, item_bytes=power_work_bytes(box))
+    return to_host(power), count

@@ -7,19 +7,19 @@ trilinearly (Scheres 2012; as relion_project).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import fft
 
-from refmotion_nb.numerics.backend import over_chunks
-from refmotion_nb.numerics.kernels_cpu import slice_kernel
+from refmotion_nb.numerics.backend import beside, kernels_of, over_chunks, xp_of
 
 
 @dataclass(frozen=True)
 class FourierVolume:
     """The padded transform of a map about its centre, cut to the shells in use."""
 
-    ft: np.ndarray  # (kz, ky, kx >= 0) complex64, kz and ky from -limit to limit, forward normalised per slice
+    ft: Any  # (kz, ky, kx >= 0) complex64, kz and ky from -limit to limit, forward normalised per slice
     padding: int
     box: int  # px of the map
     k_max: int  # highest shell (of the unpadded box) that slices may have
@@ -113,7 +113,7 @@ def slices(
     centre_px: float = 0.0,
     box: int = 0,
 ) -> np.ndarray:
-    """Return central slices (particle, 2k + 1, k + 1), complex64, of the volume in the given orientations.
+    """Return central slices (particle, 2k + 1, k + 1), complex64, of the volume in the given orientations, where it is.
 
     ``scale`` is the ratio of the map's physical extent to the image's (shell k of the image is shell scale·k of the
     map). With ``box`` > 0 the object is moved from the origin to pixel ``centre_px`` of an image of that box.
@@ -122,6 +122,7 @@ def slices(
     shift = np.zeros((len(matrices), 2))
     if box:
         shift = (centre_px - np.asarray(origin_px, np.float64)) / box
-    out = np.empty((len(matrices), 2 * k + 1, k + 1), np.complex64)
-    slice_kernel(volume.ft, volume.padding, float(volume.k_max), np.ascontiguousarray(to_map), shift, k, out)
+    out = xp_of(volume.ft).empty((len(matrices), 2 * k + 1, k + 1), np.complex64)
+    to_map, shift = beside(out, np.ascontiguousarray(to_map)), beside(out, shift)
+    kernels_of(out).slice_kernel(volume.ft, volume.padding, float(volume.k_max), to_map, shift, k, out)
     return out

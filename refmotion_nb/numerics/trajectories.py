@@ -7,14 +7,15 @@ unknowns are whitened (unit prior variance), which is what makes L-BFGS converge
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from refmotion_nb.numerics.backend import one_blas_thread, xp_of
+from refmotion_nb.numerics.backend import beside, kernels_of, one_blas_thread, to_host, xp_of
 from refmotion_nb.numerics.correlation import WindowGrid
-from refmotion_nb.numerics.kernels_cpu import sample_kernel
 from refmotion_nb.numerics.lbfgs import minimise
 from refmotion_nb.numerics.prior import PriorModes
 
@@ -29,24 +30,42 @@ class Windows:
     pixel_A: float
 
     def sample(self, displacement_A: Any) -> tuple[Any, Any]:
-        """Return values (set, particle, frame) and gradients (..., 2) per Å at displacements (set, particle, frame, 2)."""
-        step_A = self.grid.step_px * self.pixel_A
-        position = (displacement_A - self.centre_px * self.pixel_A) / step_A + self.grid.half
+        """Return values (set, particle, frame) and gradients (..., 2) per Å at displacements (set, particle, frame, 2).
+
+        They are where the windows are, wherever the displacements come from.
+        """
+        step_A, xp = self.grid.step_px * self.pixel_A, xp_of(self.values)
+        position = (beside(self.values, displacement_A) - self._centre_A) / step_A + self.grid.half
         number = self.values.dtype
-        position = np.ascontiguousarray(position, number)
-        value = np.empty(position.shape[:-1], number)
-        gradient = np.empty(position.shape, number)
-        taps = self.grid.taps.astype(number)
-        sample_kernel(self.values, position, taps, taps[:, 1:] * np.arange(1, 4, dtype=number), value, gradient)
+        position = xp.ascontiguousarray(position, number)
+        value = xp.empty(position.shape[:-1], number)
+        gradient = xp.empty(position.shape, number)
+        kernels_of(self.values).sample_kernel(self.values, position, *self._taps, value, gradient)
         return value, gradient / number.type(step_A)
 
+    def on(self, put: Callable[[Any], Any]) -> Windows:
+        """Return the windows with their values where ``put`` puts them; themselves if they are there."""
+        values = put(self.values)
+        return self if values is self.values else replace(self, values=values)
+
+    @cached_property
+    def _centre_A(self) -> Any:
+        return beside(self.values, self.centre_px * self.pixel_A)
+
+    @cached_property
+    def _taps(self) -> tuple[Any, Any]:
+        """Interpolation weights (4, 4) and those of the derivative (4, 3)."""
+        taps = self.grid.taps.astype(self.values.dtype)
+        slopes = taps[:, 1:] * np.arange(1, 4, dtype=self.values.dtype)
+        return beside(self.values, taps), beside(self.values, slopes)
+
     def curvature(self, displacement_A: np.ndarray, step_A: float = 0.3) -> np.ndarray:
-        """Return the mean curvature over particles (frame,), per Å², at displacements (particle, frame, 2).
+        """Return the mean curvature over particles (frame,), per Å², at displacements (particle, frame, 2), on the host.
 
         Frames without signal count as 5 % of the sharpest.
         """
         around = np.array([[0, 0], [step_A, 0], [-step_A, 0], [0, step_A], [0, -step_A]])
-        value = self.sample(displacement_A[None] + around[:, None, None])[0].mean(1, dtype=np.float64)
+        value = to_host(self.sample(displacement_A[None] + around[:, None, None])[0].mean(1, dtype=np.float64))
         bend = (4 * value[0] - value[1:].sum(0)) / (2 * step_A**2)
         return np.maximum(bend, max(0.05 * bend.max(), 1e-6))
 
@@ -58,7 +77,10 @@ class Windows:
 
 @dataclass(frozen=True)
 class Solution:
-    """Trajectories of every set of hyperparameters and the whitened unknowns to start the next solution from."""
+    """Trajectories of every set of hyperparameters, on the host, and the unknowns to start the next solution from.
+
+    The whitened unknowns stay where they were found.
+    """
 
     displacement_A: np.ndarray  # (set, particle, frame, 2) from the particle's coordinate
     common_A: np.ndarray  # (set, frame, 2) relative to rigid
@@ -89,24 +111,29 @@ class TrajectoryProblem:
         self.free[:, 1:] = 1
         self._inverse: Any = None
         self._in_use: tuple[Any, Any] = (None, None)  # rows and what of the inverse they take
+        # the same beside the windows
+        self._spatial, self._std, self._temporal, self._rigid_A, self._mask = (
+            beside(windows.values, one) for one in (self.spatial, self.std, self.temporal, rigid_A, self._prior_mask())
+        )
 
     @property
     def n_unknowns(self) -> int:
         """Unknowns of one set."""
         return 2 * (self.n_local + self.n_frames)
 
-    def parts(self, unknowns: Any, rows: np.ndarray) -> tuple[Any, Any]:
+    def parts(self, unknowns: Any, rows: Any) -> tuple[Any, Any]:
         """Return local motion with the first position (set, 2, particle, frame) and common motion (set, 2, frame), Å."""
+        rows = beside(unknowns, rows)
         coefficients = (
-            unknowns[:, : 2 * self.n_local].reshape(len(rows), 2, *self.std.shape[1:]) * self.std[rows][:, None]
+            unknowns[:, : 2 * self.n_local].reshape(len(rows), 2, *self.std.shape[1:]) * self._std[rows][:, None]
         )
-        local = self.spatial[rows][:, None] @ (coefficients @ self.temporal[rows][:, None])
+        local = self._spatial[rows][:, None] @ (coefficients @ self._temporal[rows][:, None])
         return local, unknowns[:, 2 * self.n_local :].reshape(len(rows), 2, self.n_frames) * self.common_std
 
-    def displacement(self, unknowns: Any, rows: np.ndarray) -> Any:
+    def displacement(self, unknowns: Any, rows: Any) -> Any:
         """Return displacements (set, particle, frame, 2) in Å from the coordinate."""
         local, common = self.parts(unknowns, rows)
-        return np.moveaxis(local + common[:, :, None], 1, -1) + self.rigid_A
+        return xp_of(unknowns).moveaxis(local + common[:, :, None], 1, -1) + self._rigid_A
 
     def unknowns_of(self, displacement_A: np.ndarray) -> np.ndarray:
         """Return the unknowns (set, n_unknowns) whose local part comes closest to displacements (particle, frame, 2)."""
@@ -120,25 +147,28 @@ class TrajectoryProblem:
 
     def continued(self, unknowns: Any, ratio: Any) -> Any:
         """Return the unknowns of the same trajectories under priors ``ratio`` (set,) times as strong as before."""
+        factor = np.where(self.free, np.sqrt(ratio)[:, None, None, None], 1.0)  # (set, 1, mode, 1 + M)
+        factor = np.broadcast_to(factor, (len(factor), 2, *self.free.shape)).reshape(len(factor), -1)
         out = unknowns.copy()
-        local = out[:, : 2 * self.n_local].reshape(len(out), 2, *self.std.shape[1:])
-        local[..., 1:] *= np.sqrt(ratio)[:, None, None, None]
+        out[:, : 2 * self.n_local] *= beside(unknowns, factor)
         return out
 
-    def energy(self, unknowns: Any, rows: np.ndarray) -> tuple[Any, Any]:
+    def energy(self, unknowns: Any, rows: Any) -> tuple[Any, Any]:
         """Return the energy (set,) and its gradient (set, n_unknowns) for the given rows."""
-        xp = xp_of(unknowns)
+        xp, rows = xp_of(unknowns), beside(unknowns, rows)
         value, slope = self.windows.sample(self.displacement(unknowns, rows))
         slope = -xp.moveaxis(slope, -1, 1).astype(np.float64)  # (set, 2, particle, frame)
-        back = xp.swapaxes(self.spatial[rows], 1, 2)[:, None] @ slope @ xp.swapaxes(self.temporal[rows], 1, 2)[:, None]
+        back = (
+            xp.swapaxes(self._spatial[rows], 1, 2)[:, None] @ slope @ xp.swapaxes(self._temporal[rows], 1, 2)[:, None]
+        )
         gradient = xp.concatenate(
             [
-                (back * self.std[rows][:, None]).reshape(len(rows), -1),
+                (back * self._std[rows][:, None]).reshape(len(rows), -1),
                 self.common_std * slope.sum(2).reshape(len(rows), -1),
             ],
             1,
         )
-        prior = unknowns * self._prior_mask()
+        prior = unknowns * self._mask
         return -value.sum((1, 2), dtype=np.float64) + 0.5 * (prior * unknowns).sum(1), gradient + prior
 
     def _prior_mask(self) -> np.ndarray:
@@ -149,22 +179,23 @@ class TrajectoryProblem:
 
         With one curvature for all particles of a frame the Hessian splits into one small block per mode of K_z.
         """
-        data = (self.temporal * curvature) @ np.swapaxes(self.temporal, 1, 2)
-        blocks = self.std[:, :, :, None] * data[:, None] * self.std[:, :, None, :]
-        index = np.arange(blocks.shape[-1])
-        blocks[..., index, index] += self.free + 1e-9
-        self._inverse, self._in_use = np.linalg.inv(blocks), (None, None)
-        self._common_inverse = 1 / (1 + self.common_std**2 * self.n_particles * curvature)
+        xp, values = xp_of(self.windows.values), self.windows.values
+        data = (self._temporal * beside(values, curvature)) @ xp.swapaxes(self._temporal, 1, 2)
+        blocks = self._std[:, :, :, None] * data[:, None] * self._std[:, :, None, :]
+        index = xp.arange(blocks.shape[-1])
+        blocks[..., index, index] += beside(values, self.free + 1e-9)
+        self._inverse, self._in_use = xp.linalg.inv(blocks), (None, None)
+        self._common_inverse = beside(values, 1 / (1 + self.common_std**2 * self.n_particles * curvature))
 
-    def precondition(self, gradient: Any, rows: np.ndarray) -> Any:
+    def precondition(self, gradient: Any, rows: Any) -> Any:
         """Return the approximate inverse Hessian times a gradient (set, n_unknowns)."""
-        r = len(rows)
+        r, xp = len(rows), xp_of(gradient)
         if self._in_use[0] is not rows:  # the same ones many times
-            self._in_use = rows, self._inverse[rows]
+            self._in_use = rows, self._inverse[beside(gradient, rows)]
         local = gradient[:, : 2 * self.n_local].reshape(r, 2, *self.std.shape[1:])
-        local = np.moveaxis(self._in_use[1] @ np.moveaxis(local, 1, 3), 3, 1)
+        local = xp.moveaxis(self._in_use[1] @ xp.moveaxis(local, 1, 3), 3, 1)
         common = gradient[:, 2 * self.n_local :].reshape(r, 2, -1) * self._common_inverse
-        return np.concatenate([local.reshape(r, -1), common.reshape(r, -1)], 1)
+        return xp.concatenate([local.reshape(r, -1), common.reshape(r, -1)], 1)
 
     def solve(self, start: Any | None = None, tolerance: float = 1e-5, max_iterations: int = 200) -> Solution:
         """Return the trajectories of lowest energy, from ``start`` (set, n_unknowns) or from rigid motion.
@@ -175,14 +206,15 @@ class TrajectoryProblem:
         rows = np.arange(self.n_sets)
         if start is None:
             start = np.zeros((len(rows), self.n_unknowns))
+        start = beside(self.windows.values, start)
         pc = self.precondition if self._inverse is not None else None
         with one_blas_thread():
             unknowns, iterations = minimise(
                 self.energy, start, precondition=pc, tolerance=tolerance, max_iterations=max_iterations
             )
-        local, common = self.parts(unknowns, rows)
+        local, common = map(to_host, self.parts(unknowns, rows))
         return Solution(
-            self.displacement(unknowns, rows),
+            to_host(self.displacement(unknowns, rows)),
             np.moveaxis(common, 1, -1),
             np.moveaxis(local, 1, -1),
             unknowns,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import param
 
+from refmotion_nb.numerics.backend import beside
 from refmotion_nb.numerics.correlation import correlation_windows, pixel_grid, spline_grid
 from refmotion_nb.numerics.energy import (
     band_power,
@@ -205,12 +206,17 @@ class AlignedWindows:
             return self.cross / self.power
         return reference_scale(self.cross, self.power, prior.scale_pool, prior.scale_spread2)
 
+    def on(self, put: Callable[[Any], Any]) -> AlignedWindows:
+        """Return the same with its arrays where ``put`` puts them."""
+        noise = [(rows, {**arguments, "ctf": put(arguments["ctf"])}) for rows, arguments in self.own_noise]
+        return replace(self, windows=self.windows.on(put), own_noise=noise)
+
     def scaled(self, prior: MotionPrior) -> Windows:
         """Return the windows in log-likelihood units, the expected own noise taken out."""
         scale = self.scale(prior)
         values = self.windows.values * np.float32(scale)
         for rows, arguments in self.own_noise:
-            values[rows] -= np.float32(scale**2) * own_noise_windows(**arguments)
+            values[beside(values, rows)] -= np.float32(scale**2) * own_noise_windows(**arguments)
         return replace(self.windows, values=values)
 
 
@@ -260,7 +266,7 @@ def _own_noise(
         unmodulated = np.divide(total[rows].sum(0), passed, out=np.zeros(k + 1), where=passed > 0)
         noise_share = (np.clip(1 - m.fsc[rows, : k + 1], 0, 1) * band[rows, : k + 1]).mean(0)
         weight = noise_share * unmodulated * whiten * decay**2
-        parts.append((rows, {"ctf": ctf[rows], "weight": weight, "offset_px": offset[rows], "k": k,
+        parts.append((rows, {"ctf": ctf[beside(ctf, rows)], "weight": weight, "offset_px": offset[rows], "k": k,
                              "grid": windows.grid, "box": m.spectra.box}))  # fmt: skip
     return parts
 

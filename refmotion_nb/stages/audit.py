@@ -16,6 +16,7 @@ import xarray as xr
 
 from refmotion_nb.data.resemblance import AHEAD, HIGH_A, LOW_A, SURE, VIEWS
 from refmotion_nb.data.schema import Dataset, InputError, Reference
+from refmotion_nb.numerics.backend import to_host
 from refmotion_nb.numerics.energy import grant_grigorieff
 from refmotion_nb.numerics.half_sets import (
     OwnNoise,
@@ -141,12 +142,14 @@ class InputAudit(Alignment):
         frequency = m.frequency(int(np.ceil(np.sqrt(2) * (k + 1))) + 1)
         weight = grant_grigorieff(frequency, m.mid_dose, m.movie.voltage_kV)
         weight /= np.sqrt((weight**2).sum(0))  # noise stays white, as motion correction leaves it
-        observed = recombined_band(m.spectra, m.placement.initial_A / m.movie.pixel_size_A, weight, k, threads)
+        shift = m.placement.initial_A / m.movie.pixel_size_A
+        observed = to_host(recombined_band(m.spectra, shift, weight, k, threads))
+        own, opposite = to_host(m.own), to_host(m.opposite)
         std = float(np.sqrt(m.noise_power[len(m.noise_power) // 2 :].mean()))
         which, half = m.particles["reference"].values, m.particles["half"].values
         for number in np.unique(which):
             mine = np.flatnonzero(which == number)
-            part = shell_products(observed[mine], m.own[mine], m.opposite[mine], threads).divided(std)
+            part = shell_products(observed[mine], own[mine], opposite[mine], threads).divided(std)
             yield int(number), (part, half[mine])
 
 

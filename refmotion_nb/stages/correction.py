@@ -17,6 +17,7 @@ from refmotion_nb.data.maps import write_stack
 from refmotion_nb.data.relion.results import write_bfactors, write_particles, write_tracks
 from refmotion_nb.data.schema import AXES, Dataset, InputError
 from refmotion_nb.data.store import ResultStore
+from refmotion_nb.numerics.backend import to_host
 from refmotion_nb.numerics.dose import relion_gauge
 from refmotion_nb.numerics.recombine import normalise, recombine
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, Tracks
@@ -145,7 +146,7 @@ class MotionCorrection(Alignment):
         frequency = m.frequency(int(np.ceil(np.sqrt(2) * m.spectra.box / 2)) + 1)
         weight = weights_on(dose, m.movie.dose_edges, frequency, m.group)
         images = recombine(m.spectra, tracks.displacement_A / m.movie.pixel_size_A, weight, box_out, threads)
-        return normalise(images, m.background_radius_px(box_out), threads)
+        return to_host(normalise(images, m.background_radius_px(box_out), threads))
 
     def _finish(
         self,

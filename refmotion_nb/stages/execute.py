@@ -16,6 +16,7 @@ import param
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.numerics.backend import cpu_count
 from refmotion_nb.stages.base import Stage
+from refmotion_nb.stages.device import Device, choose
 
 if TYPE_CHECKING:
     from refmotion_nb.stages.session import Session
@@ -30,7 +31,7 @@ class Execution(Stage):
 
     device: Any = param.String(
         default="auto",
-        doc="auto, cpu, cuda or cuda:N; this version runs on the CPU, which auto takes and says.",
+        doc="auto, cpu, cuda or cuda:N; auto takes the GPU with most free memory, or the CPU where there is none, and says so.",
     )  # fmt: skip
     threads = param.Integer(default=0, bounds=(0, None), doc="Processors to use; 0: all.")
     workers = param.Integer(
@@ -65,8 +66,7 @@ class Execution(Stage):
         """
         if self.dask and self.workers > 1:
             raise InputError("both dask and workers are given; a cluster has workers of its own, leave one out")
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise InputError(f"device {self.device!r} is not known; give auto, cpu, cuda or cuda:N")
+        self.choose_device()
         if self.cache_bytes <= 0:
             raise InputError(f"cache_size_GB is {self.cache_size_GB}; give GB above 0, or a share such as 60%")
         if not self.slicing_gpu_also_aligns and self.gpus < 2:
@@ -74,10 +74,15 @@ class Execution(Stage):
                 f"slicing_gpu_also_aligns off needs a second GPU for the trajectories, gpus is {self.gpus}; give --gpus 2 or "
                 "more, or leave it on"
             )
-        if self.device not in ("auto", "cpu"):
-            raise InputError(f"device {self.device}: this version runs on the CPU; give --device cpu or auto")
         if self.gpus > 1:
-            raise InputError(f"gpus {self.gpus}: this version runs on the CPU; leave gpus at 1")
+            raise InputError(
+                f"gpus {self.gpus}: a process works on one GPU in this version; leave gpus at 1, and give --dask a cluster "
+                "with one worker per GPU (dask-cuda)"
+            )
+
+    def choose_device(self) -> Device:
+        """Return the device that these settings name; InputError where there is none."""
+        return choose(self.device, self.gpu_oversubscription_GB)
 
     @property
     def cache_bytes(self) -> float:

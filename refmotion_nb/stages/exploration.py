@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from refmotion_nb.data.schema import AXES, Dataset, InputError
-from refmotion_nb.numerics.backend import one_blas_thread
+from refmotion_nb.numerics.backend import one_blas_thread, to_host
 from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.numerics.rays import activity
 from refmotion_nb.numerics.trajectories import Solution, TrajectoryProblem
@@ -112,7 +112,7 @@ class PriorExploration:
             else:
                 start = problem.unknowns_of(m.geometry.initial_A)
             solution = problem.solve(start, tolerance)
-            self._remember(problem, solution.unknowns[0])
+            self._remember(problem, to_host(solution.unknowns)[0])
             self._last_at = hyperparameters
             return solution
 

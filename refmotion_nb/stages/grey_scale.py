@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from refmotion_nb.data.schema import Movie
+from refmotion_nb.numerics.backend import beside
 from refmotion_nb.numerics.energy import band_power, inverse_noise
 from refmotion_nb.stages.alignment import Alignment, alignment_windows
 from refmotion_nb.stages.micrograph import Micrograph
@@ -49,7 +50,7 @@ def bring_to_scale(m: Micrograph, factors: np.ndarray) -> None:
     """Multiply, in place, the predicted views of a micrograph by the factors of their references."""
     mine = factors[m.particles["reference"].values][:, None, None]
     for views in (m.own, m.opposite):
-        views *= mine
+        views *= beside(views, mine)
 
 
 def choose(micrographs: Mapping[str, tuple[Movie, xr.Dataset]], n_references: int) -> list[str]:
@@ -71,7 +72,8 @@ def scale_sums(m: Micrograph, number: int, threads: int) -> tuple[float, float]:
     V is from the opposite half map, which holds no noise of the particle; FSC · |V|² is what of its power is signal.
     """
     rows = np.flatnonzero(m.particles["reference"].values == number)
-    mine = replace(m.subset(rows), own=m.opposite[rows])
+    mine = m.subset(rows)
+    mine = replace(mine, own=mine.opposite)
     settings = Alignment()
     cross = alignment_windows(mine, settings, False, threads, reach_A=1.0).cross
     band = settings.band(mine, False)

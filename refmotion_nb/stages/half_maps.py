@@ -11,6 +11,7 @@ from scipy import fft
 from refmotion_nb.data.maps import load_reference
 from refmotion_nb.data.schema import Reference
 from refmotion_nb.data.transfer import Transfer
+from refmotion_nb.numerics.backend import to_host
 from refmotion_nb.numerics.fourier import half_plane_indices
 from refmotion_nb.numerics.patches import PatchSpectra, movie_box
 from refmotion_nb.numerics.projection import euler_to_matrix, slice_axes
@@ -53,7 +54,7 @@ def particle_images(
     spectra = PatchSpectra(m.spectra.stored[part], m.spectra.scale[part], m.spectra.offset_px[part])
     box = spectra.box
     radius = m.background_radius_px(box)
-    return normalise(recombine(spectra, displacement_px[part], weight, box, threads), radius, threads)
+    return to_host(normalise(recombine(spectra, displacement_px[part], weight, box, threads), radius, threads))
 
 
 def slices_of(

@@ -172,9 +172,11 @@ class Job:
             execution: Execution = self.stage(Execution)
             session = self.session
             if session is None:
-                session = self.session = Session(self.data, execution.threads, execution.cache_bytes, self.out)
+                session = self.session = Session(
+                    self.data, execution.threads, execution.cache_bytes, self.out, device=execution.choose_device()
+                )
             else:
-                session.begin(execution.n_threads, execution.cache_bytes)
+                session.begin(execution.n_threads, execution.cache_bytes, execution.choose_device())
             with execution.at_work(session):
                 if session.workers:
                     self.say(f"work is done by {session.workers.about}")

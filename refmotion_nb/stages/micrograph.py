@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -14,11 +17,16 @@ from refmotion_nb.data.movies.reader import open_movie
 from refmotion_nb.data.relion.motion import initial_displacement, rigid_displacement
 from refmotion_nb.data.schema import InputError, Movie, Optics
 from refmotion_nb.data.transfer import Transfer
-from refmotion_nb.numerics.backend import over_chunks
+from refmotion_nb.numerics.backend import beside, over_chunks
+from refmotion_nb.numerics.correlation import spline_grid
+from refmotion_nb.numerics.device_sizes import MicrographSizes, slice_work_bytes
 from refmotion_nb.numerics.fourier import band_indices
 from refmotion_nb.numerics.patches import PatchSpectra, integer_coordinate, movie_box, particle_power, patch_corners
 from refmotion_nb.numerics.projection import euler_to_matrix, slices
+from refmotion_nb.stages.device import Device
 from refmotion_nb.stages.references import PreparedReference
+
+_COUNT_BYTES = 4  # of a pixel of a raw frame, at most
 
 
 @dataclass(frozen=True)
@@ -46,8 +54,10 @@ def place(movie: Movie, particles: xr.Dataset, extent_A: float, recenter: bool) 
     return Placement(box, centre, origin, rigid_displacement(movie), initial_displacement(movie, coordinate))
 
 
-def read_spectra(movie: Movie, placement: Placement, follow: bool, repair: bool, threads: int) -> PatchSpectra:
-    """Read a movie frame by frame and return the transforms of its patches.
+def read_spectra(
+    movie: Movie, placement: Placement, follow: bool, repair: bool, threads: int, device: Device | None = None
+) -> PatchSpectra:
+    """Read a movie frame by frame and return the transforms of its patches, on ``device``, by default the CPU.
 
     ``follow`` cuts each frame's patches where motion correction saw the particle, less the background of the movie, else
     all at one place as they are; ``repair`` replaces hot and defect pixels.
@@ -57,20 +67,39 @@ def read_spectra(movie: Movie, placement: Placement, follow: bool, repair: bool,
     InputError
         The movie or its gain cannot be used.
     """
-    n = len(placement.centre_px)
-    spectra = PatchSpectra.empty(n, movie.n_frames, placement.box)
+    n, device = len(placement.centre_px), device or Device()
+    spectra = PatchSpectra.empty(n, movie.n_frames, placement.box, device.xp)
     if follow:
         spectra.offset_px[:] = np.rint(placement.initial_A / movie.pixel_size_A)
     with open_movie(movie) as reader, ThreadPoolExecutor(max(1, threads)) as pool:
         look = look_at(movie, reader, repair, follow, threads)
+        gain = device.put(look.gain)
 
-        def one_frame(f: int) -> None:
+        def decode(f: int) -> np.ndarray:
+            return look.frame(reader, f)
+
+        def add(f: int, frame: np.ndarray) -> None:
             corners = patch_corners(placement.centre_px, placement.box, spectra.offset_px[:, f])
-            spectra.add_frame(f, look.frame(reader, f), look.gain, corners, look.background)
+            spectra.add_frame(f, device.put(frame), gain, corners, look.background)
 
-        for _ in pool.map(one_frame, range(movie.n_frames)):
-            pass
+        if device.is_gpu:  # all threads decode, as raw counts frames go to the GPU, one by one
+            for f, frame in enumerate(_decoded_ahead(pool, decode, movie.n_frames, 2 * threads)):
+                add(f, frame)
+        else:
+            for _ in pool.map(lambda f: add(f, decode(f)), range(movie.n_frames)):
+                pass
     return spectra
+
+
+def _decoded_ahead(
+    pool: ThreadPoolExecutor, decode: Callable[[int], np.ndarray], n_frames: int, ahead: int
+) -> Iterator[np.ndarray]:
+    """Yield frames in their order while the next ones, up to ``ahead``, are being decoded."""
+    under_way = deque[Future[np.ndarray]]()
+    for f in range(n_frames):
+        while len(under_way) <= ahead and f + len(under_way) < n_frames:
+            under_way.append(pool.submit(decode, f + len(under_way)))
+        yield under_way.popleft().result()
 
 
 @dataclass
@@ -83,9 +112,9 @@ class Micrograph:
     placement: Placement
     spectra: PatchSpectra
     noise_power: np.ndarray  # (floor shell,) mean |X|², signal included
-    ctf: np.ndarray  # (particle, 2K + 1, K + 1) float32
-    own: np.ndarray  # (particle, 2K + 1, K + 1) complex64, from the own half map; 0 beyond the reference's own band
-    opposite: np.ndarray  # from the other
+    ctf: Any  # (particle, 2K + 1, K + 1) float32, with the spectra on the device
+    own: Any  # (particle, 2K + 1, K + 1) complex64, from the own half map; 0 beyond the reference's own band
+    opposite: Any  # from the other
     fsc: np.ndarray  # (particle, shell) of each particle's reference, on the shells of the patch
     k_out: int  # first shell of the patch with an FSC below 0.143 (of the best reference)
     mask_radius_px: float
@@ -139,15 +168,23 @@ class Micrograph:
 
     def subset(self, rows: np.ndarray) -> Micrograph:
         """Return the micrograph with some of its particles."""
-        place, spectra = self.placement, self.spectra
+        place, spectra, there = self.placement, self.spectra, beside(self.own, rows)
         return replace(
             self, particles=self.particles.isel(particle=rows),
             placement=replace(
                 place, centre_px=place.centre_px[rows], origin_A=place.origin_A[rows], initial_A=place.initial_A[rows]
             ),
-            spectra=PatchSpectra(spectra.stored[rows], spectra.scale[rows], spectra.offset_px[rows]),
-            ctf=self.ctf[rows], own=self.own[rows], opposite=self.opposite[rows], fsc=self.fsc[rows],
+            spectra=PatchSpectra(spectra.stored[there], spectra.scale[there], spectra.offset_px[rows]),
+            ctf=self.ctf[there], own=self.own[there], opposite=self.opposite[there], fsc=self.fsc[rows],
         )  # fmt: skip
+
+    def on(self, put: Callable[[Any], Any]) -> Micrograph:
+        """Return the micrograph with its arrays where ``put`` puts them; itself if they are there."""
+        stored = put(self.spectra.stored)
+        if stored is self.spectra.stored:
+            return self
+        spectra = PatchSpectra(stored, put(self.spectra.scale), self.spectra.offset_px)
+        return replace(self, spectra=spectra, ctf=put(self.ctf), own=put(self.own), opposite=put(self.opposite))
 
     def frequency(self, n_shells: int) -> np.ndarray:
         """Spatial frequency of the first shells of the patch (shell,) 1/Å."""
@@ -170,16 +207,15 @@ def load_micrograph(
     recenter: bool,
     repair: bool,
     threads: int,
+    device: Device | None = None,
 ) -> Micrograph:
     """Read a movie and predict its particles; with ``relion`` exactly as RELION normalises and cuts them."""
     placement = place(movie, particles, extent_A, recenter)
-    spectra = read_spectra(movie, placement, not relion, repair, threads)
+    spectra = read_spectra(movie, placement, not relion, repair, threads, device)
     noise = _relion_noise(spectra, threads) if relion else _noise(spectra, movie, threads)
     extent = spectra.box * movie.pixel_size_A
-    k = max(int(r.volumes[0].k_max * extent / r.extent_A) for r in references)
-    transfer, own, opposite = _predict(
-        movie, particles, placement, optics, references, min(k, spectra.box // 2), threads
-    )
+    k = _last_shell(spectra.box, extent, references)
+    transfer, own, opposite = _predict(movie, particles, placement, optics, references, k, threads, device or Device())
     which = particles["reference"].values
     shells = np.arange(spectra.box // 2 + 1)
     curves = np.stack(
@@ -204,6 +240,21 @@ def load_micrograph(
     )
 
 
+def _last_shell(box: int, extent_A: float, references: list[PreparedReference]) -> int:
+    """Return the last shell of a box that any reference reaches."""
+    return min(max(int(r.volumes[0].k_max * extent_A / r.extent_A) for r in references), box // 2)
+
+
+def device_sizes(
+    movie: Movie, n_particles: int, references: list[PreparedReference], extent_A: float, reach_A: float
+) -> MicrographSizes:
+    """Return what a movie's particles take on a GPU, with windows of ``reach_A``."""
+    box = movie_box(extent_A, movie.pixel_size_A)
+    k = _last_shell(box, box * movie.pixel_size_A, references)
+    window = spline_grid(max(k, 1), box, reach_A / movie.pixel_size_A).size
+    return MicrographSizes.of(n_particles, movie.n_frames, box, k, window, movie.width * movie.height, _COUNT_BYTES)
+
+
 def _noise(spectra: PatchSpectra, movie: Movie, threads: int) -> np.ndarray:
     """Return the mean |X|² of every shell over the full plane, and refuse an empty movie."""
     power, count = particle_power(spectra, threads)
@@ -222,7 +273,7 @@ def _relion_noise(spectra: PatchSpectra, threads: int) -> np.ndarray:
     power, count = particle_power(spectra, threads)
     mean = power.sum(1) / ((count.sum() - 1) * spectra.n_frames)
     norm = 1 / (box * np.sqrt(mean / spectra.n_frames))
-    spectra.scale *= norm[:, None].astype(np.float32)
+    spectra.scale *= beside(spectra.scale, norm[:, None].astype(np.float32))
     power, count = particle_power(spectra, threads, half_plane=True)
     noise = power.sum(0) / (np.maximum(count, 1) * spectra.n_particles * spectra.n_frames)
     return noise[: box // 2 + 1]
@@ -236,32 +287,34 @@ def _predict(
     references: list[PreparedReference],
     k: int,
     threads: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    device: Device,
+) -> tuple[Any, Any, Any]:
     """Return CTF and the views predicted from the own and the opposite half map, each (particle, 2k + 1, k + 1)."""
     n = particles.sizes["particle"]
     shape = (n, 2 * k + 1, k + 1)
-    transfer = np.empty(shape, np.float32)
-    own, opposite = np.empty(shape, np.complex64), np.empty(shape, np.complex64)
+    transfer = device.xp.empty(shape, np.float32)
+    own, opposite = (device.xp.empty(shape, np.complex64) for _ in range(2))
     extent = placement.box * movie.pixel_size_A
     group, which, half = (particles[name].values for name in ("optics", "reference", "half"))
     matrices = euler_to_matrix(particles["euler"].values)
     origin_px = placement.origin_A / movie.pixel_size_A
-    scale = particles["scale"].values.astype(np.float32)
+    scale = device.put(particles["scale"].values.astype(np.float32))
     for g in np.unique(group):
-        transfer_of = Transfer.of(optics[g], *band_indices(k), extent)
+        transfer_of = Transfer.of(optics[g], *band_indices(k), extent).on(device.put)
         for r, h in {(int(a), int(b)) for a, b in zip(which[group == g], half[group == g])}:
             mine = np.flatnonzero((group == g) & (which == r) & (half == h))
 
             def work(part: slice, mine=mine, r=r, h=h, transfer_of=transfer_of) -> None:
                 rows = mine[part]
-                transfer[rows] = transfer_of.ctf(particles, rows)
+                there = device.put(rows)
+                transfer[there] = transfer_of.ctf(particles, rows)
                 for out, volume in ((own, references[r].volumes[h - 1]), (opposite, references[r].volumes[2 - h])):
                     view = slices(
                         volume, matrices[rows], origin_px[rows], k, references[r].extent_A / extent,
                         transfer_of.magnification, placement.box // 2, placement.box,
                     )  # fmt: skip
-                    view *= transfer[rows] * scale[rows, None, None]
-                    out[rows] = view if transfer_of.tilt is None else view * transfer_of.tilt
+                    view *= transfer[there] * scale[there, None, None]
+                    out[there] = view if transfer_of.tilt is None else view * transfer_of.tilt
 
-            over_chunks(len(mine), work, threads)
+            over_chunks(len(mine), work, threads, like=transfer, item_bytes=slice_work_bytes(k))
     return transfer, own, opposite

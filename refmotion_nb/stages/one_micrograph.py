@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from refmotion_nb.data.schema import AXES, InputError
+from refmotion_nb.numerics.backend import to_host
 from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.stages.alignment import Alignment, alignment_windows
 from refmotion_nb.stages.correction import MotionCorrection, tracks_table
@@ -79,7 +80,7 @@ def correlation(
     initial = one.placement.initial_A
     values = np.empty((len(s), len(s), *initial.shape[:2]), np.float32)  # y, x, particle, frame
     for row, y in zip(values, s):
-        row[:] = windows.sample(initial + np.stack([s, np.full_like(s, y)], -1)[:, None, None])[0]
+        row[:] = to_host(windows.sample(initial + np.stack([s, np.full_like(s, y)], -1)[:, None, None])[0])
     axis = {name: (name, s, {"units": "Å", "long_name": f"displacement from rigid motion in {name}"}) for name in AXES}
     return xr.Dataset(
         {

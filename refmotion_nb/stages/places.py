@@ -56,14 +56,17 @@ class Here:
     def each(self, names: list[str], settings: Alignment, task: Task) -> Iterator[tuple[str, Any]]:
         """Yield name and value, see ``Place``."""
         for name, micrograph in self._session.walk(names, settings):
-            yield name, None if micrograph is None else task(self._session, micrograph)
+            value = None if micrograph is None else task(self._session, micrograph)
+            del micrograph  # the next one may need its room
+            yield name, value
 
     hold = each
 
     def apply(self, function: Callable[..., Any], *columns: list[Any]) -> list[Any]:
         """Return the values of all rows, found by as many threads as the session has."""
-        call = partial(function, self._session)
-        with one_blas_thread(), ThreadPoolExecutor(self._session.threads) as pool:
+        call, device = partial(function, self._session), self._session.device
+        n = device.at_once if device.is_gpu else self._session.threads
+        with one_blas_thread(), ThreadPoolExecutor(n, initializer=device.activate) as pool:
             return list(pool.map(call, *columns))
 
     def values(self, held: list[Any]) -> list[Any]:

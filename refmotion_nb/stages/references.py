@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +34,11 @@ class PreparedReference:
     def k_out(self) -> int:
         """First shell with an FSC below 0.143."""
         return first_shell_below(self.fsc, 0.143)
+
+    def on(self, put: Callable[[Any], Any]) -> PreparedReference:
+        """Return the reference with its transforms where ``put`` puts them."""
+        first, second = (replace(volume, ft=put(volume.ft)) for volume in self.volumes)
+        return replace(self, volumes=(first, second))
 
 
 def prepare_references(dataset: Dataset, all_shells: bool, threads: int) -> list[PreparedReference]:

@@ -10,6 +10,7 @@ import param
 import xarray as xr
 
 from refmotion_nb.data.schema import Dataset, InputError
+from refmotion_nb.numerics.backend import to_host
 from refmotion_nb.numerics.energy import pooled_scale
 from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.numerics.rays import STEP, activity, ray_table, retired, strengths, unrested
@@ -72,7 +73,7 @@ class Aligned:
     """The trajectories of a micrograph under several priors, and what of them a search needs to know."""
 
     facts: np.ndarray  # (3, prior): cross term of the score, activity of local and of all motion, Å
-    unknowns: np.ndarray  # (prior, n)
+    unknowns: Any  # (prior, n)
 
 
 @dataclass(frozen=True)
@@ -109,20 +110,21 @@ def _facts(session: Session, read: ReadMicrograph) -> tuple[float, float, float,
 
 
 def _scaled(session: Session, read: ReadMicrograph, prior: MotionPrior) -> SearchMicrograph:
-    return SearchMicrograph(read.geometry, _kept(session, read.raw.scaled(prior)), read.score)
+    return SearchMicrograph(read.geometry, _kept(session, read.raw.on(session.device.put).scaled(prior)), read.score)
 
 
 def _aligned(
     session: Session, m: SearchMicrograph, before: Aligned | None, priors: list[MotionPrior], stay: list[int],
     relion: bool, tolerance: float,
 ) -> Aligned:  # fmt: skip
-    problem = trajectory_problem(m.windows, m.geometry, priors, relion)
+    put = session.device.put
+    problem = trajectory_problem(m.windows.on(put), m.geometry, priors, relion)
     if before is None:
         start = problem.unknowns_of(m.geometry.initial_A)
     else:
-        start = problem.continued(before.unknowns[stay], np.full(len(priors), STEP))
+        start = problem.continued(before.unknowns[put(np.array(stay, int))], np.full(len(priors), STEP))
     solution = problem.solve(start, tolerance)
-    cross = m.score.windows.sample(solution.displacement_A)[0].sum((1, 2), dtype=np.float64)
+    cross = to_host(m.score.windows.on(put).sample(solution.displacement_A)[0].sum((1, 2), dtype=np.float64))
     local, total = activity(solution.local_A), activity(solution.displacement_A - m.geometry.rigid_A)
     return Aligned(np.stack([cross, local, total]), solution.unknowns)
 

@@ -15,12 +15,14 @@ import xarray as xr
 
 from refmotion_nb.data.schema import Dataset, InputError, Movie
 from refmotion_nb.data.spool import Spool
-from refmotion_nb.numerics.backend import cpu_count
+from refmotion_nb.numerics.backend import cpu_count, to_host
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, Tracks, track
 from refmotion_nb.stages.base import Reporter, Stage
+from refmotion_nb.stages.device import Device
+from refmotion_nb.stages.device import choose as choose_device
 from refmotion_nb.stages.grey_scale import bring_to_scale, choose, scale_factors
 from refmotion_nb.stages.keys import DataKeys
-from refmotion_nb.stages.micrograph import Micrograph, load_micrograph
+from refmotion_nb.stages.micrograph import Micrograph, device_sizes, load_micrograph
 from refmotion_nb.stages.places import Here, Place
 from refmotion_nb.stages.references import PreparedReference, prepare_references
 from refmotion_nb.stages.runs import Run
@@ -47,14 +49,21 @@ class Session:
         cache_bytes: float = 1e9,
         spill_folder: str | Path | None = None,
         workers: Workers | None = None,
+        device: str | Device = "auto",
     ):
         """Hold ``data``; ``threads`` 0 takes all processors, ``cache_bytes`` bounds what is kept in memory.
 
         What goes to disk goes to ``spill_folder``, by default the system's for temporary files. With ``workers`` (see
-        ``execute``) search, dose weights and correction are theirs to do.
+        ``execute``) search, dose weights and correction are theirs to do. ``device`` is auto, cpu, cuda or cuda:N.
+
+        Raises
+        ------
+        InputError
+            There is no such device.
         """
         self.data = data
         self.workers = workers
+        self.device = device if isinstance(device, Device) else choose_device(device)
         self.threads = threads or cpu_count()
         self.cache_bytes = cache_bytes
         self.spool = Spool(cache_bytes, spill_folder)
@@ -88,9 +97,16 @@ class Session:
         """Return how many particles a micrograph has."""
         return int(self.micrographs[name][1].sizes["particle"])
 
-    def begin(self, threads: int, cache_bytes: float) -> None:
-        """Start afresh for a job with its own processors and memory: what failed is tried again, old warnings are gone."""
+    def begin(self, threads: int, cache_bytes: float, device: Device | None = None) -> None:
+        """Start afresh for a job with its own processors, memory and device (the same unless given).
+
+        What failed is tried again, old warnings are gone.
+        """
         self.threads = threads
+        if device is not None:
+            if device.word != self.device.word:
+                self._references.clear()
+            self.device = device
         self.cache_bytes = self.spool.limit_bytes = cache_bytes
         self._make_room(0)
         self.failed.clear()
@@ -182,7 +198,9 @@ class Session:
         """Return the references as they are, ready for slicing; RELION's energy needs them to the Nyquist limit."""
         if relion not in self._references:
             start = perf_counter()
-            self._references[relion] = prepare_references(self.data, relion, self.threads)
+            prepared = prepare_references(self.data, relion, self.threads)
+            self.device.activate()
+            self._references[relion] = [one.on(self.device.put) for one in prepared]
             self.seconds["preparing references"] = perf_counter() - start
         return self._references[relion]
 
@@ -203,7 +221,7 @@ class Session:
         with self._scaling:
             if how not in self._factors:
                 names = choose(self.micrographs, n)
-                read = self._read_ahead(names, lambda name: self._read(name, settings))
+                read = self._read_ahead(names, lambda name: self._read(name, settings), settings)
                 factors, warnings = scale_factors((m for _, m in read if m is not None), n, self.threads)
                 with self._lock:
                     for name in names:
@@ -247,7 +265,8 @@ class Session:
         factors = self.grey_scale(settings) if factors is None else factors
         with self._lock:
             kept = self._kept.get((name, *_how_read(settings)))
-        return kept or self._read(name, settings, factors)
+        self.device.activate()
+        return kept.on(self.device.put) if kept else self._read(name, settings, factors)
 
     def _read(self, name: str, settings: Alignment, factors: np.ndarray | None = None) -> Micrograph:
         """Read a micrograph and keep it if it fits; without ``factors`` its references are of their own grey scales."""
@@ -257,14 +276,22 @@ class Session:
         references = self.references(settings.relion)
         extent_A = self.extent_A(settings)
         start = perf_counter()
+        self.device.activate()
         try:
             micrograph = load_micrograph(
                 movie, particles, self.data.optics, references, extent_A=extent_A, relion=settings.relion,
-                recenter=settings.recenter, repair=settings.repair_hot_pixels, threads=self.threads,
+                recenter=settings.recenter, repair=settings.repair_hot_pixels, threads=self.threads, device=self.device,
             )  # fmt: skip
         except InputError as error:
             self.failed[name] = str(error)
             raise
+        except MemoryError as error:
+            if not self.device.is_gpu:
+                raise
+            raise InputError(
+                f"the memory of {self.device.word} ran out while {name} was read ({error}); end other programs there, raise "
+                "gpu_oversubscription_GB above its memory, or give --device cpu"
+            ) from None
         self.seconds["reading movies"] = self.seconds.get("reading movies", 0.0) + perf_counter() - start
         if factors is not None and (factors != 1).any():
             bring_to_scale(micrograph, factors)
@@ -279,10 +306,21 @@ class Session:
         InputError
             The references cannot be used.
         """
-        return self._read_ahead(names, lambda name: self.micrograph(name, settings))
+        return self._read_ahead(names, lambda name: self.micrograph(name, settings), settings)
+
+    def _together(self, names: list[str], settings: Alignment) -> int:
+        """Return how many of these micrographs may be in memory at a time."""
+        if not self.device.is_gpu:
+            return self.device.at_once
+        references, extent, reach = self.references(settings.relion), self.extent_A(settings), settings.window_reach_A
+        sizes = {
+            name: device_sizes(self.micrographs[name][0], self.particle_count(name), references, extent, reach).total
+            for name in names
+        }
+        return self.device.together(sizes)
 
     def _read_ahead(
-        self, names: list[str], read: Callable[[str], Micrograph]
+        self, names: list[str], read: Callable[[str], Micrograph], settings: Alignment
     ) -> Iterator[tuple[str, Micrograph | None]]:
         def load(name: str) -> Micrograph | None:
             try:
@@ -292,12 +330,22 @@ class Session:
                     raise
                 return None
 
+        self.device.activate()
+        if self._together(names, settings) == 1:  # one has to be gone before the next one comes
+            for name in names:
+                yield name, load(name)
+            self._tell_of_device()
+            return
         with ThreadPoolExecutor(1) as pool:
             ahead = pool.submit(load, names[0]) if names else None
             for i, name in enumerate(names):
                 micrograph = ahead.result() if ahead else None
                 ahead = pool.submit(load, names[i + 1]) if i + 1 < len(names) else None
                 yield name, micrograph
+        self._tell_of_device()
+
+    def _tell_of_device(self) -> None:
+        self.warnings += [line for line in self.device.warnings if line not in self.warnings]
 
     def track(self, micrograph: Micrograph, settings: Alignment, prior: MotionPrior) -> Tracks:
         """Return the final trajectories of a micrograph, found now or before."""
@@ -321,8 +369,10 @@ class Session:
         OSError
             The disk is full.
         """
+        if self.device.keeps(array):
+            return array
         self._make_room(array.nbytes)
-        return self.spool.keep(array)
+        return self.spool.keep(to_host(array))
 
     def _make_room(self, n_bytes: int) -> None:
         """Give up micrographs, the last first, until ``n_bytes`` are free or none is left."""
@@ -335,7 +385,7 @@ class Session:
         """Keep a micrograph if it fits; those kept first stay, since stages walk through micrographs in one order."""
         with self._lock:
             if key not in self._kept and self.spool.reserve(_size(micrograph)):
-                self._kept[key] = micrograph
+                self._kept[key] = micrograph.on(to_host)
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -77,7 +77,7 @@ class Workers:
             name = f"refmotion-{uuid.uuid4().hex}"
             hosts = [worker["host"] for worker in self.client.scheduler_info(n_workers=-1)["workers"].values()]
             share = session.cache_bytes / max(map(hosts.count, hosts), default=1)
-            self._register(WorkerSession(session.data, share), name)
+            self._register(WorkerSession(session.data, share, session.device.kind), name)
             self._plugins[id(session)] = session, name  # the session too, so that no other takes its id
         return There(self.client, session, self._plugins[id(session)][1])
 
@@ -119,9 +119,9 @@ class Workers:
 class WorkerSession(WorkerPlugin):
     """What a worker keeps for a session of the client: one like it, made when it is first needed."""
 
-    def __init__(self, data: Dataset, cache_bytes: float):
-        """Take the data, and the memory for what is kept."""
-        self._data, self._cache_bytes = data, cache_bytes
+    def __init__(self, data: Dataset, cache_bytes: float, device: str):
+        """Take the data, the memory for what is kept, and the word for the device to use."""
+        self._data, self._cache_bytes, self._device = data, cache_bytes, device
 
     def setup(self, worker: Any) -> None:
         """Begin on a worker."""
@@ -141,7 +141,8 @@ class WorkerSession(WorkerPlugin):
         with self._lock:
             if self._session is None:
                 one_blas_thread().__enter__()  # for good: the same bits as in one process
-                self._session = Session(self._data, self._threads, self._cache_bytes, self._folder)
+                self._session = Session(self._data, self._threads, self._cache_bytes, self._folder, device=self._device)
+            self._session.device.activate()
             return self._session
 
 

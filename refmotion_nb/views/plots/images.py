@@ -12,6 +12,7 @@ from refmotion_nb.data.movies.look import Look, look_at
 from refmotion_nb.data.movies.reader import MovieReader, open_movie
 from refmotion_nb.data.relion.motion import rigid_displacement
 from refmotion_nb.data.schema import Dataset, InputError, Movie
+from refmotion_nb.numerics.backend import to_host
 from refmotion_nb.numerics.energy import grant_grigorieff
 from refmotion_nb.numerics.recombine import normalise, recombine
 from refmotion_nb.stages.correction import MotionCorrection
@@ -146,7 +147,7 @@ def _before(m: Micrograph, threads: int) -> np.ndarray:
     weight = grant_grigorieff(frequency, m.mid_dose, m.movie.voltage_kV)
     moved = m.placement.initial_A / m.movie.pixel_size_A
     images = recombine(m.spectra, moved, weight / weight.sum(0), m.spectra.box, threads)
-    return normalise(images, m.background_radius_px(m.spectra.box), threads)
+    return to_host(normalise(images, m.background_radius_px(m.spectra.box), threads))
 
 
 def _predicted(m: Micrograph) -> np.ndarray:
@@ -157,7 +158,7 @@ def _predicted(m: Micrograph) -> np.ndarray:
     rows = np.arange(-k, k + 1)
     keep = np.abs(rows) < box // 2
     columns = min(columns, box // 2)
-    half[:, rows[keep] % box, :columns] = m.own[:, keep, :columns]
+    half[:, rows[keep] % box, :columns] = to_host(m.own)[:, keep, :columns]
     return np.fft.irfft2(half, (box, box))
 
 

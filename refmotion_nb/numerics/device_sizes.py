@@ -1,0 +1,80 @@
+"""How much memory of a GPU the arrays of a micrograph take, known before any of them is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+COMPLEX, REAL, SHORT = 8, 4, 2  # bytes of complex64, float32, int16
+
+
+def half_plane(box: int) -> int:
+    """Return the number of components of a half plane."""
+    return box * (box // 2 + 1)
+
+
+def band(k: int) -> int:
+    """Return the number of components of a band."""
+    return (2 * k + 1) * (k + 1)
+
+
+def cut_work_bytes(box: int) -> int:
+    """Return the bytes per patch while it is cut, transformed (by cuFFT with as much room again) and stored."""
+    return 2 * REAL * box * box + 2 * COMPLEX * half_plane(box) + 2 * SHORT * half_plane(box)
+
+
+def window_work_bytes(k: int, size: int) -> int:
+    """Return the bytes per patch while its window of ``size`` samples is made from the band up to shell ``k``."""
+    return COMPLEX * band(k) + 3 * COMPLEX * (2 * k + 1) * size + REAL * size * size
+
+
+def power_work_bytes(box: int) -> int:
+    """Return the bytes per particle while its power is added up."""
+    return REAL * half_plane(box)
+
+
+def fcc_work_bytes(n_shells: int) -> int:
+    """Return the bytes per particle of its FCC: next to none, since particles are added up as they are read."""
+    return REAL * n_shells
+
+
+def image_work_bytes(box: int) -> int:
+    """Return the bytes per particle while its frames are added up and transformed back."""
+    return 4 * COMPLEX * half_plane(box) + 2 * REAL * box * box
+
+
+def slice_work_bytes(k: int) -> int:
+    """Return the bytes per particle while its views are predicted."""
+    return (4 * COMPLEX + 2 * REAL) * band(k)
+
+
+@dataclass(frozen=True)
+class MicrographSizes:
+    """The arrays of one micrograph on a GPU, bytes."""
+
+    spectra: int  # transforms of all patches
+    views: int  # two predicted views and the CTF
+    windows: int  # of one alignment, scaled and not
+    frames: int  # raw frames under way, gain
+    work: int  # of one frame's patches, or what of them a batch must hold at least
+
+    @property
+    def total(self) -> int:
+        """Bytes while the micrograph is worked on."""
+        return self.spectra + self.views + max(self.windows, self.frames) + self.work
+
+    @classmethod
+    def of(
+        cls, n_particles: int, n_frames: int, box: int, k: int, window: int, pixels: int, count_bytes: int
+    ) -> MicrographSizes:
+        """Return the sizes of ``n_particles`` in ``n_frames`` frames of ``pixels`` px of ``count_bytes`` each.
+
+        Views reach shell ``k``, windows have ``window`` samples along an axis.
+        """
+        patches = n_particles * n_frames
+        return cls(
+            spectra=patches * 2 * SHORT * half_plane(box),
+            views=n_particles * (2 * COMPLEX + REAL) * band(k),
+            windows=2 * patches * REAL * window * window,
+            frames=pixels * (2 * count_bytes + REAL),
+            work=max(cut_work_bytes(box), n_frames * window_work_bytes(k, window)),
+        )

@@ -1,0 +1,157 @@
+"""The inner loops on a GPU (CUDA through CuPy): the names and signatures of ``kernels_cpu``, on arrays of one device.
+
+Each is tested against its twin. The source is ``kernels_gpu.cu``, compiled once per device when first used.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+SOURCE = "kernels_gpu.cu"
+OPTIONS = ("--std=c++14",)  # no fast mathematics: sines of large phases would lose their digits
+_THREADS = 256  # per block
+COUNTS = ("uint8", "int8", "uint16", "int16", "float32")  # of raw frames; others are turned into float32 first
+
+
+def ctf_kernel(x, y, extra, k4, per_particle, out):  # see kernels_cpu
+    """CTF of every particle; columns of ``per_particle``: defocus xx, yy, xy, phase offset, -B/4, scale."""
+    grid = x.size, 1, len(out)
+    _launch("ctf", grid, *map(_double, (x, y, extra)), np.float64(k4), _double(per_particle), np.int32(x.size), out)
+
+
+def slice_kernel(ft, padding, k_max, to_map, shift, k, out):
+    """Trilinear slices of a half volume; shells beyond ``k_max`` are 0; ``shift`` (particle, 2) in boxes."""
+    size = ft.shape[1], ft.shape[2]
+    _launch(
+        "slice", (out[0].size, 1, len(out)), ft, *map(np.int32, size), np.float64(padding), np.float64(k_max),
+        _double(to_map), _double(shift), np.int32(k), out,
+    )  # fmt: skip
+
+
+def cut_patches_kernel(frame, gain, corners, out):
+    """Cut boxes at ``corners`` (particle, 2) x y out of a raw frame, times gain, contrast inverted, edges replicated."""
+    if frame.dtype.name not in COUNTS:
+        frame = frame.astype(np.float32)
+    box = out.shape[1]
+    _launch(
+        f"cut_patches_{frame.dtype.name}", (box * box, 1, len(out)), frame, gain, corners,
+        *map(np.int32, (*frame.shape, box)), out,
+    )  # fmt: skip
+
+
+def add_background_kernel(coarse, height, width, corners, out):
+    """Add to boxes at ``corners`` (particle, 2) x y an image (ky, kx) of equal cells, spread linearly over height, width."""
+    box = out.shape[1]
+    _launch(
+        "add_background", (box * box, 1, len(out)), coarse, *map(np.int32, (*coarse.shape, height, width)), corners,
+        np.int32(box), out,
+    )  # fmt: skip
+
+
+def quantise_kernel(values, out, scale):
+    """Store values (patch, n) float32 as 16-bit integers (patch, n) with one scale per patch."""
+    xp = _cupy()
+    top = xp.maximum(values.max(1), -values.min(1))
+    scale[:] = xp.where(top > 0, top / np.float32(32767), np.float32(1))
+    n = values.shape[1]
+    _launch("quantise", (n, 1, len(values)), values, scale, np.int32(n), out)
+
+
+def power_kernel(stored, scale, shell, hermitian, out):
+    """Add up |X|² per shell of every particle: stored (particle, frame, ky, kx, 2) -> out (particle, shell)."""
+    xp = _cupy()
+    n, n_frames = stored.shape[:2]
+    pixels = xp.empty((n, shell.size), np.float32)
+    _launch("power", (shell.size, 1, n), stored, scale, *map(np.int32, (n_frames, shell.size)), pixels)
+    weight = xp.broadcast_to(hermitian, shell.shape).ravel()
+    shell_sum_kernel(pixels, weight, shell.ravel(), out)
+
+
+def shell_sum_kernel(values, weight, shell, out):
+    """Add up weighted values (row, pixel) per shell: weight and shell (pixel,) -> out (row, shell)."""
+    xp = _cupy()
+    n_shells = out.shape[1]
+    key = xp.minimum(shell, n_shells).astype(np.int64) * shell.size + xp.arange(shell.size)
+    order = xp.argsort(key)  # by shell, and as they come within one
+    first = xp.searchsorted(key[order], xp.arange(n_shells + 1) * shell.size)
+    _launch(
+        "shell_sum", (n_shells, 1, len(values)), values, _double(weight), order, first,
+        *map(np.int32, (shell.size, n_shells)), out,
+    )  # fmt: skip
+
+
+def cross_kernel(stored, scale, predicted, weight, out):
+    """Cross terms X conj(V) w of the band, see kernels_cpu."""
+    n, n_frames, box = stored.shape[:3]
+    k, big = out.shape[3] - 1, predicted.shape[2] - 1
+    grid, weight = (out[0, 0].size, n_frames, n), _cupy().ascontiguousarray(weight)
+    _launch("cross", grid, stored, scale, predicted, weight, *map(np.int32, (box, big, k, weight.shape[2])), out)
+
+
+def fcc_kernel(stored, scale, predicted, shift_px, whitening, shell, out):
+    """FCC sums of every frame: Re(X conj V), |X|², |V|² per shell, see kernels_cpu."""
+    xp = _cupy()
+    n, n_frames, box = stored.shape[:3]
+    big = predicted.shape[2] - 1
+    first, last = -min(big, box // 2), min(big, (box - 1) // 2)
+    rows, columns = last - first + 1, min(big + 1, box // 2 + 1)
+    pixels = xp.empty((3 * n_frames, rows * columns), np.float32)
+    _launch(
+        "fcc", (rows * columns, n_frames, 1), stored, scale, predicted, _double(shift_px), whitening,
+        *map(np.int32, (n, box, big, first, rows, columns, len(whitening))), pixels,
+    )  # fmt: skip
+    used = shell[xp.arange(first, last + 1) % box, :columns].ravel()
+    shell_sum_kernel(pixels, xp.ones(used.size), used, out.reshape(3 * n_frames, -1))
+
+
+def recombine_kernel(stored, scale, shift_px, weight, out):
+    """Weighted sum of a particle's frames, each moved back by its trajectory, see kernels_cpu."""
+    n, n_frames, box = stored.shape[:3]
+    box_out, half = weight.shape[1:]
+    sizes, total = map(np.int32, (n_frames, box, box_out)), out.view(np.complex64)
+    _launch("recombine", (box_out * half, 1, n), stored, scale, _double(shift_px), weight, *sizes, total)
+
+
+def sample_kernel(windows, position, taps, slopes, value, gradient):
+    """Sample correlation windows and their gradients by 4 × 4 piecewise-cubic interpolation, see kernels_cpu."""
+    n = windows.shape[0] * windows.shape[1]
+    sizes = map(np.int32, (n, windows.shape[2]))
+    name = f"sample_{windows.dtype.name}"
+    _launch(name, (n, 1, len(position)), windows, position, taps, slopes, *sizes, value, gradient)
+
+
+def source() -> str:
+    """Return the CUDA source of all kernels."""
+    return files(__package__).joinpath(SOURCE).read_text()
+
+
+def _cupy() -> ModuleType:
+    import cupy
+
+    return cupy
+
+
+def _double(array: Any) -> Any:
+    return _cupy().ascontiguousarray(array, np.float64)
+
+
+@cache
+def _module(cupy: ModuleType, device: int) -> Any:
+    return cupy.RawModule(code=source(), options=OPTIONS)
+
+
+def _launch(name: str, size: tuple[int, int, int], *arguments: Any) -> None:
+    """Run a kernel on ``size`` elements; ValueError where an array is not as the kernels read it."""
+    if 0 in size:
+        return
+    for array in arguments:
+        if hasattr(array, "flags") and array.ndim and not array.flags.c_contiguous:
+            raise ValueError(f"kernel {name}: an array of shape {array.shape} is not contiguous")
+    cupy = _cupy()
+    kernel = _module(cupy, cupy.cuda.runtime.getDevice()).get_function(name)
+    kernel((-(-size[0] // _THREADS), *size[1:]), (_THREADS,), arguments)

@@ -1,0 +1,132 @@
+"""The device that a session computes on, chosen by a word: auto, cpu, cuda or cuda:N."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from refmotion_nb.data.schema import InputError
+from refmotion_nb.numerics import gpu
+from refmotion_nb.numerics.backend import xp_of
+
+USABLE_SHARE = 0.9  # of a GPU's memory; the rest is taken by CUDA, its libraries and fragments
+KEPT_SHARE = 0.5  # of a GPU's memory, at most, for arrays kept between steps
+_EXTRAS = 'python -m pip install "refmotion-nb[cuda12]", or [cuda13] for a driver of CUDA 13'
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where arrays live and kernels run; by default the CPU."""
+
+    number: int | None = None  # of the GPU
+    name: str = "the CPU"
+    total_bytes: int = 0  # memory of the GPU
+    at_once: int = 2  # micrographs on it at the same time: one in work, one arriving
+    note: str = ""  # why it is not a GPU, where one was looked for
+
+    @property
+    def word(self) -> str:
+        """The word that chooses this device."""
+        return "cpu" if self.number is None else f"cuda:{self.number}"
+
+    @property
+    def kind(self) -> str:
+        """The word that chooses such a device on another machine."""
+        return "cuda" if self.is_gpu else "cpu"
+
+    def about(self, threads: int) -> str:
+        """Return what work is done on, in words."""
+        processors = f"{threads} thread{'s' * (threads > 1)}"
+        if self.is_gpu:
+            return f"{self.word} ({self.name}, {self.total_bytes / 1e9:.1f} GB), {processors} reading movies"
+        return f"the CPU, {processors}{f' ({self.note})' if self.note else ''}"
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it is a GPU."""
+        return self.number is not None
+
+    @property
+    def xp(self) -> ModuleType:
+        """The array module of its arrays."""
+        return gpu.array_module() if self.is_gpu else np
+
+    def activate(self) -> None:
+        """Make it the device of the calling thread, which every thread has to do before it works on arrays of a GPU."""
+        if self.number is not None:
+            gpu.use(self.number)
+
+    def put(self, array: Any) -> Any:
+        """Return an array on the device: itself if it is there."""
+        return gpu.upload(array) if self.is_gpu else array
+
+    def keeps(self, array: Any) -> bool:
+        """Return whether an array is on a GPU and may stay there for long."""
+        if xp_of(array) is np:
+            return False
+        return gpu.free_bytes() > (1 - KEPT_SHARE) * self.total_bytes
+
+    def together(self, sizes: Mapping[str, int]) -> int:
+        """Return how many micrographs of these sizes, bytes by name, may be on it at a time.
+
+        Raises
+        ------
+        InputError
+            One alone does not fit.
+        """
+        if not self.is_gpu:
+            return self.at_once
+        name = max(sizes, key=lambda one: sizes[one], default="")
+        largest, room = sizes.get(name, 0), USABLE_SHARE * self.total_bytes
+        if largest > room:
+            raise InputError(
+                f"{name} needs {largest / 1e9:.1f} GB on {self.word} ({self.name}), which has {self.total_bytes / 1e9:.1f} GB; "
+                "give a smaller box_size or window_reach_A, another GPU, or --device cpu"
+            )
+        return self.at_once if self.at_once * largest <= room else 1
+
+    @property
+    def warnings(self) -> list[str]:
+        """What went wrong with its memory, once, in words."""
+        said = "" if self.number is None else gpu.note_of(self.number)
+        return [said] if said else []
+
+
+def choices() -> dict[str, str]:
+    """Return the words that a person can choose from, by what they stand for: GPUs with name and free memory."""
+    return {"auto": "auto", "cpu": "cpu", **{str(one): f"cuda:{one.number}" for one in gpu.gpus()[0]}}
+
+
+def choose(word: str, oversubscription_GB: float = 20.0) -> Device:
+    """Return the device of a word; auto takes the GPU with most free memory, or the CPU where there is none.
+
+    A GPU with more memory than ``oversubscription_GB`` holds two micrographs at a time.
+
+    Raises
+    ------
+    InputError
+        There is no such device.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", word):
+        raise InputError(f"device {word!r} is not known; give auto, cpu, cuda or cuda:N")
+    if word == "cpu":
+        return Device()
+    found, why = gpu.gpus()
+    if not found and word == "auto":
+        return Device(note=why)
+    if not found:
+        remedy = (
+            "check nvidia-smi and that CuPy is the one for its driver" if gpu.installed() else f"install it: {_EXTRAS}"
+        )
+        raise InputError(f"device {word}: {why}; {remedy}, or give cpu or auto")
+    number = word.partition(":")[2]
+    if number and int(number) >= len(found):
+        raise InputError(f"device {word}: there is no such GPU; there is {', '.join(map(str, found))}")
+    one = found[int(number)] if number else max(found, key=lambda each: each.free_bytes)
+    at_once = 2 if one.total_bytes > oversubscription_GB * 1e9 else 1
+    return Device(one.number, one.name, one.total_bytes, at_once)

@@ -1,0 +1,113 @@
+"""CUDA C++ run by the host's compiler: what a kernel does is tested where there is no GPU.
+
+A kernel's source is compiled by g++ behind a few lines that stand for CUDA, one thread after another. Kernels in which
+threads wait for each other cannot be run like that; ours do not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+SHIM = """
+#include <cmath>
+#include <cstddef>
+struct dim3_ { unsigned x, y, z; };
+static dim3_ blockIdx, threadIdx, blockDim, gridDim;
+struct float2 { float x, y; };
+struct short2 { short x, y; };
+static inline float2 make_float2(float x, float y) { return {x, y}; }
+static inline void sincospif(float a, float *s, float *c) { *s = float(sin(M_PI * a)); *c = float(cos(M_PI * a)); }
+#define __global__
+#define __device__
+"""
+TYPES = {
+    "float": np.float32, "double": np.float64, "short": np.int16, "unsigned short": np.uint16, "int": np.int32,
+    "signed char": np.int8, "unsigned char": np.uint8, "int64": np.int64, "float2": np.complex64, "short2": np.int16,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a kernel."""
+
+    kind: str  # name of the C++ type, without const and *
+    pointer: bool
+    constant: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Parameter:
+        words = text.replace("*", " * ").replace("__restrict__", " ").split()
+        kind = " ".join(word for word in words[:-1] if word not in ("const", "*"))
+        return cls(kind, "*" in words, "const" in words)
+
+
+def compiler() -> str | None:
+    """Return the path of the host's compiler, if there is one."""
+    return shutil.which("g++")
+
+
+@cache
+def signatures(source: str) -> dict[str, list[Parameter]]:
+    """Return the parameters of every kernel, macros expanded."""
+    command = [compiler(), "-E", "-P", "-x", "c++", "-"]
+    expanded = subprocess.run(command, input=source, capture_output=True, text=True, check=True).stdout
+    found = re.findall(r'extern "C" __global__ void (\w+)\(([^)]*)\)', expanded)
+    return {name: [Parameter.parse(one) for one in parameters.split(",")] for name, parameters in found}
+
+
+@cache
+def library(source: str) -> ctypes.CDLL:
+    """Compile the source with a launcher for every kernel."""
+    launchers = []
+    for name, parameters in signatures(source).items():
+        arguments = ", ".join(
+            f"*({'const ' * one.constant}{one.kind} {'*' * one.pointer}*)a[{i}]" for i, one in enumerate(parameters)
+        )
+        launchers.append(
+            f'extern "C" void launch_{name}(const unsigned *g, const unsigned *b, void **a) {{\n'
+            "gridDim = {g[0], g[1], g[2]}; blockDim = {b[0], 1, 1};\n"
+            "for (blockIdx.z = 0; blockIdx.z < g[2]; ++blockIdx.z) for (blockIdx.y = 0; blockIdx.y < g[1]; ++blockIdx.y)\n"
+            "for (blockIdx.x = 0; blockIdx.x < g[0]; ++blockIdx.x) for (threadIdx.x = 0; threadIdx.x < b[0]; ++threadIdx.x)\n"
+            f"{name}({arguments});\n}}\n"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernels.cpp"
+        file.write_text(SHIM + source + "".join(launchers))
+        flags = ["-std=c++14", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-shared", "-fPIC"]
+        command = [compiler(), *flags, str(file), "-o", str(file.with_suffix(".so"))]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        return ctypes.CDLL(str(file.with_suffix(".so")))
+
+
+def launch(source: str, name: str, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple) -> None:
+    """Run a kernel; TypeError where an argument is not what the kernel's source says, as nobody would notice on a GPU."""
+    parameters = signatures(source)[name]
+    if len(arguments) != len(parameters):
+        raise TypeError(f"kernel {name} takes {len(parameters)} arguments, {len(arguments)} were given")
+    grid, block = (*grid, 1, 1)[:3], (*block, 1, 1)[:3]
+    if not all(0 < n < 2**16 for n in grid[1:]) or not 0 < grid[0] < 2**31 or block[1:] != (1, 1):
+        raise ValueError(f"kernel {name}: a grid of {grid} blocks cannot be")
+    places = []
+    for i, (value, parameter) in enumerate(zip(arguments, parameters)):
+        expected = np.dtype(TYPES[parameter.kind])
+        array = isinstance(value, np.ndarray)
+        if array != parameter.pointer or value.dtype != expected:
+            raise TypeError(f"kernel {name}, argument {i + 1}: {type(value).__name__} of {value.dtype} for {parameter}")
+        if array and not value.flags.c_contiguous:
+            raise TypeError(f"kernel {name}, argument {i + 1}: not contiguous")
+        places.append(ctypes.c_void_p(value.ctypes.data) if array else value.tobytes())
+    held = [ctypes.create_string_buffer(one, len(one)) if isinstance(one, bytes) else one for one in places]
+    pointers = (ctypes.c_void_p * len(held))(*(ctypes.addressof(one) for one in held))
+    three = ctypes.c_uint * 3
+    getattr(library(source), f"launch_{name}")(three(*grid), three(*block), pointers)

@@ -1,0 +1,288 @@
+"""A stand-in for CuPy that runs on the host and forgives nothing: what CuPy would refuse, or do slowly, is an error here.
+
+Its arrays are no NumPy arrays and do not mix with them; every crossing has to be said (``asarray``, ``get``). They belong to
+the device that was their thread's when they were made. Device memory is counted and ends. Kernels are the real sources,
+compiled by the host's compiler, with the type of every argument checked. Only what the project uses is there: a name that
+is missing here has to be looked up in CuPy first.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import cuda_on_host
+import numpy as np
+from scipy import fft
+
+BINARY = "add sub mul truediv floordiv mod pow matmul and or lt le gt ge eq ne".split()
+SAME = "asarray ascontiguousarray".split()
+
+
+class OutOfMemoryError(MemoryError):
+    """As CuPy's."""
+
+
+class Devices:
+    """What the stand-in knows of its devices."""
+
+    def __init__(self) -> None:
+        self.count, self.total = 2, 8 << 30
+        self.used, self.most = [0, 0], [0, 0]  # bytes
+        self.fail_at = -1  # allocations until one fails
+        self.crossings = [0, 0]  # uploads and downloads
+        self._lock = threading.RLock()
+        self._thread = threading.local()
+
+    @property
+    def current(self) -> int:
+        return getattr(self._thread, "number", 0)
+
+    @current.setter
+    def current(self, number: int) -> None:
+        self._thread.number = number
+
+    def take(self, array: ndarray) -> None:
+        size, number = array._a.nbytes, array._device
+        with self._lock:
+            self.fail_at -= 1
+            if self.fail_at == -1 or self.used[number] + size > self.total:
+                raise OutOfMemoryError(f"out of memory allocating {size} bytes")
+            self.used[number] += size
+            self.most[number] = max(self.most[number], self.used[number])
+        weakref.finalize(array._a, self._release, number, size)
+
+    def _release(self, number: int, size: int) -> None:
+        with self._lock:
+            self.used[number] -= size
+
+
+devices = Devices()
+
+
+class ndarray:
+    __array_ufunc__ = None  # NumPy leaves operators to us
+
+    def __init__(self, array: Any) -> None:
+        self._a = np.asarray(array)
+        self._device = devices.current
+        if self._a.base is None:
+            devices.take(self)
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
+
+    def get(self) -> np.ndarray:
+        devices.crossings[1] += 1
+        return np.array(host(self))
+
+    shape, ndim, size, dtype, nbytes, flags, strides = (
+        property(lambda self, name=name: getattr(self._a, name))
+        for name in ("shape", "ndim", "size", "dtype", "nbytes", "flags", "strides")
+    )
+    real, imag, T = (
+        property(lambda self, name=name: view(self, getattr(host(self), name))) for name in ("real", "imag", "T")
+    )
+
+    def __len__(self) -> int:
+        return len(self._a)
+
+    def __iter__(self) -> Any:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, key: Any) -> ndarray:
+        return view(self, host(self)[index(key)])
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        host(self)[index(key)] = host(value)
+
+    def __bool__(self) -> bool:
+        return bool(host(self))
+
+    def __float__(self) -> float:
+        return float(host(self))
+
+    def __int__(self) -> int:
+        return int(host(self))
+
+    def __neg__(self) -> ndarray:
+        return ndarray(-host(self))
+
+    def __invert__(self) -> ndarray:
+        return ndarray(~host(self))
+
+
+def view(of: ndarray, array: Any) -> ndarray:
+    """Return a view, or what NumPy copied for want of one, as an array of the same device."""
+    return ndarray(array)
+
+
+def host(value: Any, arrays_only: bool = False) -> Any:
+    """Return what stands behind an argument; TypeError for host arrays, ValueError for arrays of another device."""
+    if isinstance(value, ndarray):
+        if value._device != devices.current:
+            raise ValueError(f"the array is on device {value._device}, the thread works on device {devices.current}")
+        return value._a
+    if isinstance(value, (tuple, list)):
+        return type(value)(host(one) for one in value)
+    if isinstance(value, np.ndarray) or (arrays_only and not isinstance(value, np.generic)):
+        raise TypeError(f"Unsupported type {type(value)}")
+    return value
+
+
+def index(key: Any) -> Any:
+    """Return an index; of arrays only those of the device."""
+    parts = key if isinstance(key, tuple) else (key,)
+    for one in parts:
+        known = one is None or one is Ellipsis or isinstance(one, (int, np.integer, slice, ndarray))
+        if not known:
+            raise IndexError(f"arrays of the device are not indexed by {type(one)}")
+    parts = tuple(host(one) for one in parts)
+    return parts if isinstance(key, tuple) else parts[0]
+
+
+def _operator(name: str) -> None:
+    def left(self: ndarray, other: Any) -> ndarray:
+        return ndarray(getattr(np.ndarray, f"__{name}__")(host(self), host(other)))
+
+    def right(self: ndarray, other: Any) -> ndarray:
+        return ndarray(getattr(np.ndarray, f"__r{name}__")(host(self), host(other)))
+
+    def in_place(self: ndarray, other: Any) -> ndarray:
+        getattr(np.ndarray, f"__i{name}__")(host(self), host(other))
+        return self
+
+    setattr(ndarray, f"__{name}__", left)
+    if name not in ("lt", "le", "gt", "ge", "eq", "ne"):
+        setattr(ndarray, f"__r{name}__", right)
+        setattr(ndarray, f"__i{name}__", in_place)
+
+
+def _method(name: str) -> None:
+    def method(self: ndarray, *arguments: Any, **options: Any) -> ndarray:
+        return view(self, getattr(host(self), name)(*map(host, arguments), **options))
+
+    setattr(ndarray, name, method)
+
+
+for _name in BINARY:
+    _operator(_name)
+for _name in "reshape ravel astype copy view sum mean std max min any all transpose swapaxes".split():
+    _method(_name)
+
+
+def _function(name: str) -> Any:
+    """Return a function of arrays: at least one argument has to be one of the device."""
+
+    def function(*arguments: Any, **options: Any) -> ndarray:
+        given = [one for a in arguments for one in (a if isinstance(a, (list, tuple)) else [a])]
+        if not any(isinstance(one, ndarray) for one in given):
+            raise TypeError(f"{name} of no array of the device")
+        return ndarray(getattr(np, name)(*(host(one) for one in arguments), **options))
+
+    return function
+
+
+def _maker(name: str) -> Any:
+    return lambda *arguments, **options: ndarray(getattr(np, name)(*map(host, arguments), **options))
+
+
+def asarray(values: Any, dtype: Any = None) -> ndarray:
+    """Upload, or return the array itself."""
+    if isinstance(values, ndarray):
+        return values if dtype is None or values.dtype == dtype else values.astype(dtype)
+    devices.crossings[0] += 1
+    return ndarray(np.array(values, dtype, order="C" if np.ndim(values) == 0 else "K"))
+
+
+def ascontiguousarray(values: ndarray, dtype: Any = None) -> ndarray:
+    """As CuPy's; here it uploads nothing."""
+    array = host(values, arrays_only=True)
+    same = array.flags.c_contiguous and (dtype is None or array.dtype == dtype)
+    return values if same else ndarray(np.array(array, dtype, order="C"))
+
+
+class Device:
+    """As cupy.cuda.Device."""
+
+    def __init__(self, number: int | None = None) -> None:
+        self.id = devices.current if number is None else number
+        if not 0 <= self.id < devices.count:
+            raise ValueError("cudaErrorInvalidDevice: invalid device ordinal")
+
+    def use(self) -> Device:
+        devices.current = self.id
+        return self
+
+    def __enter__(self) -> Device:
+        self._last = devices.current
+        return self.use()
+
+    def __exit__(self, *_: object) -> None:
+        devices.current = self._last
+
+
+class RawModule:
+    """As CuPy's, compiled by the host's compiler."""
+
+    def __init__(self, *, code: str, options: tuple[str, ...] = ()) -> None:
+        self.code, self.device = code, devices.current
+
+    def get_function(self, name: str) -> Any:
+        def kernel(grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple) -> None:
+            if self.device != devices.current:
+                raise ValueError("a module is loaded for one device")
+            for one in arguments:
+                if not isinstance(one, (ndarray, np.generic)):
+                    raise TypeError(f"kernel {name}: {type(one)}; give arrays of the device and NumPy's scalars")
+            cuda_on_host.launch(self.code, name, grid, block, tuple(host(one) for one in arguments))
+
+        return kernel
+
+
+def _transform(name: str) -> Any:
+    def function(array: ndarray, *arguments: Any, axis: int = -1, norm: str | None = None) -> ndarray:
+        values = host(array, arrays_only=True)
+        options = {} if name.endswith("2") else {"axis": axis}
+        found = getattr(fft, name)(values, *arguments, norm=norm, **options)
+        if options and axis != -1:  # cuFFT transforms the last axis; CuPy returns a view with axes exchanged
+            found = np.ascontiguousarray(found.swapaxes(axis, -1)).swapaxes(axis, -1)
+        return ndarray(found)
+
+    return function
+
+
+def _properties(number: int) -> dict[str, Any]:
+    return {"name": f"Stand-in {number}".encode(), "major": 9, "minor": 0}
+
+
+def modules() -> dict[str, ModuleType]:
+    """Return what goes into ``sys.modules``: a new CuPy, with empty devices."""
+    devices.__init__()
+    cupy = ModuleType("cupy")
+    makers = {name: _maker(name) for name in "empty zeros ones arange".split()}
+    functions = {
+        name: _function(name)
+        for name in "concatenate stack where maximum minimum abs exp clip moveaxis swapaxes broadcast_to matmul argsort "
+        "searchsorted".split()
+    }
+    runtime = SimpleNamespace(
+        getDevice=lambda: devices.current, getDeviceCount=lambda: devices.count, getDeviceProperties=_properties,
+        memGetInfo=lambda: (devices.total - devices.used[devices.current], devices.total), deviceSynchronize=lambda: None,
+    )  # fmt: skip
+    pool = SimpleNamespace(free_bytes=lambda: 0, free_all_blocks=lambda: None)
+    vars(cupy).update(
+        makers, **functions, ndarray=ndarray, asarray=asarray, ascontiguousarray=ascontiguousarray, RawModule=RawModule,
+        linalg=SimpleNamespace(inv=lambda a: ndarray(np.linalg.inv(host(a, True)))),
+        cuda=SimpleNamespace(
+            Device=Device, runtime=runtime, memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+            alloc_pinned_memory=bytearray,
+        ),
+        get_default_memory_pool=lambda: pool, __version__="13.0",
+    )  # fmt: skip
+    transforms = ModuleType("cupyx.scipy.fft")
+    vars(transforms).update({name: _transform(name) for name in ("rfft2", "ifft", "irfft")})
+    parents = {name: ModuleType(name) for name in ("cupyx", "cupyx.scipy")}
+    return {"cupy": cupy, **parents, "cupyx.scipy.fft": transforms}

@@ -1,0 +1,162 @@
+"""Which GPU is taken, what is said where there is none, and what happens when its memory ends."""
+
+import numpy as np
+import pytest
+import strict_cupy
+
+import refmotion_nb as rm
+from refmotion_nb.data.schema import InputError
+from refmotion_nb.numerics import gpu
+from refmotion_nb.numerics.backend import over_chunks
+from refmotion_nb.numerics.device_sizes import MicrographSizes
+from refmotion_nb.stages.alignment import alignment_windows
+from refmotion_nb.stages.device import Device, choose
+from refmotion_nb.stages.execute import Execution
+from refmotion_nb.stages.micrograph import device_sizes
+from refmotion_nb.views.app.engine import Engine, Viewer
+from refmotion_nb.views.app.roots import Roots
+from refmotion_nb.views.app.tabs.correct import CorrectTab
+
+
+def test_without_cupy_auto_takes_the_cpu_and_says_why():
+    device = choose("auto")
+    assert (device.is_gpu, device.word, device.xp) == (False, "cpu", np)
+    assert device.about(2) == "the CPU, 2 threads (CuPy is not installed)"
+    assert choose("cpu").about(1) == "the CPU, 1 thread"
+
+
+@pytest.mark.parametrize("word", ["cuda", "cuda:1"])
+def test_without_cupy_a_gpu_cannot_be_had(word):
+    with pytest.raises(
+        InputError, match=rf'device {word}: CuPy is not installed; install it: .*"refmotion-nb\[cuda12\]"'
+    ):
+        choose(word)
+
+
+def test_without_a_driver_the_remedy_is_another(strict):
+    def no_driver():
+        raise RuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient")
+
+    strict.cuda.runtime.getDeviceCount = no_driver
+    with pytest.raises(InputError, match=r"device cuda: CuPy finds no usable GPU \(cudaErrorIns.*\); check nvidia-smi"):
+        choose("cuda")
+    assert "insufficient" in choose("auto").note
+    strict.cuda.runtime.getDeviceCount = lambda: 0
+    assert choose("auto").note == "CuPy finds no GPU"
+
+
+def test_a_gpu_is_chosen_by_number_or_by_its_free_memory(strict):
+    assert choose("cuda:0") == Device(0, "Stand-in 0", 8 << 30, 1)
+    held = strict.empty((1 << 20,), np.uint8)
+    assert choose("auto").number == choose("cuda").number == 1
+    assert held.nbytes == strict_cupy.devices.used[0]
+    assert str(gpu.gpus()[0][1]) == "cuda:1 (Stand-in 1, 8.6 of 8.6 GB free)"
+    with pytest.raises(InputError, match=r"device cuda:2: there is no such GPU; there is cuda:0 \(Stand-in 0, "):
+        choose("cuda:2")
+    with pytest.raises(InputError, match="device 'gpu' is not known; give auto, cpu, cuda or cuda:N"):
+        choose("gpu")
+
+
+def test_the_app_offers_gpus_by_name_and_free_memory(strict, tmp_path):
+    engine = Engine(Roots([tmp_path]))
+    tab = CorrectTab(engine, Viewer("owner", True))
+    name = "cuda:1 (Stand-in 1, 8.6 of 8.6 GB free)"
+    assert tab.settings["device"].options == {
+        "auto": "auto", "cpu": "cpu", "cuda:0 (Stand-in 0, 8.6 of 8.6 GB free)": "cuda:0", name: "cuda:1",
+    }  # fmt: skip
+    tab.settings["device"].value = "cuda:1"
+    assert engine.settings == {"device": "cuda:1"}
+    engine.change(device="cuda")  # by another page
+    tab.refresh()
+    assert tab.settings["device"].value == "cuda"
+
+
+def test_memory_decides_how_many_micrographs_are_there_at_a_time(strict):
+    assert choose("cuda", oversubscription_GB=8).at_once == 2
+    assert Execution(device="cuda", gpu_oversubscription_GB=8).choose_device().at_once == 2
+    device = choose("cuda:0", oversubscription_GB=8)
+    assert device.together({"a": 10**9, "b": 3 * 10**9}) == 2
+    assert device.together({"a": 10**9, "b": 4 * 10**9}) == 1
+    with pytest.raises(
+        InputError, match=r"b needs 9.0 GB on cuda:0 \(Stand-in 0\), which has 8.6 GB; give a smaller box"
+    ):
+        device.together({"a": 10**9, "b": 9 * 10**9})
+
+
+def test_sizes_are_those_of_the_arrays(tiny):
+    session = rm.Session(tiny.open(), 2, 0, device="cpu")
+    settings = rm.HyperparameterSearch()
+    m = session.micrograph(next(iter(session)), settings)
+    sizes = device_sizes(m.movie, m.n, session.references(False), session.extent_A(settings), settings.window_reach_A)
+    assert sizes.spectra == m.spectra.stored.nbytes
+    assert sizes.views == m.ctf.nbytes + m.own.nbytes + m.opposite.nbytes
+    assert sizes.windows >= 2 * alignment_windows(m, settings, True, 2).windows.values.nbytes
+    assert sizes.frames >= m.movie.width * m.movie.height * 4
+
+
+def test_a_large_movie_needs_what_was_computed_by_hand():
+    sizes = MicrographSizes.of(250, 40, 320, 100, 41, 4096 * 4096, 1)
+    assert sizes.spectra == 250 * 40 * 320 * 161 * 2 * 2
+    assert sizes.views == 250 * 201 * 101 * (8 + 8 + 4)
+    assert 2.3e9 < sizes.total < 2.6e9
+
+
+def test_batches_fit_into_the_memory_that_is_free(strict):
+    strict_cupy.devices.total = 1000
+    like = strict.zeros(10, np.uint8)
+    assert over_chunks(100, lambda part: part.stop - part.start, 4, like=like, item_bytes=10) == [49, 49, 2]
+    assert over_chunks(100, lambda part: part.stop - part.start, 4, like=like, item_bytes=10**6) == [1] * 100
+    assert over_chunks(3, lambda part: part.start, 1, chunk=1, like=np.zeros(1), item_bytes=10**6) == [0, 1, 2]
+
+
+def test_work_that_does_not_fit_goes_on_with_half_of_it(strict):
+    like, seen = strict.zeros(1), []
+
+    def work(part):
+        seen.append((part.start, part.stop))
+        if part.stop - part.start > 3:
+            raise strict_cupy.OutOfMemoryError("out of memory")
+        return list(range(part.start, part.stop))
+
+    found = over_chunks(10, work, 1, like=like, item_bytes=1)
+    assert [one for part in found for one in part] == list(range(10))
+    assert seen[:3] == [(0, 10), (0, 5), (0, 3)] and all(stop - start <= 3 for start, stop in seen[2:])
+    assert "the memory of the GPU ran out" in gpu.note_of(0) and gpu.note_of(1) == ""
+    with pytest.raises(MemoryError):
+        over_chunks(4, lambda part: strict.empty(1 << 40, np.uint8), 1, like=like, item_bytes=1)
+
+
+def test_a_stage_survives_the_end_of_memory_and_says_so_once(strict, tiny):
+    settings = rm.MotionCorrection()
+    expected = [m.spectra for _, m in rm.Session(tiny.open(), 2, 0, device="cuda:0").walk(names(tiny), settings)]
+    session = rm.Session(tiny.open(), 2, 0, device="cuda:0")
+    session.references(False)
+    found = []
+    for _, m in session.walk(names(tiny), settings):
+        found.append(m.spectra)
+        strict_cupy.devices.fail_at = 60  # in the middle of the next movie
+    assert len(session.warnings) == 1 and "the memory of the GPU ran out" in session.warnings[0]
+    for one, two in zip(expected, found):
+        np.testing.assert_array_equal(one.stored.get(), two.stored.get())
+
+
+def names(simulation):
+    return [movie.micrograph for movie, _ in simulation.open().micrographs()]
+
+
+def test_what_is_kept_in_memory_is_on_the_host_and_comes_back(strict, tiny):
+    session, settings = rm.Session(tiny.open(), 2, 1e9, device="cuda:0"), rm.MotionCorrection()
+    first = session.micrograph(names(tiny)[0], settings)
+    (kept,) = session._kept.values()
+    assert isinstance(kept.spectra.stored, np.ndarray) and isinstance(kept.own, np.ndarray)
+    again = session.micrograph(names(tiny)[0], settings)
+    assert isinstance(again.own, strict.ndarray) and again is not first
+    np.testing.assert_array_equal(again.spectra.stored.get(), first.spectra.stored.get())
+
+
+def test_windows_go_to_the_host_when_the_gpu_is_half_full(strict):
+    device = choose("cuda:0")
+    array = strict.zeros(4)
+    assert device.keeps(array) and not device.keeps(np.zeros(4))
+    ballast = strict.empty((5 << 30,), np.uint8)
+    assert not device.keeps(array) and ballast.nbytes

@@ -1,0 +1,187 @@
+"""Every kernel for a GPU against its twin for the CPU, on random numbers, odd sizes and edges."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+from refmotion_nb.numerics import kernels_cpu, kernels_gpu
+from refmotion_nb.numerics.backend import irfft2, kernels_of, rfft2, to_host
+from refmotion_nb.numerics.correlation import B_SPLINE_TAPS
+from refmotion_nb.numerics.fourier import half_plane_indices, hermitian_weight, shell_floor, shell_round
+
+KERNELS = [name for name in vars(kernels_gpu) if name.endswith("_kernel")]
+SIZES = [(8, 3, 4), (9, 3, 4), (32, 16, 11), (31, 9, 9)]  # box, K of the views, k of the band
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+def both(cupy, name, *arguments, result=-1):
+    """Run a kernel on the host and on the device; return what each left in its results (place from the end)."""
+    device = [cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in arguments]
+    assert kernels_of(device[result]) is kernels_gpu
+    getattr(kernels_cpu, name)(*arguments)
+    getattr(kernels_gpu, name)(*device)
+    return arguments[result], to_host(device[result])
+
+
+def close(found, expected, relative=2e-6):
+    assert found.dtype == expected.dtype
+    np.testing.assert_allclose(found, expected, rtol=relative, atol=relative * np.abs(expected).max())
+
+
+def complex_numbers(rng, shape):
+    return (rng.normal(size=shape) + 1j * rng.normal(size=shape)).astype(np.complex64)
+
+
+def patches(rng, n, frames, box):
+    stored = rng.integers(-32767, 32767, (n, frames, box, box // 2 + 1, 2)).astype(np.int16)
+    return stored, rng.uniform(0.5, 2, (n, frames)).astype(np.float32) / 32767
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_twins_have_the_same_signature(name):
+    cpu = getattr(kernels_cpu, name).py_func
+    assert list(inspect.signature(cpu).parameters) == list(inspect.signature(getattr(kernels_gpu, name)).parameters)
+
+
+def test_every_kernel_has_a_twin_and_a_test():
+    assert KERNELS == [name for name in vars(kernels_cpu) if name.endswith("_kernel")]
+    tests = "".join(inspect.getsource(one) for name, one in globals().items() if name.startswith("test_"))
+    assert all(f'"{name}"' in tests for name in KERNELS)
+
+
+def test_ctf(cupy, rng):
+    x, y, extra = rng.normal(size=(3, 13, 7)) * [[[0.2]], [[0.2]], [[1]]]
+    per_particle = np.stack([*rng.normal(size=(3, 5)) * 300, *rng.normal(size=(2, 5)), rng.uniform(0.5, 1, 5)], 1)
+    out = np.empty((5, 13, 7), np.float32)
+    expected, found = both(cupy, "ctf_kernel", x, y, extra, 1e4, per_particle, out)
+    close(found, expected)
+
+
+@pytest.mark.parametrize("k_max, k", [(9, 9), (9, 12), (5, 3)])
+def test_slices(cupy, rng, k_max, k):
+    limit = 2 * k_max + 1
+    ft = complex_numbers(rng, (2 * limit + 1, 2 * limit + 1, limit + 1))
+    to_map = np.linalg.qr(rng.normal(size=(6, 3, 3)))[0][:, :, :2].copy()
+    to_map[0] = [[1, 0], [0, 1], [0, 0]]  # along the axes, where samples fall upon grid points
+    out = np.empty((6, 2 * k + 1, k + 1), np.complex64)
+    expected, found = both(cupy, "slice_kernel", ft, 2, float(k_max), to_map, rng.normal(size=(6, 2)), k, out)
+    close(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8", "uint16", "int16", "float32", "float16", "int32"])
+@pytest.mark.parametrize("box", [6, 7])
+def test_patches(cupy, rng, kind, box):
+    frame = rng.integers(0, 100, (20, 23)).astype(kind)
+    gain = rng.uniform(0.5, 2, frame.shape).astype(np.float32)
+    corners = np.array([[3, 4], [-2, 5], [21, 18], [-90, 90], [17, -6]])  # inside, across every edge, far outside
+    out = np.empty((len(corners), box, box), np.float32)
+    as_read = frame.astype(np.float32) if kind == "float16" else frame
+    expected, found = both(cupy, "cut_patches_kernel", as_read, gain, corners, out)
+    np.testing.assert_array_equal(found, expected)
+    on_device = cupy.asarray(np.zeros_like(out))
+    kernels_gpu.cut_patches_kernel(cupy.asarray(frame), cupy.asarray(gain), cupy.asarray(corners), on_device)
+    np.testing.assert_array_equal(to_host(on_device), expected)
+
+
+@pytest.mark.parametrize("cells", [(5, 7), (1, 1), (1, 6)])
+def test_backgrounds(cupy, rng, cells):
+    coarse = rng.normal(size=cells).astype(np.float32)
+    corners = np.array([[3, 4], [-2, 5], [61, 58], [-90, 90], [17, -6]])
+    out = rng.normal(size=(len(corners), 9, 9)).astype(np.float32)
+    expected, found = both(cupy, "add_background_kernel", coarse, 60, 63, corners, out)
+    close(found, expected)
+
+
+def test_quantising(cupy, rng):
+    values = rng.normal(size=(5, 41)).astype(np.float32) * np.array([[1e-6], [1], [1e6], [0], [-1]], np.float32)
+    arguments = values, np.empty(values.shape, np.int16), np.empty(5, np.float32)
+    on_device = [cupy.asarray(one) for one in arguments]
+    kernels_gpu.quantise_kernel(*on_device)
+    kernels_cpu.quantise_kernel(*arguments)
+    expected, found = both(cupy, "quantise_kernel", *arguments)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert np.abs(to_host(on_device[1]).astype(int) - arguments[1]).max() <= 1  # ties may go either way
+
+
+@pytest.mark.parametrize("box, big, k", SIZES)
+def test_power(cupy, rng, box, big, k):
+    shell = shell_floor(*half_plane_indices(box))
+    hermitian = hermitian_weight(np.arange(box // 2 + 1), box)
+    out = rng.normal(size=(3, k))  # to be added to; shells beyond do not count
+    expected, found = both(cupy, "power_kernel", *patches(rng, 3, 4, box), shell, hermitian, out)
+    close(found, expected)
+
+
+def test_shell_sums(cupy, rng):
+    shell = rng.integers(0, 9, 50)  # shell 7 holds nothing
+    shell[shell == 7] = 8
+    values, out = rng.normal(size=(4, 50)).astype(np.float32), rng.normal(size=(4, 8))
+    expected, found = both(cupy, "shell_sum_kernel", values, rng.uniform(size=50), shell, out)
+    close(found, expected, 1e-12)
+
+
+@pytest.mark.parametrize("box, big, k", SIZES)
+def test_cross_terms(cupy, rng, box, big, k):
+    k = min(k, big)
+    weight = rng.uniform(size=(3, 4, int(np.ceil(np.sqrt(2) * k)) + 1)).astype(np.float32)
+    out = np.empty((3, 4, 2 * k + 1, k + 1), np.complex64)
+    views = complex_numbers(rng, (3, 2 * big + 1, big + 1))
+    expected, found = both(cupy, "cross_kernel", *patches(rng, 3, 4, box), views, weight, out)
+    close(found, expected)
+
+
+@pytest.mark.parametrize("box, big, k", SIZES)
+def test_fcc(cupy, rng, box, big, k):
+    views = complex_numbers(rng, (5, 2 * big + 1, big + 1))
+    shift = rng.normal(size=(5, 4, 2)) * 20
+    whitening = rng.uniform(size=k).astype(np.float32)
+    shell = shell_round(*half_plane_indices(box), 0.9)
+    out = rng.normal(size=(3, 4, box // 2))
+    expected, found = both(cupy, "fcc_kernel", *patches(rng, 5, 4, box), views, shift, whitening, shell, out)
+    close(found, expected)
+
+
+@pytest.mark.parametrize("box, box_out", [(32, 32), (32, 20), (31, 31), (31, 20), (32, 21)])
+def test_recombined(cupy, rng, box, box_out):
+    weight = rng.uniform(size=(4, box_out, box_out // 2 + 1)).astype(np.float32)
+    out = rng.normal(size=(3, box_out, box_out // 2 + 1, 2)).astype(np.float32)
+    shift = rng.normal(size=(3, 4, 2)) * 20
+    expected, found = both(cupy, "recombine_kernel", *patches(rng, 3, 4, box), shift, weight, out)
+    close(found, expected, 4e-6)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_sampling(cupy, rng, kind):
+    windows = rng.normal(size=(3, 5, 9, 9)).astype(kind)
+    position = rng.uniform(-3, 12, (2, 3, 5, 2)).astype(kind)  # beyond all edges too
+    position[0, 0, 0], position[0, 0, 1] = (1, 7), (4, 4)  # exactly on the edge, on a sample
+    taps = B_SPLINE_TAPS.astype(kind)
+    slopes = taps[:, 1:] * np.arange(1, 4, dtype=kind)
+    value, gradient = np.empty(position.shape[:-1], kind), np.empty(position.shape, kind)
+    on_device = [cupy.asarray(one) for one in (windows, position, taps, slopes, value, gradient)]
+    kernels_gpu.sample_kernel(*on_device)
+    expected, found = both(cupy, "sample_kernel", windows, position, taps, slopes, value, gradient)
+    precision = 4e-6 if kind is np.float32 else 1e-13
+    close(found, expected, precision)
+    close(to_host(on_device[4]), value, precision)
+
+
+@pytest.mark.parametrize("box", [16, 15])
+def test_transforms(cupy, rng, box):
+    images = rng.normal(size=(3, box, box)).astype(np.float32)
+    close(to_host(rfft2(cupy.asarray(images))), rfft2(images))
+    half = complex_numbers(rng, (3, box, box // 2 + 1))  # of no real image: what cannot be is ignored
+    close(to_host(irfft2(cupy.asarray(half), box)), irfft2(half, box))
+
+
+def test_arrays_that_kernels_cannot_read_are_refused(cupy, rng):
+    frame = cupy.asarray(np.zeros((20, 20), np.float32))
+    out = cupy.asarray(np.zeros((1, 4, 4), np.float32))
+    with pytest.raises(ValueError, match="not contiguous"):
+        kernels_gpu.cut_patches_kernel(frame[:, ::2], frame, cupy.asarray(np.zeros((1, 2), np.int64)), out)
+    kernels_gpu.cut_patches_kernel(frame, frame, cupy.asarray(np.zeros((0, 2), np.int64)), out[:0])  # nothing to do

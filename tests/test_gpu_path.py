@@ -1,0 +1,88 @@
+"""From movie to particles on a GPU, step by step, against the same on the CPU."""
+
+import numpy as np
+import pytest
+
+import refmotion_nb as rm
+from refmotion_nb.numerics.backend import to_host, xp_of
+from refmotion_nb.stages.alignment import MotionPrior, alignment_windows, score_windows
+from refmotion_nb.stages.dose_weights import micrograph_fcc_sums
+
+PRIOR = MotionPrior(rm.Hyperparameters(5.0, 50.0, 3000.0), 0.7, 10.0, 0.15)
+
+
+def data_of(simulation):
+    return simulation.open()
+
+
+def on_both(cupy, simulation, number=0):
+    """Return a session on the CPU and one on the device."""
+    data = data_of(simulation)
+    return rm.Session(data, 2, 0, device="cpu"), rm.Session(data, 2, 0, device=f"cuda:{number}")
+
+
+def close(found, expected, relative):
+    found = to_host(found)
+    assert found.shape == expected.shape and found.dtype == expected.dtype
+    np.testing.assert_allclose(found, expected, rtol=relative, atol=relative * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("energy", ["calibrated", "relion"])
+def test_from_movie_to_particles(cupy, tiny, energy):
+    settings = rm.MotionCorrection(energy=energy, fourier_crop_to=64)
+    cpu, gpu = on_both(cupy, tiny)
+    name = next(iter(cpu))
+    expected, found = cpu.micrograph(name, settings), gpu.micrograph(name, settings)
+    assert xp_of(found.spectra.stored) is cupy and xp_of(found.own) is cupy
+    steps = np.abs(to_host(found.spectra.stored).astype(int) - expected.spectra.stored)
+    assert steps.max() <= 1 and steps.mean() < 1e-3  # a float32 transform rounds a few values the other way
+    close(found.spectra.scale, expected.spectra.scale, 1e-5)
+    close(found.noise_power, expected.noise_power, 1e-5)
+    for view in ("ctf", "own", "opposite"):
+        close(getattr(found, view), getattr(expected, view), 1e-5)
+    one, two = (alignment_windows(m, settings, True, 2) for m in (expected, found))
+    close(two.windows.values, one.windows.values, 1e-4)
+    assert (two.cross, two.power) == pytest.approx((one.cross, one.power), rel=1e-4)
+    one, two = (score_windows(m, settings, 2) for m in (expected, found))
+    close(two.windows.values, one.windows.values, 1e-4)
+    assert two.reference_power == pytest.approx(one.reference_power, rel=1e-5)
+    tracks, on_device = cpu.track(expected, settings, PRIOR), gpu.track(found, settings, PRIOR)
+    assert isinstance(on_device.displacement_A, np.ndarray)
+    assert np.abs(on_device.displacement_A - tracks.displacement_A).max() < 1e-3  # Å
+    sums, on_device = (micrograph_fcc_sums(m, tracks.displacement_A, 2) for m in (expected, found))
+    assert isinstance(on_device, np.ndarray)
+    close(on_device, sums, 1e-4)
+    dose = rm.DoseWeights(energy=energy).run(cpu, rm.hand_picked(cpu, PRIOR.hyperparameters, settings))
+    images, on_device = (settings.images(m, tracks, dose, 2) for m in (expected, found))
+    assert isinstance(on_device, np.ndarray)
+    assert np.linalg.norm(on_device - images) < 1e-4 * np.linalg.norm(images)
+    assert np.abs(on_device - images).max() < 1e-3  # of the noise
+
+
+def test_the_same_hyperparameters_are_found(cupy, tiny):
+    search = rm.HyperparameterSearch(target_particles=20, max_strength=30.0)
+    on_cpu, on_gpu = (search.run(session) for session in on_both(cupy, tiny))
+    for name in ("cv_score", "activity_local", "activity_total"):
+        np.testing.assert_allclose(on_gpu[name], on_cpu[name], atol=2e-4, rtol=1e-3)
+    assert on_gpu.attrs["strength"] == on_cpu.attrs["strength"]
+
+
+def test_a_whole_job(cupy, tiny, tmp_path):
+    for word in ("cpu", "cuda:0"):
+        job = rm.Job(data_of(tiny), tmp_path / word[:4], {"device": word, "target_particles": 20, "max_strength": 30.0})
+        assert job.run("validate")
+    cpu, gpu = (rm.ResultStore(tmp_path / word / "results.zarr") for word in ("cpu", "cuda"))
+    for name, _ in data_of(tiny).micrographs():
+        one, two = (store.read(f"tracks/{name.micrograph}")["shift"].values for store in (cpu, gpu))
+        assert np.abs(one - two).max() < 0.01  # Å
+
+
+def test_the_second_gpu_does_all_the_work(strict, tiny):
+    import strict_cupy
+
+    search = rm.HyperparameterSearch(target_particles=20, max_strength=0.2)
+    session = on_both(strict, tiny, 1)[1]
+    assert session.device.name == "Stand-in 1"
+    search.run(session)
+    assert strict_cupy.devices.crossings[0] > 0
+    assert strict_cupy.devices.most[0] == 0 and strict_cupy.devices.most[1] > 1e6  # bytes
