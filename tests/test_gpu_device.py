@@ -61,14 +61,15 @@ def test_the_app_offers_gpus_by_name_and_free_memory(strict, tmp_path):
     engine = Engine(Roots([tmp_path]))
     tab = CorrectTab(engine, Viewer("owner", True))
     name = "cuda:1 (Stand-in 1, 8.6 of 8.6 GB free)"
-    assert tab.settings["device"].options == {
+    widget = tab.settings["device"].widget
+    assert widget.options == {
         "auto": "auto", "cpu": "cpu", "cuda:0 (Stand-in 0, 8.6 of 8.6 GB free)": "cuda:0", name: "cuda:1",
     }  # fmt: skip
-    tab.settings["device"].value = "cuda:1"
+    widget.value = "cuda:1"
     assert engine.settings == {"device": "cuda:1"}
     engine.change(device="cuda")  # by another page
     tab.refresh()
-    assert tab.settings["device"].value == "cuda"
+    assert widget.value == "cuda"
 
 
 def test_memory_decides_how_many_micrographs_are_there_at_a_time(strict):

@@ -1,23 +1,24 @@
 """From movie to particles on a GPU, step by step, against the same on the CPU."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
+import strict_cupy
 
 import refmotion_nb as rm
+from refmotion_nb.numerics import device_sizes, trajectories
 from refmotion_nb.numerics.backend import to_host, xp_of
-from refmotion_nb.stages.alignment import MotionPrior, alignment_windows, score_windows
+from refmotion_nb.stages.alignment import Geometry, MotionPrior, alignment_windows, score_windows, solve
 from refmotion_nb.stages.dose_weights import micrograph_fcc_sums
+from refmotion_nb.stages.exploration import PriorExploration
 
 PRIOR = MotionPrior(rm.Hyperparameters(5.0, 50.0, 3000.0), 0.7, 10.0, 0.15)
 
 
-def data_of(simulation):
-    return simulation.open()
-
-
 def on_both(cupy, simulation, number=0):
     """Return a session on the CPU and one on the device."""
-    data = data_of(simulation)
+    data = simulation.open()
     return rm.Session(data, 2, 0, device="cpu"), rm.Session(data, 2, 0, device=f"cuda:{number}")
 
 
@@ -69,20 +70,47 @@ def test_the_same_hyperparameters_are_found(cupy, tiny):
 
 def test_a_whole_job(cupy, tiny, tmp_path):
     for word in ("cpu", "cuda:0"):
-        job = rm.Job(data_of(tiny), tmp_path / word[:4], {"device": word, "target_particles": 20, "max_strength": 30.0})
+        job = rm.Job(tiny.open(), tmp_path / word[:4], {"device": word, "target_particles": 20, "max_strength": 30.0})
         assert job.run("validate")
     cpu, gpu = (rm.ResultStore(tmp_path / word / "results.zarr") for word in ("cpu", "cuda"))
-    for name, _ in data_of(tiny).micrographs():
+    for name, _ in tiny.open().micrographs():
         one, two = (store.read(f"tracks/{name.micrograph}")["shift"].values for store in (cpu, gpu))
         assert np.abs(one - two).max() < 0.01  # Å
 
 
 def test_the_second_gpu_does_all_the_work(strict, tiny):
-    import strict_cupy
-
     search = rm.HyperparameterSearch(target_particles=20, max_strength=0.2)
     session = on_both(strict, tiny, 1)[1]
     assert session.device.name == "Stand-in 1"
     search.run(session)
     assert strict_cupy.devices.crossings[0] > 0
     assert strict_cupy.devices.most[0] == 0 and strict_cupy.devices.most[1] > 1e6  # bytes
+
+
+def test_rays_are_solved_in_parts_where_memory_is_short(strict, tiny, monkeypatch):
+    session, settings = rm.Session(tiny.open(), 2, 0, device="cuda:0"), rm.HyperparameterSearch()
+    m = session.micrograph(next(iter(session)), settings)
+    windows = alignment_windows(m, settings, False, 2).scaled(PRIOR)
+    priors = [PRIOR.with_hyperparameters(rm.Hyperparameters(r, 50.0, 3000.0)) for r in (0.1, 1.0, 10.0)]
+    together = solve(windows, Geometry.of(m), priors, False)
+    monkeypatch.setattr(trajectories, "set_work_bytes", lambda *_: 1 << 40)
+    apart = solve(windows, Geometry.of(m), priors, False)
+    assert device_sizes.set_work_bytes(10, 8, 100) > 8 * (10 * 10 + 100)
+    assert np.abs(apart.displacement_A - together.displacement_A).max() < 1e-9
+    assert (apart.iterations == together.iterations).all()
+
+
+def test_a_prior_is_explored_from_any_thread(strict, tiny):
+    found = []
+    for word in ("cpu", "cuda:1"):
+        exploration = PriorExploration.prepare(rm.Session(tiny.open(), 2, 0, device=word))
+        with ThreadPoolExecutor(1) as pool:
+            found.append(pool.submit(exploration.at, rm.Hyperparameters(2.0, 50.0, 3000.0)).result())
+    assert np.abs(found[1]["shift"].values - found[0]["shift"].values).max() < 1e-3  # Å
+
+
+def test_one_micrograph_is_looked_at_closely(cupy, tiny):
+    cpu, gpu = on_both(cupy, tiny)
+    settings = rm.HyperparameterSearch()
+    one, two = (rm.correlation(session, next(iter(session)), settings)["correlation"] for session in (cpu, gpu))
+    close(two.values, one.values, 1e-4)

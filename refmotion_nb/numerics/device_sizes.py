@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-COMPLEX, REAL, SHORT = 8, 4, 2  # bytes of complex64, float32, int16
+DOUBLE, COMPLEX, REAL, SHORT = 8, 8, 4, 2  # bytes of float64, complex64, float32, int16
 
 
 def half_plane(box: int) -> int:
@@ -45,6 +45,12 @@ def image_work_bytes(box: int) -> int:
 def slice_work_bytes(k: int) -> int:
     """Return the bytes per particle while its views are predicted."""
     return (4 * COMPLEX + 2 * REAL) * band(k)
+
+
+def set_work_bytes(n_particles: int, n_frames: int, n_unknowns: int) -> int:
+    """Return the bytes per set of hyperparameters while its trajectories are solved: modes, steps of L-BFGS, gradients."""
+    modes = 2 * n_particles * n_particles + n_particles * n_frames * n_frames
+    return DOUBLE * (modes + 30 * n_unknowns)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from refmotion_nb.numerics.backend import beside, kernels_of, one_blas_thread, to_host, xp_of
+from refmotion_nb.numerics.backend import beside, kernels_of, one_blas_thread, over_chunks, to_host, xp_of
 from refmotion_nb.numerics.correlation import WindowGrid
+from refmotion_nb.numerics.device_sizes import set_work_bytes
 from refmotion_nb.numerics.lbfgs import minimise
 from refmotion_nb.numerics.prior import PriorModes
 
@@ -111,10 +112,12 @@ class TrajectoryProblem:
         self.free[:, 1:] = 1
         self._inverse: Any = None
         self._in_use: tuple[Any, Any] = (None, None)  # rows and what of the inverse they take
-        # the same beside the windows
-        self._spatial, self._std, self._temporal, self._rigid_A, self._mask = (
-            beside(windows.values, one) for one in (self.spatial, self.std, self.temporal, rigid_A, self._prior_mask())
-        )
+
+    @cached_property
+    def _beside(self) -> dict[str, Any]:
+        """The arrays that every evaluation needs, beside the windows."""
+        arrays = {name: getattr(self, name) for name in ("spatial", "std", "temporal", "rigid_A")}
+        return {name: beside(self.windows.values, one) for name, one in (*arrays.items(), ("mask", self._prior_mask()))}
 
     @property
     def n_unknowns(self) -> int:
@@ -125,15 +128,16 @@ class TrajectoryProblem:
         """Return local motion with the first position (set, 2, particle, frame) and common motion (set, 2, frame), Å."""
         rows = beside(unknowns, rows)
         coefficients = (
-            unknowns[:, : 2 * self.n_local].reshape(len(rows), 2, *self.std.shape[1:]) * self._std[rows][:, None]
+            unknowns[:, : 2 * self.n_local].reshape(len(rows), 2, *self.std.shape[1:])
+            * self._beside["std"][rows][:, None]
         )
-        local = self._spatial[rows][:, None] @ (coefficients @ self._temporal[rows][:, None])
+        local = self._beside["spatial"][rows][:, None] @ (coefficients @ self._beside["temporal"][rows][:, None])
         return local, unknowns[:, 2 * self.n_local :].reshape(len(rows), 2, self.n_frames) * self.common_std
 
     def displacement(self, unknowns: Any, rows: Any) -> Any:
         """Return displacements (set, particle, frame, 2) in Å from the coordinate."""
         local, common = self.parts(unknowns, rows)
-        return xp_of(unknowns).moveaxis(local + common[:, :, None], 1, -1) + self._rigid_A
+        return xp_of(unknowns).moveaxis(local + common[:, :, None], 1, -1) + self._beside["rigid_A"]
 
     def unknowns_of(self, displacement_A: np.ndarray) -> np.ndarray:
         """Return the unknowns (set, n_unknowns) whose local part comes closest to displacements (particle, frame, 2)."""
@@ -159,16 +163,18 @@ class TrajectoryProblem:
         value, slope = self.windows.sample(self.displacement(unknowns, rows))
         slope = -xp.moveaxis(slope, -1, 1).astype(np.float64)  # (set, 2, particle, frame)
         back = (
-            xp.swapaxes(self._spatial[rows], 1, 2)[:, None] @ slope @ xp.swapaxes(self._temporal[rows], 1, 2)[:, None]
+            xp.swapaxes(self._beside["spatial"][rows], 1, 2)[:, None]
+            @ slope
+            @ xp.swapaxes(self._beside["temporal"][rows], 1, 2)[:, None]
         )
         gradient = xp.concatenate(
             [
-                (back * self._std[rows][:, None]).reshape(len(rows), -1),
+                (back * self._beside["std"][rows][:, None]).reshape(len(rows), -1),
                 self.common_std * slope.sum(2).reshape(len(rows), -1),
             ],
             1,
         )
-        prior = unknowns * self._mask
+        prior = unknowns * self._beside["mask"]
         return -value.sum((1, 2), dtype=np.float64) + 0.5 * (prior * unknowns).sum(1), gradient + prior
 
     def _prior_mask(self) -> np.ndarray:
@@ -180,8 +186,8 @@ class TrajectoryProblem:
         With one curvature for all particles of a frame the Hessian splits into one small block per mode of K_z.
         """
         xp, values = xp_of(self.windows.values), self.windows.values
-        data = (self._temporal * beside(values, curvature)) @ xp.swapaxes(self._temporal, 1, 2)
-        blocks = self._std[:, :, :, None] * data[:, None] * self._std[:, :, None, :]
+        data = (self._beside["temporal"] * beside(values, curvature)) @ xp.swapaxes(self._beside["temporal"], 1, 2)
+        blocks = self._beside["std"][:, :, :, None] * data[:, None] * self._beside["std"][:, :, None, :]
         index = xp.arange(blocks.shape[-1])
         blocks[..., index, index] += beside(values, self.free + 1e-9)
         self._inverse, self._in_use = xp.linalg.inv(blocks), (None, None)
@@ -207,11 +213,25 @@ class TrajectoryProblem:
         if start is None:
             start = np.zeros((len(rows), self.n_unknowns))
         start = beside(self.windows.values, start)
-        pc = self.precondition if self._inverse is not None else None
-        with one_blas_thread():
-            unknowns, iterations = minimise(
-                self.energy, start, precondition=pc, tolerance=tolerance, max_iterations=max_iterations
-            )
+
+        def work(part: slice) -> tuple[Any, np.ndarray]:
+            def shifted(function: Callable[..., Any]) -> Callable[..., Any]:
+                return (lambda values, rows: function(values, rows + part.start)) if part.start else function
+
+            return minimise(
+                shifted(self.energy), start[part],
+                precondition=shifted(self.precondition) if self._inverse is not None else None,
+                tolerance=tolerance, max_iterations=max_iterations,
+            )  # fmt: skip
+
+        with one_blas_thread():  # all sets at once, unless the memory of a GPU ends
+            parts = over_chunks(
+                len(rows), work, 1, len(rows), like=start,
+                item_bytes=set_work_bytes(self.n_particles, self.n_frames, self.n_unknowns),
+            )  # fmt: skip
+        xp = xp_of(start)
+        unknowns = parts[0][0] if len(parts) == 1 else xp.concatenate([one for one, _ in parts])
+        iterations = np.concatenate([one for _, one in parts])
         local, common = map(to_host, self.parts(unknowns, rows))
         return Solution(
             to_host(self.displacement(unknowns, rows)),

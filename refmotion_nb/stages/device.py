@@ -116,17 +116,17 @@ def choose(word: str, oversubscription_GB: float = 20.0) -> Device:
         raise InputError(f"device {word!r} is not known; give auto, cpu, cuda or cuda:N")
     if word == "cpu":
         return Device()
-    found, why = gpu.gpus()
+    number = word.partition(":")[2]
+    found, why = gpu.gpus(int(number) if number else None)
     if not found and word == "auto":
         return Device(note=why)
+    if not found and (others := gpu.gpus()[0]):
+        raise InputError(f"device {word}: there is no such GPU; there is {', '.join(map(str, others))}")
     if not found:
         remedy = (
             "check nvidia-smi and that CuPy is the one for its driver" if gpu.installed() else f"install it: {_EXTRAS}"
         )
         raise InputError(f"device {word}: {why}; {remedy}, or give cpu or auto")
-    number = word.partition(":")[2]
-    if number and int(number) >= len(found):
-        raise InputError(f"device {word}: there is no such GPU; there is {', '.join(map(str, found))}")
-    one = found[int(number)] if number else max(found, key=lambda each: each.free_bytes)
+    one = max(found, key=lambda each: each.free_bytes)
     at_once = 2 if one.total_bytes > oversubscription_GB * 1e9 else 1
     return Device(one.number, one.name, one.total_bytes, at_once)

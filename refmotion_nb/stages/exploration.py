@@ -84,8 +84,10 @@ class PriorExploration:
         reporter.advance(what="movie")
         prior = prior or default_prior(START, settings)
         one = m.distinct()
-        windows = alignment_windows(one, settings, False, session.threads).scaled(prior)
+        # on the host: a single prior is no work for a GPU, and any thread may ask
+        windows = alignment_windows(one, settings, False, session.threads).scaled(prior).on(to_host)
         score = score_windows(one, settings, session.threads)
+        score.windows = score.windows.on(to_host)
         reporter.advance(what="correlation windows")
         found = cls(name, SearchMicrograph(Geometry.of(one), windows, score), layout_of(m), prior, settings)
         found.at(prior.hyperparameters)  # kernels are compiled now rather than at the first move
@@ -112,7 +114,7 @@ class PriorExploration:
             else:
                 start = problem.unknowns_of(m.geometry.initial_A)
             solution = problem.solve(start, tolerance)
-            self._remember(problem, to_host(solution.unknowns)[0])
+            self._remember(problem, solution.unknowns[0])
             self._last_at = hyperparameters
             return solution
 

@@ -349,6 +349,7 @@ class Session:
 
     def track(self, micrograph: Micrograph, settings: Alignment, prior: MotionPrior) -> Tracks:
         """Return the final trajectories of a micrograph, found now or before."""
+        self.device.activate()
         key = (micrograph.movie.micrograph, settings.track_key(prior))
         if key in self.tracks:
             return self.tracks[key]

@@ -8,6 +8,7 @@ from typing import Any
 import panel as pn
 import param
 
+from refmotion_nb.stages.device import choices
 from refmotion_nb.views.app import parts
 
 WIDTH = 270  # px
@@ -50,12 +51,18 @@ class Field:
         self._setting = True
         try:
             if self.widget.value != shown and self.problem is None:
+                self._offer(shown)
                 self.widget.value = "" if shown is None and isinstance(self.widget, pn.widgets.TextInput) else shown
         finally:
             self._setting = False
         changed = value is not None and value != self.declared.default
         self.widget.css_classes = ["rm-field", "rm-changed"] if changed else ["rm-field"]
         self.widget.disabled = not may_change
+
+    def _offer(self, value: Any) -> None:
+        """Let the device be one that another page or a notebook named."""
+        if self.name == "device" and value not in self.widget.options.values():
+            self.widget.options = {**self.widget.options, value: value}
 
     def reset(self) -> None:
         """Forget a refused entry."""
@@ -93,6 +100,8 @@ def _widget(name: str, declared: param.Parameter, width: int) -> Any:
         "margin": (2, 5),
         "description": help_of(declared),
     }
+    if name == "device":
+        return pn.widgets.Select(options=choices(), **common)
     if isinstance(declared, param.Boolean):
         return pn.widgets.Select(options={UNSET: None, "on": True, "off": False}, **common)
     if isinstance(declared, param.Selector):
