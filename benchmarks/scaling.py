@@ -4,8 +4,8 @@
 
 Every combination of the given numbers is simulated once (into DIR, where it is found again) and run as fresh processes:
 `refmotion run --until hyperparameters`, then the correction with what it found. Peak memory is that of the process. A step of a
-ray is one prior on all micrographs: the time of the stage, less reading, over rays times steps. The first command of all is
-repeated, so that compiled kernels are on disk.
+ray is one prior on all micrographs; its cost is by how much longer a search with more rays takes, over the steps it has more,
+which leaves out reading and windows. The very first command is repeated, so that compiled kernels are on disk.
 """
 
 from __future__ import annotations
@@ -51,6 +51,14 @@ def simulated(out: Path, particles: int, frames: int, box: int, size: int) -> Pa
     return folder
 
 
+def steps_of(out: Path) -> tuple[int, float]:
+    """Return how many steps of rays a search took, and the seconds of its stage."""
+    store = ResultStore(out / "results.zarr")
+    table = store.read("search")
+    assert table is not None
+    return int(table["cv_score"].notnull().sum()), store.attrs["seconds"]["hyperparameter search"]
+
+
 def measure(data: Path, threads: int, warm_up: bool) -> str:
     """Return a row of the table: both commands, and the cost of a step."""
     work = Path(tempfile.mkdtemp(prefix="scaling_"))
@@ -63,16 +71,13 @@ def measure(data: Path, threads: int, warm_up: bool) -> str:
     if warm_up:
         timed([*search, str(work / "first")], work)
     found = timed([*search, str(work / "search")], work)
-    store = ResultStore(work / "search" / "results.zarr")
-    table, seconds = store.read("search"), store.attrs["seconds"]
-    assert table is not None
-    steps = int(table["cv_score"].notnull().sum())
-    stage = seconds["hyperparameter search"] - seconds.get("reading movies (part)", 0.0)
+    timed([*search, str(work / "more"), "--thoroughness", "balanced"], work)
+    (few, short), (many, long) = steps_of(work / "search"), steps_of(work / "more")
     known = ["--hyperparameters", str(work / "search" / "hyperparameters.json")]
     final = timed([*run, *known, "--out", str(work / "final")], work)
     shutil.rmtree(work, ignore_errors=True)
     columns = [f"{wall:.1f} | {cpu:.1f} | {memory:.2f}" for wall, cpu, memory in (found, final)]
-    return f"{' | '.join(columns)} | {1000 * max(stage, 0) / steps:.1f}"
+    return f"{' | '.join(columns)} | {1000 * (long - short) / (many - few):.1f}"
 
 
 def main() -> None:
@@ -85,9 +90,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for simulated sets; a temporary one if not given")
     options = parser.parse_args()
     out = options.out or Path(tempfile.mkdtemp(prefix="scaling_sets_"))
-    print(
-        "| particles | frames | box | frame | threads | search: s | processor s | GB | correction: s | processor s | GB | step of a ray, ms |"
-    )
+    print("| particles | frames | box | frame | threads | search: s | processor s | GB | correction: s | processor s | GB |"
+          " step of a ray, ms |")  # fmt: skip
     print("|" + "---|" * 12)
     sizes = itertools.product(options.particles, options.frames, options.box, options.size)
     for n, one in enumerate(sizes):
