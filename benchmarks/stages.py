@@ -111,7 +111,7 @@ def main() -> None:
         options.dataset / "Extract/particles.star", options.dataset / "MotionCorr/corrected_micrographs.star", reference,
         options.dataset,
     )  # fmt: skip
-    session = rm.Session(data, threads)
+    session = rm.Session(data, threads, device="cpu")
     first = best_of(lambda: session.references(False), 1)
     references = first[2]
     box = movie_box(references[0].extent_A, data.movies[0].pixel_size_A)
@@ -157,7 +157,9 @@ def main() -> None:
     k = m.own.shape[2] - 1
     show(
         "CTF and predicted views",
-        best_of(lambda: steps._predict(movie, particles, placement, data.optics, references, k, threads)),
+        best_of(
+            lambda: steps._predict(movie, particles, placement, data.optics, references, k, threads, session.device)
+        ),
         2 * n * np.pi * k * k / 2 * 80,
     )
     prior = MotionPrior(rm.Hyperparameters.from_relion(0.5, 5000, 2, movie.dose_per_frame_e_A2), 0.7, 10.0, 0.15)
