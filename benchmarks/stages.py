@@ -2,9 +2,11 @@
 
     python benchmarks/stages.py DATASET [--threads 2]
 
-DATASET is a folder laid out as by `refmotion simulate`. The floor of a stage is what the machine needs at least: its
-floating-point operations at the rate of a large single-precision matrix product, or its bytes at the rate of copying
-memory, whichever is longer; both rates are measured first.
+DATASET is a folder laid out as by `refmotion simulate`. The floor of a stage is what the machine needs at least: its bytes at
+the rate of copying memory, its transforms at the rate of transforms of the same size that stay in the cache, or its other
+operations at the rate of a large single-precision matrix product, whichever is longer. The rates are measured first, by all
+threads together. Beside the shortest time on the clock stands the least processor time, shared by the threads: on a machine
+with other work it is the one to look at.
 """
 
 from __future__ import annotations
@@ -17,27 +19,53 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import fft
 
 import refmotion_nb as rm
-from refmotion_nb.data.movies.detector import load_detector
+from refmotion_nb.data.movies.look import look_at, sample_of
 from refmotion_nb.data.movies.reader import open_movie
 from refmotion_nb.data.relion.results import open_postprocess
 from refmotion_nb.numerics.backend import one_blas_thread, over_chunks
-from refmotion_nb.numerics.patches import PatchSpectra, particle_power, patch_corners
+from refmotion_nb.numerics.patches import PatchSpectra, movie_box, particle_power, patch_corners
 from refmotion_nb.numerics.recombine import recombine
 from refmotion_nb.stages import micrograph as steps
 from refmotion_nb.stages.alignment import Geometry, MotionPrior, alignment_windows, score_windows, solve
 from refmotion_nb.stages.dose_weights import micrograph_fcc_sums
 
 
-def best_of(work: Callable[[], Any], n: int = 3) -> tuple[float, Any]:
-    """Return the shortest of n runs, in seconds, and the last result."""
-    times = []
+def least(found: tuple[float, float, Any], threads: int) -> float:
+    """Return the time that what ``best_of`` found would take on an idle machine, as far as can be told."""
+    return min(found[0], found[1] / threads)
+
+
+def best_of(work: Callable[[], Any], n: int = 3) -> tuple[float, float, Any]:
+    """Return the shortest time and the least processor time of n runs, in seconds, and the last result."""
+    times, used = [], []
     for _ in range(n):
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         result = work()
         times.append(time.perf_counter() - start)
-    return min(times), result
+        used.append(time.process_time() - cpu)
+    return min(times), min(used), result
+
+
+def transform_rate(threads: int, box: int) -> float:
+    """Return operations per second (2.5 n log2 n each) of real transforms of boxes, by the threads together."""
+    images = np.random.default_rng(0).random((threads, box, box), np.float32)
+    times = max(4, int(2e7 / box**2))
+
+    def transforms(part: slice) -> None:
+        for i in range(part.start, part.stop):
+            for _ in range(times):
+                fft.rfft2(images[i : i + 1], norm="forward", workers=1)
+
+    seconds = least(best_of(lambda: over_chunks(threads, transforms, threads, chunk=1), 7), threads)
+    return threads * times * transform_operations(1, box) / seconds
+
+
+def transform_operations(n: int, box: int) -> float:
+    """Return the usual count of operations of n real transforms of boxes."""
+    return 2.5 * n * box * box * float(np.log2(box * box))
 
 
 def machine(threads: int) -> tuple[float, float]:
@@ -49,7 +77,7 @@ def machine(threads: int) -> tuple[float, float]:
             a @ a
 
     with one_blas_thread():
-        seconds, _ = best_of(lambda: over_chunks(8 * threads, products, threads))
+        seconds = least(best_of(lambda: over_chunks(8 * threads, products, threads), 7), threads)
     flops = 8 * threads * 2 * 1024**3 / seconds
     big = np.ones((threads, 1 << 26), np.uint8)
     target = np.empty_like(big)
@@ -57,7 +85,7 @@ def machine(threads: int) -> tuple[float, float]:
     def copy(part: slice) -> None:
         target[part] = big[part]
 
-    seconds, _ = best_of(lambda: over_chunks(threads, copy, threads, chunk=1))
+    seconds = least(best_of(lambda: over_chunks(threads, copy, threads, chunk=1), 7), threads)
     return flops, 2 * big.nbytes / seconds
 
 
@@ -68,13 +96,15 @@ def main() -> None:
     options = parser.parse_args()
     threads = options.threads
     flops, bandwidth = machine(threads)
-    print(f"{threads} threads: {flops / 1e9:.0f} GFlop/s, {bandwidth / 1e9:.1f} GB/s\n")
-    print(f"{'stage':34s}{'seconds':>9s}{'floor':>9s}{'ratio':>7s}")
 
-    def show(what: str, seconds: float, operations: float = 0.0, moved: float = 0.0) -> None:
-        floor = max(operations / flops, moved / bandwidth)
-        ratio = f"{seconds / floor:7.1f}" if floor else ""
-        print(f"{what:34s}{seconds:9.3f}{floor:9.3f}{ratio}", flush=True)
+    def show(
+        what: str, found: tuple[float, float, Any], operations: float = 0.0, moved: float = 0.0, ffts: float = 0.0
+    ) -> Any:
+        seconds, cpu, result = found
+        floor = max(operations / flops, moved / bandwidth, ffts / rate)
+        ratio = f"{floor:9.3f}{least(found, threads) / floor:7.1f}" if floor else ""
+        print(f"{what:34s}{seconds:9.3f}{cpu / threads:11.3f}{ratio}", flush=True)
+        return result
 
     reference, _ = open_postprocess(options.dataset / "Ref/postprocess.star", options.dataset)
     data = rm.open_relion(
@@ -82,16 +112,20 @@ def main() -> None:
         options.dataset,
     )  # fmt: skip
     session = rm.Session(data, threads)
-    start = time.perf_counter()
-    references = session.references(False)
+    first = best_of(lambda: session.references(False), 1)
+    references = first[2]
+    box = movie_box(references[0].extent_A, data.movies[0].pixel_size_A)
+    rate = transform_rate(threads, box)
+    print(f"{threads} threads: {flops / 1e9:.0f} GFlop/s, {bandwidth / 1e9:.1f} GB/s, transforms of {box} px {rate / 1e9:.1f} "
+          "GFlop/s\n")  # fmt: skip
+    print(f"{'stage':34s}{'seconds':>9s}{'processor':>11s}{'floor':>9s}{'ratio':>7s}")
     n_map = references[0].box
-    show("references: load, transform", time.perf_counter() - start, 2 * 3 * 5 * 8 * n_map**3 * np.log2(2 * n_map) / 2)
+    show("references: load, transform", first, 0, 3 * 2 * 4 * n_map**3)
     settings = rm.MotionCorrection()
     movie, particles = next(iter(session.micrographs.values()))
     placement = steps.place(movie, particles, references[0].extent_A, True)
     n, f, box = len(placement.centre_px), movie.n_frames, placement.box
-    detector = load_detector(movie)
-    gain = detector.gain if detector.gain is not None else np.ones((movie.height, movie.width), np.float32)
+    pixels = f * movie.height * movie.width
     with open_movie(movie) as reader:
         decoded: list[Any] = [None] * f
 
@@ -99,50 +133,52 @@ def main() -> None:
             for i in range(part.start, part.stop):
                 decoded[i] = reader.frame(i)
 
-        pixels = f * movie.height * movie.width
-        show(
-            f"decode ({movie.path.suffix})",
-            best_of(lambda: over_chunks(f, decode, threads, chunk=1), 2)[0],
-            0,
-            2 * pixels,
-        )
+        work = best_of(lambda: over_chunks(f, decode, threads, chunk=1), 2)
+        show(f"decode ({movie.path.suffix})", work, 0, 2 * pixels * reader.dtype.itemsize)
+        look = show("camera, mean frame, background", best_of(lambda: look_at(movie, reader, True, True, threads)), 0,
+                    movie.height * movie.width * (4 + 4 + 1 + 4 + len(sample_of(reader))))  # fmt: skip
     spectra = PatchSpectra.empty(n, f, box)
     spectra.offset_px[:] = np.rint(placement.initial_A / movie.pixel_size_A)
 
     def transform(part: slice) -> None:
         for i in range(part.start, part.stop):
             corners = patch_corners(placement.centre_px, box, spectra.offset_px[:, i])
-            spectra.add_frame(i, detector.repair(decoded[i], i), gain, corners)
+            frame = decoded[i] if look.detector is None else look.detector.repair(decoded[i], i)
+            spectra.add_frame(i, frame, look.gain, corners, look.background)
 
     area = n * f * box * box
-    seconds, _ = best_of(lambda: over_chunks(f, transform, threads, chunk=1), 2)
-    show("cut, transform, store", seconds, 2.5 * area * np.log2(box * box), area * (1 + 4 + 2))
+    work = best_of(lambda: over_chunks(f, transform, threads, chunk=1), 2)
+    show("cut, transform, store", work, 0, area * (1 + 4 + 2), transform_operations(n * f, box))
     stored = spectra.stored.nbytes
-    show("noise spectrum", best_of(lambda: particle_power(spectra, threads))[0], 4 * area / 2, stored)
+    show("noise spectrum", best_of(lambda: particle_power(spectra, threads)), 4 * area / 2, stored)
     del decoded[:]
-    start = time.perf_counter()
+    show("(movie to patches, as run)", best_of(lambda: session.micrograph(next(iter(session)), settings), 1))
     m = session.micrograph(next(iter(session)), settings)
-    print(f"{'(movie to patches, as run)':34s}{time.perf_counter() - start:9.3f}")
     k = m.own.shape[2] - 1
-    predict = lambda: steps._predict(movie, particles, placement, data.optics, references, k, threads)  # noqa: E731
-    show("CTF and predicted views", best_of(predict)[0], 2 * n * np.pi * k * k / 2 * 80)
+    show(
+        "CTF and predicted views",
+        best_of(lambda: steps._predict(movie, particles, placement, data.optics, references, k, threads)),
+        2 * n * np.pi * k * k / 2 * 80,
+    )
     prior = MotionPrior(rm.Hyperparameters.from_relion(0.5, 5000, 2, movie.dose_per_frame_e_A2), 0.7, 10.0, 0.15)
     for what, final in (("windows, search band", False), ("windows, all components", True)):
-        seconds, raw = best_of(lambda final=final: alignment_windows(m, settings, final, threads))
+        work = best_of(lambda final=final: alignment_windows(m, settings, final, threads))
+        raw = work[2]
         size, kb = raw.windows.grid.size, min(m.k_out, k) if final else settings.k_cut(m)
         operations = n * f * (8 * (2 * kb + 1) * (kb + 1) * size + 4 * (2 * kb + 1) * size * size)
-        show(what, seconds, operations, n * f * (2 * kb + 1) * (kb + 1) * 4 + raw.windows.values.nbytes)
-        show("  own noise taken out", best_of(lambda raw=raw: raw.scaled(prior))[0], operations, 0)
-    show("windows, score", best_of(lambda: score_windows(m, settings, threads))[0])
+        show(what, work, operations, n * f * (2 * kb + 1) * (kb + 1) * 4 + raw.windows.values.nbytes)
+        show("  own noise taken out", best_of(lambda raw=raw: raw.scaled(prior)), operations)
+    show("windows, score", best_of(lambda: score_windows(m, settings, threads)))
     windows, geometry = raw.scaled(prior), Geometry.of(m)
-    seconds, found = best_of(lambda: solve(windows, geometry, [prior], False))
+    work = best_of(lambda: solve(windows, geometry, [prior], False))
+    found = work[2]
     per_iteration = 2 * (2 * n * n * f + 2 * n * f * f) * 2 + n * f * 150
-    show(f"trajectories ({int(found.iterations[0])} iterations)", seconds, per_iteration * found.iterations[0])
+    show(f"trajectories ({int(found.iterations[0])} iterations)", work, per_iteration * found.iterations[0])
     tracks = found.displacement_A[0]
-    show("FCC", best_of(lambda: micrograph_fcc_sums(m, tracks, threads))[0], 20 * area / 2, stored)
+    show("FCC", best_of(lambda: micrograph_fcc_sums(m, tracks, threads)), 20 * area / 2, stored)
     weight = np.full((f, box), 1.0 / f)
-    seconds, _ = best_of(lambda: recombine(m.spectra, tracks / movie.pixel_size_A, weight, box, threads))
-    show("recombine", seconds, 10 * area / 2, stored)
+    work = best_of(lambda: recombine(m.spectra, tracks / movie.pixel_size_A, weight, box, threads))
+    show("recombine", work, 10 * area / 2, stored, transform_operations(n, box))
     print(f"\n{n} particles, {f} frames of {movie.width} × {movie.height}, box {box}; peak memory "
           f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")  # fmt: skip
 

@@ -364,12 +364,13 @@ def _simulation_options(parser: argparse.ArgumentParser) -> None:
 
     from refmotion_nb.data.synthetic.settings import SimulationSettings
 
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
     for field in fields(SimulationSettings):
         kind = str(field.type).split(" |")[0]
         cast = {"int": int, "float": float, "Path": Path}.get(kind, str)
+        known = "" if field.default is None else f". Default: {field.default}"
         parser.add_argument(
-            "--" + field.name.replace("_", "-"), type=cast, default=None, help=f"default: {field.default}"
+            "--" + field.name.replace("_", "-"), type=cast, default=None, help=f"{field.metadata['doc']}{known}"
         )
 
 

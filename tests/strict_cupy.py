@@ -265,7 +265,7 @@ def modules() -> dict[str, ModuleType]:
     makers = {name: _maker(name) for name in "empty zeros ones arange".split()}
     functions = {
         name: _function(name)
-        for name in "concatenate stack where maximum minimum abs exp clip moveaxis swapaxes broadcast_to matmul argsort "
+        for name in "concatenate stack where maximum minimum abs exp clip moveaxis swapaxes broadcast_to matmul einsum argsort "
         "searchsorted".split()
     }
     runtime = SimpleNamespace(

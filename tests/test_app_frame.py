@@ -200,7 +200,7 @@ def test_the_form_makes_the_call_that_is_filled_in(engine, project):
     ):
         form.opening(Inputs())
     wanted = relion(project)
-    form.movies.input.value = str(wanted.arguments["micrographs"])
+    form.movies[0].input.value = str(wanted.arguments["micrographs"])
     form.root.input.value = str(project)
     for name, path in (
         ("particles", "Extract/particles.star"),
@@ -212,7 +212,7 @@ def test_the_form_makes_the_call_that_is_filled_in(engine, project):
 
 
 def test_a_path_is_browsed_to(engine, project):
-    field = ProgramForm(engine.roots, cryosparc=False).movies
+    field = ProgramForm(engine.roots, cryosparc=False).movies[0]
     field._toggle()
     assert field.entries.options == ["project/"]
     field._take("project/")
@@ -380,3 +380,13 @@ def test_behind_a_login_of_its_own_everybody_may_run():
     Access(everybody_runs=True).check()
     with pytest.raises(rm.InputError, match="leave --address out"):
         Access(everybody_runs=True, address="0.0.0.0", open_to_all=True).check()
+
+
+def test_exposures_of_cryosparc_come_from_as_many_files_as_there_are(engine):
+    form = ProgramForm(engine.roots, cryosparc=True)
+    form._add_movies()
+    for field, name in zip(form.movies, ("one.cs", "two.cs")):
+        field.input.value = name
+    for name in ("particles", "volume"):
+        form.references[0].fields[name].input.value = f"{name}.cs"
+    assert form.opening(Inputs()).arguments["exposures"] == [Path("one.cs"), Path("two.cs")]

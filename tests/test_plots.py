@@ -307,3 +307,13 @@ def test_sections_through_maps_show_their_middle_in_angstrom(tmp_path):
     np.testing.assert_array_equal(part.dimension_values(2, flat=False), volume[8, 6:10, 6:10])
     assert part.bounds.lbrt() == (-4.0, -4.0, 4.0, 4.0) and title(part) == "a"
     assert [d.unit for d in part.kdims] == ["Å", "Å"]
+
+
+def test_a_notebook_asks_no_other_host_for_style_sheets():
+    data, _ = hv.Store.renderers["bokeh"].components(rm.plots.fcc(fake_dose_weights()), comm=False)
+    assert "cdn.holoviz.org" not in data["text/html"] and "InlineStyleSheet" in data["text/html"]
+
+
+@pytest.mark.parametrize("draw", [plots.rays, plots.scores, plots.activity])
+def test_a_search_of_one_step_is_drawn_without_a_warning(draw):
+    hv.render(draw(fake_search().isel(step=slice(0, 1)).assign_attrs(best_step=0)))

@@ -170,12 +170,12 @@ def test_unknowns_of_a_trajectory_give_it_back(rng):
 def test_stronger_priors_keep_the_trajectory(rng):
     problem = problem_of(rng, pixel_grid(9.0))
     at = rng.normal(size=(2, problem.n_unknowns))
-    stronger = problem_of(np.random.default_rng(7), pixel_grid(9.0))
     ratio = np.array([4.0, 9.0])
-    stronger.std = problem.std.copy()
-    stronger.std[..., 1:] /= np.sqrt(ratio)[:, None, None]
-    stronger.spatial, stronger.temporal = problem.spatial, problem.temporal
-    stronger.rigid_A = problem.rigid_A
+    modes = [
+        PriorModes(problem.spatial[i], problem.temporal[i, 1:], problem.std[i, :, 1:] / np.sqrt(ratio[i]))
+        for i in range(2)
+    ]
+    stronger = TrajectoryProblem(problem.windows, modes, problem.common_std, problem.rigid_A)
     continued = problem.continued(at, ratio)
     np.testing.assert_allclose(stronger.displacement(continued, np.arange(2)), problem.displacement(at, np.arange(2)))
 

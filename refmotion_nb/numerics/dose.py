@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import isotonic_regression
 
 from refmotion_nb.numerics.backend import beside, kernels_of, over_chunks, to_host, xp_of
 from refmotion_nb.numerics.device_sizes import fcc_work_bytes
@@ -98,6 +97,8 @@ def fit_model(values: np.ndarray, frequency_per_A: np.ndarray, weight: np.ndarra
 
 def _damage_accumulates(b: np.ndarray, trust: np.ndarray) -> np.ndarray:
     """Return B-factors (frame,) made non-decreasing from the best frame on, each trusted in proportion to its signal."""
+    from scipy.optimize import isotonic_regression  # takes long to import
+
     # the frame a user would call best: sharp, and with enough signal to know
     best = int(np.argmin(np.where(trust > 0.25 * trust.max(), b, np.inf)))
     tail = isotonic_regression(b[best:], weights=np.maximum(trust[best:], 1e-6 * trust.max() + 1e-300)).x

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
-from scipy import ndimage
 from scipy.special import gammainc, ndtr
 
 from refmotion_nb.numerics.backend import one_blas_thread, over_chunks
@@ -67,7 +66,7 @@ def find_hot_pixels(
         _measure(total, gain, bad, changed, blocks, threads)
         level, variance = _smoothed(blocks[0]), _smoothed(blocks[1])
         # a new hot pixel changes what is expected in the blocks next to its own, and no farther
-        near = ndimage.binary_dilation(changed, np.ones((3, 3), bool))
+        near = np.lib.stride_tricks.sliding_window_view(np.pad(changed, 1), (3, 3)).any((2, 3))
         hot = np.zeros(changed.shape, np.int64)
 
         def mark(rows: slice, near=near, level=level, variance=variance, hot=hot) -> None:

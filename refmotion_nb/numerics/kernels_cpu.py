@@ -328,36 +328,54 @@ def sample_kernel(windows, position, taps, slopes, value, gradient):
     size = windows.shape[2]
     low = number(1)
     high = number(size - 2)
-    wx = np.empty(4, position.dtype)
-    wy = np.empty(4, position.dtype)
-    dx = np.empty(4, position.dtype)
-    dy = np.empty(4, position.dtype)
-    for s in range(position.shape[0]):
-        for p in range(position.shape[1]):
-            for f in range(position.shape[2]):
+    zero = number(0)
+    for p in range(position.shape[1]):
+        for f in range(position.shape[2]):
+            for s in range(position.shape[0]):  # of all sets at once: a window is read once
                 x = min(max(position[s, p, f, 0], low), high)
                 y = min(max(position[s, p, f, 1], low), high)
                 ix = min(int(x), size - 3)
                 iy = min(int(y), size - 3)
                 u = x - number(ix)
                 v = y - number(iy)
-                for t in range(4):
-                    wx[t] = taps[t, 0] + u * (taps[t, 1] + u * (taps[t, 2] + u * taps[t, 3]))
-                    dx[t] = slopes[t, 0] + u * (slopes[t, 1] + u * slopes[t, 2])
-                    wy[t] = taps[t, 0] + v * (taps[t, 1] + v * (taps[t, 2] + v * taps[t, 3]))
-                    dy[t] = slopes[t, 0] + v * (slopes[t, 1] + v * slopes[t, 2])
-                total = number(0)
-                gx = number(0)
-                gy = number(0)
+                x0, x1, x2, x3 = _cubics(taps, u)
+                dx0, dx1, dx2, dx3 = _quadratics(slopes, u)
+                wy = _cubics(taps, v)
+                dy = _quadratics(slopes, v)
+                total = zero
+                gx = zero
+                gy = zero
                 for t in range(4):
                     w0 = windows[p, f, iy - 1 + t, ix - 1]
                     w1 = windows[p, f, iy - 1 + t, ix]
                     w2 = windows[p, f, iy - 1 + t, ix + 1]
                     w3 = windows[p, f, iy - 1 + t, ix + 2]
-                    row = w0 * wx[0] + w1 * wx[1] + w2 * wx[2] + w3 * wx[3]
+                    row = w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3
                     total += wy[t] * row
                     gy += dy[t] * row
-                    gx += wy[t] * (w0 * dx[0] + w1 * dx[1] + w2 * dx[2] + w3 * dx[3])
+                    gx += wy[t] * (w0 * dx0 + w1 * dx1 + w2 * dx2 + w3 * dx3)
                 value[s, p, f] = total
-                gradient[s, p, f, 0] = gx if x == position[s, p, f, 0] else number(0)
-                gradient[s, p, f, 1] = gy if y == position[s, p, f, 1] else number(0)
+                gradient[s, p, f, 0] = gx if x == position[s, p, f, 0] else zero
+                gradient[s, p, f, 1] = gy if y == position[s, p, f, 1] else zero
+
+
+@_jit
+def _cubics(c, u):
+    """Four cubics, of coefficients (4, 4), at u."""
+    return (
+        c[0, 0] + u * (c[0, 1] + u * (c[0, 2] + u * c[0, 3])),
+        c[1, 0] + u * (c[1, 1] + u * (c[1, 2] + u * c[1, 3])),
+        c[2, 0] + u * (c[2, 1] + u * (c[2, 2] + u * c[2, 3])),
+        c[3, 0] + u * (c[3, 1] + u * (c[3, 2] + u * c[3, 3])),
+    )
+
+
+@_jit
+def _quadratics(c, u):
+    """Four quadratics, of coefficients (4, 3), at u."""
+    return (
+        c[0, 0] + u * (c[0, 1] + u * c[0, 2]),
+        c[1, 0] + u * (c[1, 1] + u * c[1, 2]),
+        c[2, 0] + u * (c[2, 1] + u * c[2, 2]),
+        c[3, 0] + u * (c[3, 1] + u * c[3, 2]),
+    )

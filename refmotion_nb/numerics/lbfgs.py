@@ -41,11 +41,11 @@ def minimise(
     result = x.copy()
     for _ in range(max_iterations):
         direction = _direction(xp, gradient, pairs, None if precondition is None else partial(precondition, rows=rows))
-        slope = (direction * gradient).sum(1)
+        slope = _dots(xp, direction, gradient)
         uphill = slope >= 0
         if bool(uphill.any()):
             direction = xp.where(uphill[:, None], -gradient, direction)
-            slope = (direction * gradient).sum(1)
+            slope = _dots(xp, direction, gradient)
         done = -0.5 * slope < tolerance
         if bool(done.any()):
             result[beside(x, rows)] = x
@@ -59,11 +59,11 @@ def minimise(
         iterations[rows] += 1
         if not pairs and precondition is None:
             direction = direction / xp.maximum(1, xp.sqrt((gradient**2).sum(1)))[:, None]
-            slope = (direction * gradient).sum(1)
+            slope = _dots(xp, direction, gradient)
         new_x, new_energy, new_gradient, moved = _backtrack(xp, objective, rows, x, energy, direction, slope)
         s, y = new_x - x, new_gradient - gradient
-        product = (s * y).sum(1)
-        good = product > 1e-12 * (y**2).sum(1)
+        product = _dots(xp, s, y)
+        good = product > 1e-12 * _dots(xp, y, y)
         rho = xp.where(good, 1 / xp.where(good, product, 1), 0)
         pairs = [*pairs, (s, y, rho)][-memory:]
         x, energy, gradient = new_x, new_energy, new_gradient
@@ -79,22 +79,27 @@ def minimise(
     return result, iterations
 
 
+def _dots(xp: Any, a: Any, b: Any) -> Any:
+    """Return the scalar product (row,) of every row of two arrays (row, n), without an array of their products."""
+    return xp.einsum("rn,rn->r", a, b)
+
+
 def _direction(xp: Any, gradient: Any, pairs: list[tuple[Any, Any, Any]], precondition: Any) -> Any:
     """Return the quasi-Newton direction of every row (two-loop recursion); pairs with rho 0 change nothing."""
     q = gradient.copy()
     alphas = []
     for s, y, rho in reversed(pairs):
-        alpha = rho * (s * q).sum(1)
+        alpha = rho * _dots(xp, s, q)
         q -= alpha[:, None] * y
         alphas.append(alpha)
     if precondition is not None:
         q = precondition(q)
     elif pairs:
         s, y, rho = pairs[-1]
-        yy = (y**2).sum(1)
+        yy = _dots(xp, y, y)
         q *= xp.where(rho > 0, 1 / xp.maximum(rho * yy, 1e-300), 1)[:, None]
     for (s, y, rho), alpha in zip(pairs, reversed(alphas)):
-        beta = rho * (y * q).sum(1)
+        beta = rho * _dots(xp, y, q)
         q += (alpha - beta)[:, None] * s
     return -q
 

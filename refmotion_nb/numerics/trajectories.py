@@ -111,6 +111,7 @@ class TrajectoryProblem:
         self.free = np.zeros(self.std.shape[1:])  # 1 where a prior acts
         self.free[:, 1:] = 1
         self._inverse: Any = None
+        self._in_use: tuple[Any, Any] = (None, None)  # rows and what of the inverse they take
 
     @cached_property
     def _beside(self) -> dict[str, Any]:
@@ -189,14 +190,16 @@ class TrajectoryProblem:
         blocks = self._beside["std"][:, :, :, None] * data[:, None] * self._beside["std"][:, :, None, :]
         index = xp.arange(blocks.shape[-1])
         blocks[..., index, index] += beside(values, self.free + 1e-9)
-        self._inverse = xp.linalg.inv(blocks)
+        self._inverse, self._in_use = xp.linalg.inv(blocks), (None, None)
         self._common_inverse = beside(values, 1 / (1 + self.common_std**2 * self.n_particles * curvature))
 
     def precondition(self, gradient: Any, rows: Any) -> Any:
         """Return the approximate inverse Hessian times a gradient (set, n_unknowns)."""
-        r, xp, rows = len(rows), xp_of(gradient), beside(gradient, rows)
+        r, xp = len(rows), xp_of(gradient)
+        if self._in_use[0] is not rows:  # the same ones many times
+            self._in_use = rows, self._inverse[beside(gradient, rows)]
         local = gradient[:, : 2 * self.n_local].reshape(r, 2, *self.std.shape[1:])
-        local = xp.moveaxis(self._inverse[rows] @ xp.moveaxis(local, 1, 3), 3, 1)
+        local = xp.moveaxis(self._in_use[1] @ xp.moveaxis(local, 1, 3), 3, 1)
         common = gradient[:, 2 * self.n_local :].reshape(r, 2, -1) * self._common_inverse
         return xp.concatenate([local.reshape(r, -1), common.reshape(r, -1)], 1)
 
@@ -213,7 +216,7 @@ class TrajectoryProblem:
 
         def work(part: slice) -> tuple[Any, np.ndarray]:
             def shifted(function: Callable[..., Any]) -> Callable[..., Any]:
-                return lambda values, rows: function(values, rows + part.start)
+                return (lambda values, rows: function(values, rows + part.start)) if part.start else function
 
             return minimise(
                 shifted(self.energy), start[part],

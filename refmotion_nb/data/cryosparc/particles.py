@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.spatial.transform import Rotation
 
 from refmotion_nb.data.cryosparc.csfile import names, text
 from refmotion_nb.data.cryosparc.files import Entry, first_file, read_rows
@@ -91,6 +90,8 @@ def micrograph_shapes(rows: np.ndarray) -> dict[str, tuple[int, int]]:
 
 def pose_to_euler(pose: np.ndarray) -> np.ndarray:
     """Turn CryoSPARC's rotation vectors (particle, 3) into RELION's rot, tilt, psi (particle, 3) degrees."""
+    from scipy.spatial.transform import Rotation  # takes long to import
+
     a = Rotation.from_rotvec(np.asarray(pose, float)).as_matrix().transpose(0, 2, 1)
     tilt = np.arctan2(np.hypot(a[:, 2, 0], a[:, 2, 1]), a[:, 2, 2])
     rot, psi = np.arctan2(a[:, 2, 1], a[:, 2, 0]), np.arctan2(a[:, 1, 2], -a[:, 0, 2])
@@ -102,6 +103,8 @@ def pose_to_euler(pose: np.ndarray) -> np.ndarray:
 
 def euler_to_pose(euler_deg: np.ndarray) -> np.ndarray:
     """Turn RELION's rot, tilt, psi (particle, 3) degrees into CryoSPARC's rotation vectors (particle, 3)."""
+    from scipy.spatial.transform import Rotation
+
     return Rotation.from_matrix(euler_to_matrix(euler_deg).transpose(0, 2, 1)).as_rotvec()
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from refmotion_nb.data.files import admit
 from refmotion_nb.data.movies.eer import is_eer
@@ -117,6 +116,8 @@ def _near(bad: np.ndarray, pixel: np.ndarray, reach: int) -> tuple[np.ndarray, n
 
 def _far(bad: np.ndarray, pixel: np.ndarray, reach: int) -> np.ndarray:
     """24 good pixels for each pixel within a bad area: scattered about the nearest good one, as far as that is away."""
+    from scipy.spatial import cKDTree  # takes long to import, and few cameras have such areas
+
     height, width = bad.shape
     edge = _edge(bad)
     yx = np.stack(np.divmod(pixel, width), 1)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,11 @@ from refmotion_nb.data.synthetic.images import Microscope
 
 FORMATS = ("tif", "mrc", "eer")
 MOTIONS = ("smooth", "rough", "recorded", "none")
+
+
+def setting(default: Any, doc: str) -> Any:
+    """Return a field with what it means, which is also the help of the option."""
+    return field(default=default, metadata={"doc": doc})
 
 
 @dataclass(frozen=True)
@@ -24,58 +30,64 @@ class SimulationSettings:
         At construction, where a setting makes no sense: one line naming it and the remedy.
     """
 
-    n_micrographs: int = 4
-    size_px: int = 1024  # width of the movie
-    height_px: int | None = None  # as the width unless given
-    n_frames: int = 24
-    pixel_size_A: float = 1.0
-    dose_per_frame_e_A2: float = 2.0
-    pre_exposure_e_A2: float = 0.0
-    voltage_kV: float = 300.0
-    spherical_aberration_mm: float = 2.7
-    amplitude_contrast: float = 0.1
-    phase_shift_deg: float = 0.0
-    movie_format: str = "tif"  # tif, mrc, eer
-    eer_grouping: int = 20  # raw EER frames per frame
+    n_micrographs: int = setting(4, "movies")
+    size_px: int = setting(1024, "width of the movie, pixels")
+    height_px: int | None = setting(None, "height of the movie, as the width unless given")
+    n_frames: int = setting(24, "frames of a movie")
+    pixel_size_A: float = setting(1.0, "pixel size of the movies, Å")
+    dose_per_frame_e_A2: float = setting(2.0, "dose of a frame, e/Å²")
+    pre_exposure_e_A2: float = setting(0.0, "dose before the first frame, e/Å²")
+    voltage_kV: float = setting(300.0, "acceleration voltage, kV")
+    spherical_aberration_mm: float = setting(2.7, "spherical aberration, mm")
+    amplitude_contrast: float = setting(0.1, "amplitude contrast, 0 to 1")
+    phase_shift_deg: float = setting(0.0, "phase shift of a phase plate, degrees")
+    movie_format: str = setting("tif", "tif, mrc or eer")
+    eer_grouping: int = setting(20, "raw EER frames per frame")
 
-    model: Path | None = None  # PDB or mmCIF file; mouse apoferritin unless given
-    symmetry: str = "assembly"  # of the reference: that of the model's assembly, or "none"
-    b_factor_A2: float = 20.0
-    box_px: int = 160
-    particles_per_micrograph: int = 36
-    min_distance_A: float | None = None  # between centres; just short of the particle's diameter unless given
-    edge_px: float | None = None  # from the edge to a particle's centre; half the box and a little unless given
-    defocus_min_A: float = 7000.0
-    defocus_max_A: float = 14000.0
-    defocus_spread_A: float = 110.0  # between the particles of a micrograph, RMS
-    astigmatism_A: float = 340.0
-    scale_spread: float = 0.05  # of the particles' contrast, RMS
+    model: Path | None = setting(None, "PDB or mmCIF file; mouse apoferritin unless given")  # noqa: RUF009
+    symmetry: str = setting("assembly", "of the reference: that of the model's assembly, or none")
+    b_factor_A2: float = setting(20.0, "fall-off of the signal by the microscope and the model, Å²")
+    box_px: int = setting(160, "box of the particle images, pixels of the movie")
+    particles_per_micrograph: int = setting(36, "particles on a movie")
+    min_distance_A: float | None = setting(
+        None, "between centres, Å; just short of the particle's diameter unless given"
+    )
+    edge_px: float | None = setting(
+        None, "from the edge to a particle's centre, pixels; half the box and a little unless given"
+    )
+    defocus_min_A: float = setting(7000.0, "lowest defocus, Å")
+    defocus_max_A: float = setting(14000.0, "highest defocus, Å")
+    defocus_spread_A: float = setting(110.0, "defocus between the particles of a micrograph, RMS, Å")
+    astigmatism_A: float = setting(340.0, "difference of the two defoci, Å")
+    scale_spread: float = setting(0.05, "spread of the particles' contrast, RMS")
 
-    second_share: float = 0.0  # of the particles that are of a second species, with a table and a reference of its own
-    second_model: Path | None = None  # PDB or mmCIF file; the first with its subunits displaced unless given
-    second_swelling_A: float = 6.0  # by which the second conformation's subunits lie farther out
-    second_turn_deg: float = 0.0  # by which they are turned about their radius
-    second_box_px: int | None = None  # as the first's unless given
+    second_share: float = setting(
+        0.0, "share of particles of a second species, with a table and a reference of its own"
+    )
+    second_model: Path | None = setting(None, "PDB or mmCIF file; the first with its subunits displaced unless given")  # noqa: RUF009
+    second_swelling_A: float = setting(6.0, "by which the second conformation's subunits lie farther out, Å")
+    second_turn_deg: float = setting(0.0, "by which they are turned about their radius, degrees")
+    second_box_px: int | None = setting(None, "box of the second species, as the first's unless given")
 
-    motion: str = "smooth"  # smooth, rough (exponential kernel), recorded (from motion STARs), none
-    speed_A_per_dose: float = 2.2  # local motion at the start, RMS per axis, Å per e/Å²
-    correlation_distance_A: float = 2500.0
-    drift_A_per_dose: float = 0.5  # motion of the whole field at the start, RMS per axis, Å per e/Å²
-    motion_scale: float = 1.0  # multiplies all motion
-    motion_stars: Path | None = None  # folder of RELION motion STARs with local models, for motion="recorded"
-    rigid_error_A: float = 0.8  # of the whole-frame alignment, RMS over frames
-    patch_alignment: bool = False  # the motion STARs hold a local model too, fitted to the motion on a grid
+    motion: str = setting("smooth", "smooth, rough (exponential kernel), recorded (from motion STARs), none")
+    speed_A_per_dose: float = setting(2.2, "local motion at the start, RMS per axis, Å per e/Å²")
+    correlation_distance_A: float = setting(2500.0, "over which local motion is alike, Å")
+    drift_A_per_dose: float = setting(0.5, "motion of the whole field at the start, RMS per axis, Å per e/Å²")
+    motion_scale: float = setting(1.0, "multiplies all motion")
+    motion_stars: Path | None = setting(None, "folder of RELION motion STARs with local models, for recorded motion")  # noqa: RUF009
+    rigid_error_A: float = setting(0.8, "error of the whole-frame alignment, RMS over frames, Å")
+    patch_alignment: bool = setting(False, "the motion STARs hold a local model too, fitted to the motion on a grid")
 
-    pose_error_deg: float = 0.3  # RMS
-    origin_error_A: float = 0.25  # RMS per axis
-    pick_error_A: float = 2.0  # of the coordinates, RMS per axis; known to the origins
+    pose_error_deg: float = setting(0.3, "error of the particles' orientations, RMS, degrees")
+    origin_error_A: float = setting(0.25, "error of the particles' origins, RMS per axis, Å")
+    pick_error_A: float = setting(2.0, "error of the coordinates, RMS per axis, known to the origins, Å")
 
-    ice_noise: float = 0.03  # structural noise, RMS relative to the mean intensity
-    illumination_spread: float = 0.05  # slow variation of the intensity over the field, RMS
-    hot_pixels: int = 6
-    gain_spread: float = 0.03  # RMS
-    seed: int = 1
-    workers: int | None = None  # threads; as many as cores unless given
+    ice_noise: float = setting(0.03, "structural noise, RMS relative to the mean intensity")
+    illumination_spread: float = setting(0.05, "slow variation of the intensity over the field, RMS")
+    hot_pixels: int = setting(6, "hot pixels of a movie")
+    gain_spread: float = setting(0.03, "spread of the gain between pixels, RMS")
+    seed: int = setting(1, "of the random numbers")
+    workers: int | None = setting(None, "threads; as many as cores unless given")
 
     def __post_init__(self) -> None:
         positive = (

@@ -52,14 +52,26 @@ class ProgramForm:
         """Make the fields, for one reference at first."""
         self.roots = roots
         self.cryosparc = cryosparc
-        self.movies = PathField("exposures", roots, TABLE, "motion-corrected exposures, .cs or .csg") if cryosparc else (
-            PathField("micrographs", roots, STAR, "corrected_micrographs.star of MotionCorr"))  # fmt: skip
+        self.movies = [self._movies()]
         self.root = PathField("project folder (else found)", roots, (), "that paths in the files start from; optional")
         self.references: list[ReferenceFields] = []
         self.rows = pn.Column(sizing_mode="stretch_width", margin=0)
+        self.movie_rows = pn.Column(self.movies[0].view, sizing_mode="stretch_width", margin=0)
+        self.more_movies = parts.button("More exposures", self._add_movies, width=160, visible=cryosparc)
         self.more = parts.button("Another reference", self._add, width=160)
-        self.view = pn.Column(self.movies.view, self.rows, self.more, sizing_mode="stretch_width", margin=0)
+        self.view = pn.Column(
+            self.movie_rows, self.more_movies, self.rows, self.more, sizing_mode="stretch_width", margin=0
+        )
         self._add()
+
+    def _movies(self) -> PathField:
+        if self.cryosparc:
+            return PathField("exposures", self.roots, TABLE, "motion-corrected exposures, .cs or .csg")
+        return PathField("micrographs", self.roots, STAR, "corrected_micrographs.star of MotionCorr")
+
+    def _add_movies(self) -> None:
+        self.movies.append(self._movies())
+        self.movie_rows.append(self.movies[-1].view)
 
     def _add(self) -> None:
         one = ReferenceFields(self.roots, self.cryosparc)
@@ -70,8 +82,8 @@ class ProgramForm:
 
     def enable(self, may_run: bool) -> None:
         """Let it be filled in, or not."""
-        self.more.disabled = not may_run
-        for field in (self.movies, self.root, *(f for one in self.references for f in one.fields.values())):
+        self.more.disabled = self.more_movies.disabled = not may_run
+        for field in (*self.movies, self.root, *(f for one in self.references for f in one.fields.values())):
             field.enable(may_run)
 
     def opening(self, inputs: Inputs) -> Opening:
@@ -84,7 +96,8 @@ class ProgramForm:
         """
         used = [one for one in self.references if any(field.path for field in one.fields.values())]
         given = {**inputs.arguments(), "root": self.root.path}
-        missing = [self.movies.input.label] if self.movies.path is None else []
+        movies = [field.path for field in self.movies if field.path is not None]
+        missing = [] if movies else [self.movies[0].input.label]
         needed = ("particles", "volume") if self.cryosparc else ("particles", "half1", "half2")
         for one in used or self.references[:1]:
             missing += [one.fields[name].input.label for name in needed if one[name] is None]
@@ -97,11 +110,11 @@ class ProgramForm:
             masks = [one["mask"] for one in used]
             if any(masks) and not all(masks):
                 raise InputError("a mask is given for some volumes only; give one for each, or none")
-            files = {"exposures": [self.movies.path], "particles": particles, "volumes": [one["volume"] for one in used],
+            files = {"exposures": movies, "particles": particles, "volumes": [one["volume"] for one in used],
                      "masks": masks if all(masks) else None, "orientation": inputs.orientation}  # fmt: skip
         else:
             references = [Reference(one["half1"], one["half2"], one["mask"], one["fsc"]) for one in used]
-            files = {"particles": particles, "micrographs": self.movies.path, "references": references}
+            files = {"particles": particles, "micrographs": movies[0], "references": references}
         default = Inputs().arguments()
         changed = {name: value for name, value in given.items() if value is not None and value != default.get(name)}
         return Opening("open_cryosparc" if self.cryosparc else "open_relion", {**files, **changed})

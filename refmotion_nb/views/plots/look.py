@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import holoviews as hv
 import numpy as np
 import xarray as xr
+from bokeh.models.ui import UIElement
+from panel.io.notebook import patch_inline_stylesheets
+from panel.viewable import Viewable
 
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.views.drawing_style import palette
@@ -20,8 +25,31 @@ STAR = {"marker": "star", "size": 16, "color": "white", "line_color": "black", "
 BAR = {"colorbar_opts": {"title_standoff": 8}}
 _RESOLUTION = 'return tick > 0 ? tick.toFixed(2) + "\\n" + (1 / tick).toFixed(1) + " Å" : "0"'
 
+
+def _send_style_sheets(viewable: Any, root: Any) -> None:
+    """Put style sheets into what a notebook is sent: it would ask a CDN for those that are named."""
+    if root.document is None or root.document.session_context is None:
+        for model in root.select({"type": UIElement}):
+            patch_inline_stylesheets(model)
+
+
+@contextmanager
+def _without(module: str) -> Iterator[None]:
+    """Let imports of a module fail, unless it has been imported already."""
+    new = module not in sys.modules
+    if new:
+        sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if new:
+            del sys.modules[module]
+
+
 if "bokeh" not in hv.Store.loaded_backends():
-    hv.extension("bokeh", logo=False, inline=True)  # without it the page asks a CDN
+    with _without("nbformat"):  # only for HoloViews' archive; beside JupyterLab its import takes several seconds
+        hv.extension("bokeh", logo=False, inline=True)  # without it the page asks a CDN
+    Viewable._preprocessing_hooks.append(_send_style_sheets)  # not done by HoloViews, which displays by Panel
 
 Runs = xr.Dataset | Mapping[str, xr.Dataset]
 

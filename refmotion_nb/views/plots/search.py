@@ -63,6 +63,12 @@ def _by_distance(runs: dict[str, xr.Dataset], draw: Callable[..., Any]) -> hv.La
     return look.panels(items, max(len(found) for found in distances.values()))
 
 
+def _reach(run: xr.Dataset) -> dict[str, Any]:
+    """Return how far a logarithmic axis of strength goes where there is only one."""
+    low, high = float(run["strength"].min()), float(run["strength"].max())
+    return {} if low < high else {"xlim": (low / 2, 2 * high)}
+
+
 def _title(name: str, distance: float) -> str:
     return look.heading(name, f"correlation distance {look.number(distance)} Å")
 
@@ -99,7 +105,7 @@ def _ray_panel(
     )  # fmt: skip
     items = [points, *_ends(run, ends, [strength, balance], facts), _best(run, distance, "balance")]
     return look.overlay(
-        items, frame_width=_WIDTH, logx=True, ylim=(-5, 95),
+        items, frame_width=_WIDTH, logx=True, **_reach(run), ylim=(-5, 95),
         title=_title(name, distance), show_legend=last, legend_position="right",
         xlabel=f"{strength.pprint_label}\nsize: local activity, up to {look.number(most)} Å",
     )  # fmt: skip
@@ -151,7 +157,7 @@ def _curves(name: str, run: xr.Dataset, distance: float, last: bool, what: str, 
             ends.append((x[-1], y[-1], theta, _why(one)))
     items += [*_ends(run, ends, dims, [look.dimension(run["balance"])]), _best(run, distance, what), *more]
     return look.overlay(
-        items, frame_width=_WIDTH, logx=True, padding=0.05,
+        items, frame_width=_WIDTH, logx=True, **_reach(run), padding=0.05,
         title=_title(name, distance), show_legend=last, legend_position="right",
     )  # fmt: skip
 
@@ -168,7 +174,7 @@ def _surface(name: str, run: xr.Dataset, distance: float, last: bool, limits: tu
         clabel="Score (lower is better)", **look.BAR,
     )  # fmt: skip
     return look.overlay(
-        [mesh, _best(run, distance, "balance")], frame_width=_WIDTH, logx=True, ylim=(0, 90),
+        [mesh, _best(run, distance, "balance")], frame_width=_WIDTH, logx=True, **_reach(run), ylim=(0, 90),
         title=_title(name, distance), show_legend=False,
         xlabel=f"{dims[0].pprint_label}\nblank where a ray had retired",
     )  # fmt: skip

@@ -42,12 +42,12 @@ class DataTab(Tab):
         out_card = parts.card("Output folder", self.out.view, self.choose)
         where = ", ".join(f"<code>{escape(str(folder))}</code>" for folder in engine.roots.folders)
         told = parts.words(f"<small>Files are read and written in {where} only.</small>")
-        left = pn.Column(self.form_card, out_card, told, width=480, margin=0)
+        left = pn.Column(self.form_card, out_card, told, width=480, margin=0, styles={"flex": "0 1 480px"})
         right = pn.Column(
             self.problem, self.going, self.failed, self.checked, self.held, self.movies.view, sizing_mode="stretch_width",
-            margin=0,
+            margin=0, styles={"flex": "1 1 640px"},
         )  # fmt: skip
-        self.view[:] = [pn.Row(left, right, sizing_mode="stretch_width", margin=0)]
+        self.view[:] = [pn.FlexBox(left, right, flex_wrap="wrap", sizing_mode="stretch_width", gap="0")]
         self._shown: dict[str, Any] = {}
 
     def refresh(self) -> None:
