@@ -107,3 +107,4 @@ def test_a_login_is_asked_for_where_it_is_set(browser, tmp_path):
         page.get_by_role("button", name="Data", exact=True).wait_for()
         served.until(lambda: served.engine.viewers)
         assert [(viewer.name, viewer.owner) for viewer in served.engine.viewers] == [("ann", True)]
+        page.context.close()  # else it asks for the rest of its files when nobody answers any more

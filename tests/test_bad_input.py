@@ -280,7 +280,7 @@ def test_particles_near_the_edge_are_kept_and_those_beyond_it_listed(project):
         ([*GIVEN, "--fourier-crop-to", "61"], "fourier_crop_to 61: .*; give an even number"),
         (["--max-strength", "-1"], "max_strength.*-1"),
         (["--alignment-fraction", "2"], "alignment_fraction.*2"),
-        (["--device", "cuda"], "device cuda: .* give --device cpu or auto"),
+        (["--device", "cuda"], "device cuda: .*refmotion-nb.cuda12.*, or give cpu or auto"),
         (["--gain", "no-gain.mrc"], "no-gain.mrc.* not found .*; put it there, or give gain"),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",

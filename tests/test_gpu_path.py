@@ -96,7 +96,7 @@ def test_every_gpu_has_a_worker(strict, tiny, tmp_path):
         mine.setup(SimpleNamespace(name=number, state=SimpleNamespace(nthreads=1), local_directory=tmp_path))
         assert mine.session.device.name == f"Stand-in {number}"
     assert Execution(device="cuda", gpus=2).check() is None
-    with pytest.raises(rm.InputError, match="gpus 3: there are cuda:0 .*leave gpus at 1"):
+    with pytest.raises(rm.InputError, match=r"gpus 3: there are cuda:0 .*leave gpus at 1"):
         Execution(gpus=3).check()
 
 

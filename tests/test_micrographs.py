@@ -440,7 +440,7 @@ def test_options_that_change_nothing_here_are_named(moving, exposures, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "what"), [("--threads", "-1", "threads"), ("--device", "cuda", "CPU"), ("--device", "x", "not known")]
+    ("option", "value", "what"), [("--threads", "-1", "threads"), ("--device", "cuda", "CuPy"), ("--device", "x", "not known")]
 )  # fmt: skip
 def test_threads_and_device_are_those_of_a_run(moving, tmp_path, capsys, option, value, what):
     assert run(moving.folder, tmp_path / "out", option, value) == 1
