@@ -70,6 +70,9 @@ def test_a_correction_is_cancelled_and_goes_on_where_it_stopped(app, browser, ga
         page.get_by_text(re.compile("^1 of 2 micrographs, .* per minute")).wait_for()
         page.wait_for_function(TITLE, arg="Local motion")  # of the micrograph that is finished
     owner.get_by_role("button", name="Cancel", exact=True).last.click()
+    app.until(
+        lambda: any(run.stopping for run in app.engine.runs)
+    )  # else the rest may be done before the click has arrived
     gate.set()
     for page in (owner, other):
         page.get_by_text("Cancelled after 1 of 2 micrographs; what is finished is kept").wait_for()
