@@ -89,10 +89,11 @@ class Page:
         """Put the tab in front into the page, if it is not there yet."""
         if self.active in self._tabs:
             return
+        view = self.tab(self.active).view
         with pn.io.hold():
-            self.body.append(self.tab(self.active).view)
+            self.refresh(force=True)  # before it is sent: what changes under a hand that clicks already undoes the click
+            self.body.append(view)
             self.opening.visible = False
-            self.refresh(force=True)
 
     def refresh(self, force: bool = False) -> None:
         """Bring the header and the tab in front up to date, if something changed since they were drawn."""
