@@ -74,7 +74,7 @@ def test_a_search_is_run_and_rays_retire(app, browser, steps):
         assert len(finite(steps["x"])) > 90
     assert app.engine.last(rm.HyperparameterSearch).state == "done"
     owner.get_by_role("button", name="Score surface", exact=True).click()
-    owner.get_by_text("drawing").wait_for(state="detached")
+    owner.get_by_text("drawing").first.wait_for(state="hidden")
 
 
 def test_a_prior_slider_moves_trajectories(app, browser):
@@ -112,7 +112,7 @@ def test_two_runs_are_compared(app, browser):
         page.get_by_text(f"{folder}/{name}" if name != "/etc" else "outside the folders").first.wait_for()
     page.get_by_role("button", name="Weights", exact=True).click()
     page.get_by_text("What each frame counts").wait_for()
-    page.get_by_text("drawing").first.wait_for(state="detached")
+    page.get_by_text("drawing").first.wait_for(state="hidden")
     assert list(app.engine.compared) == ["one", "two"]
     page.wait_for_function("""() => Bokeh.documents.some(one => [...one._all_models.values()]
         .some(model => model.type == "Title" && model.text.startsWith("Weight at")))""")
