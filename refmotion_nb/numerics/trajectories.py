@@ -8,6 +8,7 @@ unknowns are whitened (unit prior variance), which is what makes L-BFGS converge
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -78,15 +79,11 @@ class Windows:
 
 @dataclass(frozen=True)
 class Solution:
-    """Trajectories of every set of hyperparameters, on the host, and the unknowns to start the next solution from.
-
-    The whitened unknowns stay where they were found.
-    """
+    """Trajectories of every set of hyperparameters, on the host."""
 
     displacement_A: np.ndarray  # (set, particle, frame, 2) from the particle's coordinate
     common_A: np.ndarray  # (set, frame, 2) relative to rigid
-    local_A: np.ndarray  # (set, particle, frame, 2) relative to rigid and common, 0 in the first frame
-    unknowns: Any  # (set, n)
+    local_A: np.ndarray  # (set, particle, frame, 2) relative to rigid and common, the first position included
     iterations: np.ndarray  # (set,)
 
 
@@ -98,9 +95,15 @@ class TrajectoryProblem:
     then the common motion of every frame in units of its own.
     """
 
-    def __init__(self, windows: Windows, modes: list[PriorModes], common_std_A: float, rigid_A: np.ndarray):
-        """Take windows, one set of modes per row, the prior of the common motion, and rigid motion (frame, 2) Å."""
+    def __init__(
+        self, windows: Windows, modes: list[PriorModes], common_std_A: float, rigid_A: np.ndarray, threads: int = 1
+    ):
+        """Take windows, one set of modes per row, the prior of the common motion, and rigid motion (frame, 2) Å.
+
+        Sets are shared out among ``threads``; what comes out does not depend on it.
+        """
         self.windows = windows
+        self.threads = threads
         self.rigid_A = rigid_A
         self.common_std = common_std_A
         self.spatial = np.stack([m.spatial for m in modes])  # (set, particle, mode)
@@ -110,14 +113,18 @@ class TrajectoryProblem:
         self.n_local = self.std[0].size
         self.free = np.zeros(self.std.shape[1:])  # 1 where a prior acts
         self.free[:, 1:] = 1
+        values, number = windows.values, windows.values.dtype  # products of matrices are as exact as the windows
+        self._spatial, self._temporal = beside(values, self.spatial, number), beside(values, self.temporal, number)
+        self._std, self._rigid, self._mask = (beside(values, one) for one in (self.std, rigid_A, self._prior_mask()))
         self._inverse: Any = None
-        self._in_use: tuple[Any, Any] = (None, None)  # rows and what of the inverse they take
 
-    @cached_property
-    def _beside(self) -> dict[str, Any]:
-        """The arrays that every evaluation needs, beside the windows."""
-        arrays = {name: getattr(self, name) for name in ("spatial", "std", "temporal", "rigid_A")}
-        return {name: beside(self.windows.values, one) for name, one in (*arrays.items(), ("mask", self._prior_mask()))}
+    def some(self, sets: slice) -> TrajectoryProblem:
+        """Return the problem of some of its sets."""
+        part = copy(self)
+        for name in ("spatial", "std", "temporal", "_spatial", "_std", "_temporal", "_inverse"):
+            setattr(part, name, None if getattr(self, name) is None else getattr(self, name)[sets])
+        part.n_sets = len(part.std)
+        return part
 
     @property
     def n_unknowns(self) -> int:
@@ -126,55 +133,53 @@ class TrajectoryProblem:
 
     def parts(self, unknowns: Any, rows: Any) -> tuple[Any, Any]:
         """Return local motion with the first position (set, 2, particle, frame) and common motion (set, 2, frame), Å."""
-        rows = beside(unknowns, rows)
-        coefficients = (
-            unknowns[:, : 2 * self.n_local].reshape(len(rows), 2, *self.std.shape[1:])
-            * self._beside["std"][rows][:, None]
-        )
-        local = self._beside["spatial"][rows][:, None] @ (coefficients @ self._beside["temporal"][rows][:, None])
+        xp, shape = xp_of(unknowns), (len(rows), 2, self.n_particles, self.n_frames)
+        whitened = unknowns[:, : 2 * self.n_local].reshape(len(rows), 2, *self.std.shape[1:])
+        coefficients = (whitened * self._std[beside(unknowns, rows), None]).astype(self._spatial.dtype)
+        local = xp.empty(shape)
+        for i, row in enumerate(rows):  # a set's matrices are large: none is copied
+            local[i] = self._spatial[row] @ (coefficients[i] @ self._temporal[row])
         return local, unknowns[:, 2 * self.n_local :].reshape(len(rows), 2, self.n_frames) * self.common_std
 
     def displacement(self, unknowns: Any, rows: Any) -> Any:
         """Return displacements (set, particle, frame, 2) in Å from the coordinate."""
         local, common = self.parts(unknowns, rows)
-        return xp_of(unknowns).moveaxis(local + common[:, :, None], 1, -1) + self._beside["rigid_A"]
+        return xp_of(unknowns).moveaxis(local + common[:, :, None], 1, -1) + self._rigid
 
-    def unknowns_of(self, displacement_A: np.ndarray) -> np.ndarray:
-        """Return the unknowns (set, n_unknowns) whose local part comes closest to displacements (particle, frame, 2)."""
-        relative = np.moveaxis(displacement_A - self.rigid_A, -1, 0)  # (2, particle, frame)
-        out = np.zeros((self.n_sets, self.n_unknowns))
-        for i in range(self.n_sets):
-            coefficients = self.spatial[i].T @ (relative @ np.linalg.pinv(self.temporal[i]))
+    def unknowns_of(self, local_A: np.ndarray, common_A: np.ndarray | None = None) -> Any:
+        """Return the unknowns (set, n_unknowns) of motion relative to rigid motion, wherever it was found.
+
+        Parameters
+        ----------
+        local_A : (set, particle, frame, 2), the position in the first frame included; or one for all sets
+        common_A : (set, frame, 2), none by default
+        """
+        values, n_sets = self.windows.values, self.n_sets
+        local = np.moveaxis(np.broadcast_to(local_A, (n_sets, *local_A.shape[-3:])), -1, 1)
+        out = np.zeros((n_sets, self.n_unknowns))
+        inverse: Any = None
+        for i in range(n_sets):
+            if inverse is None or not np.array_equal(self.temporal[i], self.temporal[i - 1]):
+                inverse = np.linalg.pinv(self.temporal[i])
+            coefficients = self.spatial[i].T @ (local[i] @ inverse)
             whitened = np.divide(coefficients, self.std[i], out=np.zeros_like(coefficients), where=self.std[i] > 0)
             out[i, : 2 * self.n_local] = whitened.ravel()
-        return out
-
-    def continued(self, unknowns: Any, ratio: Any) -> Any:
-        """Return the unknowns of the same trajectories under priors ``ratio`` (set,) times as strong as before."""
-        factor = np.where(self.free, np.sqrt(ratio)[:, None, None, None], 1.0)  # (set, 1, mode, 1 + M)
-        factor = np.broadcast_to(factor, (len(factor), 2, *self.free.shape)).reshape(len(factor), -1)
-        out = unknowns.copy()
-        out[:, : 2 * self.n_local] *= beside(unknowns, factor)
-        return out
+        if common_A is not None and self.common_std > 0:
+            out[:, 2 * self.n_local :] = np.moveaxis(common_A, -1, 1).reshape(n_sets, -1) / self.common_std
+        return beside(values, out)
 
     def energy(self, unknowns: Any, rows: Any) -> tuple[Any, Any]:
         """Return the energy (set,) and its gradient (set, n_unknowns) for the given rows."""
-        xp, rows = xp_of(unknowns), beside(unknowns, rows)
+        xp, shape = xp_of(unknowns), (len(rows), 2, *self.std.shape[1:])
         value, slope = self.windows.sample(self.displacement(unknowns, rows))
-        slope = -xp.moveaxis(slope, -1, 1).astype(np.float64)  # (set, 2, particle, frame)
-        back = (
-            xp.swapaxes(self._beside["spatial"][rows], 1, 2)[:, None]
-            @ slope
-            @ xp.swapaxes(self._beside["temporal"][rows], 1, 2)[:, None]
-        )
-        gradient = xp.concatenate(
-            [
-                (back * self._beside["std"][rows][:, None]).reshape(len(rows), -1),
-                self.common_std * slope.sum(2).reshape(len(rows), -1),
-            ],
-            1,
-        )
-        prior = unknowns * self._beside["mask"]
+        slope = -xp.moveaxis(slope, -1, 1)  # (set, 2, particle, frame)
+        back = xp.empty(shape)
+        for i, row in enumerate(rows):
+            back[i] = self._spatial[row].T @ slope[i] @ self._temporal[row].T
+        back *= self._std[beside(unknowns, rows), None]
+        common = self.common_std * slope.sum(2, dtype=np.float64)
+        gradient = xp.concatenate([back.reshape(len(rows), -1), common.reshape(len(rows), -1)], 1)
+        prior = unknowns * self._mask
         return -value.sum((1, 2), dtype=np.float64) + 0.5 * (prior * unknowns).sum(1), gradient + prior
 
     def _prior_mask(self) -> np.ndarray:
@@ -185,21 +190,31 @@ class TrajectoryProblem:
 
         With one curvature for all particles of a frame the Hessian splits into one small block per mode of K_z.
         """
-        xp, values = xp_of(self.windows.values), self.windows.values
-        data = (self._beside["temporal"] * beside(values, curvature)) @ xp.swapaxes(self._beside["temporal"], 1, 2)
-        blocks = self._beside["std"][:, :, :, None] * data[:, None] * self._beside["std"][:, :, None, :]
-        index = xp.arange(blocks.shape[-1])
-        blocks[..., index, index] += beside(values, self.free + 1e-9)
-        self._inverse, self._in_use = xp.linalg.inv(blocks), (None, None)
-        self._common_inverse = beside(values, 1 / (1 + self.common_std**2 * self.n_particles * curvature))
+        xp, bend = xp_of(self._std), beside(self._std, curvature)
+        temporal, std, free = beside(bend, self.temporal), self._std, beside(bend, self.free + 1e-9)
+        index = xp.arange(std.shape[-1])
+        self._inverse = xp.empty((*std.shape, std.shape[-1]))
+
+        def invert(some: slice) -> None:
+            for i in range(some.start, some.stop):
+                block = std[i, :, :, None] * ((temporal[i] * bend) @ temporal[i].T) * std[i, :, None, :]
+                block[:, index, index] += free
+                self._inverse[i] = xp.linalg.inv(block)
+
+        over_chunks(self.n_sets, invert, self.threads, self._share, like=std, item_bytes=4 * self._inverse[0].nbytes)
+        self._common_inverse = 1 / (1 + self.common_std**2 * self.n_particles * bend)
+
+    @property
+    def _share(self) -> int:
+        """How many sets a thread gets."""
+        return -(-self.n_sets // self.threads)
 
     def precondition(self, gradient: Any, rows: Any) -> Any:
         """Return the approximate inverse Hessian times a gradient (set, n_unknowns)."""
         r, xp = len(rows), xp_of(gradient)
-        if self._in_use[0] is not rows:  # the same ones many times
-            self._in_use = rows, self._inverse[beside(gradient, rows)]
-        local = gradient[:, : 2 * self.n_local].reshape(r, 2, *self.std.shape[1:])
-        local = xp.moveaxis(self._in_use[1] @ xp.moveaxis(local, 1, 3), 3, 1)
+        local = xp.moveaxis(gradient[:, : 2 * self.n_local].reshape(r, 2, *self.std.shape[1:]), 1, 3)
+        local = xp.stack([self._inverse[row] @ local[i] for i, row in enumerate(rows)])
+        local = xp.moveaxis(local, 3, 1)
         common = gradient[:, 2 * self.n_local :].reshape(r, 2, -1) * self._common_inverse
         return xp.concatenate([local.reshape(r, -1), common.reshape(r, -1)], 1)
 
@@ -215,18 +230,15 @@ class TrajectoryProblem:
         start = beside(self.windows.values, start)
 
         def work(part: slice) -> tuple[Any, np.ndarray]:
-            def shifted(function: Callable[..., Any]) -> Callable[..., Any]:
-                return (lambda values, rows: function(values, rows + part.start)) if part.start else function
-
+            some = self.some(part)
             return minimise(
-                shifted(self.energy), start[part],
-                precondition=shifted(self.precondition) if self._inverse is not None else None,
+                some.energy, start[part], precondition=some.precondition if self._inverse is not None else None,
                 tolerance=tolerance, max_iterations=max_iterations,
             )  # fmt: skip
 
         with one_blas_thread():  # all sets at once, unless the memory of a GPU ends
             parts = over_chunks(
-                len(rows), work, 1, len(rows), like=start,
+                len(rows), work, self.threads, self._share, like=start,
                 item_bytes=set_work_bytes(self.n_particles, self.n_frames, self.n_unknowns),
             )  # fmt: skip
         xp = xp_of(start)
@@ -237,6 +249,5 @@ class TrajectoryProblem:
             to_host(self.displacement(unknowns, rows)),
             np.moveaxis(common, 1, -1),
             np.moveaxis(local, 1, -1),
-            unknowns,
             iterations,
         )

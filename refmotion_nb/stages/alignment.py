@@ -171,12 +171,21 @@ class Geometry:
 
 
 def trajectory_problem(
-    windows: Windows, geometry: Geometry, priors: list[MotionPrior], relion: bool
+    windows: Windows,
+    geometry: Geometry,
+    priors: list[MotionPrior],
+    relion: bool,
+    bend: np.ndarray | None = None,
+    threads: int = 1,
 ) -> TrajectoryProblem:
-    """Return the trajectory problem under each prior; RELION's prior acts on the total motion, ours on local motion."""
+    """Return the trajectory problem under each prior; RELION's prior acts on the total motion, ours on local motion.
+
+    ``bend`` is the curvature (frame,) of the windows at the motion to start from, found now unless given.
+    """
     rigid = np.zeros_like(geometry.rigid_A) if relion else geometry.rigid_A
-    problem = TrajectoryProblem(windows, [geometry.modes(prior) for prior in priors], priors[0].common_std_A, rigid)
-    problem.set_curvature(windows.curvature(geometry.initial_A))
+    modes = [geometry.modes(prior) for prior in priors]
+    problem = TrajectoryProblem(windows, modes, priors[0].common_std_A, rigid, threads)
+    problem.set_curvature(windows.curvature(geometry.initial_A) if bend is None else bend)
     return problem
 
 
@@ -185,7 +194,7 @@ def solve(
 ) -> Solution:
     """Return the trajectories under each prior, started from the motion that motion correction found."""
     problem = trajectory_problem(windows, geometry, priors, relion)
-    start = problem.unknowns_of(geometry.initial_A)
+    start = problem.unknowns_of(geometry.initial_A - problem.rigid_A)
     return problem.solve(start, tolerance=1e-9 if relion else tolerance, max_iterations=5000 if relion else 200)
 
 

@@ -11,7 +11,7 @@ from refmotion_nb.data.schema import AXES, Dataset, InputError
 from refmotion_nb.numerics.backend import one_blas_thread, to_host
 from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.numerics.rays import activity
-from refmotion_nb.numerics.trajectories import Solution, TrajectoryProblem
+from refmotion_nb.numerics.trajectories import Solution
 from refmotion_nb.stages.alignment import (
     Geometry,
     MotionPrior,
@@ -51,7 +51,7 @@ class PriorExploration:
         self.prior = prior
         self.settings = settings
         self._position = layout["position"].values  # (particle,) which of the windows
-        self._last: tuple[np.ndarray, np.ndarray] | None = None  # solution, see _remember
+        self._last: Solution | None = None
         self._last_at = prior.hyperparameters
         self._lock = Lock()
 
@@ -89,7 +89,9 @@ class PriorExploration:
         score = score_windows(one, settings, session.threads)
         score.windows = score.windows.on(to_host)
         reporter.advance(what="correlation windows")
-        found = cls(name, SearchMicrograph(Geometry.of(one), windows, score), layout_of(m), prior, settings)
+        found = cls(
+            name, SearchMicrograph(Geometry.of(one, settings.kernel), windows, score), layout_of(m), prior, settings
+        )
         found.at(prior.hyperparameters)  # kernels are compiled now rather than at the first move
         reporter.advance(what="trajectories")
         reporter.done()
@@ -108,26 +110,13 @@ class PriorExploration:
         m = self.micrograph
         with self._lock, one_blas_thread():
             prior = self.prior.with_hyperparameters(hyperparameters)
-            problem = trajectory_problem(m.windows, m.geometry, [prior], self.settings.relion)
+            problem = trajectory_problem(m.windows, m.geometry, [prior], self.settings.relion, m.bend)
             if nearby and self._last is not None and close(self._last_at, hyperparameters):
-                start = self._last_as_start(problem)
+                start = problem.unknowns_of(self._last.local_A, self._last.common_A)
             else:
-                start = problem.unknowns_of(m.geometry.initial_A)
-            solution = problem.solve(start, tolerance)
-            self._remember(problem, solution.unknowns[0])
-            self._last_at = hyperparameters
-            return solution
-
-    def _remember(self, problem: TrajectoryProblem, unknowns: np.ndarray) -> None:
-        """Keep a solution free of its prior: coefficients of the modes over dose (2, particle, 1 + M), common motion (Å)."""
-        local = unknowns[: 2 * problem.n_local].reshape(2, *problem.std.shape[1:]) * problem.std[0]
-        self._last = problem.spatial[0] @ local, unknowns[2 * problem.n_local :]
-
-    def _last_as_start(self, problem: TrajectoryProblem) -> np.ndarray:
-        assert self._last is not None
-        coefficients = problem.spatial[0].T @ self._last[0]
-        whitened = np.divide(coefficients, problem.std[0], out=np.zeros_like(coefficients), where=problem.std[0] > 0)
-        return np.concatenate([whitened.ravel(), self._last[1]])[None]
+                start = problem.unknowns_of(m.geometry.initial_A - problem.rigid_A)
+            self._last, self._last_at = problem.solve(start, tolerance), hyperparameters
+            return self._last
 
     def at(self, hyperparameters: Hyperparameters) -> xr.Dataset:
         """Return the micrograph's ``tracks`` under a prior; attrs hold the prior, ``cv_score`` and the two activities (Å)."""

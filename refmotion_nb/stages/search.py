@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from refmotion_nb.data.schema import Dataset, InputError
 from refmotion_nb.numerics.backend import to_host
 from refmotion_nb.numerics.energy import pooled_scale
 from refmotion_nb.numerics.prior import Hyperparameters
-from refmotion_nb.numerics.rays import STEP, activity, ray_table, retired, strengths, unrested
+from refmotion_nb.numerics.rays import activity, ray_table, retired, strengths, unrested
 from refmotion_nb.numerics.trajectories import Windows
 from refmotion_nb.stages.alignment import (
     AlignedWindows,
@@ -57,6 +58,11 @@ class SearchMicrograph:
     windows: Windows
     score: ScoreWindows
 
+    @cached_property
+    def bend(self) -> np.ndarray:
+        """Curvature (frame,) of the windows, per Å², at the motion that motion correction found."""
+        return self.windows.curvature(self.geometry.initial_A)
+
 
 @dataclass
 class Trial:
@@ -73,7 +79,8 @@ class Aligned:
     """The trajectories of a micrograph under several priors, and what of them a search needs to know."""
 
     facts: np.ndarray  # (3, prior): cross term of the score, activity of local and of all motion, Å
-    unknowns: Any  # (prior, n)
+    local_A: np.ndarray  # (prior, particle, frame, 2) float32
+    common_A: np.ndarray  # (prior, frame, 2)
 
 
 @dataclass(frozen=True)
@@ -92,11 +99,11 @@ class Searched:
     ) -> tuple[list[Trial], list[Any]]:
         """Align all micrographs under several priors at once and score each; return trials and what was found, held.
 
-        ``before`` is what was found under priors one step weaker, and which of them (prior,) these are.
+        ``before`` is what was found under other priors, and from which of them (prior,) each starts.
         """
         n = len(self.held)
         found, stay = before or ([None] * n, [])
-        columns = [[one] * n for one in (priors, stay, self.relion, tolerance)]
+        columns = [[one] * n for one in (priors, stay, self.relion, tolerance, n)]
         aligned = self.place.apply(_aligned, self.held, found, *columns)
         facts = np.array(self.place.values(self.place.apply(_facts_of, aligned)))  # (micrograph, 3, prior)
         scores = -facts[:, 0].sum(0) / np.sqrt(self.power)
@@ -115,18 +122,19 @@ def _scaled(session: Session, read: ReadMicrograph, prior: MotionPrior) -> Searc
 
 def _aligned(
     session: Session, m: SearchMicrograph, before: Aligned | None, priors: list[MotionPrior], stay: list[int],
-    relion: bool, tolerance: float,
+    relion: bool, tolerance: float, n_micrographs: int,
 ) -> Aligned:  # fmt: skip
     put = session.device.put
-    problem = trajectory_problem(m.windows.on(put), m.geometry, priors, relion)
+    threads = max(1, session.threads // n_micrographs)
+    problem = trajectory_problem(m.windows.on(put), m.geometry, priors, relion, m.bend, threads)
     if before is None:
-        start = problem.unknowns_of(m.geometry.initial_A)
+        start = problem.unknowns_of(m.geometry.initial_A - problem.rigid_A)
     else:
-        start = problem.continued(put(before.unknowns)[put(np.array(stay, int))], np.full(len(priors), STEP))
+        start = problem.unknowns_of(before.local_A[stay], before.common_A[stay])
     solution = problem.solve(start, tolerance)
     cross = to_host(m.score.windows.on(put).sample(solution.displacement_A)[0].sum((1, 2), dtype=np.float64))
     local, total = activity(solution.local_A), activity(solution.displacement_A - m.geometry.rigid_A)
-    return Aligned(np.stack([cross, local, total]), solution.unknowns)
+    return Aligned(np.stack([cross, local, total]), solution.local_A.astype(np.float32), solution.common_A)
 
 
 def _facts_of(session: Session, aligned: Aligned) -> np.ndarray:
@@ -256,28 +264,31 @@ class HyperparameterSearch(Alignment):
         leaders = sorted(rays, key=lambda ray: ray.best.cv_score)[:LEADERS]
         reporter.start(3, "refining the prior")
         best = min((ray.best for ray in leaders), key=lambda t: t.cv_score)
+        _, held = micrographs.try_priors([ray.best.prior for ray in leaders])  # to start from
         if self.dose_profile and not self.relion:
             options = [{"profile_decay_e_A2": d, "profile_floor": f} for d, f in PROFILES]
-            best = self._pick(micrographs, best, leaders, options)
+            best = self._pick(micrographs, best, leaders, held, options)
         reporter.advance(best=best.cv_score)
         if self.split_motion and not self.relion:
-            best = self._pick(micrographs, best, leaders, [{"common_std_A": s} for s in COMMON_STD_A])
+            best = self._pick(micrographs, best, leaders, held, [{"common_std_A": s} for s in COMMON_STD_A])
         reporter.advance(best=best.cv_score)
-        best = min(self._along(micrographs, best.prior, leaders, FINE_FACTORS), key=lambda t: t.cv_score)
+        best = min(self._along(micrographs, best.prior, leaders, held, FINE_FACTORS), key=lambda t: t.cv_score)
         reporter.advance(best=best.cv_score)
         reporter.done()
         return best
 
-    def _pick(self, micrographs: Searched, best: Trial, leaders: list[_Ray], options: list[dict[str, float]]) -> Trial:
+    def _pick(
+        self, micrographs: Searched, best: Trial, leaders: list[_Ray], held: list[Any], options: list[dict[str, float]]
+    ) -> Trial:
         """Return the best trial on the leading rays with one or another part of the prior changed."""
         changed = [replace(best.prior, **change) for change in options]  # type: ignore[arg-type]
-        trials = [t for prior in changed for t in self._along(micrographs, prior, leaders, COARSE_FACTORS)]
+        trials = [t for prior in changed for t in self._along(micrographs, prior, leaders, held, COARSE_FACTORS)]
         return min(trials, key=lambda t: t.cv_score)
 
     def _along(
-        self, micrographs: Searched, prior: MotionPrior, rays: list[_Ray], factors: tuple[float, ...]
+        self, micrographs: Searched, prior: MotionPrior, rays: list[_Ray], held: list[Any], factors: tuple[float, ...]
     ) -> list[Trial]:
-        """Try a prior around the best strength of each ray."""
+        """Try a prior around the best strength of each ray, from what is held of it."""
         priors = [
             prior.with_hyperparameters(
                 Hyperparameters(ray.best.prior.hyperparameters.strength * f, ray.balance, ray.distance)
@@ -285,7 +296,7 @@ class HyperparameterSearch(Alignment):
             for ray in rays
             for f in factors
         ]
-        return micrographs.try_priors(priors)[0]
+        return micrographs.try_priors(priors, (held, [i for i in range(len(rays)) for _ in factors]))[0]
 
     def _table(self, rays: list[_Ray], best: Trial, micrographs: Searched, k_out: float) -> xr.Dataset:
         n_steps = max(len(ray.trials) for ray in rays)
