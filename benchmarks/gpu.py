@@ -139,7 +139,7 @@ def working(session: rm.Session, settings: rm.MotionCorrection, clock: Clock, co
     prior = MotionPrior(rm.Hyperparameters.from_relion(0.5, 5000, 2, movie.dose_per_frame_e_A2), 0.7, 10.0, 0.15)
     band = n * n_frames * 2 * 8 * (2 * k + 1) * (k + 1)
     aligned = clock.stage("windows, all components", lambda: alignment_windows(m, settings, True, threads), band / copy)
-    windows = clock.stage("  own noise taken out", lambda: aligned.scaled(prior), band / copy)
+    windows = clock.stage("  own noise taken out", lambda: aligned.scaled(prior, threads), band / copy)
     clock.stage("windows, score", lambda: score_windows(m, settings, threads), band / copy)
     geometry = Geometry.of(m)
     found = clock.stage("trajectories", lambda: solve(windows, geometry, [prior], False))

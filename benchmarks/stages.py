@@ -169,7 +169,7 @@ def main() -> None:
         size, kb = raw.windows.grid.size, min(m.k_out, k) if final else settings.k_cut(m)
         operations = n * f * (8 * (2 * kb + 1) * (kb + 1) * size + 4 * (2 * kb + 1) * size * size)
         show(what, work, operations, n * f * (2 * kb + 1) * (kb + 1) * 4 + raw.windows.values.nbytes)
-        show("  own noise taken out", best_of(lambda raw=raw: raw.scaled(prior)), operations)
+        show("  own noise taken out", best_of(lambda raw=raw: raw.scaled(prior, threads)), operations)
     show("windows, score", best_of(lambda: score_windows(m, settings, threads)))
     windows, geometry = raw.scaled(prior), Geometry.of(m)
     work = best_of(lambda: solve(windows, geometry, [prior], False))

@@ -39,6 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "make room and run the same command again: it goes on where it stopped" if full else "check the path"
         print(f"refmotion: {error.filename or ''} {error.strerror}; {remedy}", file=sys.stderr)
+    except MemoryError as error:
+        print(
+            f"refmotion: the memory is full ({str(error).rstrip('.') or 'it was not said at what'}); end other programs or give "
+            "a smaller --cache-size-GB, and run the same command again: it goes on where it stopped",
+            file=sys.stderr,
+        )
     except KeyboardInterrupt:
         print("refmotion: stopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
         return 130

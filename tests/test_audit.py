@@ -249,6 +249,16 @@ def test_inverted_contrast_is_named(small, tmp_path):
     assert only_error(replace(small, references=(inverted,))).startswith("the contrast of the reference is inverted")
 
 
+def test_half_maps_of_noise_are_refused(small, tmp_path):
+    reference, rng = small.references[0], np.random.default_rng(0)
+    volume, pixel = read_map(reference.half1)
+    for name in ("half1", "half2"):
+        write_map(tmp_path / f"{name}.mrc", rng.normal(size=volume.shape).astype(np.float32), pixel)
+    noise = replace(reference, half1=tmp_path / "half1.mrc", half2=tmp_path / "half2.mrc", postprocess=None)
+    with pytest.raises(rm.InputError, match=r"half1.mrc agree in no more than \d shells .*give those of a refinement"):
+        rm.InputAudit().run(replace(small, references=(noise,)))
+
+
 def test_particles_that_are_nowhere_near_get_a_warning(apoferritin):
     size = apoferritin.movies[0].width * apoferritin.movies[0].pixel_size_A
     somewhere = np.random.default_rng(1).uniform(0.15 * size, 0.85 * size, apoferritin.particles["coordinate"].shape)

@@ -185,8 +185,9 @@ def interrupted(monkeypatch, problem):
             1,
             "No space left .*run the same command again",
         ),
+        (MemoryError("Unable to allocate 16 GiB"), 1, "memory is full .*16 GiB.*run the same command again"),
     ],
-    ids=["stopped", "disk full"],
+    ids=["stopped", "disk full", "memory full"],
 )
 def test_what_was_finished_stays_and_a_rerun_goes_on(tiny, tmp_path, quick, monkeypatch, capsys, problem, code, line):
     out = tmp_path / "out"

@@ -20,6 +20,7 @@ from refmotion_nb.data.movies import lzw, rawbytes, tiff
 from refmotion_nb.data.movies.detector import load_detector, make_detector
 from refmotion_nb.data.movies.reader import check_movie, movie_shape, open_movie, read_image
 from refmotion_nb.data.schema import Gain, InputError, Movie
+from refmotion_nb.numerics.patches import cut_patches
 
 N, H, W = 3, 45, 62
 
@@ -145,7 +146,10 @@ def write_mrc(path: Path, data: np.ndarray, mode: int, order: str = "<", shape=N
 def test_big_endian_mrc_without_a_machine_stamp(tmp_path, mode, dtype):
     data = counts(dtype)
     write_mrc(tmp_path / "m.mrc", data, mode, ">")
-    np.testing.assert_array_equal(frames_of(tmp_path / "m.mrc"), data)
+    frames = frames_of(tmp_path / "m.mrc")
+    np.testing.assert_array_equal(frames, data)
+    patches = cut_patches(frames[0], np.ones(data.shape[1:], np.float32), np.array([[1, 2]]), 8, None)
+    np.testing.assert_array_equal(patches[0], -data[0, 2:10, 1:9].astype(np.float32))
 
 
 @pytest.mark.parametrize("signed", [False, True])

@@ -1,12 +1,15 @@
 """What runs of stages leave behind, in the foreground and in the background."""
 
+import gc
 import threading
+import weakref
 
+import numpy as np
 import pytest
 import xarray as xr
 
 import refmotion_nb as rm
-from refmotion_nb.stages.base import Cancelled, Stage
+from refmotion_nb.stages.base import Cancelled, Silent, Stage
 
 
 class Counting(Stage):
@@ -71,6 +74,29 @@ def test_a_submitted_run_can_be_paused_and_cancelled(session):
         run.wait(20)
     assert run.state == "cancelled" and run.snapshot.works[0].done == 1
     assert after.wait(20).attrs["counted"] == 3, "those behind it have their turn"
+
+
+class Holding(Stage):
+    """Holds an array while it works."""
+
+    def run(self, session, reporter=None):
+        array = np.zeros(10)
+        self.held = weakref.ref(array)
+        reporter.start(1, "holding")
+        reporter.advance(micrograph="m0")
+        return array
+
+
+def test_what_a_cancelled_run_was_at_work_on_is_not_kept(session, monkeypatch):
+    def stop(*_, **__):
+        raise Cancelled
+
+    stage = Holding()
+    monkeypatch.setattr(Silent, "advance", stop)
+    with pytest.raises(Cancelled):
+        stage.run(session)
+    gc.collect()
+    assert stage.ran.state == "cancelled" and stage.held() is None
 
 
 def test_a_run_cancelled_before_its_turn_does_nothing(session):

@@ -185,15 +185,23 @@ def _opened(path: str | Path, header_only: bool = False) -> mrcfile.mrcfile.MrcF
 
 def _write(path: str | Path, data: np.ndarray, pixel_size_A: float, float16: bool, *, is_volume: bool) -> None:
     data = np.asarray(data)
-    largest = float(np.abs(data).max(initial=0))
-    if float16 and largest > _FLOAT16_MAX:
+    if float16 and (largest := max(float(data.max()), -float(data.min()))) > _FLOAT16_MAX:
         raise InputError(f"{path}: {largest:g} does not fit into 16 bits; write 32 bits (float16 off)")
     mode = 12 if float16 else 2
     # straight into the file: setting the data would copy it, and sum up 16-bit numbers for the header
     with atomic(path) as temporary, mrcfile.new_mmap(temporary, data.shape, mrc_mode=mode) as file:
-        file.data[...] = data
+        facts = [_stored(file.data[i], image) for i, image in enumerate(data)]
         file.set_volume() if is_volume else file.set_image_stack()
         file.voxel_size = pixel_size_A
         header = file.header
-        header.dmin, header.dmax = np.array([data.min(), data.max()]).astype(file.data.dtype)
-        header.dmean, header.rms = data.mean(dtype=float), data.std(dtype=float)
+        low, high, total, squares = np.array(facts).T
+        header.dmin, header.dmax = np.array([low.min(), high.max()]).astype(file.data.dtype)
+        header.dmean = mean = total.sum() / data.size
+        header.rms = np.sqrt(max(squares.sum() / data.size - mean**2, 0.0))
+
+
+def _stored(place: np.ndarray, image: np.ndarray) -> tuple[float, float, float, float]:
+    """Copy an image while it is in the cache; return its lowest and highest value, the sum and that of the squares."""
+    place[...] = image
+    values = image.ravel().astype(float)
+    return float(image.min()), float(image.max()), float(values.sum()), float(values @ values)

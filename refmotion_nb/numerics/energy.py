@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from refmotion_nb.numerics.backend import beside, kernels_of, one_blas_thread, to_host, xp_of
+from refmotion_nb.numerics.backend import beside, kernels_of, one_blas_thread, over_chunks, to_host, xp_of
 from refmotion_nb.numerics.correlation import WindowGrid, windows_from_cross
+from refmotion_nb.numerics.device_sizes import window_work_bytes
 from refmotion_nb.numerics.fourier import band_indices, raised_cosine
 
 RELION_DAMAGE = (3.40, -1.06, -0.54)  # a, b, c of RELION's --dmg_a/b/c
@@ -38,9 +39,9 @@ def relion_damage(frequency_per_A: np.ndarray, dose_e_A2: np.ndarray) -> np.ndar
 
 
 def first_shell_below(fsc: np.ndarray, level: float) -> int:
-    """Return the first shell with an FSC below ``level`` (the last shell if none is)."""
-    below = np.flatnonzero(np.asarray(fsc) < level)
-    return int(below[0]) if below.size else len(fsc) - 1
+    """Return the first shell with an FSC below ``level`` (the last shell if none is); the mean, shell 0, says nothing."""
+    below = np.flatnonzero(np.asarray(fsc)[1:] < level)
+    return int(below[0]) + 1 if below.size else len(fsc) - 1
 
 
 def spectral_weight(fsc: np.ndarray, k_cut: float) -> np.ndarray:
@@ -90,7 +91,9 @@ def reference_scale(cross: float, power: float, pool: float, spread2: float) -> 
 
 def pooled_scale(cross: np.ndarray, power: np.ndarray) -> tuple[float, float]:
     """Return the scale of all micrographs together and the variance of theirs beyond what noise explains."""
-    pool = float(cross.sum() / power.sum())
+    known = power > 0
+    cross, power = cross[known], power[known]
+    pool = float(cross.sum() / power.sum()) if known.any() else 1.0
     own = cross / power
     spread2 = float(np.mean((own - pool) ** 2 - 1 / power)) if len(own) > 1 else 0.0
     return pool, max(spread2, 0.0)
@@ -103,6 +106,7 @@ def own_noise_windows(
     k: int,
     grid: WindowGrid,
     box: int,
+    threads: int = 1,
 ) -> Any:
     """Return the windows (particle, frame, y, x) that a particle's own noise in its half map is expected to leave.
 
@@ -121,10 +125,14 @@ def own_noise_windows(
     turn = -2j * np.pi / box
     shares = beside(ctf, weight[:, shell].astype(np.float32))  # (frame, ky, kx)
     kx, ky, offset_px = (beside(ctf, one) for one in (kx, ky, offset_px))
+    ramp_x = xp.exp(turn * kx * offset_px[..., 0, None, None]).astype(np.complex64)  # (particle, frame, 1, k + 1)
+    ramp_y = xp.exp(turn * ky * offset_px[..., 1, None, None]).astype(np.complex64)  # (particle, frame, 2k + 1, 1)
+
+    def work(part: slice) -> None:
+        cross = (ctf2[part, None] * shares) * ramp_x[part]
+        cross *= ramp_y[part]
+        out[part] = windows_from_cross(cross.reshape(-1, *cross.shape[2:]), grid, box).reshape(out[part].shape)
+
     with one_blas_thread():
-        for f in range(n_frames):
-            ramp_x = xp.exp(turn * kx[None] * offset_px[:, f, 0, None, None]).astype(np.complex64)
-            ramp_y = xp.exp(turn * ky[None] * offset_px[:, f, 1, None, None]).astype(np.complex64)
-            cross = ctf2 * shares[f] * ramp_x * ramp_y
-            out[:, f] = windows_from_cross(cross, grid, box)
+        over_chunks(n, work, threads, chunk=2, like=ctf, item_bytes=n_frames * window_work_bytes(k, grid.size))
     return out

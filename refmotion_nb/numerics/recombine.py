@@ -74,9 +74,10 @@ def normalise(images: Any, radius_px: float, threads: int = 1) -> Any:
 
     def work(part: slice) -> None:
         some = images[part]
-        background = some.reshape(len(some), -1)[:, ring].astype(np.float64)
-        mean, std = background.mean(1), background.std(1)
-        out[part] = (some - mean[:, None, None]) / xp.where(std > 0, std, 1)[:, None, None]
+        background = some.reshape(len(some), -1)[:, ring]
+        mean, std = background.mean(1, dtype=np.float64), background.std(1, dtype=np.float64)
+        mean, std = mean.astype(np.float32), xp.where(std > 0, std, 1).astype(np.float32)
+        out[part] = (some - mean[:, None, None]) / std[:, None, None]
 
     over_chunks(len(images), work, threads, chunk=8, like=images, item_bytes=8 * image_work_bytes(box))
     return out

@@ -220,12 +220,17 @@ class AlignedWindows:
         noise = [(rows, {**arguments, "ctf": put(arguments["ctf"])}) for rows, arguments in self.own_noise]
         return replace(self, windows=self.windows.on(put), own_noise=noise)
 
-    def scaled(self, prior: MotionPrior) -> Windows:
+    def scaled(self, prior: MotionPrior, threads: int = 1) -> Windows:
         """Return the windows in log-likelihood units, the expected own noise taken out."""
         scale = self.scale(prior)
         values = self.windows.values * np.float32(scale)
         for rows, arguments in self.own_noise:
-            values[beside(values, rows)] -= np.float32(scale**2) * own_noise_windows(**arguments)
+            noise = own_noise_windows(**arguments, threads=threads)
+            noise *= np.float32(scale**2)
+            if len(rows) == len(values):  # as nearly always
+                values -= noise
+            else:
+                values[beside(values, rows)] -= noise
         return replace(self.windows, values=values)
 
 
@@ -330,7 +335,7 @@ def track(micrograph: Micrograph, settings: Alignment, prior: MotionPrior, threa
     reach = settings.window_reach_A
     for attempt in range(3):
         raw = alignment_windows(micrograph, settings, True, threads, reach * 2**attempt)
-        windows = raw.scaled(prior)
+        windows = raw.scaled(prior, threads)
         solution = solve(windows, geometry, [prior], settings.relion)
         hits = int(windows.edge_hits(solution.displacement_A[0]).sum())
         if not hits:

@@ -85,7 +85,7 @@ class PriorExploration:
         prior = prior or default_prior(START, settings)
         one = m.distinct()
         # on the host: a single prior is no work for a GPU, and any thread may ask
-        windows = alignment_windows(one, settings, False, session.threads).scaled(prior).on(to_host)
+        windows = alignment_windows(one, settings, False, session.threads).scaled(prior, session.threads).on(to_host)
         score = score_windows(one, settings, session.threads)
         score.windows = score.windows.on(to_host)
         reporter.advance(what="correlation windows")

@@ -161,7 +161,7 @@ class MicrographCorrection(Stage):
         rigid_px, local_px = (motion or self.motion(movie, weights)).on_grid()
         with open_movie(movie) as reader:
             # CryoSPARC's micrographs are less their background, RELION's are not
-            look = look_at(movie, reader, self.repair_hot_pixels, movie.background is not None)
+            look = look_at(movie, reader, self.repair_hot_pixels, movie.background is not None, threads)
             background = None if look.background is None else spread(look.background, shape)
             return sum_frames(
                 partial(look.frame, reader), Camera(look.gain, background), rigid_px, local_px, tables,

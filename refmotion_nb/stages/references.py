@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from refmotion_nb.data.maps import LoadedReference, load_reference
-from refmotion_nb.data.schema import Dataset
+from refmotion_nb.data.schema import Dataset, InputError
 from refmotion_nb.numerics.energy import first_shell_below
 from refmotion_nb.numerics.projection import FourierVolume, prepare_volume
 from refmotion_nb.numerics.reconstruct import fsc_masked_corrected
+
+FEWEST_SHELLS = 4  # with signal
 
 
 @dataclass(frozen=True)
@@ -50,17 +53,25 @@ def prepare_references(dataset: Dataset, all_shells: bool, threads: int) -> list
     Raises
     ------
     InputError
-        Maps that cannot be used.
+        Maps that cannot be used, or that agree in no shell.
     """
-    return [_prepare(load_reference(reference), all_shells, threads) for reference in dataset.references]
+    return [
+        _prepare(load_reference(reference), Path(reference.half1).name, all_shells, threads)
+        for reference in dataset.references
+    ]
 
 
-def _prepare(loaded: LoadedReference, all_shells: bool, threads: int) -> PreparedReference:
+def _prepare(loaded: LoadedReference, name: str, all_shells: bool, threads: int) -> PreparedReference:
     fsc = loaded.fsc
     if fsc is None:
-        fsc = fsc_masked_corrected(loaded.half1, loaded.half2, loaded.mask).corrected
+        fsc = fsc_masked_corrected(loaded.half1, loaded.half2, loaded.mask, threads=threads).corrected
     fsc = np.nan_to_num(np.asarray(fsc, float))
     nyquist = loaded.box_size // 2
+    if first_shell_below(fsc, 0.143) < FEWEST_SHELLS:
+        raise InputError(
+            f"the half maps {name} agree in no more than {first_shell_below(fsc, 0.143) - 1} shells (FSC above 0.143): there "
+            "is nothing to align with; give those of a refinement, with its mask"
+        )
     k_max = nyquist if all_shells else min(nyquist, int(1.25 * first_shell_below(fsc, 0.143)) + 4)
     first, second = (prepare_volume(half, loaded.mask, k_max, 2, threads) for half in (loaded.half1, loaded.half2))
     return PreparedReference((first, second), fsc, loaded.box_size, loaded.pixel_size_A, _mask_radius(loaded))

@@ -6,6 +6,7 @@ import functools
 import inspect
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 import xarray as xr
 
+from refmotion_nb.data.schema import InputError
 from refmotion_nb.numerics.backend import one_blas_thread
 
 SHOW_EVERY_S = 0.2  # an unfinished result is worked out no more often,
@@ -298,6 +300,8 @@ class Run:
             raise
         finally:
             self.seconds = time.perf_counter() - self.started
+            if isinstance(self.exception, (Cancelled, KeyboardInterrupt, InputError, MemoryError)):
+                traceback.clear_frames(self.exception.__traceback__)  # a run is kept, what it was at work on is not
             with self._lock:
                 self._change(state=state, error=str(self.exception) if state == "failed" else "")
             self._ended.set()

@@ -117,7 +117,8 @@ def _facts(session: Session, read: ReadMicrograph) -> tuple[float, float, float,
 
 
 def _scaled(session: Session, read: ReadMicrograph, prior: MotionPrior) -> SearchMicrograph:
-    return SearchMicrograph(read.geometry, _kept(session, read.raw.on(session.device.put).scaled(prior)), read.score)
+    windows = read.raw.on(session.device.put).scaled(prior, session.threads)
+    return SearchMicrograph(read.geometry, _kept(session, windows), read.score)
 
 
 def _aligned(

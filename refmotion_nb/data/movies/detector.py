@@ -7,6 +7,7 @@ that of its surroundings, results depend neither on threads nor on order. Its ga
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -161,8 +162,19 @@ def load_gain(gain: Gain, shape: tuple[int, int], eer: bool) -> np.ndarray:
     A TIFF is flipped as TIFF movies are, except the ``.gain`` of an EER movie. The gain is turned first (quarter turns
     clockwise with the first row on top, RELION's ``--gain_rot``), then flipped. For EER, a gain of the sensor's raster
     is repeated to that of the frames, a finer one summed, and all but ``.gain`` are inverted unless ``invert`` says.
-    Raises InputError for a size that does not fit and for values that are not finite.
+    Raises InputError for a size that does not fit and for values that are not finite. Not to be changed: it is kept for the
+    next movie.
     """
+    path = Path(gain.path)
+    try:
+        written = path.stat().st_mtime_ns
+    except OSError:
+        written = 0
+    return _load_gain(gain, shape, eer, written)
+
+
+@lru_cache(maxsize=1)
+def _load_gain(gain: Gain, shape: tuple[int, int], eer: bool, written: int) -> np.ndarray:
     path = Path(gain.path)
     multiplies = path.suffix == ".gain" or not eer
     flip = not (gain.rows_as_stored or (eer and path.suffix == ".gain"))
@@ -185,6 +197,7 @@ def load_gain(gain: Gain, shape: tuple[int, int], eer: bool) -> np.ndarray:
     if gain.invert if gain.invert is not None else not multiplies:
         mean = np.float32(fitted.mean(dtype=np.float64))  # as RELION: defects count
         np.divide(mean, fitted, out=fitted, where=fitted != 0)
+    fitted.flags.writeable = False
     return fitted
 
 

@@ -100,7 +100,9 @@ class MrcReader(MovieReader):
 
     def __init__(self, source: Bytes, header: MrcHeader):
         self._header = header
-        super().__init__(source, header.n_frames, header.height, header.width, header.dtype.newbyteorder("="))
+        half = header.dtype.kind == "f" and header.dtype.itemsize == 2  # which is for files, not to compute with
+        dtype = np.dtype(np.float32) if half else header.dtype.newbyteorder("=")
+        super().__init__(source, header.n_frames, header.height, header.width, dtype)
 
     def _read(self, index: int) -> np.ndarray:
         header = self._header
@@ -109,7 +111,7 @@ class MrcReader(MovieReader):
         if header.packed:
             return np.ascontiguousarray(tiff.unpack_4bit(stored)[:, : header.width])
         image = stored.view(header.dtype)
-        return image if header.dtype.isnative else image.astype(self.dtype)
+        return image.astype(self.dtype, copy=False)
 
 
 class EerReader(MovieReader):
