@@ -15,6 +15,7 @@ from refmotion_nb.numerics.fourier import band_indices, band_of, crop_half_plane
 from refmotion_nb.numerics.patches import PatchSpectra, cut_patches, integer_coordinate, movie_box, particle_power
 from refmotion_nb.numerics.projection import euler_to_matrix, prepare_volume, slices
 from refmotion_nb.numerics.recombine import normalise, recombine
+from refmotion_nb.numerics.room import Room
 from refmotion_nb.numerics.symmetry import operators
 from refmotion_nb.numerics.trajectories import Windows
 
@@ -494,3 +495,26 @@ def test_chunks_cover_everything_once():
 
         over_chunks(n, work, threads, chunk)
         assert (seen == 1).all()
+
+
+# memory
+
+
+def test_memory_goes_from_one_array_to_the_next_and_never_while_in_use():
+    room = Room()
+    with room.open(least_bytes=4000):
+        first = room.empty((10, 100), np.int16)
+        where, part = first.ctypes.data, first[3:5, ::2].view(np.uint16)
+        del first
+        second = room.empty((10, 100), np.int16)  # part is still in use
+        part[:] = 7
+        second[:] = 1
+        assert second.ctypes.data != where and (part == 7).all()
+        del part
+        third = room.empty((2000,), np.int16)
+        assert third.ctypes.data == where and third.shape == (2000,)
+        del third
+        assert room.empty((3000,), np.int16).nbytes == 6000  # larger than what waits
+    del second
+    assert not room._spare
+    assert room.empty((2, 3), np.float32).base is None

@@ -34,6 +34,7 @@ class Spool:
         self.spilled_bytes = 0  # on disk now
         self._lock = RLock()  # an array may be collected at any time, even while one is being kept
         self._file: IO[bytes] | None = None
+        self._closing: weakref.finalize | None = None
         self._map: mmap.mmap | None = None
         self._used = 0  # bytes of the file in hand
 
@@ -73,12 +74,9 @@ class Spool:
     def close(self) -> None:
         """Let go of the file in hand; arrays stay as long as they are in use."""
         with self._lock:
-            if self._file is not None:
-                self._file.close()
-            self._file = self._map = None
-
-    def __del__(self) -> None:
-        self.close()
+            if self._closing is not None:
+                self._closing()
+            self._file = self._map = self._closing = None
 
     def _forget(self, n_bytes: int) -> None:
         with self._lock:
@@ -103,6 +101,7 @@ class Spool:
     def _begin(self, n_bytes: int) -> None:
         self.close()
         self._file = tempfile.TemporaryFile(dir=self.folder, prefix=".", suffix=".spool")
+        self._closing = weakref.finalize(self, self._file.close)  # also where it goes with others that know each other
         os.ftruncate(self._file.fileno(), n_bytes)  # takes no room yet
         self._map, self._used = mmap.mmap(self._file.fileno(), n_bytes), 0
 

@@ -15,6 +15,7 @@ import numpy as np
 from refmotion_nb.numerics.backend import beside, kernels_of, over_chunks, rfft2, to_host, xp_of
 from refmotion_nb.numerics.device_sizes import cut_work_bytes, power_work_bytes
 from refmotion_nb.numerics.fourier import half_plane_indices, hermitian_weight, shell_floor
+from refmotion_nb.numerics.room import Room
 
 _CACHE_BYTES = 1 << 20  # of patches cut and transformed at a time by one thread
 
@@ -50,9 +51,12 @@ class PatchSpectra:
     offset_px: np.ndarray  # (particle, frame, 2) x y whole px by which each patch was cut away from the coordinate
 
     @classmethod
-    def empty(cls, n_particles: int, n_frames: int, box: int, xp: ModuleType = np) -> PatchSpectra:
-        """Make room for the patches of ``n_particles`` in ``n_frames``."""
-        stored = xp.empty((n_particles, n_frames, box, box // 2 + 1, 2), np.int16)
+    def empty(
+        cls, n_particles: int, n_frames: int, box: int, xp: ModuleType = np, room: Room | None = None
+    ) -> PatchSpectra:
+        """Make room for the patches of ``n_particles`` in ``n_frames``; on the CPU in the ``room`` given, if one is."""
+        shape = (n_particles, n_frames, box, box // 2 + 1, 2)
+        stored = room.empty(shape, np.int16) if room is not None and xp is np else xp.empty(shape, np.int16)
         scale = xp.ones((n_particles, n_frames), np.float32)
         return cls(stored, scale, np.zeros((n_particles, n_frames, 2), np.int64))
 
@@ -65,6 +69,11 @@ class PatchSpectra:
     def n_particles(self) -> int:
         """Number of particles."""
         return self.stored.shape[0]
+
+    @staticmethod
+    def bytes_for(n_particles: int, n_frames: int, box: int) -> int:
+        """Return the size of the transforms of so many particles."""
+        return n_particles * n_frames * box * (box // 2 + 1) * 4
 
     @property
     def n_frames(self) -> int:

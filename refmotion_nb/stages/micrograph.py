@@ -23,6 +23,7 @@ from refmotion_nb.numerics.device_sizes import MicrographSizes, slice_work_bytes
 from refmotion_nb.numerics.fourier import band_indices
 from refmotion_nb.numerics.patches import PatchSpectra, integer_coordinate, movie_box, particle_power, patch_corners
 from refmotion_nb.numerics.projection import euler_to_matrix, slices
+from refmotion_nb.numerics.room import Room
 from refmotion_nb.stages.device import Device
 from refmotion_nb.stages.references import PreparedReference
 
@@ -55,7 +56,13 @@ def place(movie: Movie, particles: xr.Dataset, extent_A: float, recenter: bool) 
 
 
 def read_spectra(
-    movie: Movie, placement: Placement, follow: bool, repair: bool, threads: int, device: Device | None = None
+    movie: Movie,
+    placement: Placement,
+    follow: bool,
+    repair: bool,
+    threads: int,
+    device: Device | None = None,
+    room: Room | None = None,
 ) -> PatchSpectra:
     """Read a movie frame by frame and return the transforms of its patches, on ``device``, by default the CPU.
 
@@ -68,7 +75,7 @@ def read_spectra(
         The movie or its gain cannot be used.
     """
     n, device = len(placement.centre_px), device or Device()
-    spectra = PatchSpectra.empty(n, movie.n_frames, placement.box, device.xp)
+    spectra = PatchSpectra.empty(n, movie.n_frames, placement.box, device.xp, room)
     if follow:
         spectra.offset_px[:] = np.rint(placement.initial_A / movie.pixel_size_A)
     with open_movie(movie) as reader, ThreadPoolExecutor(max(1, threads)) as pool:
@@ -208,10 +215,11 @@ def load_micrograph(
     repair: bool,
     threads: int,
     device: Device | None = None,
+    room: Room | None = None,
 ) -> Micrograph:
     """Read a movie and predict its particles; with ``relion`` exactly as RELION normalises and cuts them."""
     placement = place(movie, particles, extent_A, recenter)
-    spectra = read_spectra(movie, placement, not relion, repair, threads, device)
+    spectra = read_spectra(movie, placement, not relion, repair, threads, device, room)
     noise = _relion_noise(spectra, threads) if relion else _noise(spectra, movie, threads)
     extent = spectra.box * movie.pixel_size_A
     k = _last_shell(spectra.box, extent, references)

@@ -300,7 +300,7 @@ class Run:
             raise
         finally:
             self.seconds = time.perf_counter() - self.started
-            if isinstance(self.exception, (Cancelled, KeyboardInterrupt, InputError, MemoryError)):
+            if isinstance(self.exception, (Cancelled, KeyboardInterrupt, InputError, MemoryError, OSError)):
                 traceback.clear_frames(self.exception.__traceback__)  # a run is kept, what it was at work on is not
             with self._lock:
                 self._change(state=state, error=str(self.exception) if state == "failed" else "")

@@ -16,6 +16,8 @@ import xarray as xr
 from refmotion_nb.data.schema import Dataset, InputError, Movie
 from refmotion_nb.data.spool import Spool
 from refmotion_nb.numerics.backend import cpu_count, to_host
+from refmotion_nb.numerics.patches import PatchSpectra, movie_box
+from refmotion_nb.numerics.room import Room
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, Tracks, track
 from refmotion_nb.stages.base import Reporter, Stage
 from refmotion_nb.stages.device import Device
@@ -67,6 +69,7 @@ class Session:
         self.threads = threads or cpu_count()
         self.cache_bytes = cache_bytes
         self.spool = Spool(cache_bytes, spill_folder)
+        self._room = Room()
         self._references: dict[bool, list[PreparedReference]] = {}
         self._factors: dict[tuple[str, ...], np.ndarray] = {}  # of grey scale (reference,), by how micrographs are read
         self._kept: dict[tuple[str, ...], Micrograph] = {}
@@ -281,6 +284,7 @@ class Session:
             micrograph = load_micrograph(
                 movie, particles, self.data.optics, references, extent_A=extent_A, relion=settings.relion,
                 recenter=settings.recenter, repair=settings.repair_hot_pixels, threads=self.threads, device=self.device,
+                room=self._room,
             )  # fmt: skip
         except InputError as error:
             self.failed[name] = str(error)
@@ -336,13 +340,24 @@ class Session:
                 yield name, load(name)
             self._tell_of_device()
             return
-        with ThreadPoolExecutor(1) as pool:
+        with self._room.open(self._largest(names, settings)), ThreadPoolExecutor(1) as pool:
             ahead = pool.submit(load, names[0]) if names else None
             for i, name in enumerate(names):
                 micrograph = ahead.result() if ahead else None
                 ahead = pool.submit(load, names[i + 1]) if i + 1 < len(names) else None
                 yield name, micrograph
+                del micrograph
         self._tell_of_device()
+
+    def _largest(self, names: list[str], settings: Alignment) -> int:
+        """Return the size of the transforms of the largest of these micrographs."""
+        sizes = [0]
+        extent = self.extent_A(settings) if names else 0.0
+        for name in names:
+            movie = self.micrographs[name][0]
+            box = movie_box(extent, movie.pixel_size_A)
+            sizes.append(PatchSpectra.bytes_for(self.particle_count(name), movie.n_frames, box))
+        return max(sizes)
 
     def _tell_of_device(self) -> None:
         self.warnings += [line for line in self.device.warnings if line not in self.warnings]

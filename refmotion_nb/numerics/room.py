@@ -1,0 +1,64 @@
+"""Memory that one micrograph leaves to the next.
+
+The system gives fresh memory page by page, cleared: for the transforms of a micrograph that takes about a fifth of the time of
+reading its movie.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import RLock
+from typing import Any
+
+import numpy as np
+
+SPARE = 2  # pieces of memory that wait for another use, at most
+
+
+class Room:
+    """Gives arrays, and while it is open keeps the memory of those nobody uses any more for the next."""
+
+    def __init__(self) -> None:
+        self._spare: list[np.ndarray] = []
+        self._users = 0
+        self._least_bytes = (
+            0  # of a new piece of memory, so that it is of use to all; what is not touched costs nothing
+        )
+        self._lock = RLock()  # an array may be collected at any time
+
+    @contextmanager
+    def open(self, least_bytes: int = 0) -> Iterator[None]:
+        """Keep memory for the next until all who opened it have left; give new pieces ``least_bytes`` or more."""
+        with self._lock:
+            self._users += 1
+            self._least_bytes = max(self._least_bytes, least_bytes)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    self._least_bytes = 0
+                    self._spare.clear()
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """Return an array with arbitrary values."""
+        n_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        with self._lock:
+            if not self._users:
+                return np.empty(shape, dtype)
+            piece = next((one for one in self._spare if one.nbytes >= n_bytes), None)
+            self._spare = [one for one in self._spare if one is not piece and one.nbytes >= self._least_bytes]
+        if piece is None:
+            piece = np.empty(max(n_bytes, self._least_bytes), np.uint8)
+        # over a buffer, and not a view of the piece: every part of an array holds on to the array, not to what is below
+        array: np.ndarray = np.frombuffer(piece.data, np.uint8, n_bytes)
+        weakref.finalize(array, self._left, piece).atexit = False
+        return array.view(dtype).reshape(shape)
+
+    def _left(self, piece: np.ndarray) -> None:
+        with self._lock:
+            if self._users and len(self._spare) < SPARE:
+                self._spare.append(piece)
