@@ -72,8 +72,7 @@ def standing(engine: Any) -> Standing:
         return Standing("done", run, run.result)
     if run.snapshot.ended:
         return Standing(run.state, run, run.snapshot.so_far, run.error)
-    paused = engine.going is not None and engine.going.state == "paused"
-    return Standing("paused" if paused else "running", run, run.snapshot.so_far)
+    return Standing("paused" if run.state == "paused" else "running", run, run.snapshot.so_far)
 
 
 def _after(engine: Any, job: Run, run: Run | None) -> bool:
