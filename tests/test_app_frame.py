@@ -233,7 +233,9 @@ def test_a_run_on_other_data_removes_results_that_do_not_hold(engine, project, t
     session = rm.Session(tiny.open())
     store = fill(ResultStore(engine.out / "results.zarr"))
     job = rm.Job(session, engine.out)
-    store.write("audit", fake_search().assign_attrs(micrographs=["mic0000"], micrographs_key=session.keys.of(["mic0000"])))
+    store.write(
+        "audit", fake_search().assign_attrs(micrographs=["mic0000"], micrographs_key=session.keys.of(["mic0000"]))
+    )
     store.update_attrs(inputs=describe_inputs(session.data))
     before = store.groups()
     job._describe(store, session)

@@ -228,7 +228,9 @@ def test_priors_are_explored_in_the_background_and_taken(engine):
     assert in_force.given(engine) == model.wanted == Hyperparameters(20.0, 60.0, 3000.0)
     assert "takes given hyperparameters: total strength 20, balance 60°" in tab.force.object
     path, stage, key = engine.hyperparameters_file, rm.HyperparameterSearch(), engine.session.keys.all
-    assert read_prior(path, stage, 4.0, key) == searched.with_hyperparameters(model.wanted), "what was seen, not typical values"
+    assert read_prior(path, stage, 4.0, key) == searched.with_hyperparameters(model.wanted), (
+        "what was seen, not typical values"
+    )
     assert f"hyperparameters_file={str(path)!r}" in code_of(engine)
     other._instead()
     assert in_force.given(engine) is not None and other.problem.visible
@@ -237,7 +239,9 @@ def test_priors_are_explored_in_the_background_and_taken(engine):
     model.settle(20)
     explore(engine).wait(60)
     tab.refresh()
-    assert tab.pane.model is not model and len(model._listeners) == 1, "the other page's; what was replaced listens no more"
+    assert tab.pane.model is not model and len(model._listeners) == 1, (
+        "the other page's; what was replaced listens no more"
+    )
     other.close()
     assert not model._listeners
 
@@ -247,7 +251,9 @@ def test_hyperparameters_and_weights_of_another_run_are_taken_from_files(engine,
     priors, dose = PriorsTab(engine, OWNER), DoseTab(engine, OWNER)
     engine.change(spatial_strength=1.0)
     write_prior(folder / "other.json", MotionPrior(Hyperparameters(3.0, 30.0, 2000.0), 0.4), 1.0, "calibrated", "")
-    write_hyperparameter_group(outside, {"spatial_strength": 1, "correlation_distance": 2, "acceleration_strength": 3}, None, 1.0)
+    write_hyperparameter_group(
+        outside, {"spatial_strength": 1, "correlation_distance": 2, "acceleration_strength": 3}, None, 1.0
+    )
     (folder / "out.cs").symlink_to(outside / "hyperparams.cs")
     write_netcdf(folder / "weights.nc", fake_dose_weights())
     write_netcdf(folder / "wrong.nc", fake_dose_weights().drop_vars("weight"))

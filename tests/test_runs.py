@@ -128,10 +128,10 @@ def test_a_session_that_ran_something_is_freed(session):
     assert all(run.wait(20).attrs["counted"] == 3 for run in runs)
     others = rm.Session(session.data)
     others.submit(Counting()).wait(20)
-    gone = weakref.ref(others)
-    while others._worker is not None:
-        time.sleep(0.001)
-    del others
+    gone, worker = weakref.ref(others), others._worker
+    if worker is not None:
+        worker.join(5)
+    del others, worker
     gc.collect()
     assert gone() is None
 

@@ -46,4 +46,6 @@ class ReuseForm:
         """Let it be used by who may; ``used`` is the file that is taken now."""
         self.path.enable(may_run)
         self.use.disabled, self.back.disabled = not may_run, not (may_run and used is not None)
-        self.told.object = "" if used is None else f"<small>The next run takes <code>{escape(str(used))}</code>.</small>"
+        self.told.object = (
+            "" if used is None else f"<small>The next run takes <code>{escape(str(used))}</code>.</small>"
+        )
