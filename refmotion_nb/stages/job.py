@@ -209,13 +209,13 @@ class Job:
             complete = not failed
         self.warnings += [f"{name}: {failed[name]}" for name in session if name in failed]
         self.warnings += session.warnings
-        self.seconds.update({f"{k} (part)": v for k, v in session.seconds.items()})
+        self.seconds.update({f"{k} (part)": v for k, v in dict(session.seconds).items()})
         store.update_attrs(seconds={**self._earlier_seconds(store), **self.seconds}, warnings=self.warnings)
         return complete
 
     def _failed(self, store: ResultStore, session: Session) -> dict[str, str]:
         """Return why micrographs could not be used, those of earlier runs included that no stage had to read again."""
-        known = {name: [reason, session.keys.of([name])] for name, reason in session.failed.items()}
+        known = {name: [reason, session.keys.of([name])] for name, reason in dict(session.failed).items()}
         earlier = store.attrs.get("failed", {})
         known |= {name: [reason, key] for name, (reason, key) in earlier.items()
                   if name not in known and session.keys.of([name]) == key and not store.has(f"tracks/{name}")}  # fmt: skip

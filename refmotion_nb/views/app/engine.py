@@ -281,12 +281,13 @@ class Engine:
 
     def _try(self, dose_weights: Path | None, hyperparameters: Path | None, data: Dataset) -> None:
         """Read files that are new; InputError if they do not fit, or lead outside."""
-        box, mine = check_reference(data.references[0]), HyperparameterSearch.param
-        how = HyperparameterSearch(**{name: value for name, value in self.settings.items() if name in mine})
-        with only_within(self.roots.folders):
-            if hyperparameters is not None and hyperparameters != self.hyperparameters_file:
-                read_prior(hyperparameters, how, data.movies[0].dose_per_frame_e_A2, "")
-            if dose_weights is not None and dose_weights != self.dose_weights_file:
+        if hyperparameters is not None and hyperparameters != self.hyperparameters_file:
+            mine = {name: value for name, value in self.settings.items() if name in HyperparameterSearch.param}
+            with only_within(self.roots.folders):
+                read_prior(hyperparameters, HyperparameterSearch(**mine), data.movies[0].dose_per_frame_e_A2, "")
+        if dose_weights is not None and dose_weights != self.dose_weights_file:
+            box = check_reference(data.references[0])  # which a notebook may have opened elsewhere
+            with only_within(self.roots.folders):
                 read_weights(dose_weights, data.movies, *box)
 
     def run(self, until: str) -> Run:
