@@ -224,7 +224,7 @@ def test_other_data_take_nothing_over(engine, project, tiny):
     assert not before.spool.held_bytes and not before._references
     assert engine.store is engine.result("search") is engine.result("validation") is None
     tab.refresh(), results.refresh()
-    assert "are of other data (24 particles of" in tab.others.object and results.nothing.visible
+    assert "read otherwise (24 particles of" in tab.others.object and results.nothing.visible
     engine.take(mine)
     assert engine.result("search") is not None and engine.settings == {"seed": 3}
 
