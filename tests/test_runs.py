@@ -106,7 +106,9 @@ def test_what_a_cancelled_run_was_at_work_on_is_not_kept(session, monkeypatch):
 def test_a_run_within_another_has_its_clock_and_state():
     outer = Run(Counting())
     outer._change(state="running")
+    outer.watched = True
     inner = Run(Counting(), (), outer)
+    assert inner.watched, "from its first result on"
     inner._change(state="running")
     inner.start(4, "counting")
     inner.advance()

@@ -170,7 +170,7 @@ class Snapshot:
 class Run:
     """One run of a stage or job: a reporter that remembers, passes on what it is told, and can be paused and cancelled.
 
-    The run of a stage within a job is paused and goes on with that of the job.
+    The run of a stage within a job is paused and goes on with that of the job, and is watched if that is.
     """
 
     def __init__(self, stage: Any, inputs: tuple[Any, ...] = (), reporter: Reporter | None = None):
@@ -192,7 +192,8 @@ class Run:
         self._go_on.set()
         self._cancelled = False
         self._show_from = 0.0
-        self.watched = False  # whether anybody looks at unfinished results
+        # whether anybody looks at unfinished results
+        self.watched = self._outer is not None and self._outer.watched
 
     @property
     def name(self) -> str:
