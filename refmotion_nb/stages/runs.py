@@ -193,7 +193,7 @@ class Run:
         self._cancelled = False
         self._show_from = 0.0
         # whether anybody looks at unfinished results
-        self.watched = self._outer is not None and self._outer.watched
+        self.watched: bool = self._outer is not None and self._outer.watched
 
     @property
     def name(self) -> str:

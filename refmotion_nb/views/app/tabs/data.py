@@ -64,7 +64,9 @@ class DataTab(Tab):
         if self._new("out", engine.out):
             self.out.input.value = str(engine.out)
         whose = engine.of_other_data
-        told = f"The results in this folder are of other data, or of these read otherwise ({whose}): they are not shown. "
+        told = (
+            f"The results in this folder are of other data, or of these read otherwise ({whose}): they are not shown. "
+        )
         parts.tell(self.others, f"{told}A run replaces them; choose another folder to keep them." if whose else "")
         check = engine.checked
         if self._new("check", (id(check), check.state) if check is not None else None):
