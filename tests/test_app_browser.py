@@ -21,7 +21,7 @@ def enter(page, label, text):
 
 
 def test_the_owner_opens_the_example_and_who_looks_on_sees_it(app, browser):
-    app.engine.session = None
+    data, app.engine.session = app.engine.session, None
     app.engine.example = Opening("example", {"folder": "made", "settings": TINY})
     owner, other = browser.open(app.owner_url), browser.open(app.url)
     app.until(lambda: len(app.engine.viewers) == 2)
@@ -36,6 +36,8 @@ def test_the_owner_opens_the_example_and_who_looks_on_sees_it(app, browser):
     owner.get_by_role("button", name="Next ▶").click()
     owner.get_by_text("2 of 2: 12 particles").wait_for()
     assert other.get_by_text("1 of 2: 12 particles").is_visible()  # each looks where they like
+    assert app.engine.settings == {"symmetry": "O"}
+    app.engine.take(data)
 
 
 def test_who_looks_on_cannot_run_until_the_owner_lets_them(app, browser):
@@ -54,7 +56,6 @@ def test_who_looks_on_cannot_run_until_the_owner_lets_them(app, browser):
 
 
 def test_two_browsers_are_in_step_and_a_new_one_shows_the_present_state(app, browser):
-    app.engine.change(symmetry=None)  # that of the example
     one, two = browser.open(app.owner_url), browser.open(app.owner_url)
     for page in (one, two):
         turn_to(page, "Settings")

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import xarray as xr
 from bokeh.models import Line
+from fake_results import fake_dose_weights, fill
 
 import refmotion_nb as rm
+from refmotion_nb.data.store import ResultStore
 from refmotion_nb.stages.runs import Cancelled, Run
+from refmotion_nb.views.app import figure
 from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.notebook import code_of, notebook_of
 from refmotion_nb.views.app.opening import Opening
@@ -141,6 +144,22 @@ def test_the_results_tab_shows_gains_maps_particles_and_files(done):
     names = [widget.filename for widget in tab.downloads]
     assert {"report.html", "particles.star", "dose_weights.nc", "hyperparameters.json"} <= set(names)
     assert not tab.nothing.visible
+
+
+def test_what_is_stored_is_drawn_once(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figure, "_made", lambda make, dark: drawn.append(make) or "drawn")
+    engine = Engine(Roots([tmp_path]))
+    store = fill(ResultStore(engine.out / "results.zarr"))
+    dose, results = DoseTab(engine, owner()), ResultsTab(engine, owner())
+    for _ in range(6):
+        dose.refresh(), results.refresh()
+        figure._maker().submit(int).result()  # those before are made
+    assert len(drawn) == 2 and len(dose.figure.view) == len(results.fsc.view) == 1
+    assert "drawn" in str(dose.figure.view[0]) + str(dose.figure.view[0].object)
+    store.write("dose_weights", fake_dose_weights(2))
+    dose.refresh(), dose.refresh()
+    assert len(drawn) == 3, "it was written anew"
 
 
 def test_empty_tabs_say_what_to_do_next(tmp_path):

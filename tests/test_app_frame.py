@@ -4,11 +4,13 @@ import argparse
 import os
 import re
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cryosparc_project import convert
+from fake_results import fake_search, fill
 from job import GIVEN, inputs, run
 
 import refmotion_nb as rm
@@ -16,17 +18,22 @@ from refmotion_nb.cli import _parser
 from refmotion_nb.cli_app import access_of, opening_of, recorded_opening
 from refmotion_nb.data.files import admit, only_within
 from refmotion_nb.data.schema import Skipped
+from refmotion_nb.data.store import ResultStore
+from refmotion_nb.stages.describe import describe_inputs, describes
 from refmotion_nb.stages.inputs import Inputs
 from refmotion_nb.stages.job import STAGES
+from refmotion_nb.stages.runs import Cancelled, Run
 from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.fields import fields_of
 from refmotion_nb.views.app.form import ProgramForm
+from refmotion_nb.views.app.header import Header
 from refmotion_nb.views.app.opening import Opening, files_of
 from refmotion_nb.views.app.page import Page
 from refmotion_nb.views.app.rights import seat
 from refmotion_nb.views.app.roots import Roots
 from refmotion_nb.views.app.serve import Access
 from refmotion_nb.views.app.tabs.data import DataTab, summary
+from refmotion_nb.views.app.tabs.results import ResultsTab
 from refmotion_nb.views.app.tabs.settings import SettingsTab
 
 OWNER = Viewer("owner", True, True)
@@ -171,6 +178,71 @@ def test_the_engine_opens_in_the_background_and_tells_what_is_wrong(engine, proj
     ended(engine.open(relion(project)))
     tab.refresh()
     assert not tab.failed.visible and "<strong>24</strong><small>particles" in tab.held[0][1].object
+
+
+def test_opening_that_is_cancelled_changes_nothing(engine, project, monkeypatch):
+    reading, cancelled = threading.Event(), threading.Event()
+
+    def slow(*args, **kwargs):
+        reading.set()
+        assert cancelled.wait(20)
+        return rm.open_relion(*args, **kwargs)
+
+    read, read_text = [], Path.read_text
+    monkeypatch.setattr("refmotion_nb.views.app.opening.open_relion", slow)
+    monkeypatch.setattr(Path, "read_text", lambda path, **how: read.append(path.suffix) or read_text(path, **how))
+    run = engine.open(relion(project))
+    assert reading.wait(20)
+    header = Header(engine, OWNER, False, True)
+    header.refresh()
+    assert header.cancel.visible and not header.pause.visible, "it would not wait"
+    engine.pause()
+    assert run.state == "running"
+    engine.cancel()
+    cancelled.set()
+    assert ended(run).state == "cancelled" and engine.session is None and ".star" not in read
+    checked = Run(None)
+    checked.cancel()
+    with pytest.raises(Cancelled):
+        relion(project).check(engine.roots, checked)
+
+
+def test_other_data_take_nothing_over(engine, project, tiny):
+    mine, others = tiny.open(), relion(project, first_frame=2).open(engine.roots)
+    engine.take(mine, Opening("example"))
+    assert engine.settings == {"symmetry": "O"}
+    store = fill(ResultStore(engine.out / "results.zarr"))
+    store.update_attrs(inputs=describe_inputs(mine, {"dose weights": Path("elsewhere.nc")}))
+    engine.change(s_vel=1.0, s_div=1.0, s_acc=1.0, seed=3)
+    engine.dose_weights_file, engine.explored, before = project / "weights.nc", Run(None), engine.session
+    before.micrograph("mic0000", rm.HyperparameterSearch())
+    tab, results = DataTab(engine, OWNER), ResultsTab(engine, OWNER)
+    tab.refresh(), results.refresh()
+    assert engine.result("search") is not None and not tab.others.visible and not results.nothing.visible
+    engine.take(others)
+    assert engine.settings == {"seed": 3} and engine.dose_weights_file is engine.explored is None
+    assert not before.spool.held_bytes and not before._references
+    assert engine.store is engine.result("search") is engine.result("validation") is None
+    tab.refresh(), results.refresh()
+    assert "read otherwise (24 particles of" in tab.others.object and results.nothing.visible
+    engine.take(mine)
+    assert engine.result("search") is not None and engine.settings == {"seed": 3}
+
+
+def test_a_run_on_other_data_removes_results_that_do_not_hold(engine, project, tiny):
+    session = rm.Session(tiny.open())
+    store = fill(ResultStore(engine.out / "results.zarr"))
+    job = rm.Job(session, engine.out)
+    store.write(
+        "audit", fake_search().assign_attrs(micrographs=["mic0000"], micrographs_key=session.keys.of(["mic0000"]))
+    )
+    store.update_attrs(inputs=describe_inputs(session.data))
+    before = store.groups()
+    job._describe(store, session)
+    assert store.groups() == before
+    store.update_attrs(inputs=describe_inputs(relion(project, first_frame=2).open(engine.roots)))
+    job._describe(store, session)
+    assert set(before) - set(store.groups()) == {"search", "dose_weights", "particles", "validation"}
 
 
 def test_a_check_lists_what_is_wrong_without_opening(engine, project):
@@ -355,7 +427,9 @@ def test_a_runs_folder_opens_its_data_again(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(folder / "Ref")  # from elsewhere: found above the results
     opening = recorded_opening(tmp_path / "out")
     assert opening.arguments["first_frame"] == 2 and opening.arguments["micrographs"].is_file()
-    assert opening.open(Roots([tmp_path])).movies[0].n_frames == 7
+    data = opening.open(Roots([tmp_path]))
+    assert data.movies[0].n_frames == 7
+    assert describes(ResultStore(tmp_path / "out" / "results.zarr").attrs["inputs"], data), "paths were relative"
     os.rename(folder / "Extract", folder / "Gone")
     with pytest.raises(rm.InputError, match=r"particles.star is not found from here"):
         recorded_opening(tmp_path / "out")

@@ -12,18 +12,25 @@ from bokeh.models import GlyphRenderer, Line, Plot
 from fake_results import fake_dose_weights, fake_search, fake_validation, text_of
 
 import refmotion_nb as rm
-from refmotion_nb.data.store import ResultStore
+from refmotion_nb.data.cryosparc.csfile import table, write_cs
+from refmotion_nb.data.cryosparc.hyperparameters import write_hyperparameter_group
+from refmotion_nb.data.store import ResultStore, write_netcdf
 from refmotion_nb.numerics.prior import Hyperparameters
+from refmotion_nb.stages.alignment import MotionPrior
+from refmotion_nb.stages.reuse import read_prior, write_prior
 from refmotion_nb.stages.runs import Run
+from refmotion_nb.stages.search import prior_attrs
 from refmotion_nb.views import plots
 from refmotion_nb.views.app import comparing, in_force, search_state
 from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.exploring import explore
 from refmotion_nb.views.app.live_rays import DIM, LiveRays, Rays, legend
+from refmotion_nb.views.app.notebook import code_of
 from refmotion_nb.views.app.rendering import rendered
 from refmotion_nb.views.app.rights import seat
 from refmotion_nb.views.app.roots import Roots
 from refmotion_nb.views.app.tabs.compare import CompareTab
+from refmotion_nb.views.app.tabs.dose import DoseTab
 from refmotion_nb.views.app.tabs.priors import PriorsTab
 from refmotion_nb.views.app.tabs.search import SearchTab
 from refmotion_nb.views.drawing_style import palette
@@ -160,14 +167,14 @@ def test_drawings_take_the_colours_of_a_dark_page():
 
 def test_given_hyperparameters_have_no_rays_to_show(engine):
     tab = SearchTab(engine, OWNER)
-    in_force.use(seat(engine, OWNER), Hyperparameters(3.0, 30.0, 2000.0))
+    in_force.use(seat(engine, OWNER), MotionPrior(Hyperparameters(3.0, 30.0, 2000.0)), "calibrated")
     table = xr.Dataset(attrs={"strength": 3.0, "balance_deg": 30.0, "distance_A": 2000.0})
     engine.session.adopt(rm.HyperparameterSearch(), "prior", result=table)
     tab.refresh()
     assert "Motion hyperparameters were given" in shown_text(tab) and not tab.picture.visible
-    assert "takes given hyperparameters" in shown_text(tab) and tab.instead.visible
+    assert "takes given hyperparameters: total strength 3" in shown_text(tab) and tab.instead.visible
     tab._instead()
-    assert engine.settings == {} and tab.start.label == "Start search"
+    assert engine.hyperparameters_file is None and tab.start.label == "Start search"
 
 
 def test_the_empty_tab_says_what_to_do(tmp_path):
@@ -203,6 +210,8 @@ def test_one_distance_can_be_looked_at():
 
 
 def test_priors_are_explored_in_the_background_and_taken(engine):
+    searched = MotionPrior(Hyperparameters(9.0, 40.0, 2500.0), 0.31, 5.5, 0.2)
+    engine.session.adopt(rm.HyperparameterSearch(), result=xr.Dataset(attrs=prior_attrs(searched)))
     tab, other = PriorsTab(engine, OWNER), PriorsTab(engine, Viewer("guest", False))
     tab.refresh()
     assert list(tab.micrograph.options) == ["mic0000 (12 particles)", "mic0001 (12 particles)"]
@@ -216,14 +225,57 @@ def test_priors_are_explored_in_the_background_and_taken(engine):
     assert other.pane.sliders["strength"].disabled and not tab.pane.sliders["strength"].disabled
     model.move(strength=20.0, balance_deg=60.0, distance_A=3000.0)
     tab._use()
-    taken = in_force.given(engine)
-    np.testing.assert_allclose([taken.strength, taken.balance_deg, taken.distance_A], [20.0, 60.0, 3000.0], rtol=1e-4)
+    assert in_force.given(engine) == model.wanted == Hyperparameters(20.0, 60.0, 3000.0)
     assert "takes given hyperparameters: total strength 20, balance 60°" in tab.force.object
+    path, stage, key = engine.hyperparameters_file, rm.HyperparameterSearch(), engine.session.keys.all
+    assert read_prior(path, stage, 4.0, key) == searched.with_hyperparameters(model.wanted), (
+        "what was seen, not typical values"
+    )
+    assert f"hyperparameters_file={str(path)!r}" in code_of(engine)
     other._instead()
     assert in_force.given(engine) is not None and other.problem.visible
     tab._instead()
     assert in_force.given(engine) is None and "searches" in tab.force.object
     model.settle(20)
+    explore(engine).wait(60)
+    tab.refresh()
+    assert tab.pane.model is not model and len(model._listeners) == 1, (
+        "the other page's; what was replaced listens no more"
+    )
+    other.close()
+    assert not model._listeners
+
+
+def test_hyperparameters_and_weights_of_another_run_are_taken_from_files(engine, tmp_path_factory):
+    folder, outside = engine.roots.folders[0], tmp_path_factory.mktemp("outside")
+    priors, dose = PriorsTab(engine, OWNER), DoseTab(engine, OWNER)
+    engine.change(spatial_strength=1.0)
+    write_prior(folder / "other.json", MotionPrior(Hyperparameters(3.0, 30.0, 2000.0), 0.4), 1.0, "calibrated", "")
+    write_hyperparameter_group(
+        outside, {"spatial_strength": 1, "correlation_distance": 2, "acceleration_strength": 3}, None, 1.0
+    )
+    (folder / "out.cs").symlink_to(outside / "hyperparams.cs")
+    write_netcdf(folder / "weights.nc", fake_dose_weights())
+    write_netcdf(folder / "wrong.nc", fake_dose_weights().drop_vars("weight"))
+    (outside / "refm.npy").touch()
+    weights = {"refmotion_doseweights/path": [str(outside / "refm.npy")], "uid": np.array([1], np.uint64)}
+    write_cs(folder / "names.cs", table(weights))
+    for form, tab, name, refused in (
+        (priors.reuse, priors, "", "no file is given"), (priors.reuse, priors, "out.cs", "outside the folders"),
+        (priors.reuse, priors, "weights.nc", "not a text file"), (priors.reuse, priors, "other.json", ""),
+        (dose.reuse, dose, "wrong.nc", "is no table of dose weights"), (dose.reuse, dose, "names.cs", "outside the folders"),
+        (dose.reuse, dose, "weights.nc", ""),
+    ):  # fmt: skip
+        form.path.input.value = name
+        form.use.clicks += 1
+        assert refused in tab.problem.object and bool(refused) == tab.problem.visible
+    assert engine.hyperparameters_file == folder / "other.json" and engine.dose_weights_file == folder / "weights.nc"
+    assert engine.settings == {}, "those given before do not count any more"
+    priors.refresh()
+    assert "total strength 3, balance 30" in priors.force.object and "other.json" in priors.reuse.told.object
+    priors.reuse.back.clicks += 1
+    dose.reuse.back.clicks += 1
+    assert engine.hyperparameters_file is engine.dose_weights_file is None
 
 
 def test_what_cannot_be_explored_is_told_in_place(tmp_path, tiny, engine):

@@ -91,7 +91,7 @@ def test_a_prior_slider_moves_trajectories(app, browser):
     page.wait_for_function(f"before => JSON.stringify(({SOURCES})(['x0', 'frame'])[0]) != before", arg=_json(before))
     page.get_by_role("button", name="Use these hyperparameters").click()
     page.get_by_text("The next run takes given hyperparameters").wait_for()
-    assert app.engine.settings["correlation_distance"] > 0
+    assert app.engine.hyperparameters_file is not None
     page.get_by_role("button", name="Search instead").click()
     page.get_by_text("The next run searches its hyperparameters").wait_for()
     assert not app.engine.settings

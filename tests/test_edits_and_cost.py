@@ -75,3 +75,5 @@ def test_the_cost_is_measured_and_falls_as_micrographs_are_finished(session, sea
     rm.MotionCorrection().run(session, search, dose, tmp_path)
     after = cost_of_correction(session, rm.MotionCorrection(), tmp_path)
     assert after.basis == "correcting" and (after.micrographs, after.finished, after.seconds) == (0, 2, 0.0)
+    rm.ResultStore(tmp_path / "results.zarr").update_attrs(inputs={"particles": 7})
+    assert cost_of_correction(session, rm.MotionCorrection(), tmp_path).finished == 0, "they are of other data"

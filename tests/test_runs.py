@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -9,7 +10,10 @@ import pytest
 import xarray as xr
 
 import refmotion_nb as rm
+from refmotion_nb.stages import session as sessions
 from refmotion_nb.stages.base import Cancelled, Silent, Stage
+from refmotion_nb.stages.runs import Run
+from refmotion_nb.views.reprs import session_page
 
 
 class Counting(Stage):
@@ -97,6 +101,82 @@ def test_what_a_cancelled_run_was_at_work_on_is_not_kept(session, monkeypatch):
         stage.run(session)
     gc.collect()
     assert stage.ran.state == "cancelled" and stage.held() is None
+
+
+def test_a_run_within_another_has_its_clock_and_state():
+    outer = Run(Counting())
+    outer._change(state="running")
+    outer.watched = True
+    inner = Run(Counting(), (), outer)
+    assert inner.watched, "from its first result on"
+    inner._change(state="running")
+    inner.start(4, "counting")
+    inner.advance()
+    inner.pause()
+    assert outer.state == inner.state == "paused"
+    rate = inner.snapshot.works[0].rate_per_s
+    time.sleep(0.05)
+    assert inner.snapshot.works[0].rate_per_s == rate, "the clock stands still"
+    outer.resume()
+    assert inner.state == "running" and inner.snapshot.works[0].elapsed_s < 0.04
+    inner.done()
+    assert inner.snapshot.works[0].seconds < 0.04
+
+
+def test_a_session_that_ran_something_is_freed(session):
+    for _ in range(50):  # the thread has just ended, or is just about to
+        session.submit(Counting()).wait(20)
+    runs = [session.submit(Counting()) for _ in range(50)]
+    assert all(run.wait(20).attrs["counted"] == 3 for run in runs)
+    others = rm.Session(session.data)
+    others.submit(Counting()).wait(20)
+    gone, worker = weakref.ref(others), others._worker
+    if worker is not None:
+        worker.join(5)
+    del others, worker
+    gc.collect()
+    assert gone() is None
+
+
+def test_what_a_session_lets_go_of_is_found_again(session):
+    settings = rm.HyperparameterSearch()
+    before = session.micrograph("mic0000", settings)
+    assert session.spool.held_bytes > 0
+    session.let_go()
+    assert session.spool.held_bytes == 0
+    assert (session.micrograph("mic0000", settings).own == before.own).all()
+
+
+def test_references_are_prepared_once_for_all_who_ask_at_a_time(session, monkeypatch):
+    prepared, together = [], threading.Barrier(2)
+
+    def prepare(*_):
+        prepared.append(1)
+        time.sleep(0.02)
+        return []
+
+    def ask():
+        together.wait(20)
+        session.references(False)
+
+    monkeypatch.setattr(sessions, "prepare_references", prepare)
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(prepared) == 1
+
+
+def test_a_session_is_shown_while_a_run_adds_to_it(session):
+    class Growing(dict):
+        def items(self):
+            for one in super().items():
+                self[f"another than {len(self)}"] = "no movie"
+                yield one
+
+    session.failed, session.seconds = Growing(a="no movie"), Growing(b=1.0)
+    assert "no movie" in str(session_page(session))
 
 
 def test_a_run_cancelled_before_its_turn_does_nothing(session):

@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -17,13 +17,18 @@ from refmotion_nb.data.schema import InputError
 
 _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8}(\.[^.]+)?|[0-9a-f]{12})")  # of ``atomic``, and of a group of results
 
-_READABLE: ContextVar[tuple[Path, ...]] = ContextVar("folders that may be read", default=())
+_READABLE: ContextVar[tuple[tuple[Path, ...], Callable[[], object]]] = ContextVar(
+    "folders that may be read, and what is called before", default=((), lambda: None)
+)
 
 
 @contextmanager
-def only_within(folders: Iterable[str | Path]) -> Iterator[None]:
-    """Refuse to open input files outside ``folders`` while the block lasts, in this thread, whatever names them."""
-    token = _READABLE.set(tuple(Path(folder).resolve() for folder in folders))
+def only_within(folders: Iterable[str | Path], before_each: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Refuse to open input files outside ``folders`` while the block lasts, in this thread, whatever names them.
+
+    ``before_each`` is called before each file is opened; it may raise to stop the reading.
+    """
+    token = _READABLE.set((tuple(Path(folder).resolve() for folder in folders), before_each))
     try:
         yield
     finally:
@@ -38,7 +43,8 @@ def admit(path: str | Path) -> None:
     InputError
         It lies, links followed, outside the folders of ``only_within``.
     """
-    folders = _READABLE.get()
+    folders, before_each = _READABLE.get()
+    before_each()
     if folders and not any(Path(path).resolve().is_relative_to(folder) for folder in folders):
         raise InputError(f"{path} is outside the folders that may be read ({', '.join(map(str, folders))}); copy it there, "
                          "or start with other folders")  # fmt: skip

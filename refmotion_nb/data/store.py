@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refmotion_nb.data.files import atomic, read_text
+from refmotion_nb.data.files import admit, atomic, read_text
 from refmotion_nb.data.jsonfiles import finite, plain, read_json
 from refmotion_nb.data.schema import InputError
 
@@ -213,6 +213,7 @@ def read_netcdf(path: str | Path) -> xr.Dataset:
     """
     import xarray as xr
 
+    admit(path)
     try:
         with xr.open_dataset(path, engine="h5netcdf") as file:
             dataset = file.load()

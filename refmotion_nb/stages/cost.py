@@ -10,6 +10,7 @@ from refmotion_nb.data.maps import check_reference
 from refmotion_nb.data.store import ResultStore
 from refmotion_nb.numerics.patches import movie_box
 from refmotion_nb.stages.correction import MotionCorrection
+from refmotion_nb.stages.describe import describes
 from refmotion_nb.stages.dose_weights import DoseWeights
 from refmotion_nb.stages.runs import Run
 from refmotion_nb.stages.search import HyperparameterSearch
@@ -52,9 +53,12 @@ def cost_of_correction(session: Session, correction: MotionCorrection, out: Path
         The settings of ``correction`` do not fit the data.
     """
     store = ResultStore(out / "results.zarr")
+    inputs = store.attrs.get("inputs")
+    ours = inputs is None or describes(inputs, session.data)
     left = [
-        name for name in session if not (out / "Particles" / f"{name}.mrcs").exists() or not store.has(f"tracks/{name}")
-    ]
+        name for name in session
+        if not (ours and (out / "Particles" / f"{name}.mrcs").exists() and store.has(f"tracks/{name}"))
+    ]  # fmt: skip
     seconds, basis = measured(session.runs)
     extent = max(box * pixel for box, pixel in map(check_reference, session.data.references))
     if correction.box_size:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from refmotion_nb import __version__
+from refmotion_nb.data.jsonfiles import plain
 from refmotion_nb.data.micrographs import MovieTable
 from refmotion_nb.data.schema import Dataset, Movie
 from refmotion_nb.stages.base import Stage
@@ -41,6 +42,31 @@ def describe_inputs(data: Dataset, reused: Mapping[str, Path | None] | None = No
         "optics_groups": _optics_groups(data),
         "skipped": _skipped(data),
     }
+
+
+REUSED = ("hyperparameters", "dose weights")  # among the files: of other runs
+
+
+def describes(inputs: Mapping[str, Any], data: Dataset) -> bool:
+    """Return whether ``inputs``, the record of a run, is what ``describe_inputs`` says of ``data``.
+
+    What was skipped and files of other runs do not count; relative paths are of a run that was started anywhere.
+    """
+    mine = plain(describe_inputs(data))
+    if any(inputs.get(name) != value for name, value in mine.items() if name not in ("files", "skipped")):
+        return False
+    theirs = [(what, path) for what, path in inputs.get("files", []) if what not in REUSED]
+    return len(theirs) == len(mine["files"]) and all(
+        what == my_what and _same_file(Path(path), Path(my_path))
+        for (what, path), (my_what, my_path) in zip(theirs, mine["files"])
+    )
+
+
+def _same_file(recorded: Path, path: Path) -> bool:
+    if recorded.is_absolute():
+        return recorded == path or recorded.resolve() == path.resolve()
+    parts = [part for part in recorded.parts if part != ".."]
+    return list(path.parts[-len(parts) :]) == parts
 
 
 def _exposures(movies: Iterable[Movie]) -> list[dict[str, Any]]:

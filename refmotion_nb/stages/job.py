@@ -21,20 +21,19 @@ from refmotion_nb.data.cryosparc.write import write_particle_groups
 from refmotion_nb.data.files import sole, sweep
 from refmotion_nb.data.maps import check_reference
 from refmotion_nb.data.schema import InputError
-from refmotion_nb.data.store import PER_MICROGRAPH, ResultStore, write_hyperparameters, write_netcdf
+from refmotion_nb.data.store import PER_MICROGRAPH, ResultStore, write_netcdf
 from refmotion_nb.numerics.backend import one_blas_thread
 from refmotion_nb.numerics.patches import movie_box
 from refmotion_nb.numerics.prior import Hyperparameters
-from refmotion_nb.stages.alignment import MotionPrior
 from refmotion_nb.stages.audit import InputAudit, findings, summary
 from refmotion_nb.stages.base import Reporter, Silent, Stage, hash_of
 from refmotion_nb.stages.correction import MotionCorrection, check_reach, hash_of_weights
-from refmotion_nb.stages.describe import describe_inputs, record
+from refmotion_nb.stages.describe import REUSED, describe_inputs, describes, record
 from refmotion_nb.stages.dose_weights import DoseWeights
 from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.halves import check_split
 from refmotion_nb.stages.inputs import Inputs
-from refmotion_nb.stages.reuse import as_search, default_prior, read_prior, read_weights
+from refmotion_nb.stages.reuse import as_search, default_prior, read_prior, read_weights, write_prior
 from refmotion_nb.stages.runs import Run, recorded, viewer_of
 from refmotion_nb.stages.search import HyperparameterSearch, prior_attrs, prior_from_attrs, still_moving
 from refmotion_nb.stages.session import Session
@@ -188,7 +187,7 @@ class Job:
             self.say(f"note: {note}")
         # that the orientation was found out is no warning
         session.warnings += [n for n in self.data.notes if not n.startswith("orientation ") or " is taken" in n]
-        self._describe(store)
+        self._describe(store, session)
         self._audit(session, store, reporter)
         self.search = search = self._search(session, store, reporter)
         if until != "hyperparameters":
@@ -210,13 +209,13 @@ class Job:
             complete = not failed
         self.warnings += [f"{name}: {failed[name]}" for name in session if name in failed]
         self.warnings += session.warnings
-        self.seconds.update({f"{k} (part)": v for k, v in session.seconds.items()})
+        self.seconds.update({f"{k} (part)": v for k, v in dict(session.seconds).items()})
         store.update_attrs(seconds={**self._earlier_seconds(store), **self.seconds}, warnings=self.warnings)
         return complete
 
     def _failed(self, store: ResultStore, session: Session) -> dict[str, str]:
         """Return why micrographs could not be used, those of earlier runs included that no stage had to read again."""
-        known = {name: [reason, session.keys.of([name])] for name, reason in session.failed.items()}
+        known = {name: [reason, session.keys.of([name])] for name, reason in dict(session.failed).items()}
         earlier = store.attrs.get("failed", {})
         known |= {name: [reason, key] for name, (reason, key) in earlier.items()
                   if name not in known and session.keys.of([name]) == key and not store.has(f"tracks/{name}")}  # fmt: skip
@@ -284,8 +283,16 @@ class Job:
         for pixel in pixel_sizes:
             correction.output_box(movie_box(extent, pixel))
 
-    def _describe(self, store: ResultStore) -> None:
-        reused = {"hyperparameters": self.hyperparameters_file, "dose weights": self.dose_weights_file}
+    def _describe(self, store: ResultStore, session: Session) -> None:
+        """Note what the results in ``store`` are of; those of other data that no longer hold go."""
+        earlier = store.attrs.get("inputs")
+        if earlier is not None and not describes(earlier, self.data):
+            for name in ("audit", "search", "dose_weights"):
+                if _still_valid(store.read(name), session) is None:
+                    store.remove(name)
+            store.remove("particles")
+            store.remove("validation")
+        reused = dict(zip(REUSED, (self.hyperparameters_file, self.dose_weights_file)))
         store.update_attrs(**record((Inputs, *STAGES), self.settings, describe_inputs(self.data, reused), self.command))
 
     @contextmanager
@@ -342,7 +349,8 @@ class Job:
             self.warnings += still_moving(search)
             session.adopt(stage, result=search)
         prior = prior_from_attrs(search.attrs)
-        _write_prior(self.out / "hyperparameters.json", prior, search.attrs, dose, stage.energy, session.keys.all)
+        score = float(search.attrs.get("cv_score", np.nan))
+        write_prior(self.out / "hyperparameters.json", prior, dose, stage.energy, session.keys.all, score)
         return search
 
     def _dose(self, session: Session, store: ResultStore, search: xr.Dataset, reporter: Reporter) -> xr.Dataset:
@@ -372,20 +380,6 @@ class Job:
             session.adopt(stage, search, result=dose)
         write_netcdf(self.out / "dose_weights.nc", dose)
         return dose
-
-
-def _write_prior(
-    path: Path, prior: MotionPrior, attrs: dict[str, Any], dose: float, energy: str, data_key: str
-) -> None:
-    h = prior.hyperparameters
-    s_vel, s_div, s_acc = h.to_relion(dose)
-    write_hyperparameters(
-        path, strength=h.strength, balance_deg=h.balance_deg, distance_A=h.distance_A, common_std_A=prior.common_std_A,
-        profile={"profile_decay_e_A2": prior.profile_decay_e_A2, "profile_floor": prior.profile_floor},
-        relion={"s_vel": s_vel, "s_div": s_div, "s_acc": s_acc, "dose_per_frame_e_A2": dose},
-        score=float(attrs.get("cv_score", np.nan)), energy=energy,
-        reference_scale={"scale_pool": prior.scale_pool, "scale_spread2": prior.scale_spread2}, data=data_key,
-    )  # fmt: skip
 
 
 def _still_valid(found: xr.Dataset | None, session: Session) -> xr.Dataset | None:

@@ -15,7 +15,7 @@ from refmotion_nb.data.cryosparc.hyperparameters import dose_weights_file, read_
 from refmotion_nb.data.cryosparc.hyperparameters import read_dose_weights as read_cryosparc_weights
 from refmotion_nb.data.relion.results import read_bfactors, read_priors
 from refmotion_nb.data.schema import InputError, Movie
-from refmotion_nb.data.store import read_hyperparameters, read_netcdf
+from refmotion_nb.data.store import read_hyperparameters, read_netcdf, write_hyperparameters
 from refmotion_nb.numerics.dose import DoseModel, relion_gauge, weights
 from refmotion_nb.numerics.energy import pooled_scale
 from refmotion_nb.numerics.prior import Hyperparameters
@@ -63,6 +63,26 @@ def read_prior(path: Path, settings: Alignment, dose_per_frame_e_A2: float, data
     scale = values.get("reference_scale") if values.get("data") == data_key else None
     flat = {**values, **(values.get("profile") or {}), **(scale or {})}
     return prior_from_attrs({k: v for k, v in flat.items() if not isinstance(v, dict | list)})
+
+
+def write_prior(
+    path: Path,
+    prior: MotionPrior,
+    dose_per_frame_e_A2: float,
+    energy: str,
+    data_key: str,
+    score: float = np.nan,
+) -> None:
+    """Write a motion prior as ``hyperparameters.json``, which ``read_prior`` reads; ``data_key`` says of which data."""
+    h = prior.hyperparameters
+    s_vel, s_div, s_acc = h.to_relion(dose_per_frame_e_A2)
+    write_hyperparameters(
+        path, strength=h.strength, balance_deg=h.balance_deg, distance_A=h.distance_A, common_std_A=prior.common_std_A,
+        profile={"profile_decay_e_A2": prior.profile_decay_e_A2, "profile_floor": prior.profile_floor},
+        relion={"s_vel": s_vel, "s_div": s_div, "s_acc": s_acc, "dose_per_frame_e_A2": dose_per_frame_e_A2},
+        score=score, energy=energy, reference_scale={"scale_pool": prior.scale_pool, "scale_spread2": prior.scale_spread2},
+        data=data_key,
+    )  # fmt: skip
 
 
 def with_reference_scale(

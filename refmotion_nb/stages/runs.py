@@ -85,6 +85,28 @@ def viewer_of(reporter: Reporter | None) -> Viewer:
     return reporter if isinstance(reporter, Run | Silent) else Run(None, (), reporter)
 
 
+class Clock:
+    """Seconds, as ``time.perf_counter`` counts them, that stand still while a run is paused."""
+
+    def __init__(self) -> None:
+        self._state: tuple[float, float | None] = 0.0, None  # s of all pauses, and when the present one began
+
+    def __call__(self) -> float:
+        """Return the time."""
+        lost, stopped = self._state
+        return (time.perf_counter() if stopped is None else stopped) - lost
+
+    def stop(self) -> None:
+        """Stand still."""
+        self._state = self._state[0], time.perf_counter()
+
+    def go_on(self) -> None:
+        """Go on where it stopped."""
+        lost, stopped = self._state
+        if stopped is not None:
+            self._state = lost + time.perf_counter() - stopped, None
+
+
 @dataclass(frozen=True)
 class Work:
     """A piece of work within a run."""
@@ -93,14 +115,20 @@ class Work:
     total: int
     done: int = 0
     found: int = 0  # of those done: by an earlier run
-    started: float = 0.0  # s, of ``time.perf_counter``; later by the time it was paused
-    seconds: float | None = None  # once it has ended
+    started: float = 0.0  # s, of ``clock``
+    seconds: float | None = None  # once it has ended, pauses left out
     units: str = ""  # what is counted, as far as the reports tell: micrographs or steps
+    clock: Callable[[], float] = field(default=time.perf_counter, repr=False, compare=False)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Time it has taken so far, s, pauses left out."""
+        return self.clock() - self.started if self.seconds is None else self.seconds
 
     @property
     def rate_per_s(self) -> float | None:
         """Units done per second, those found done left out; None before anything is done."""
-        seconds = time.perf_counter() - self.started if self.seconds is None else self.seconds
+        seconds = self.elapsed_s
         return (self.done - self.found) / seconds if self.done > self.found and seconds > 0 else None
 
     def advanced(self, n: int, facts: Mapping[str, Any]) -> Work:
@@ -140,7 +168,10 @@ class Snapshot:
 
 
 class Run:
-    """One run of a stage or job: a reporter that remembers, passes on what it is told, and can be paused and cancelled."""
+    """One run of a stage or job: a reporter that remembers, passes on what it is told, and can be paused and cancelled.
+
+    The run of a stage within a job is paused and goes on with that of the job, and is watched if that is.
+    """
 
     def __init__(self, stage: Any, inputs: tuple[Any, ...] = (), reporter: Reporter | None = None):
         """Stand ready to follow ``stage.run(..., *inputs)``; ``reporter`` is told everything too."""
@@ -151,16 +182,18 @@ class Run:
         self.snapshot = Snapshot()
         self.result: Any = None
         self.exception: BaseException | None = None
-        self.seconds: float | None = None  # once it has ended
+        self.seconds: float | None = None  # once it has ended, pauses left out
         self.started = time.perf_counter()
         self._reporter = reporter
+        self._outer = reporter if isinstance(reporter, Run) and reporter.stage is not None else None
+        self._clock: Clock = Clock() if self._outer is None else self._outer._clock
         self._lock = threading.Lock()
         self._go_on, self._ended = threading.Event(), threading.Event()
         self._go_on.set()
         self._cancelled = False
-        self._paused_at = 0.0
         self._show_from = 0.0
-        self.watched = False  # whether anybody looks at unfinished results
+        # whether anybody looks at unfinished results
+        self.watched: bool = self._outer is not None and self._outer.watched
 
     @property
     def name(self) -> str:
@@ -170,7 +203,8 @@ class Run:
     @property
     def state(self) -> str:
         """In one word: waiting, running, paused, done, cancelled or failed."""
-        return self.snapshot.state
+        state = self.snapshot.state
+        return "paused" if state == "running" and self._outer is not None and self._outer.state == "paused" else state
 
     @property
     def stopping(self) -> bool:
@@ -185,7 +219,7 @@ class Run:
     def start(self, total: int, what: str) -> None:
         """Begin a piece of work of ``total`` units."""
         with self._lock:
-            works = (*self.snapshot.works, Work(what, total, started=time.perf_counter()))
+            works = (*self.snapshot.works, self._work(what, total))
             self._change(works=works, micrographs=(), told=MappingProxyType({}))
         if self._reporter is not None:
             self._reporter.start(total, what)
@@ -199,7 +233,7 @@ class Run:
             The run was cancelled.
         """
         with self._lock:
-            *before, now = self.snapshot.works or (Work("", 0, started=time.perf_counter()),)
+            *before, now = self.snapshot.works or (self._work("", 0),)
             named = (facts["micrograph"],) if "micrograph" in facts and "failed" not in facts else ()
             now = now.advanced(n, facts)
             self._change(
@@ -217,7 +251,7 @@ class Run:
         with self._lock:
             if self.snapshot.works:
                 *before, now = self.snapshot.works
-                self._change(works=(*before, replace(now, seconds=time.perf_counter() - now.started)))
+                self._change(works=(*before, replace(now, seconds=now.elapsed_s)))
         if self._reporter is not None:
             self._reporter.done()
 
@@ -241,19 +275,24 @@ class Run:
 
     def pause(self) -> None:
         """Ask the run to wait at its next report."""
+        if self._outer is not None:
+            self._outer.pause()
+            return
         with self._lock:
             if self.snapshot.state == "running":
                 self._go_on.clear()
-                self._paused_at = time.perf_counter()
+                self._clock.stop()
                 self._change(state="paused")
 
     def resume(self) -> None:
         """Let a paused run go on."""
+        if self._outer is not None:
+            self._outer.resume()
+            return
         with self._lock:
             if self.snapshot.state == "paused":
-                *before, now = self.snapshot.works or (Work("", 0),)
-                now = replace(now, started=now.started + time.perf_counter() - self._paused_at)
-                self._change(state="running", works=(*before, now) if self.snapshot.works else ())
+                self._clock.go_on()
+                self._change(state="running")
         self._go_on.set()
 
     def wait(self, timeout_s: float | None = None) -> Any:
@@ -283,7 +322,7 @@ class Run:
             return self._follow(call)
 
     def _follow(self, call: Callable[[], Any]) -> Any:
-        self.started = time.perf_counter()
+        self.started, begun = time.perf_counter(), self._clock()
         try:
             if self._cancelled:
                 raise Cancelled
@@ -299,7 +338,7 @@ class Run:
             self.exception, state = error, "failed"
             raise
         finally:
-            self.seconds = time.perf_counter() - self.started
+            self.seconds = self._clock() - begun
             if isinstance(self.exception, (Cancelled, KeyboardInterrupt, InputError, MemoryError, OSError)):
                 traceback.clear_frames(self.exception.__traceback__)  # a run is kept, what it was at work on is not
             with self._lock:
@@ -322,6 +361,9 @@ class Run:
         run.snapshot = Snapshot(state="done")
         run._ended.set()
         return run
+
+    def _work(self, what: str, total: int) -> Work:
+        return Work(what, total, started=self._clock(), clock=self._clock)
 
     def _change(self, **parts: Any) -> None:
         self.snapshot = replace(self.snapshot, version=self.snapshot.version + 1, **parts)

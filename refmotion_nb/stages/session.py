@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
 from threading import Lock, RLock, Thread
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -74,7 +74,7 @@ class Session:
         self._factors: dict[tuple[str, ...], np.ndarray] = {}  # of grey scale (reference,), by how micrographs are read
         self._kept: dict[tuple[str, ...], Micrograph] = {}
         self._lock = Lock()
-        self._scaling = RLock()
+        self._preparing, self._scaling = Lock(), RLock()
         self.tracks: dict[tuple[str, str], Tracks] = {}  # by micrograph and key of prior and settings
         self._tracks_bytes = 0
         self.micrographs: dict[str, tuple[Movie, xr.Dataset]] = {m.micrograph: (m, p) for m, p in data.micrographs()}
@@ -84,7 +84,7 @@ class Session:
         self.warnings: list[str] = []
         self._scale_warnings: list[str] = []
         self.runs: list[Run] = []  # of stages and jobs, oldest first
-        self._waiting: SimpleQueue[tuple[Run, Any]] = SimpleQueue()
+        self._waiting: deque[tuple[Run, Any]] = deque()
         self._worker: Thread | None = None
 
     def __iter__(self) -> Iterator[str]:
@@ -107,13 +107,25 @@ class Session:
         """
         self.threads = threads
         if device is not None:
-            if device.word != self.device.word:
-                self._references.clear()
-            self.device = device
+            with self._preparing:
+                if device.word != self.device.word:
+                    self._references.clear()
+                self.device = device
         self.cache_bytes = self.spool.limit_bytes = cache_bytes
         self._make_room(0)
         self.failed.clear()
         self.warnings[:] = self._scale_warnings
+
+    def let_go(self) -> None:
+        """Give up what is kept in memory: references, micrographs, trajectories; it is read or found again when needed."""
+        with self._preparing:
+            self._references.clear()
+        with self._lock:
+            held = self._tracks_bytes + sum(map(_size, self._kept.values()))
+            self._kept.clear()
+            self.tracks.clear()
+            self._tracks_bytes = 0
+            self.spool.release(held)
 
     def submit(self, stage: Any, *inputs: Any, reporter: Reporter | None = None, **options: Any) -> Run:
         """Run a stage on this session, or a job, in the background, after those submitted before; return its run at once.
@@ -123,16 +135,21 @@ class Session:
         stage.ran = run = Run(stage, inputs, reporter)
         arguments = (self, *inputs) if isinstance(stage, Stage) else inputs
         self.runs.append(run)
-        self._waiting.put((run, lambda: stage.run(*arguments, reporter=run, **options)))
         with self._lock:
+            self._waiting.append((run, lambda: stage.run(*arguments, reporter=run, **options)))
             if self._worker is None:
                 self._worker = Thread(target=self._work, name="refmotion session", daemon=True)
                 self._worker.start()
         return run
 
     def _work(self) -> None:
+        """Run what waits; a thread that waited for more would keep the session for ever."""
         while True:
-            run, call = self._waiting.get()
+            with self._lock:
+                if not self._waiting:
+                    self._worker = None
+                    return
+                run, call = self._waiting.popleft()
             try:
                 call()
             except BaseException as error:  # the run tells it to who waits
@@ -199,13 +216,14 @@ class Session:
 
     def references(self, relion: bool) -> list[PreparedReference]:
         """Return the references as they are, ready for slicing; RELION's energy needs them to the Nyquist limit."""
-        if relion not in self._references:
-            start = perf_counter()
-            prepared = prepare_references(self.data, relion, self.threads)
-            self.device.activate()
-            self._references[relion] = [one.on(self.device.put) for one in prepared]
-            self.seconds["preparing references"] = perf_counter() - start
-        return self._references[relion]
+        with self._preparing:
+            if relion not in self._references:
+                start = perf_counter()
+                prepared = prepare_references(self.data, relion, self.threads)
+                self.device.activate()
+                self._references[relion] = [one.on(self.device.put) for one in prepared]
+                self.seconds["preparing references"] = perf_counter() - start
+            return self._references[relion]
 
     def grey_scale(self, settings: Alignment) -> np.ndarray:
         """Return what brings each reference to the grey scale of the first (reference,); all 1 for RELION's energy.
@@ -366,15 +384,16 @@ class Session:
         """Return the final trajectories of a micrograph, found now or before."""
         self.device.activate()
         key = (micrograph.movie.micrograph, settings.track_key(prior))
-        if key in self.tracks:
-            return self.tracks[key]
+        if (known := self.tracks.get(key)) is not None:
+            return known
         found = track(micrograph, settings, prior, self.threads)
         size = found.displacement_A.nbytes
         if self._tracks_bytes + size <= TRACKS_SHARE * self.cache_bytes:
             self._make_room(size)
-            if self.spool.reserve(size):
-                self.tracks[key] = found
-                self._tracks_bytes += size
+            with self._lock:
+                if self.spool.reserve(size):
+                    self.tracks[key] = found
+                    self._tracks_bytes += size
         return found
 
     def keep(self, array: np.ndarray) -> np.ndarray:

@@ -239,7 +239,7 @@ def hyperparameters_page(h: Any) -> Page:
 def session_page(session: Any) -> Page:
     """Return what a session shows: what is in memory, what took time, what could not be used."""
     kept = session.spool.held_bytes
-    tracked = len({name for name, _ in session.tracks})
+    tracked = len({name for name, _ in list(session.tracks)})  # a run may add to it meanwhile
     particles = sum(session.particle_count(name) for name in session)
     state = f"{particles} particles on {_many(len(session.micrographs), 'micrograph')}"
     rows = (
@@ -252,8 +252,8 @@ def session_page(session: Any) -> Page:
         Row("processors", str(session.threads)),
         Row("trajectories", f"found for {tracked} of {_many(len(session.micrographs), 'micrograph')}"),
     )
-    return Page("Session", state, rows, (*_runs(session.runs), *_failures(session.failed), *_warnings(session.warnings),
-                                         *_times(session.seconds), _data_part(session.data)))  # fmt: skip
+    return Page("Session", state, rows, (*_runs(session.runs), *_failures(dict(session.failed)), *_warnings(session.warnings),
+                                         *_times(dict(session.seconds)), _data_part(session.data)))  # fmt: skip
 
 
 def _runs(runs: Iterable[Any]) -> list[Part]:
@@ -278,7 +278,7 @@ def job_page(job: Any) -> Page:
     for name in ("hyperparameters_file", "dose_weights_file"):
         if getattr(job, name):
             rows.append(Row(name, str(getattr(job, name))))
-    parts = [*_warnings(job.warnings), *_times(job.seconds)]
+    parts = [*_warnings(job.warnings), *_times(dict(job.seconds))]
     for name in done:
         parts.append(Part(f"result: {name}", _result(getattr(job, name)).rows))
     state = f"done: {', '.join(done)}" if done else "not run yet"

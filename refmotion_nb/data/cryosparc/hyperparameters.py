@@ -16,6 +16,7 @@ import xarray as xr
 
 from refmotion_nb.data.cryosparc.csfile import names, read_cs, read_group, table, text, write_cs, write_csg
 from refmotion_nb.data.cryosparc.write import now, save_array, stable_uid
+from refmotion_nb.data.files import admit
 from refmotion_nb.data.schema import InputError
 
 _OURS = "refmotion_hyperparameters/"
@@ -128,6 +129,7 @@ def read_dose_weights(path: str | Path, last_frequency_per_A: float | None = Non
 
 
 def _array(path: Path) -> np.ndarray:
+    admit(path)
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:

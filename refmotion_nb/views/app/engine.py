@@ -10,12 +10,16 @@ from typing import Any
 
 import xarray as xr
 
+from refmotion_nb.data.files import only_within
+from refmotion_nb.data.maps import check_reference
 from refmotion_nb.data.schema import Dataset, InputError
 from refmotion_nb.data.store import ResultStore
 from refmotion_nb.stages.base import Reporter, Stage
+from refmotion_nb.stages.describe import describes
 from refmotion_nb.stages.dose_weights import DoseWeights
 from refmotion_nb.stages.execute import Execution
-from refmotion_nb.stages.job import STAGES, UNTIL, Job
+from refmotion_nb.stages.job import STAGES, UNTIL, Job, Overrides
+from refmotion_nb.stages.reuse import read_prior, read_weights
 from refmotion_nb.stages.runs import Run
 from refmotion_nb.stages.search import HyperparameterSearch
 from refmotion_nb.stages.session import Session
@@ -25,6 +29,8 @@ from refmotion_nb.views.app.roots import Roots
 from refmotion_nb.views.report import write_report
 
 OUT = "refmotion-results"  # in the first folder, unless another is chosen
+GIVEN = tuple(name for name in Overrides.param if name != "name")  # hyperparameters instead of a search
+OF_THE_DATA = (*GIVEN, "symmetry")  # settings that other data do not take over
 RESULTS = {"search": HyperparameterSearch, "dose_weights": DoseWeights, "validation": Validation}
 
 
@@ -73,7 +79,9 @@ class Engine:
     version: int = 0  # goes up with every change that is not in a run
 
     def __post_init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock, self._reading = threading.RLock(), threading.RLock()
+        self._read: dict[str, tuple[Any, xr.Dataset | None]] = {}  # stored results by name, and of which file they are
+        self._whose: tuple[Any, str] = (None, "")  # see ``of_other_data``
         if self.out is None:
             self.out = self.roots.folders[0] / OUT
 
@@ -107,6 +115,11 @@ class Engine:
             return self.live
         return next((run for run in (self.opened, self.checked) if run and not run.snapshot.ended), None)
 
+    @property
+    def can_pause(self) -> bool:
+        """Whether what is going on can wait; files that are opened are read in one go."""
+        return self.going is not None and getattr(self.going.stage, "can_pause", True)
+
     def last(self, kind: type[Stage]) -> Run | None:
         """Return the latest run of a kind of stage, however it stands."""
         return next((run for run in reversed(self.runs) if type(run.stage) is kind), None)
@@ -114,20 +127,41 @@ class Engine:
     def result(self, name: str) -> xr.Dataset | None:
         """Return the latest finished result called ``search``, ``dose_weights`` or ``validation``, if there is one.
 
-        Those of the output folder are taken where the session has none.
+        Those of the output folder are taken where the session has none; it is the same Dataset until the file changes.
         """
         run = self.session.latest(RESULTS[name]) if self.session else None
         if run is not None:
             return run.result
         store = self.store
-        return store.read(name) if store else None
+        if store is None:
+            return None
+        with self._reading:
+            stamp = store.path, _stamp(store.path / name / ".zattrs")
+            if self._read.get(name, (None,))[0] != stamp:
+                self._read[name] = stamp, store.read(name)
+            return self._read[name][1]
 
     @property
     def store(self) -> ResultStore | None:
-        """The stored results of the output folder, if there are any."""
+        """The stored results of the output folder, if there are any, and not of other data than are open."""
+        return None if self.of_other_data else self._in_folder()
+
+    def _in_folder(self) -> ResultStore | None:
         assert self.out is not None
         path = self.out / "results.zarr"
         return ResultStore(path) if path.is_dir() else None
+
+    @property
+    def of_other_data(self) -> str:
+        """What data the results in the output folder are of, in words, if these are not open but others; else empty."""
+        store, session = self._in_folder(), self.session
+        if store is None or session is None:
+            return ""
+        with self._reading:
+            key = store.path, _stamp(store.path / ".zattrs"), id(session)
+            if self._whose[0] != key:
+                self._whose = key, _whose(store, session.data)
+            return self._whose[1]
 
     # what can be done
 
@@ -150,8 +184,6 @@ class Engine:
         def opened() -> Dataset:
             data = opening.open(self.roots, run)
             self.take(data, opening)
-            if opening.function == "example":
-                self.change(symmetry="O")  # apoferritin's
             return data
 
         with suppress(BaseException):  # told by the run
@@ -174,14 +206,24 @@ class Engine:
 
     def _check(self, run: Run, opening: Opening) -> None:
         with suppress(BaseException):  # told by the run
-            run.follow(lambda: opening.check(self.roots))
+            run.follow(lambda: opening.check(self.roots, run))
         self.changed()
 
     def take(self, data: Dataset | Session, opening: Opening | None = None) -> None:
-        """Work on other data from now on."""
+        """Work on other data from now on: what was chosen or prepared for those before is gone."""
+        session = data if isinstance(data, Session) else Session(data, cache_bytes=_cache_bytes(self.settings))
         with self._lock:
-            self.session = data if isinstance(data, Session) else Session(data, cache_bytes=_cache_bytes(self.settings))
-            self.opening = opening
+            before, explored = self.session, self.explored
+            self.session, self.opening, self.note = session, opening, ""
+            if before is not None and before is not session:
+                self.dose_weights_file = self.hyperparameters_file = self.explored = None
+                self.settings = {name: value for name, value in self.settings.items() if name not in OF_THE_DATA}
+            if opening is not None:
+                self.settings |= opening.brings
+        if before is not None and before is not session:
+            if explored is not None:
+                explored.cancel()
+            before.let_go()
         self.changed()
 
     def change(self, **settings: Any) -> None:
@@ -203,6 +245,8 @@ class Engine:
                 raise InputError(" ".join(str(error).split())) from None
         with self._lock:
             self.settings = {name: value for name, value in {**self.settings, **settings}.items() if value is not None}
+            if any(settings.get(name) is not None for name in GIVEN):
+                self.hyperparameters_file = None
         self.changed()
 
     def write_to(self, out: str | Path) -> None:
@@ -223,11 +267,28 @@ class Engine:
         Raises
         ------
         InputError
-            A file lies outside the folders that may be used.
+            A file lies outside the folders that may be used, or does not hold what fits the open data.
         """
-        self.dose_weights_file = dose_weights and self.roots.resolve(dose_weights)
-        self.hyperparameters_file = hyperparameters and self.roots.resolve(hyperparameters)
+        dose_weights = dose_weights and self.roots.resolve(dose_weights)
+        hyperparameters = hyperparameters and self.roots.resolve(hyperparameters)
+        if self.session is not None:
+            self._try(dose_weights, hyperparameters, self.session.data)
+        with self._lock:
+            self.dose_weights_file, self.hyperparameters_file = dose_weights, hyperparameters
+            if hyperparameters is not None:
+                self.settings = {name: value for name, value in self.settings.items() if name not in GIVEN}
         self.changed()
+
+    def _try(self, dose_weights: Path | None, hyperparameters: Path | None, data: Dataset) -> None:
+        """Read files that are new; InputError if they do not fit, or lead outside."""
+        if hyperparameters is not None and hyperparameters != self.hyperparameters_file:
+            mine = {name: value for name, value in self.settings.items() if name in HyperparameterSearch.param}
+            with only_within(self.roots.folders):
+                read_prior(hyperparameters, HyperparameterSearch(**mine), data.movies[0].dose_per_frame_e_A2, "")
+        if dose_weights is not None and dose_weights != self.dose_weights_file:
+            box = check_reference(data.references[0])  # which a notebook may have opened elsewhere
+            with only_within(self.roots.folders):
+                read_weights(dose_weights, data.movies, *box)
 
     def run(self, until: str) -> Run:
         """Run all stages up to ``until`` (as `refmotion run --until`) into the output folder, in the background.
@@ -255,7 +316,7 @@ class Engine:
 
     def pause(self) -> None:
         """Let what is going on wait at its next report."""
-        if self.going is not None:
+        if self.can_pause and self.going is not None:
             self.going.pause()
             self.changed()
 
@@ -306,3 +367,24 @@ class Engine:
 def _cache_bytes(settings: dict[str, Any]) -> float:
     given = {"cache_size_GB": settings["cache_size_GB"]} if "cache_size_GB" in settings else {}
     return Execution(**given).cache_bytes
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Return what changes whenever a file is written anew; None without one."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino
+
+
+def _whose(store: ResultStore, data: Dataset) -> str:
+    try:
+        inputs = store.attrs.get("inputs")
+    except InputError as error:
+        return f"data that cannot be told ({error})"
+    if inputs is None:
+        return "data that are not recorded" if store.groups() else ""
+    if describes(inputs, data):
+        return ""
+    return f"{inputs.get('particles')} particles of {dict(inputs.get('files', [])).get('particles', 'other files')}"

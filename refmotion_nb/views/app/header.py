@@ -43,7 +43,8 @@ class Header:
         if going is not None:
             self.now.object = f'<div class="rm-now" role="status">{now_line(going)}</div>'
         self.now.visible = going is not None
-        self.pause.visible = self.cancel.visible = going is not None and self.viewer.may_run
+        self.cancel.visible = going is not None and self.viewer.may_run
+        self.pause.visible = self.engine.can_pause and self.viewer.may_run
         self.pause.label = "Resume" if going is not None and going.state == "paused" else "Pause"
         others = len(self.engine.viewers)
         self.people.label = f"{others} viewer{'s' * (others != 1)}" if self.viewer.may_run else "Looking on"

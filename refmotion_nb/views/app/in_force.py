@@ -1,4 +1,4 @@
-"""Which hyperparameters the next run takes: given ones, or those it searches."""
+"""Which hyperparameters the next run takes: given ones, those of a file, or those it searches."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from typing import Any
 
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.numerics.prior import Hyperparameters
+from refmotion_nb.stages.alignment import MotionPrior
 from refmotion_nb.stages.job import Overrides
+from refmotion_nb.stages.reuse import read_prior, write_prior
+from refmotion_nb.stages.search import HyperparameterSearch
+from refmotion_nb.views.app.engine import GIVEN
 from refmotion_nb.views.svg import number
 
-GIVEN = tuple(name for name in Overrides.param if name != "name")
+CHOSEN = "hyperparameters_chosen.json"  # in the output folder: a prior that was chosen by hand
 
 
 def dose_per_frame(engine: Any) -> float | None:
@@ -18,28 +22,33 @@ def dose_per_frame(engine: Any) -> float | None:
 
 
 def given(engine: Any) -> Hyperparameters | None:
-    """Return the hyperparameters that are given in the settings; None if they are to be searched.
+    """Return the hyperparameters that are given, by the settings or a file; None if they are to be searched.
 
     Raises
     ------
     InputError
-        Some are given that do not go together.
+        Some are given that do not go together, or a file that cannot be used.
     """
+    dose = dose_per_frame(engine) or 1.0
+    if engine.hyperparameters_file is not None:
+        mine = {name: value for name, value in engine.settings.items() if name in HyperparameterSearch.param}
+        return read_prior(engine.hyperparameters_file, HyperparameterSearch(**mine), dose, "").hyperparameters
     mine = {name: engine.settings[name] for name in GIVEN if name in engine.settings}
-    return Overrides(**mine).hyperparameters(dose_per_frame(engine) or 1.0) if mine else None
+    return Overrides(**mine).hyperparameters(dose) if mine else None
 
 
 def in_force(engine: Any) -> str:
     """Return in words which hyperparameters the next run takes."""
-    if engine.hyperparameters_file is not None:
-        return f"The next run takes the hyperparameters of the file {engine.hyperparameters_file}."
+    path = engine.hyperparameters_file
     try:
         h = given(engine)
     except InputError as error:
-        return f"The hyperparameters in the settings do not go together: {error}"
+        return (
+            f"The hyperparameters {'in the settings do not go together' if path is None else 'cannot be used'}: {error}"
+        )
     if h is None:
         return "The next run searches its hyperparameters."
-    return f"The next run takes given hyperparameters: {in_words(h)}."
+    return f"The next run takes given hyperparameters: {in_words(h)}{'' if path is None else f', of the file {path}'}."
 
 
 def in_words(h: Hyperparameters) -> str:
@@ -55,12 +64,12 @@ def are_given(engine: Any) -> bool:
     return engine.hyperparameters_file is not None or any(name in engine.settings for name in GIVEN)
 
 
-def use(engine: Any, h: Hyperparameters) -> None:
-    """Let the next run take hyperparameters instead of searching."""
-    mine = {"spatial_strength": h.spatial_strength, "correlation_distance": h.distance_A,
-            "acceleration_strength": h.acceleration_strength}  # fmt: skip
-    engine.hyperparameters_file = None
-    engine.change(**{**dict.fromkeys(GIVEN), **{name: float(f"{value:.6g}") for name, value in mine.items()}})
+def use(engine: Any, prior: MotionPrior, energy: str) -> None:
+    """Let the next run take a whole prior of the open data instead of searching; it is kept in the output folder."""
+    engine.change(**dict.fromkeys(GIVEN))
+    path = engine.roots.resolve(engine.out / CHOSEN)
+    write_prior(path, prior, dose_per_frame(engine) or 1.0, energy, engine.session.keys.all)
+    engine.use(engine.dose_weights_file, path)
 
 
 def search_instead(engine: Any) -> None:

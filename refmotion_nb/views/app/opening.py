@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from refmotion_nb.data.check import Check
 from refmotion_nb.data.cryosparc.project import open_cryosparc, survey_cryosparc
@@ -13,7 +14,7 @@ from refmotion_nb.data.files import only_within
 from refmotion_nb.data.relion.project import open_relion, survey
 from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference
 from refmotion_nb.data.synthetic.example import FOLDER, example
-from refmotion_nb.stages.base import Reporter
+from refmotion_nb.stages.runs import Cancelled, Run
 from refmotion_nb.views.app.roots import Roots
 
 PATHS = ("particles", "micrographs", "references", "root", "gain", "exposures", "volumes", "masks", "folder")
@@ -27,36 +28,56 @@ class Opening:
     function: str
     arguments: dict[str, Any] = field(default_factory=dict)
 
-    def open(self, roots: Roots, reporter: Reporter | None = None) -> Dataset:
-        """Return the data.
+    @property
+    def can_pause(self) -> bool:
+        """Whether opening reports, and so can wait; files are read in one go."""
+        return self.function == "example"
+
+    @property
+    def brings(self) -> dict[str, Any]:
+        """Parameters that go with the data, by name: the symmetry of the example, which is apoferritin."""
+        return {"symmetry": "O"} if self.function == "example" else {}
+
+    def open(self, roots: Roots, run: Run | None = None) -> Dataset:
+        """Return the data; ``run`` is told how far it is, and may be cancelled.
 
         Raises
         ------
         InputError
             They cannot be used, or a file that they name, at whatever remove, lies outside ``roots``.
+        Cancelled
+            The run was cancelled; it is asked before each file.
         """
-        placed = self.placed(roots)
+        placed, go_on = self.placed(roots), partial(_go_on, run)
         if self.function == "example":
-            return example(reporter=reporter, **placed.arguments).open()
+            data = example(reporter=run, **placed.arguments).open()
+            go_on()
+            return data
         functions: dict[str, Any] = {"open_relion": open_relion, "open_cryosparc": open_cryosparc}
-        with only_within(roots.folders):
+        with only_within(roots.folders, go_on):
             data = functions[self.function](**placed.arguments)
         for path in files_of(data):
+            go_on()
             if not roots.holds(path):
                 raise InputError(f"{path} is outside the folders that this app may use; start it with --browse")
+        go_on()
         return data
 
-    def check(self, roots: Roots) -> Check:
+    def check(self, roots: Roots, run: Run | None = None) -> Check:
         """Return all that is wrong with the data, without stopping at the first problem.
 
         Raises
         ------
         InputError
             A file given lies outside ``roots``.
+        Cancelled
+            The run was cancelled; it is asked before each file.
         """
-        placed = self.placed(roots)
-        with only_within(roots.folders):
-            return SURVEYS[self.function](**placed.arguments)
+        placed, go_on = self.placed(roots), partial(_go_on, run)
+        with only_within(roots.folders, go_on):
+            found = SURVEYS[self.function](**placed.arguments)
+        go_on()
+        return found
 
     def placed(self, roots: Roots) -> Opening:
         """Return the same call with absolute paths.
@@ -103,6 +124,12 @@ class Checking:
     """A check of data before they are opened."""
 
     opening: Opening
+    can_pause: ClassVar = False
+
+
+def _go_on(run: Run | None) -> None:
+    if run is not None and run.stopping:
+        raise Cancelled
 
 
 def files_of(data: Dataset) -> Iterator[Path]:

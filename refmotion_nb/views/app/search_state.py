@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from refmotion_nb.data.store import ResultStore
 from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.numerics.rays import ray_table
 from refmotion_nb.stages.job import Job
@@ -43,19 +40,6 @@ class Standing:
         return self.table is not None and bool(self.table.sizes.get("ray", 0))
 
 
-def stored(engine: Any) -> xr.Dataset | None:
-    """Return the search in the output folder, if there is one; read once."""
-    store = engine.store
-    if store is None or not store.has("search"):
-        return None
-    return _stored(store.path, (store.path / "search" / ".zattrs").stat().st_mtime_ns)
-
-
-@lru_cache(maxsize=4)
-def _stored(path: Path, stamp: int) -> xr.Dataset | None:
-    return ResultStore(path).read("search")
-
-
 def standing(engine: Any) -> Standing:
     """Return where the search of the present data stands, whoever started it."""
     run, jobs = engine.last(HyperparameterSearch), [one for one in engine.runs if isinstance(one.stage, Job)]
@@ -64,16 +48,15 @@ def standing(engine: Any) -> Standing:
         if not job.snapshot.ended:
             return Standing("paused" if job.state == "paused" else "coming", job)
         if job.state == "failed":
-            return Standing("failed", job, None if run is not None else stored(engine), job.error)
+            return Standing("failed", job, None if run is not None else engine.result("search"), job.error)
     if run is None:
-        table = stored(engine)
+        table = engine.result("search")
         return Standing("none" if table is None else "done", None, table)
     if run.state == "done":
         return Standing("done", run, run.result)
     if run.snapshot.ended:
         return Standing(run.state, run, run.snapshot.so_far, run.error)
-    paused = engine.going is not None and engine.going.state == "paused"
-    return Standing("paused" if paused else "running", run, run.snapshot.so_far)
+    return Standing("paused" if run.state == "paused" else "running", run, run.snapshot.so_far)
 
 
 def _after(engine: Any, job: Run, run: Run | None) -> bool:

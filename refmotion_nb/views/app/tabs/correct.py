@@ -102,7 +102,7 @@ class CorrectTab(Tab):
         work = run.snapshot.works[-1]
         text = progress_in_words(run.snapshot, work, run.error)
         self.told.object = escape(text) if run.snapshot.ended else parts.bar(work.done, work.total, text)
-        failed = self.engine.session.failed if self.engine.session else {}
+        failed = dict(self.engine.session.failed) if self.engine.session else {}
         rows = "".join(f"<li><b>{escape(name)}</b>: {escape(why)}</li>" for name, why in failed.items())
         self.failed.object = f"<b>{len(failed)} left out</b><ul>{rows}</ul>" if failed else ""
 
@@ -179,14 +179,8 @@ def progress_in_words(snapshot: Snapshot, work: Work, error: str = "") -> str:
     if snapshot.state == "done":
         return f"{done} done{earlier}."
     left = work.seconds_left
-    rate = f", {here / max(_elapsed(work), 1e-3) * 60:.3g} micrographs per minute" if here else ""
+    rate = f", {here / max(work.elapsed_s, 1e-3) * 60:.3g} micrographs per minute" if here else ""
     return f"{done}{earlier}{rate}{f', about {duration(left)} left' if left else ''}"
-
-
-def _elapsed(work: Work) -> float:
-    import time
-
-    return time.perf_counter() - work.started if work.seconds is None else work.seconds
 
 
 def duration(seconds: float) -> str:

@@ -39,7 +39,8 @@ class DataTab(Tab):
         self.held = pn.Column(sizing_mode="stretch_width", margin=0)
         self.movies = MovieBrowser(engine)
         self.form_card = parts.folded("Open data", self.form.view, opened=True)
-        out_card = parts.card("Output folder", self.out.view, self.choose)
+        self.others = parts.problem()
+        out_card = parts.card("Output folder", self.out.view, self.choose, self.others)
         where = ", ".join(f"<code>{escape(str(folder))}</code>" for folder in engine.roots.folders)
         told = parts.words(f"<small>Files are read and written in {where} only.</small>")
         left = pn.Column(self.form_card, out_card, told, width=480, margin=0, styles={"flex": "0 1 480px"})
@@ -62,6 +63,11 @@ class DataTab(Tab):
         self.choose.disabled = not self.viewer.may_run or going is not None
         if self._new("out", engine.out):
             self.out.input.value = str(engine.out)
+        whose = engine.of_other_data
+        told = (
+            f"The results in this folder are of other data, or of these read otherwise ({whose}): they are not shown. "
+        )
+        parts.tell(self.others, f"{told}A run replaces them; choose another folder to keep them." if whose else "")
         check = engine.checked
         if self._new("check", (id(check), check.state) if check is not None else None):
             self.checked[:] = _outcome(check) if check is not None and check.snapshot.ended else []

@@ -15,6 +15,7 @@ from refmotion_nb.views import plots
 from refmotion_nb.views.app import parts
 from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.figure import Figure
+from refmotion_nb.views.app.reuse_form import DOSE_WEIGHTS, ReuseForm
 from refmotion_nb.views.app.tab import Tab
 
 PLOTS = {
@@ -51,10 +52,15 @@ class DoseTab(Tab):
         for widget in (self.what, self.group, self.beside):
             widget.param.watch(lambda _: self.refresh(), "value")
         self.editor = _Editor(self)
+        self.reuse = ReuseForm(
+            "Dose weights of another run", engine.roots, DOSE_WEIGHTS,
+            "dose_weights.nc, refm_empirical_dw.npy, hyperparams.cs or .csg, or RELION's bfactors.star", self.attempt,
+            lambda path: self.engine.use(path, self.engine.hyperparameters_file),
+        )  # fmt: skip
         self.view[:] = [
             self.problem, pn.Row(self.start, self.status, sizing_mode="stretch_width"),
             parts.card("Signal and weights", pn.Row(self.what, self.group), self.beside, self.meaning, self.figure.view),
-            self.editor.view,
+            self.editor.view, self.reuse.view,
         ]  # fmt: skip
 
     def refresh(self) -> None:
@@ -63,6 +69,8 @@ class DoseTab(Tab):
         table, told = self._table()
         self.start.disabled = not self.viewer.may_run or self.engine.session is None or self.engine.live is not None
         self.status.object = told
+        self.reuse.view.visible = self.engine.session is not None
+        self.reuse.refresh(self.viewer.may_run, self.engine.dose_weights_file)
         self.beside.param.update(options=list(self.engine.compared), visible=bool(self.engine.compared))
         self.editor.refresh(table if run is None or run.state == "done" else None)
         if table is None:

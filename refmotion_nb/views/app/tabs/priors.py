@@ -14,6 +14,7 @@ from refmotion_nb.views.app.design import page_is_dark
 from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.explorer import ExplorerPane, explorer_pane
 from refmotion_nb.views.app.exploring import explore, explored, micrographs
+from refmotion_nb.views.app.reuse_form import HYPERPARAMETERS, ReuseForm
 from refmotion_nb.views.app.tab import Tab
 
 _WHAT = (
@@ -52,7 +53,12 @@ class PriorsTab(Tab):
         self.card = parts.card(
             "Try a prior on one micrograph", parts.words(f"<small>{_WHAT}</small>"), above, self.status
         )
-        self.view[:] = [self.problem, self.card, self.empty, self.place]
+        self.reuse = ReuseForm(
+            "Hyperparameters of another run", engine.roots, HYPERPARAMETERS,
+            "hyperparameters.json, hyperparams.cs or .csg, or RELION's opt_params_all_groups.txt", self.attempt,
+            lambda path: self.engine.use(self.engine.dose_weights_file, path),
+        )  # fmt: skip
+        self.view[:] = [self.problem, self.card, self.reuse.view, self.empty, self.place]
 
     def _explore(self) -> None:
         self.attempt(explore, self.engine, self.micrograph.value)
@@ -60,7 +66,9 @@ class PriorsTab(Tab):
 
     def _use(self) -> None:
         if self.pane is not None:
-            self.attempt(in_force.use, self.engine, self.pane.model.wanted)
+            model = self.pane.model
+            prior = model.exploration.prior.with_hyperparameters(model.wanted)
+            self.attempt(in_force.use, self.engine, prior, model.exploration.settings.energy)
         self.refresh()
 
     def _instead(self) -> None:
@@ -74,7 +82,8 @@ class PriorsTab(Tab):
         self._show(run)
         ready = self.pane is not None
         going = run is not None and not run.snapshot.ended
-        self.card.visible = session is not None
+        self.card.visible = self.reuse.view.visible = session is not None
+        self.reuse.refresh(may, self.engine.hyperparameters_file)
         self.empty.visible = not ready and not going
         self.empty.object = escape(NO_DATA if session is None else NOT_YET)
         self.micrograph.disabled, self.go.disabled = not may, going or not may
@@ -102,11 +111,18 @@ class PriorsTab(Tab):
         """Have a view of this page on the explorer that is ready, if there is one."""
         model = run.result if run is not None and run.state == "done" else None
         if model is None and (run is None or run.snapshot.ended) and self.pane is not None:
+            self.close()
             self.pane, self.place[:] = None, []
         elif model is not None and (self.pane is None or self.pane.model is not model):
+            self.close()
             self.pane = explorer_pane(model, self.dark)
             self.place[:] = [parts.card(f"Prior explorer: {model.exploration.name}", self.pane)]
             self.micrograph.value = model.exploration.name
+
+    def close(self) -> None:
+        """Let the explorer tell this page nothing more."""
+        if self.pane is not None:
+            self.pane.stop()
 
     def _said(self, run: Run | None) -> str:
         if run is None:
