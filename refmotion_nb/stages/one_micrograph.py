@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 
 import numpy as np
 import xarray as xr
 
 from refmotion_nb.data.schema import AXES, InputError
-from refmotion_nb.numerics.backend import to_host
+from refmotion_nb.numerics.backend import irfft2, to_host
+from refmotion_nb.numerics.energy import grant_grigorieff
 from refmotion_nb.numerics.prior import Hyperparameters
+from refmotion_nb.numerics.recombine import normalise, recombine
 from refmotion_nb.stages.alignment import Alignment, alignment_windows
 from refmotion_nb.stages.correction import MotionCorrection, tracks_table
 from refmotion_nb.stages.micrograph import Micrograph
@@ -48,6 +51,71 @@ def trajectories(session: Session, micrograph: str, search: xr.Dataset, stage: A
     m = _read(session, micrograph, settings)
     tracks = session.track(m, settings, prior_from_attrs(search.attrs))
     return tracks_table(m, tracks, m.spectra.box, m.movie.pixel_size_A)
+
+
+def before_and_after(
+    session: Session, micrograph: str, search: xr.Dataset, dose: Mapping[str, xr.Dataset], number: int = 5,
+    low_pass_A: float = 10.0, stage: MotionCorrection | None = None,
+) -> xr.Dataset:  # fmt: skip
+    """Return some particles of a micrograph before and after correction, and as the reference predicts them.
+
+    ``image`` (picture, particle, y, x) is in units of the background's σ, without what is beyond ``low_pass_A``; picture
+    ``before`` follows the motion of motion correction with standard weights, one of each name in ``dose`` is corrected with these
+    weights as ``stage``, by default ``MotionCorrection()``, writes it, ``reference`` is what particles are compared with.
+
+    Raises
+    ------
+    InputError
+        No such micrograph, a movie that cannot be used, weights that do not reach far enough, or a box that does not fit.
+    """
+    settings = stage or MotionCorrection()
+    m = _read(session, micrograph, settings)
+    box = settings.output_box(m.spectra.box)
+    tracks = session.track(m, settings, prior_from_attrs(search.attrs))
+    rows = np.linspace(0, m.n - 1, min(number, m.n)).round().astype(int)
+    images = {"before": _uncorrected(m, box, session.threads)}
+    images |= {name: settings.images(m, tracks, table, session.threads) for name, table in dose.items()}
+    images["reference"] = _predicted(m, box)
+    smooth = np.stack([_low_passed(one[rows], m.extent_A, low_pass_A) for one in images.values()])
+    at = (np.arange(box) - box // 2) * m.extent_A / box
+    axis = {name: (name, at, {"units": "Å", "long_name": f"{name} from the particle's centre"}) for name in AXES}
+    return xr.Dataset(
+        {
+            "image": (("picture", "particle", "y", "x"), smooth, {"units": "σ of the background", "long_name": "grey value"}),
+            "row": ("particle", m.particles["row"].values[rows]),
+        },
+        coords={"picture": list(images), **axis},
+        attrs={"micrograph": micrograph, "extent_A": m.extent_A},
+    )  # fmt: skip
+
+
+def _uncorrected(m: Micrograph, box: int, threads: int) -> np.ndarray:
+    """Return particles (particle, box, box) along the motion of motion correction, with standard weights."""
+    frequency = m.frequency(int(np.ceil(np.sqrt(2) * m.spectra.box / 2)) + 1)
+    weight = grant_grigorieff(frequency, m.mid_dose, m.movie.voltage_kV)
+    moved = m.placement.initial_A / m.movie.pixel_size_A
+    images = recombine(m.spectra, moved, weight / weight.sum(0), box, threads)
+    return to_host(normalise(images, m.background_radius_px(box), threads))
+
+
+def _predicted(m: Micrograph, box: int) -> np.ndarray:
+    """Return the views that particles are compared with (particle, box, box), from their own half maps."""
+    n, _, columns = m.own.shape
+    k = columns - 1
+    half = np.zeros((n, box, box // 2 + 1), np.complex64)
+    rows = np.arange(-k, k + 1)
+    keep = np.abs(rows) < box // 2
+    columns = min(columns, box // 2)
+    half[:, rows[keep] % box, :columns] = to_host(m.own)[:, keep, :columns]
+    return irfft2(half, box)
+
+
+def _low_passed(images: np.ndarray, extent_A: float, low_pass_A: float) -> np.ndarray:
+    """Return images (…, box, box) of this width without what is finer than ``low_pass_A``."""
+    box = images.shape[-1]
+    y, x = np.fft.fftfreq(box)[:, None] * box / extent_A, np.fft.rfftfreq(box) * box / extent_A
+    window = np.exp(-0.5 * ((y**2 + x**2) * low_pass_A**2))
+    return np.fft.irfft2(np.fft.rfft2(images) * window, (box, box))
 
 
 def correlation(

@@ -12,12 +12,8 @@ from refmotion_nb.data.movies.look import Look, look_at
 from refmotion_nb.data.movies.reader import MovieReader, open_movie
 from refmotion_nb.data.relion.motion import rigid_displacement
 from refmotion_nb.data.schema import Dataset, InputError, Movie
-from refmotion_nb.numerics.backend import to_host
-from refmotion_nb.numerics.energy import grant_grigorieff
-from refmotion_nb.numerics.recombine import normalise, recombine
 from refmotion_nb.stages.correction import MotionCorrection
-from refmotion_nb.stages.micrograph import Micrograph
-from refmotion_nb.stages.search import prior_from_attrs
+from refmotion_nb.stages.one_micrograph import before_and_after
 from refmotion_nb.stages.session import Session
 from refmotion_nb.views.plots import look
 
@@ -63,25 +59,24 @@ def micrograph(data: Dataset | Session, micrograph: str) -> hv.Overlay:
 
 def particles(
     session: Session, micrograph: str, search: xr.Dataset, dose: Mapping[str, xr.Dataset] | xr.Dataset, number: int = 5,
-    low_pass_A: float = 10.0,
+    low_pass_A: float = 10.0, stage: MotionCorrection | None = None,
 ) -> hv.Layout:  # fmt: skip
     """Show some particles before correction (rigid motion, standard weights), after it, and as the reference predicts them.
 
-    ``search`` has the prior, ``dose`` the weights; several of these are compared by name. Noise beyond ``low_pass_A`` is
-    left out.
+    ``search`` has the prior, ``dose`` the weights; several of these are compared by name. ``stage`` has the settings, by default
+    those of ``MotionCorrection()``. Noise beyond ``low_pass_A`` is left out.
+
+    Raises
+    ------
+    InputError
+        No such micrograph, a movie that cannot be used, or weights or a box that do not fit.
     """
-    stage = MotionCorrection()
-    m = session.micrograph(_find(session, micrograph)[0].micrograph, stage)
-    rows = np.linspace(0, m.n - 1, min(number, m.n)).round().astype(int)
-    tracks = session.track(m, stage, prior_from_attrs(search.attrs))
-    pictures = {"before": _before(m, session.threads)}
-    for name, table in look.named(dose).items():
-        pictures[look.joined("after", name)] = stage.images(m, tracks, table, session.threads)
-    shown = {name: _smooth(images[rows], m.extent_A, low_pass_A) for name, images in pictures.items()}
-    shown["reference"] = _smooth(_predicted(m)[rows], m.extent_A, low_pass_A)
-    number_in = m.particles["row"].values[rows]
-    items = [_particle(images[i], m.extent_A, f"row {number_in[i]} · {name}", i == 0, name == "reference")
-             for name, images in shown.items() for i in range(len(rows))]  # fmt: skip
+    weights = {look.joined("after", name): table for name, table in look.named(dose).items()}
+    shown = before_and_after(session, micrograph, search, weights, number, low_pass_A, stage)
+    rows, names = shown["row"].values, shown["picture"].values
+    items = [_particle(image, shown.attrs["extent_A"], f"row {row} · {name}", i == 0, name == "reference")
+             for name, images in zip(names, shown["image"].values)
+             for i, (row, image) in enumerate(zip(rows, images))]  # fmt: skip
     return look.panels(items, len(rows))
 
 
@@ -139,34 +134,6 @@ def _picture(data: Dataset | Session, image: np.ndarray, movie: Movie, table: xr
                      color=look.colours("c")[4])],
         title=title, frame_width=_SIDE, frame_height=tall, show_legend=False,
     )  # fmt: skip
-
-
-def _before(m: Micrograph, threads: int) -> np.ndarray:
-    """Return particles (particle, box, box) along the motion of motion correction, with standard weights."""
-    frequency = m.frequency(int(np.ceil(np.sqrt(2) * m.spectra.box / 2)) + 1)
-    weight = grant_grigorieff(frequency, m.mid_dose, m.movie.voltage_kV)
-    moved = m.placement.initial_A / m.movie.pixel_size_A
-    images = recombine(m.spectra, moved, weight / weight.sum(0), m.spectra.box, threads)
-    return to_host(normalise(images, m.background_radius_px(m.spectra.box), threads))
-
-
-def _predicted(m: Micrograph) -> np.ndarray:
-    """Return the views that particles are compared with (particle, box, box), from their own half maps."""
-    n, _, columns = m.own.shape
-    k, box = columns - 1, m.spectra.box
-    half = np.zeros((n, box, box // 2 + 1), np.complex64)
-    rows = np.arange(-k, k + 1)
-    keep = np.abs(rows) < box // 2
-    columns = min(columns, box // 2)
-    half[:, rows[keep] % box, :columns] = to_host(m.own)[:, keep, :columns]
-    return np.fft.irfft2(half, (box, box))
-
-
-def _smooth(images: np.ndarray, extent_A: float, low_pass_A: float) -> np.ndarray:
-    box = images.shape[-1]
-    y, x = np.fft.fftfreq(box)[:, None] * box / extent_A, np.fft.rfftfreq(box) * box / extent_A
-    window = np.exp(-0.5 * ((y**2 + x**2) * low_pass_A**2))
-    return np.fft.irfft2(np.fft.rfft2(images) * window, (box, box))
 
 
 def _particle(image: np.ndarray, extent_A: float, title: str, first: bool, last: bool) -> hv.Image:
