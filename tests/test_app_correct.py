@@ -48,10 +48,18 @@ def wait_for(true):
 
 def shown(tab, figure):
     """Return the Bokeh figures that a figure shows once they are made."""
-    tab.refresh()
-    wait_for(lambda: figure._made is None or figure._made.done())
-    tab.refresh()
+    show(tab, figure)
     return [pane.object for pane in figure.view[0]]
+
+
+def show(tab, figure):
+    """Refresh a tab until a figure shows what it is asked for."""
+
+    def there():
+        tab.refresh()
+        return figure.up_to_date
+
+    wait_for(there)
 
 
 def owner():
@@ -140,9 +148,11 @@ def test_the_results_tab_shows_gains_maps_particles_and_files(done):
     (fsc,) = shown(tab, tab.fsc)
     assert len(fsc.select({"type": Line})) >= 4
     assert [one.title.text for one in shown(tab, tab.maps)] == ["rigid", "both"] and len(shown(tab, tab.images)) == 15
-    assert "24 of 24 particles written" in tab.written.object and "FSC 0.143" in tab.table.object
-    names = [widget.filename for widget in tab.downloads]
-    assert {"report.html", "particles.star", "dose_weights.nc", "hyperparameters.json"} <= set(names)
+    for figure, said in ((tab.written, "24 of 24 particles written"), (tab.table, "FSC 0.143")):
+        show(tab, figure)
+        assert said in figure.view[0].object
+    for name in ("report.html", "particles.star", "dose_weights.nc", "hyperparameters.json", "Particles", "Tracks", "Maps"):
+        assert f"<code>{done.out / name}</code>" in tab.files.object
     assert not tab.nothing.visible
 
 

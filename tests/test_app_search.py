@@ -148,8 +148,7 @@ def test_a_finished_search_is_told_with_its_warnings(engine, searching):
     tab.refresh()
     assert "made with these settings" not in shown_text(tab)
     tab.choice.value = "Scores"
-    until(lambda: tab.drawn._made is None or tab.drawn._made.done())
-    tab.refresh()
+    until(lambda: tab.refresh() or tab.drawn.up_to_date)
     assert tab.still.visible and len(tab.drawn.view) == 1 and not tab.figures.visible
     assert {type(one).__name__ for one in tab.drawn.view[0]} == {"Bokeh"}, "made in the thread: the loop only shows it"
 
@@ -357,8 +356,8 @@ def test_damaged_and_given_results_are_told_apart(stores):
 
 
 def test_this_run_is_compared_too(engine, stores):
-    engine.session.adopt(rm.HyperparameterSearch(), result=fake_search())
-    engine.change(seed=7)
+    engine.session.adopt(rm.HyperparameterSearch(seed=7), result=fake_search())
+    engine.change(seed=9)  # for the next run
     comparing.add(engine, "a")
     assert list(comparing.sources(engine)) == [comparing.PRESENT, "a"]
     assert "seed 7 1" in text_of(comparing.tables(comparing.sources(engine)))

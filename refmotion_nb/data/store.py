@@ -119,6 +119,18 @@ class ResultStore:
         """Return what ``group`` was computed from; empty if unknown."""
         return str(read_json(self._folder(group) / ".zattrs", {}).get(_KEY, ""))
 
+    def stamp(self, group: str = "") -> int:
+        """Return what changes when ``group`` is written anew; 0 if it is not there.
+
+        Without a group it is that of the attributes, of ``tracks`` or ``noise`` changes with each micrograph.
+        """
+        section = group in PER_MICROGRAPH
+        path = self.path / group if section else self._folder(group) / ".zgroup" if group else self.path / ".zattrs"
+        try:
+            return path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
     def groups(self, prefix: str = "") -> list[str]:
         """Return the names of the groups with results, sorted; those of ``tracks`` or ``noise`` only, if given."""
         prefix = prefix.strip("/")

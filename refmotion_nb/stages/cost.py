@@ -60,6 +60,8 @@ def cost_of_correction(session: Session, correction: MotionCorrection, out: Path
         if not (ours and (out / "Particles" / f"{name}.mrcs").exists() and store.has(f"tracks/{name}"))
     ]  # fmt: skip
     seconds, basis = measured(session.runs)
+    if seconds is None:
+        seconds, basis = recorded(store)
     extent = max(box * pixel for box, pixel in map(check_reference, session.data.references))
     if correction.box_size:
         extent = correction.box_size * min(movie.pixel_size_A for movie in session.data.movies)
@@ -85,3 +87,11 @@ def measured(runs: list[Run]) -> tuple[float | None, str]:
                 if times:
                     return times[0], what
     return None, ""
+
+
+def recorded(store: ResultStore) -> tuple[float | None, str]:
+    """Return the seconds that a micrograph took when the dose weights in a store were measured, and what was done with it."""
+    weights = store.read("dose_weights", lazy=True)
+    seconds = store.attrs.get("seconds", {}).get("dose weights")
+    names = weights.attrs.get("micrographs") if weights is not None else None
+    return (seconds / len(names), "measuring dose weights in an earlier run") if seconds and names else (None, "")

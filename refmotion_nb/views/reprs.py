@@ -273,7 +273,7 @@ def _at(run: Any) -> str:
 
 def job_page(job: Any) -> Page:
     """Return what a job shows: where it writes, its settings, which results are there."""
-    done = [name for name in ("search", "particles", "validation") if getattr(job, name) is not None]
+    done = [name for name in ("search", "dose", "particles", "validation") if getattr(job, name) is not None]
     rows = [Row("out", str(job.out)), *(Row(name, _value(value), changed=True) for name, value in job.settings.items())]
     for name in ("hyperparameters_file", "dose_weights_file"):
         if getattr(job, name):

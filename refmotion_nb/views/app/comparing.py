@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -14,6 +14,8 @@ import xarray as xr
 
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.data.store import ResultStore
+from refmotion_nb.stages.describe import defaults
+from refmotion_nb.stages.job import STAGES, Job
 from refmotion_nb.views import plots
 from refmotion_nb.views.app import parts
 from refmotion_nb.views.report_html import text_of
@@ -21,7 +23,7 @@ from refmotion_nb.views.svg import number
 
 PRESENT = "this run"
 WIDTH, LEGEND, PANEL = 1290, 260, 68  # px: of a small screen's page, beside the last panel, around each
-MOST = 8  # runs side by side
+MOST = 6  # runs beside the present one: there are seven colours
 GROUPS = {"search": "a search", "dose_weights": "dose weights", "validation": "a validation"}
 HYPERPARAMETERS = {
     "strength": ("total prior strength", ""), "balance_deg": ("balance", "°"), "distance_A": ("correlation distance", " Å"),
@@ -36,21 +38,41 @@ class View:
     """One way to look at several runs: of which results, drawn how."""
 
     group: str
+    needs: tuple[str, ...]  # variables; weights taken from a file may be without
     draw: Callable[[dict[str, xr.Dataset]], Any]
     about: str
 
 
+def every_fsc(runs: Mapping[str, xr.Dataset]) -> hv.Layout:
+    """Draw half-map FSC (see ``plots.fsc``) of each reference."""
+    number = max(run.sizes["reference"] for run in runs.values())
+    panels = [
+        plots.fsc({name: run for name, run in runs.items() if run.sizes["reference"] > i}, i) for i in range(number)
+    ]
+    return hv.Layout(panels).cols(2)
+
+
 VIEWS = {
-    "FCC": View("dose_weights", plots.fcc, "How well each frame agrees with the reference, by resolution and dose."),
+    "FCC": View(
+        "dose_weights", ("fcc",), plots.fcc, "How well each frame agrees with the reference, by resolution and dose."
+    ),
     "Weights": View(
-        "dose_weights", plots.weights, "What each frame counts at a few resolutions; dashed: the standard curve."
+        "dose_weights",
+        ("weight",),
+        plots.weights,
+        "What each frame counts at a few resolutions; dashed: the standard curve.",
     ),
     "B-factors": View(
-        "dose_weights", plots.b_factors, "Decay of signal in each frame, and its scale, beside the best frame."
+        "dose_weights",
+        ("b_factor", "frame_scale"),
+        plots.b_factors,
+        "Decay of signal in each frame, and its scale, beside the best frame.",
     ),
-    "Rays": View("search", plots.rays, "Where the rays of each search went: a row of panels for each run."),
-    "Scores": View("search", plots.scores, "The score of each ray over strength: a row of panels for each run."),
-    "FSC": View("validation", plots.fsc, "Dashed: what each run began with; solid: what it ended with."),
+    "Rays": View("search", (), plots.rays, "Where the rays of each search went: a row of panels for each run."),
+    "Scores": View("search", (), plots.scores, "The score of each ray over strength: a row of panels for each run."),
+    "FSC": View(
+        "validation", ("fsc_corrected",), every_fsc, "Dashed: what each run began with; solid: what it ended with."
+    ),
 }
 
 
@@ -73,9 +95,16 @@ class Present:
 
     @property
     def attrs(self) -> dict[str, Any]:
-        """What was recorded of the run."""
+        """What was recorded of the run; settings are those its results were made with, not what the next run will take."""
         store = self.engine.store
-        return {**({} if store is None else store.attrs), "settings": dict(self.engine.settings)}
+        known = {"defaults": defaults(STAGES), **({} if store is None else store.attrs)}
+        given = dict(known.get("settings", {}))
+        for run in self.engine.runs:
+            if run.state == "done" and isinstance(run.stage, Job):
+                given = dict(run.settings)
+            elif run.state == "done":
+                given.update(run.settings)
+        return {**known, "settings": {name: value for name, value in given.items() if value is not None}}
 
 
 class Stored:
@@ -100,7 +129,7 @@ class Stored:
 
 
 def _stamp(store: ResultStore) -> tuple[Any, ...]:
-    return (str(store.path), *((name, store.key(name)) for name in GROUPS))
+    return (str(store.path), store.stamp(), *map(store.stamp, GROUPS))
 
 
 def sources(engine: Any) -> dict[str, Present | Stored]:
@@ -108,7 +137,7 @@ def sources(engine: Any) -> dict[str, Present | Stored]:
     here: dict[str, Present | Stored] = {}
     kinds = ("HyperparameterSearch", "DoseWeights", "Validation")
     store = engine.store
-    if any(run.state == "done" and run.name in kinds for run in engine.runs) or (store and store.groups("")):
+    if any(run.state == "done" and run.name in kinds for run in engine.runs) or (store and any(map(store.has, GROUPS))):
         here[PRESENT] = Present(engine)
     return here | {name: Stored(store) for name, store in engine.compared.items()}
 
@@ -152,8 +181,13 @@ def remove(engine: Any, name: str) -> None:
     engine.changed()
 
 
-def read(runs: Mapping[str, Any], group: str, rays: bool = False) -> tuple[dict[str, xr.Dataset], list[str]]:
-    """Return a result of each run that has it, and what to say of those that have not; ``rays``: with rays."""
+def read(
+    runs: Mapping[str, Any], group: str, rays: bool = False, needs: Iterable[str] = ()
+) -> tuple[dict[str, xr.Dataset], list[str]]:
+    """Return a result of each run that has it, and what to say of those that have not.
+
+    ``rays``: with rays; ``needs``: with these variables.
+    """
     found, said = {}, []
     for name, source in runs.items():
         try:
@@ -165,9 +199,21 @@ def read(runs: Mapping[str, Any], group: str, rays: bool = False) -> tuple[dict[
             said.append(f"{name} has not got as far as {GROUPS[group]}.")
         elif rays and not table.sizes.get("ray", 0):
             said.append(f"{name} was given its hyperparameters: it has no rays.")
+        elif missing := _lacking(name, table, needs):
+            said.append(missing)
         else:
             found[name] = table
     return found, said
+
+
+def _lacking(name: str, table: xr.Dataset, needs: Iterable[str]) -> str:
+    """Return what to say of a result without some variables; nothing if it has them."""
+    missing = ", ".join(one for one in needs if one not in table)
+    return (
+        f"{name} came with results from a file, without {missing}: there is nothing of it to draw there."
+        if missing
+        else ""
+    )
 
 
 def drawing(runs: Mapping[str, Any], view: View) -> Any:
@@ -178,7 +224,7 @@ def drawing(runs: Mapping[str, Any], view: View) -> Any:
     InputError
         No run has what it shows.
     """
-    found, said = read(runs, view.group, rays=view.group == "search")
+    found, said = read(runs, view.group, view.group == "search", view.needs)
     if not found:
         raise InputError(" ".join(said))
     drawn = view.draw(found)
@@ -200,6 +246,7 @@ def tables(runs: Mapping[str, Any]) -> str:
     validations, not_validated = read(runs, "validation")
     dose_weights, not_weighted = read(runs, "dose_weights")
     said += [line for line in (*not_searched, *not_weighted, *not_validated) if "cannot be read" in line]
+    said += filter(None, (_lacking(name, table, ("fcc", "b_factor")) for name, table in dose_weights.items()))
     pieces = [
         ("Hyperparameters", hyperparameters(searches)),
         ("Settings that differ", settings(attrs)),

@@ -3,72 +3,152 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from html import escape
+from threading import Lock
 from typing import Any
 
 import holoviews as hv
 import panel as pn
 
+from refmotion_nb.views.app import parts
 from refmotion_nb.views.app.design import page_is_dark
 from refmotion_nb.views.app.engine import Engine
 from refmotion_nb.views.app.rendering import rendered
 
 
+class Maker:
+    """Makes figures one after the other in one thread: HoloViews is not made for several.
+
+    A figure waits once, in the place that it has, with what it was last asked for: whoever asks often is not served more.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing to make."""
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="refmotion figures")
+        self._lock = Lock()
+        self._waiting: dict[Figure, Callable[[], None]] = {}
+
+    def ask(self, figure: Figure, make: Callable[[], None]) -> None:
+        """Call ``make`` when it is the turn of ``figure``, instead of what it waits for now."""
+        with self._lock:
+            self._waiting[figure] = make
+        self._pool.submit(self._next)
+
+    def drop(self, figure: Figure) -> None:
+        """Forget what a figure waits for."""
+        with self._lock:
+            self._waiting.pop(figure, None)
+
+    def _next(self) -> None:
+        with self._lock:
+            make = self._waiting.pop(next(iter(self._waiting))) if self._waiting else None
+        if make is not None:
+            make()
+
+
 @cache
-def _maker() -> ThreadPoolExecutor:
-    """Return the one thread that figures are made in: HoloViews is not made for several."""
-    return ThreadPoolExecutor(1, thread_name_prefix="refmotion figures")
+def maker() -> Maker:
+    """Return what makes the figures of all pages."""
+    return Maker()
+
+
+class Same:
+    """What is equal to itself only, to have results in keys: kept, so that no later one is taken for it."""
+
+    def __init__(self, item: Any):
+        """Stand for ``item``."""
+        self.item = item
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether the very same is meant."""
+        return isinstance(other, Same) and other.item is self.item
+
+    def __hash__(self) -> int:
+        """Return a number that goes with it."""
+        return id(self.item)
+
+
+class _Words(str):
+    """Words in the place of a figure."""
 
 
 class Figure:
-    """Shows what ``make`` returned for the latest key; the one before stays until then."""
+    """Shows what ``make`` returned for the latest key; what was there before stays until then."""
 
     def __init__(self, engine: Engine, **options: Any):
         """Stand empty; ``options`` are those of the column around it."""
         self.engine = engine
         self.dark = page_is_dark()
         self.view = pn.Column(**{"sizing_mode": "stretch_width", **options})
-        self._key: Hashable = None
-        self._made: Future[Any] | None = None
+        self._key: Hashable = None  # of what is wanted
+        self._shown: Hashable = None
+        self._since = object()  # another one when what was asked for before is not to be shown any more
+        self._made: tuple[object, Hashable, Callable[[], Any]] | None = None  # since when, for what key, how to show it
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether what was last asked for is what is shown."""
+        return self._shown == self._key
 
     def show(self, key: Hashable, make: Callable[[], Any]) -> None:
-        """Show what ``make`` returns, once it is there; nothing is made again for the same key."""
+        """Show what ``make`` returns, once it is there; nothing is made again for the same key.
+
+        What was made meanwhile for an earlier key is shown until then.
+        """
         if key != self._key:
-            self._key = key
-            made = self._made = _maker().submit(_made, make, self.dark)
-            made.add_done_callback(lambda _: self.engine.changed())
-            if not len(self.view):
+            self._key, since = key, self._since
+            maker().ask(self, lambda: self._make(key, make, since))
+            if not len(self.view) or isinstance(self._shown, _Words):
                 self.view[:] = [pn.pane.HTML("drawing …", css_classes=["rm-words"])]
-        elif self._made is not None and self._made.done():
-            made, self._made = self._made, None
-            problem = made.exception()
-            self.view[:] = [_problem(problem) if problem is not None else _shown(made.result())]
+        made, self._made = self._made, None
+        if made is not None and made[0] is self._since:
+            _, self._shown, shown = made
+            self.view[:] = [shown()]
+
+    def instead(self, text: str) -> None:
+        """Show words where there is nothing to draw."""
+        if self._key != (words := _Words(text)):
+            self.clear()
+            self._key = self._shown = words
+            self.view[:] = [parts.empty(text)]
 
     def clear(self) -> None:
         """Show nothing."""
-        self._key = self._made = None
+        self.close()
+        self._key = self._shown = self._made = None
         self.view[:] = []
 
+    def close(self) -> None:
+        """Have nothing made any more; what is in hand will not be shown."""
+        self._since = object()
+        maker().drop(self)
 
-def _made(make: Callable[[], Any], dark: bool) -> Any:
-    """Return what ``make`` returns, HoloViews as Bokeh models; the panels of a layout one by one.
+    def _make(self, key: Hashable, make: Callable[[], Any], since: object) -> None:
+        """Make it, in the thread, and let the page look again."""
+        try:
+            shown = _made(make, self.dark)
+        except Exception as error:
+            shown = _problem(error)
+        if since is self._since:
+            self._made = since, key, shown
+            self.engine.changed()
+
+
+def _made(make: Callable[[], Any], dark: bool) -> Callable[[], Any]:
+    """Return how to show what ``make`` returns: HoloViews as Bokeh models, the panels of a layout one by one.
 
     Bokeh's grids come out empty where they are put into a page later.
     """
     item = make()
-    if isinstance(item, hv.Layout):
-        return [rendered(one, dark) for one in item], min(item._max_cols, len(item))
-    return ([rendered(item, dark)], 1) if isinstance(item, hv.core.Dimensioned) else item
+    if not isinstance(item, hv.core.Dimensioned):
+        return lambda: pn.panel(item)
+    panels, columns = (list(item), item._max_cols) if isinstance(item, hv.Layout) else ([item], 1)
+    models = [rendered(one, dark) for one in panels]
+    return lambda: pn.GridBox(*map(pn.pane.Bokeh, models), ncols=min(columns, len(models)))
 
 
-def _shown(item: Any) -> Any:
-    if isinstance(item, tuple):
-        models, columns = item
-        return pn.GridBox(*map(pn.pane.Bokeh, models), ncols=columns)
-    return pn.panel(item)
-
-
-def _problem(error: BaseException) -> Any:
-    return pn.pane.HTML(escape(str(error)), css_classes=["rm-problem"], sizing_mode="stretch_width")
+def _problem(error: Exception) -> Callable[[], Any]:
+    told = escape(str(error) or type(error).__name__)
+    return lambda: pn.pane.HTML(told, css_classes=["rm-problem"], sizing_mode="stretch_width")

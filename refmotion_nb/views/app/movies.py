@@ -17,15 +17,15 @@ SUM, FRAME = "sum of frames", "one frame"
 class MovieBrowser:
     """A micrograph's picture with its particles, and steps to the next."""
 
-    def __init__(self, engine: Engine):
-        """Make the widgets; nothing is read before data are open and the tab is looked at."""
+    def __init__(self, engine: Engine, figure: Figure):
+        """Make the widgets; nothing is read before data are open and the tab is looked at. ``figure`` is for the picture."""
         self.engine = engine
+        self.figure = figure
         self.name = pn.widgets.Select(label="micrograph", options=[], width=300)
         self.back = parts.button("◀ Previous", lambda: self._step(-1), width=100, margin=(21, 3, 2, 3))
         self.on = parts.button("Next ▶", lambda: self._step(1), width=90, margin=(21, 3, 2, 3))
         self.what = pn.widgets.RadioButtonGroup(options=[SUM, FRAME], value=SUM, width=200, margin=(21, 3, 2, 3))
         self.frame = pn.widgets.IntSlider(label="frame", start=1, end=2, value=1, width=220, visible=False)
-        self.figure = Figure(engine, min_height=480)
         row = pn.FlexBox(self.name, self.back, self.on, self.what, self.frame, sizing_mode="stretch_width")
         self.about = parts.words("")
         self.view = parts.card("Movies and particles", row, self.about, self.figure.view, visible=False)

@@ -19,7 +19,8 @@ _CELL = "# %%\n"
 
 def code_of(engine: Engine) -> str:
     """Return a script in cells that opens the data and runs what the app ran, with the settings in force."""
-    cells = ["import refmotion_nb as rm", _opening(engine), _job(engine), *_plots(engine)]
+    until = _until(engine)
+    cells = ["import refmotion_nb as rm", _opening(engine), _job(engine, until), *_plots(engine, until)]
     return "\n\n".join(_CELL + cell for cell in cells if cell) + "\n"
 
 
@@ -44,13 +45,13 @@ def _opening(engine: Engine) -> str:
     return f"data = {call}{'.open()' if opening.function == 'example' else ''}\nsession = rm.Session(data)\nsession"
 
 
-def _job(engine: Engine) -> str:
+def _job(engine: Engine, until: str) -> str:
     lines = ["job = rm.Job(", f"    session, {_literal(engine.out)},"]
     if engine.settings:
         lines.append(f"    settings={_literal(dict(sorted(engine.settings.items())))},")
     files = {"hyperparameters_file": engine.hyperparameters_file, "dose_weights_file": engine.dose_weights_file}
     lines += [f"    {name}={_literal(path)}," for name, path in files.items() if path is not None]
-    lines += [")", f"job.run({_until(engine)!r})", 'rm.write_report(job.out / "results.zarr", job.out / "report.html")']
+    lines += [")", f"job.run({until!r})", 'rm.write_report(job.out / "results.zarr", job.out / "report.html")']
     return "\n".join(lines)
 
 
@@ -58,13 +59,13 @@ def _until(engine: Engine) -> str:
     """Return the last stage that has been run."""
     if engine.last(Validation) is not None or (engine.store and engine.store.has("validation")):
         return "validate"
-    if engine.store and engine.store.groups("tracks/"):
+    if engine.store and engine.store.stamp("tracks"):
         return "correct"
     return "dose-weights" if engine.last(DoseWeights) is not None else "hyperparameters"
 
 
-def _plots(engine: Engine) -> list[str]:
-    until, search = _until(engine), engine.result("search")
+def _plots(engine: Engine, until: str) -> list[str]:
+    search = engine.result("search")
     rays = engine.last(HyperparameterSearch) is not None and search is not None and "cv_score" in search
     wanted = [
         ("rm.plots.rays(job.search)", rays),

@@ -55,6 +55,7 @@ class Page:
         """Return a tab, made when it is first looked at."""
         if i not in self._tabs:
             self._tabs[i] = TABS[i](self.engine, self.viewer)
+            self._tabs[i].served = self._served
         return self._tabs[i]
 
     def _turn(self) -> None:
@@ -106,7 +107,7 @@ class Page:
         with pn.io.hold():
             self.header.refresh()
             if active in self._tabs:
-                self._tabs[active].refresh()
+                self._tabs[active].update()
 
     def follow(self) -> Page:
         """Keep the page up to date from now on, until its browser goes away."""

@@ -13,6 +13,7 @@ from refmotion_nb.numerics.rays import ray_table
 from refmotion_nb.stages.job import Job
 from refmotion_nb.stages.runs import Run, Work
 from refmotion_nb.stages.search import HyperparameterSearch
+from refmotion_nb.views.app.ending import why
 from refmotion_nb.views.app.header import duration_left
 from refmotion_nb.views.app.live_rays import Rays
 from refmotion_nb.views.svg import number
@@ -48,14 +49,14 @@ def standing(engine: Any) -> Standing:
         if not job.snapshot.ended:
             return Standing("paused" if job.state == "paused" else "coming", job)
         if job.state == "failed":
-            return Standing("failed", job, None if run is not None else engine.result("search"), job.error)
+            return Standing("failed", job, None if run is not None else engine.result("search"), why(job))
     if run is None:
         table = engine.result("search")
         return Standing("none" if table is None else "done", None, table)
     if run.state == "done":
         return Standing("done", run, run.result)
     if run.snapshot.ended:
-        return Standing(run.state, run, run.snapshot.so_far, run.error)
+        return Standing(run.state, run, run.snapshot.so_far, why(run))
     return Standing("paused" if run.state == "paused" else "running", run, run.snapshot.so_far)
 
 

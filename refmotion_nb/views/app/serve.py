@@ -26,6 +26,7 @@ from refmotion_nb.views.app.design import DARK, Dark, Light, Look, variables
 from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.page import Page
 from refmotion_nb.views.app.roots import Roots
+from refmotion_nb.views.app.written import ADDRESS, Download
 
 
 def app(
@@ -201,9 +202,12 @@ def serve(
     login = {"cookie_secret": secrets.token_hex(32), **_doors(), **access.login} if access.login else {}
     if prefix:
         login["root_path"] = f"/{prefix}/"
+    patterns = [
+        (r"/owner", OwnerLink, {"access": access}), (rf"/{ADDRESS}([^/]+)", Download, {"engine": engine}),
+    ]  # fmt: skip
     return pn.serve(
         {"/": page}, port=access.port, address=access.address, prefix=prefix, title="refmotion",
-        websocket_origin=[*own, *access.origins], extra_patterns=[(r"/owner", OwnerLink, {"access": access})],
+        websocket_origin=[*own, *access.origins], extra_patterns=patterns,
         show=False, verbose=False, threaded=threaded, **login,
     )  # fmt: skip
 

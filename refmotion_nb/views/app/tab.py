@@ -9,6 +9,7 @@ import panel as pn
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.views.app import parts
 from refmotion_nb.views.app.engine import Engine, Viewer
+from refmotion_nb.views.app.figure import Figure
 from refmotion_nb.views.app.rights import LOOKING_ON, seat
 
 
@@ -16,6 +17,7 @@ class Tab:
     """One tab on one page: widgets of its own over the engine that all pages share."""
 
     title: ClassVar[str] = ""
+    served = False  # whether its page has files of the output folder to download
 
     def __init__(self, engine: Engine, viewer: Viewer):
         """Make the widgets; ``view`` is what is shown."""
@@ -23,12 +25,39 @@ class Tab:
         self.viewer = viewer
         self.problem = parts.problem()
         self.view: Any = pn.Column(self.problem, sizing_mode="stretch_width")
+        self._figures: list[Figure] = []
+        self._unread = False  # whether ``problem`` tells what could not be read
+
+    def new_figure(self, **options: Any) -> Figure:
+        """Return a place for a figure, for as long as the page is there; ``options`` are those of the column around it."""
+        self._figures.append(Figure(self.engine, **options))
+        return self._figures[-1]
 
     def refresh(self) -> None:
-        """Bring what is shown up to date: called on the page's own loop, when the tab is in front and something changed."""
+        """Bring what is shown up to date: see ``update``."""
+
+    def update(self) -> None:
+        """Refresh; what cannot be read is told at the top of the tab.
+
+        Called on the page's own loop, when the tab is in front and something changed. What cannot be read is looked at once
+        more first: a run may be putting another result in its place.
+        """
+        try:
+            try:
+                self.refresh()
+            except (InputError, OSError):
+                self.refresh()
+        except (InputError, OSError) as error:
+            self._unread = True
+            parts.tell(self.problem, str(error))
+        else:
+            if self._unread:
+                self._unread = False
+                parts.tell(self.problem, "")
 
     def attempt(self, call: Any, *args: Any, **kwargs: Any) -> Any:
         """Return what ``call`` returns; what is wrong with the input is shown at the top of the tab."""
+        self._unread = False
         parts.tell(self.problem, "")
         try:
             if not self.viewer.may_run:
@@ -40,3 +69,5 @@ class Tab:
 
     def close(self) -> None:
         """Let go of what the tab holds; the page is gone."""
+        for figure in self._figures:
+            figure.close()

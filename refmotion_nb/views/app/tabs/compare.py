@@ -10,7 +10,6 @@ import panel as pn
 
 from refmotion_nb.views.app import comparing, parts
 from refmotion_nb.views.app.engine import Engine, Viewer
-from refmotion_nb.views.app.figure import Figure
 from refmotion_nb.views.app.tab import Tab
 
 EMPTY = "Nothing to compare yet. Run a search or a correction, or give the output folder of an earlier run above and press Add."
@@ -31,12 +30,12 @@ class CompareTab(Tab):
             label="Results folder", placeholder="refmotion-results-2", width=420, margin=(0, 5)
         )
         self.add = parts.button("Add", self._add, color="primary", width=80, align="end", margin=(0, 5))
-        self.folder.param.watch(lambda _: self.refresh(), "value_input")
+        self.folder.param.watch(lambda _: self.update(), "value_input")
         self.runs = pn.Column(sizing_mode="stretch_width", margin=(6, 0, 0, 0))
         self.what = pn.widgets.RadioButtonGroup(options=list(comparing.VIEWS), value="FCC", margin=(4, 8))
         self.about = parts.words("")
-        self.figure = Figure(engine, styles={"overflow-x": "auto"})
-        self.tables = Figure(engine, styles={"overflow-x": "auto"})
+        self.figure = self.new_figure(styles={"overflow-x": "auto"})
+        self.tables = self.new_figure(styles={"overflow-x": "auto"})
         self.empty = parts.empty(EMPTY)
         self.what.param.watch(lambda _: self._other(), "value")
         choose = pn.Row(self.folder, self.add, margin=0)
@@ -51,15 +50,15 @@ class CompareTab(Tab):
     def _add(self) -> None:
         if self.attempt(comparing.add, self.engine, self.folder.value_input or self.folder.value) is not None:
             self.folder.value = self.folder.value_input = ""
-        self.refresh()
+        self.update()
 
     def _remove(self, name: str) -> None:
         self.attempt(comparing.remove, self.engine, name)
-        self.refresh()
+        self.update()
 
     def _other(self) -> None:
         self.figure.clear()  # what is still there would be taken for what was chosen
-        self.refresh()
+        self.update()
 
     def refresh(self) -> None:
         """Bring it up to date."""
@@ -74,7 +73,7 @@ class CompareTab(Tab):
         self.about.object = f"<small>{escape(view.about)}</small>"
         stamp = tuple((name, source.stamp()) for name, source in found.items())
         self.figure.show((self.what.value, stamp), lambda: comparing.drawing(found, view))
-        self.tables.show(("tables", stamp, str(self.engine.settings)), lambda: parts.words(comparing.tables(found)))
+        self.tables.show(stamp, lambda: parts.words(comparing.tables(found)))
 
     def _list(self, names: tuple[str, ...], may: bool) -> None:
         """Show the runs, with a button to take each stored one away."""

@@ -13,16 +13,17 @@ from refmotion_nb.stages.cost import Cost, cost_of_correction
 from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.runs import Run, Snapshot, Work
 from refmotion_nb.views import plots
-from refmotion_nb.views.app import parts
+from refmotion_nb.views.app import ending, parts
 from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.fields import Field
-from refmotion_nb.views.app.figure import Figure
+from refmotion_nb.views.app.figure import Same
 from refmotion_nb.views.app.tab import Tab
 
 FIRST = 20  # micrographs whose trajectories can be looked at while the rest is being done
 OUTPUT = ("fourier_crop_to", "float16")
 MACHINE = ("device", "threads", "cache_size_GB")
 FIELD_PX = 190
+JOBS = ("correct", "validate")
 DRAWN = {"Local motion": plots.local_trajectories, "All motion": plots.trajectories, "Whole micrograph": plots.motion}
 
 
@@ -45,21 +46,22 @@ class CorrectTab(Tab):
         self.whole.on_click(lambda _: self.attempt(self.engine.run, "validate"))
         self.cancel = pn.widgets.Button(label="Cancel", color="warning", visible=False)
         self.cancel.on_click(lambda _: self.attempt(self.engine.cancel))
-        self.told = parts.words("")
+        self.ended, self.told = parts.words(""), parts.words("")
         self.failed = parts.words("")
         self.micrograph = pn.widgets.Select(label="Micrograph", options=[], width=260)
         self.drawn = pn.widgets.RadioButtonGroup(label="Plot", options=list(DRAWN), value="Local motion")
         for widget in (self.micrograph, self.drawn):
-            widget.param.watch(lambda _: self.refresh(), "value")
-        self.figure = Figure(engine)
+            widget.param.watch(lambda _: self.update(), "value")
+        self.figure = self.new_figure()
         self.tracks = parts.card("Trajectories", pn.Row(self.micrograph, self.drawn), self.figure.view)
         form = pn.FlexBox(*(field.view for field in self.settings.values()), align_items="flex-end")
         self.view[:] = [
             self.problem,
             parts.card("Before it starts", self.cost, form, pn.Row(self.start, self.whole, self.cancel)),
-            parts.card("Progress", self.told, self.failed), self.tracks,
+            parts.card("Progress", self.ended, self.told, self.failed), self.tracks,
         ]  # fmt: skip
         self._costed: tuple[Any, str] = ((), "")
+        self._listed: tuple[Any, list[str]] = ((), [])
 
     def refresh(self) -> None:
         """Show how far it is."""
@@ -70,7 +72,9 @@ class CorrectTab(Tab):
         for name, field in self.settings.items():
             field.show(self.engine.settings.get(name), idle)
         self.cost.object = self._cost()
-        run = self.engine.last(MotionCorrection)
+        run, ended = (find(self.engine, MotionCorrection, *JOBS) for find in (ending.latest, ending.last_ended))
+        told = run is not None and ended is not None and ended.exception is run.exception  # by the progress
+        self.ended.object = "" if told else ending.told(ended)
         self._progress(run)
         self._trajectories(run)
 
@@ -84,9 +88,10 @@ class CorrectTab(Tab):
             return "Open data in the Data tab first."
         if engine.live is not None:
             return self._costed[1]
-        key = engine.version, len(engine.runs), sum(run.snapshot.ended for run in engine.runs)
+        mine = {name: value for name, value in engine.settings.items() if name in MotionCorrection.param}
+        there = engine.store.stamp("tracks") if engine.store else 0
+        key = Same(engine.session), engine.out, str(mine), there, [run.snapshot.ended for run in engine.runs]
         if key != self._costed[0]:
-            mine = {name: value for name, value in engine.settings.items() if name in MotionCorrection.param}
             try:
                 text = cost_in_words(cost_of_correction(engine.session, MotionCorrection(**mine), engine.out))
             except (InputError, OSError) as error:
@@ -96,23 +101,20 @@ class CorrectTab(Tab):
 
     def _progress(self, run: Run | None) -> None:
         if run is None or not run.snapshot.works:
-            self.told.object = escape(self._before(run))
+            self.told.object = escape(self._before())
             self.failed.object = ""
             return
         work = run.snapshot.works[-1]
-        text = progress_in_words(run.snapshot, work, run.error)
+        text = progress_in_words(run.snapshot, work, ending.why(run) if run.state == "failed" else "")
         self.told.object = escape(text) if run.snapshot.ended else parts.bar(work.done, work.total, text)
         failed = dict(self.engine.session.failed) if self.engine.session else {}
         rows = "".join(f"<li><b>{escape(name)}</b>: {escape(why)}</li>" for name, why in failed.items())
         self.failed.object = f"<b>{len(failed)} left out</b><ul>{rows}</ul>" if failed else ""
 
-    def _before(self, run: Run | None) -> str:
-        live = self.engine.live
-        if live is None and run is None:
+    def _before(self) -> str:
+        if self.engine.live is None:
             n, there = len(self._stored()), self.engine.out
             return f"{n} micrograph{'s' * (n != 1)} from an earlier run in {there}." if n else "Nothing corrected yet."
-        if live is None:
-            return f"{run.state}: {run.error}"
         inner = next((one for one in reversed(self.engine.runs) if one.snapshot.works), None)
         what = inner.snapshot.works[-1].what if inner else "starting"
         return f"First {what}; particles are corrected after that."
@@ -129,16 +131,21 @@ class CorrectTab(Tab):
         if not name or store is None:
             return
         group, draw = f"tracks/{name}", DRAWN[str(self.drawn.value)]
-        self.figure.show((name, self.drawn.value, store.key(group)), lambda: draw(_found(store.read(group), group)))
+        self.figure.show(
+            (name, self.drawn.value, store.path, store.stamp(group)), lambda: draw(_found(store.read(group), group))
+        )
 
     def _finished(self, run: Run | None) -> list[str]:
         done = run.snapshot.micrographs[:FIRST] if run is not None else ()
         return list(done) or self._stored()[:FIRST]
 
     def _stored(self) -> list[str]:
-        """Return the micrographs whose trajectories lie in the output folder."""
+        """Return the micrographs whose trajectories lie in the output folder; listed again when that has changed."""
         store = self.engine.store
-        return [group.removeprefix("tracks/") for group in store.groups("tracks/")] if store else []
+        key = (store.path, store.stamp("tracks")) if store else ()
+        if key != self._listed[0]:
+            self._listed = key, [group.removeprefix("tracks/") for group in store.groups("tracks")] if store else []
+        return self._listed[1]
 
 
 def _found(tracks: Any, group: str) -> Any:

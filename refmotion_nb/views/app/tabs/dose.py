@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 
 import panel as pn
@@ -12,9 +13,9 @@ from refmotion_nb.data.store import write_netcdf
 from refmotion_nb.stages.dose_weights import DoseWeights
 from refmotion_nb.stages.weight_edits import WeightEdits, edit_weights, factors_of
 from refmotion_nb.views import plots
-from refmotion_nb.views.app import parts
+from refmotion_nb.views.app import ending, parts
 from refmotion_nb.views.app.engine import Engine, Viewer
-from refmotion_nb.views.app.figure import Figure
+from refmotion_nb.views.app.figure import Same
 from refmotion_nb.views.app.reuse_form import DOSE_WEIGHTS, ReuseForm
 from refmotion_nb.views.app.tab import Tab
 
@@ -44,13 +45,14 @@ class DoseTab(Tab):
         self.start = pn.widgets.Button(label="Measure dose weights", color="primary")
         self.start.on_click(lambda _: self.attempt(self.engine.run, "dose-weights"))
         self.status = parts.words("")
+        self.ended = parts.words("")
         self.what = pn.widgets.RadioButtonGroup(label="Plot", options=list(PLOTS), value="FCC")
         self.group = pn.widgets.Select(label="Movies exposed alike", options=["all"], visible=False, width=320)
         self.beside = pn.widgets.CheckBoxGroup(label="Compare with", options=[], inline=True)
         self.meaning = parts.words("")
-        self.figure = Figure(engine)
+        self.figure = self.new_figure()
         for widget in (self.what, self.group, self.beside):
-            widget.param.watch(lambda _: self.refresh(), "value")
+            widget.param.watch(lambda _: self.update(), "value")
         self.editor = _Editor(self)
         self.reuse = ReuseForm(
             "Dose weights of another run", engine.roots, DOSE_WEIGHTS,
@@ -58,7 +60,7 @@ class DoseTab(Tab):
             lambda path: self.engine.use(path, self.engine.hyperparameters_file),
         )  # fmt: skip
         self.view[:] = [
-            self.problem, pn.Row(self.start, self.status, sizing_mode="stretch_width"),
+            self.problem, pn.Row(self.start, self.status, sizing_mode="stretch_width"), self.ended,
             parts.card("Signal and weights", pn.Row(self.what, self.group), self.beside, self.meaning, self.figure.view),
             self.editor.view, self.reuse.view,
         ]  # fmt: skip
@@ -68,13 +70,14 @@ class DoseTab(Tab):
         run = self.engine.last(DoseWeights)
         table, told = self._table()
         self.start.disabled = not self.viewer.may_run or self.engine.session is None or self.engine.live is not None
-        self.status.object = told
+        self.status.object = escape(told)
+        self.ended.object = ending.told(ending.last_ended(self.engine, DoseWeights, "dose-weights"))
         self.reuse.view.visible = self.engine.session is not None
         self.reuse.refresh(self.viewer.may_run, self.engine.dose_weights_file)
         self.beside.param.update(options=list(self.engine.compared), visible=bool(self.engine.compared))
         self.editor.refresh(table if run is None or run.state == "done" else None)
         if table is None:
-            self.figure.view[:] = [parts.empty(self._next())]
+            self.figure.instead(self._next())
             self.meaning.object = ""
             return
         groups = [str(name) for name in table["group"].values]
@@ -82,7 +85,7 @@ class DoseTab(Tab):
         group = self.group.value if len(groups) > 1 else None
         what, others = str(self.what.value), tuple(self.beside.value)
         self.meaning.object = MEANING[what]
-        self.figure.show((what, group, others, id(table)), lambda: self._draw(what, group, others, table))
+        self.figure.show((what, group, others, Same(table)), lambda: self._draw(what, group, others, table))
 
     def _draw(self, what: str, group: str | None, others: tuple[str, ...], table: xr.Dataset) -> Any:
         found = {
@@ -131,22 +134,23 @@ class _Editor:
         self.save.on_click(lambda _: tab.attempt(self._save))
         self.back.on_click(lambda _: tab.attempt(self._back))
         self.told = parts.words("")
-        self.figure = Figure(tab.engine)
+        self.wrong = parts.problem()
+        self.figure = tab.new_figure()
         for widget in (self.frames, self.share, self.beyond):
             change = "value_throttled" if widget is self.share else "value"
-            widget.param.watch(lambda _: tab.attempt(self._draw), change)
+            widget.param.watch(lambda _: self._draw(), change)
         left = pn.Column(
-            self.frames, parts.words("Frame: factor. 0 leaves a frame out, 0.5 halves its weight; 2-4 are frames 2 to 4."),
-            self.share, self.beyond, self.path, pn.Row(self.save, self.back), self.told, width=370,
+            self.frames, self.wrong,
+            parts.words("Frame: factor. 0 leaves a frame out, 0.5 halves its weight; 2-4 are frames 2 to 4."), self.share,
+            self.beyond, self.path, pn.Row(self.save, self.back), self.told, width=370,
         )  # fmt: skip
         self.view = parts.card("Change the weights by hand", pn.Row(left, self.figure.view), visible=False)
 
     def refresh(self, table: xr.Dataset | None) -> None:
         """Offer the editor for finished weights."""
         self.view.visible = table is not None and self.tab.viewer.may_run
-        if table is not None and table is not self.table:
-            self.table = table
         if table is not None:
+            self.table = table
             self._draw()
 
     def edits(self) -> WeightEdits:
@@ -154,16 +158,22 @@ class _Editor:
         return WeightEdits(factors_of(self.frames.value), self.beyond.value or None, self.share.value)
 
     def _draw(self) -> None:
-        edits, table = self.edits(), self.table
+        """Show the weights that the widgets stand for; what is no frame with a factor is told below its field."""
+        table = self.table
+        try:
+            edits = self.edits()
+        except InputError as error:
+            parts.tell(self.wrong, str(error))
+            return
+        parts.tell(self.wrong, "")
         if table is None or edits == WeightEdits():
-            self.figure.clear()
-            self.figure.view[:] = [parts.empty("Edited weights are drawn here beside the measured ones.")]
+            self.figure.instead("Edited weights are drawn here beside the measured ones.")
             return
 
         def both() -> Any:
             return plots.weights({"as they are": table, "edited": edit_weights(table, edits)})
 
-        self.figure.show((id(table), str(edits)), both)
+        self.figure.show((Same(table), str(edits)), both)
 
     def _save(self) -> None:
         if self.table is None:
@@ -177,7 +187,7 @@ class _Editor:
             raise InputError("dose_weights.nc is what the run writes itself; give another name")
         write_netcdf(path, edit_weights(self.table, self.edits()))
         self.tab.engine.use(path, self.tab.engine.hyperparameters_file)
-        self.told.object = f"saved; the next correction takes {path.name}"
+        self.told.object = f"saved; the next correction takes {escape(path.name)}"
 
     def _back(self) -> None:
         self.tab.engine.use(None, self.tab.engine.hyperparameters_file)

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from html import escape
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import panel as pn
 import xarray as xr
 
+from refmotion_nb.data.schema import InputError
+from refmotion_nb.data.store import ResultStore
+from refmotion_nb.stages.correction import MotionCorrection
+from refmotion_nb.stages.validation import Validation
 from refmotion_nb.views import plots
-from refmotion_nb.views.app import parts
+from refmotion_nb.views.app import comparing, ending, parts, written
 from refmotion_nb.views.app.engine import Engine, Viewer
-from refmotion_nb.views.app.figure import Figure
+from refmotion_nb.views.app.figure import Same
 from refmotion_nb.views.app.notebook import code_of, notebook_of
 from refmotion_nb.views.app.tab import Tab
+from refmotion_nb.views.report_html import paragraphs
 from refmotion_nb.views.report_maps import gains, resolution_table
-
-FILES = {
-    "report.html": "report", "particles.star": "particles for RELION", "particles.cs": "particles for CryoSPARC",
-    "particles.csg": "their group, to import in CryoSPARC", "dose_weights.nc": "dose weights, to edit or reuse",
-    "hyperparameters.json": "hyperparameters, to reuse", "bfactors.star": "B-factors as RELION writes them",
-}  # fmt: skip
 
 
 class ResultsTab(Tab):
@@ -34,12 +31,10 @@ class ResultsTab(Tab):
         """Make the widgets."""
         super().__init__(engine, viewer)
         self.nothing = parts.empty("")
-        self.fsc, self.images, self.maps = Figure(engine), Figure(engine), Figure(engine)
-        self.table = pn.pane.HTML("", sizing_mode="stretch_width", css_classes=["rm-words"])
-        self.written = pn.pane.HTML("", sizing_mode="stretch_width", css_classes=["rm-words"])
+        self.ended, self.files = parts.words(""), parts.words("")
+        self.fsc, self.table, self.images, self.maps, self.written = (self.new_figure() for _ in range(5))
         self.micrograph = pn.widgets.Select(label="Micrograph", options=[], width=260)
-        self.micrograph.param.watch(lambda _: self.refresh(), "value")
-        self.downloads = pn.GridBox(ncols=3)
+        self.micrograph.param.watch(lambda _: self.update(), "value")
         self.code = pn.widgets.TextAreaInput(
             label="Code",
             disabled=True,
@@ -56,34 +51,36 @@ class ResultsTab(Tab):
             label="Download as .ipynb",
         )
         self.cards = {
-            "fsc": parts.card("What was gained", self.table, self.fsc.view),
+            "fsc": parts.card("What was gained", self.table.view, self.fsc.view),
             "maps": parts.card("Map, central slice", self.maps.view),
             "images": parts.card("Particles, low-pass filtered to 10 Å", self.micrograph, self.images.view),
-            "written": parts.card("Particles and files", self.written, self.downloads),
+            "written": parts.card("Particles and files", self.written.view, self.files),
         }
         code = parts.card(
             "The same in a notebook",
             parts.words("Code that opens these data and does what was done here, with the settings in force."),
             pn.Row(self.copy, self.notebook), self.code,
         )  # fmt: skip
-        self.view[:] = [self.problem, self.nothing, *self.cards.values(), code]
+        self.view[:] = [self.problem, self.ended, self.nothing, *self.cards.values(), code]
         self._listed: Any = None
 
     def refresh(self) -> None:
         """Show what there is."""
-        engine, validation = self.engine, self.engine.result("validation")
-        particles = self._particles()
-        self.nothing.param.update(visible=validation is None and particles is None, object=escape(self._next()))
+        engine, validation, store = self.engine, self.engine.result("validation"), self.engine.store
+        there = store is not None and store.has("particles")
+        self.ended.object = ending.told(ending.last_ended(engine, Validation, "correct", "validate"))
+        self.nothing.param.update(visible=validation is None and not there, object=escape(self._next()))
         self.cards["fsc"].visible = validation is not None
         if validation is not None:
-            self.table.object = "".join(f"<p>{line}</p>" for line in gains(validation)) + resolution_table(validation)
-            self.fsc.show(id(validation), lambda: plots.fsc(validation))
+            self.table.show(Same(validation), lambda: parts.words(gained(validation)))
+            self.fsc.show(Same(validation), lambda: comparing.every_fsc({"": validation}))
         self.code.value = code_of(engine)
         self._maps(validation)
         self._images()
-        self.cards["written"].visible = particles is not None
-        if particles is not None:
-            self.written.object = written_in_words(particles, engine.out, self._warnings())
+        self.cards["written"].visible = there
+        if store is not None and there:
+            stamp = store.path, store.stamp("particles"), store.stamp()
+            self.written.show(stamp, lambda: parts.words(_written(store)))
             self._files()
 
     def _next(self) -> str:
@@ -91,56 +88,58 @@ class ResultsTab(Tab):
             return "Open data in the Data tab first, or start the app on a folder with results."
         return "Nothing corrected yet: start it in the Correct tab. “Correct and validate” also tells what was gained."
 
-    def _particles(self) -> xr.Dataset | None:
-        return self.engine.store.read("particles") if self.engine.store else None
-
-    def _warnings(self) -> list[str]:
-        return list(self.engine.store.attrs.get("warnings", [])) if self.engine.store else []
-
     def _maps(self, validation: xr.Dataset | None) -> None:
-        out = self.engine.out
-        assert out is not None
-        there = [path for path in (out / "Maps").glob("*.mrc") if validation is not None and "_half" not in path.name]
-        there.sort(key=lambda path: (path.stem != "rigid", path.stem))  # before, then after
-        self.cards["maps"].visible = bool(there)
-        if there:
-            key = tuple((path, path.stat().st_mtime_ns) for path in there)
-            self.maps.show(key, lambda: plots.slices({path.stem: path for path in there}))
+        found = [] if validation is None else written.maps_in(self.engine.out)
+        self.cards["maps"].visible = bool(found)
+        if found:
+            key = tuple((path, path.stat().st_mtime_ns) for path in found)
+            self.maps.show(key, lambda: plots.slices({path.stem: path for path in found}))
 
     def _images(self) -> None:
-        session, search, dose = self.engine.session, self.engine.result("search"), self.engine.result("dose_weights")
-        ready = session is not None and search is not None and dose is not None and self.engine.live is None
+        """Show particles as they were corrected; before that, as they would be."""
+        engine, session = self.engine, self.engine.session
+        run = session.latest(MotionCorrection) if session else None
+        search, dose = run.inputs[:2] if run else (engine.result("search"), engine.result("dose_weights"))
+        ready = session is not None and search is not None and dose is not None and engine.live is None
         self.cards["images"].visible = ready
         if not ready:
             return
-        assert session is not None
         names = list(session)
         if self.micrograph.options != names:
             self.micrograph.options = names
-        name = self.micrograph.value or names[0]
-        self.images.show((name, id(search), id(dose)), lambda: plots.particles(session, name, search, dose))
+        name, settings = self.micrograph.value or names[0], self._settings(run)
+        key = name, Same(search), Same(dose), str(settings)
+        self.images.show(key, lambda: plots.particles(session, name, search, dose, stage=_correction(settings)))
+
+    def _settings(self, run: Any) -> dict[str, Any]:
+        """Return the settings that particles were corrected with, else those they will be corrected with."""
+        store = self.engine.store
+        if run is not None:
+            return run.settings
+        return store.attrs.get("settings", {}) if store and store.has("particles") else self.engine.settings
 
     def _files(self) -> None:
+        """List what was written, when the output folder has changed."""
         out = self.engine.out
-        assert out is not None
-        there = [name for name in FILES if (out / name).is_file()]
-        there += [path.name for path in sorted(out.glob("particles_*.star"))]
-        if there != self._listed:
-            self._listed = there
-            self.downloads[:] = [
-                pn.widgets.FileDownload(str(out / name), label=f"{name}: {FILES.get(name, 'particles for RELION')}", embed=False,
-                                        auto=True, filename=name, width=330, margin=(4, 5))
-                for name in there
-            ]  # fmt: skip
+        if (listed := (out, out.stat().st_mtime_ns)) != self._listed:
+            self._listed = listed
+            self.files.object = written.listing(out, self.served)
 
 
-def written_in_words(particles: xr.Dataset, out: Path | None, warnings: list[str]) -> str:
-    """Return how many particles were written, why others were not, and what the run warned of, as HTML."""
-    written = particles["written"].values
-    reasons, counts = np.unique(particles["reason"].values[~written].astype(str), return_counts=True)
-    lost = "".join(f"<li>{n} not written: {escape(reason)}</li>" for reason, n in zip(reasons, counts))
-    told = "".join(f"<li>{escape(line)}</li>" for line in dict.fromkeys(warnings))
-    return (
-        f"<p><b>{int(written.sum())} of {len(written)} particles written</b> to {escape(str(out))}</p>"
-        f"{f'<ul>{lost}</ul>' if lost else ''}{f'<p>Warnings:</p><ul>{told}</ul>' if told else ''}"
-    )
+def gained(validation: xr.Dataset) -> str:
+    """Return what was gained as HTML."""
+    return paragraphs(gains(validation)) + resolution_table(validation)
+
+
+def _written(store: ResultStore) -> str:
+    particles = store.read("particles")
+    if particles is None:
+        raise InputError("the particles are being written anew; look again in a moment")
+    return written.in_words(particles, store.path.parent, list(store.attrs.get("warnings", [])))
+
+
+def _correction(settings: dict[str, Any]) -> MotionCorrection:
+    try:
+        return MotionCorrection(**{name: value for name, value in settings.items() if name in MotionCorrection.param})
+    except ValueError as error:
+        raise InputError(" ".join(str(error).split())) from None

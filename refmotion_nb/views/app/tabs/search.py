@@ -14,7 +14,7 @@ from refmotion_nb.views.app import in_force, parts, search_state
 from refmotion_nb.views.app.design import page_is_dark
 from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.fields import Field
-from refmotion_nb.views.app.figure import Figure
+from refmotion_nb.views.app.figure import Same
 from refmotion_nb.views.app.live_rays import LiveRays, legend
 from refmotion_nb.views.app.search_state import Standing
 from refmotion_nb.views.app.tab import Tab
@@ -57,9 +57,9 @@ class SearchTab(Tab):
         self.key = parts.words("")
         self.live: LiveRays | None = None
         self.figures = pn.Column(sizing_mode="stretch_width")
-        self.drawn = Figure(engine, styles={"overflow-x": "auto"})
+        self.drawn = self.new_figure(styles={"overflow-x": "auto"})
         self.choice.param.watch(lambda _: self._other(), "value")
-        self.shown.param.watch(lambda _: self.refresh(), "value")
+        self.shown.param.watch(lambda _: self.update(), "value")
         self._arrange()
 
     def _arrange(self) -> None:
@@ -80,29 +80,29 @@ class SearchTab(Tab):
 
     def _change(self, name: str, value: Any) -> None:
         self.engine.change(**{name: value})
-        self.refresh()
+        self.update()
 
     def _start(self) -> None:
         if self.attempt(self.engine.run, "hyperparameters") is not None:
             self.choice.value = LIVE
-        self.refresh()
+        self.update()
 
     def _pause(self) -> None:
         paused = self.engine.going is not None and self.engine.going.state == "paused"
         self.attempt(self.engine.resume if paused else self.engine.pause)
-        self.refresh()
+        self.update()
 
     def _cancel(self) -> None:
         self.attempt(self.engine.cancel)
-        self.refresh()
+        self.update()
 
     def _instead(self) -> None:
         self.attempt(in_force.search_instead, self.engine)
-        self.refresh()
+        self.update()
 
     def _other(self) -> None:
         self.drawn.clear()  # what is still there would be taken for what was chosen
-        self.refresh()
+        self.update()
 
     # what is shown
 
@@ -174,7 +174,7 @@ class SearchTab(Tab):
             self._draw(now)
         else:
             name, table = self.choice.value, now.table
-            self.drawn.show((name, id(table)), lambda: DRAWN[name](table).cols(2))
+            self.drawn.show((name, Same(table)), lambda: DRAWN[name](table).cols(2))
 
     def _draw(self, now: Standing) -> None:
         rays = search_state.rays_of(now, self.engine.settings)
