@@ -12,11 +12,12 @@ from fake_results import fake_dose_weights, fill
 import refmotion_nb as rm
 from refmotion_nb.data.store import ResultStore
 from refmotion_nb.stages.runs import Cancelled, Run
-from refmotion_nb.views.app import figure
+from refmotion_nb.views.app import figure, parts
 from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.notebook import code_of, notebook_of
 from refmotion_nb.views.app.opening import Opening
 from refmotion_nb.views.app.roots import Roots
+from refmotion_nb.views.app.tabs import results
 from refmotion_nb.views.app.tabs.correct import CorrectTab, progress_in_words
 from refmotion_nb.views.app.tabs.dose import DoseTab
 from refmotion_nb.views.app.tabs.results import ResultsTab
@@ -148,28 +149,41 @@ def test_the_results_tab_shows_gains_maps_particles_and_files(done):
     (fsc,) = shown(tab, tab.fsc)
     assert len(fsc.select({"type": Line})) >= 4
     assert [one.title.text for one in shown(tab, tab.maps)] == ["rigid", "both"] and len(shown(tab, tab.images)) == 15
-    for figure, said in ((tab.written, "24 of 24 particles written"), (tab.table, "FSC 0.143")):
-        show(tab, figure)
-        assert said in figure.view[0].object
+    for words, said in ((tab.written, "24 of 24 particles written"), (tab.table, "FSC 0.143")):
+        show(tab, words)
+        assert said in words.view[0].object
     for name in ("report.html", "particles.star", "dose_weights.nc", "hyperparameters.json", "Particles", "Tracks", "Maps"):
         assert f"<code>{done.out / name}</code>" in tab.files.object
     assert not tab.nothing.visible
 
 
+def test_particles_are_shown_under_the_settings_of_their_run(done, monkeypatch):
+    asked = []
+    monkeypatch.setattr(results.plots, "particles", lambda *_, stage: asked.append(stage.settings()) or "drawn")
+    again = Engine(done.roots, out=done.out)
+    again.take(done.session.data)
+    for engine in (done, again):  # from its run, from the folder
+        before = dict(engine.settings)
+        engine.change(fourier_crop_to=56, recenter=False)  # for the next run
+        tab = ResultsTab(engine, owner())
+        show(tab, tab.images)
+        engine.settings = before
+    used = done.last(rm.MotionCorrection).settings
+    assert asked == [used, used] and used["recenter"] and not used["fourier_crop_to"]
+
+
 def test_what_is_stored_is_drawn_once(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(figure, "_made", lambda make, dark: drawn.append(make) or "drawn")
+    monkeypatch.setattr(figure, "_made", lambda make, dark: drawn.append(make) or (lambda: parts.words("drawn")))
     engine = Engine(Roots([tmp_path]))
     store = fill(ResultStore(engine.out / "results.zarr"))
-    dose, results = DoseTab(engine, owner()), ResultsTab(engine, owner())
-    for _ in range(6):
-        dose.refresh(), results.refresh()
-        figure._maker().submit(int).result()  # those before are made
-    assert len(drawn) == 2 and len(dose.figure.view) == len(results.fsc.view) == 1
-    assert "drawn" in str(dose.figure.view[0]) + str(dose.figure.view[0].object)
+    dose, gained = DoseTab(engine, owner()), ResultsTab(engine, owner())
+    for _ in range(3):
+        show(dose, dose.figure), show(gained, gained.fsc), show(gained, gained.written)
+    assert len(drawn) == 4 and dose.figure.view[0].object == gained.fsc.view[0].object == "drawn"
     store.write("dose_weights", fake_dose_weights(2))
-    dose.refresh(), dose.refresh()
-    assert len(drawn) == 3, "it was written anew"
+    show(dose, dose.figure)
+    assert len(drawn) == 5, "it was written anew"
 
 
 def test_empty_tabs_say_what_to_do_next(tmp_path):

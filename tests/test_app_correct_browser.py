@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import urllib.error
+import urllib.request
 from threading import Event
 
 import pytest
@@ -96,8 +98,11 @@ def test_results_show_what_was_gained_and_the_files(app, browser):
     page.wait_for_function(f"({LEGEND})('trajectories')")  # of the FSC
     page.get_by_text("24 of 24 particles written").wait_for()
     with page.expect_download() as download:
-        page.get_by_text("particles.star: particles for RELION").click()
+        page.get_by_role("link", name="particles.star").click()
     star = download.value.path().read_bytes()
     assert star == (app.engine.out / "particles.star").read_bytes() and b"_rlnImageName" in star
+    for name in ("results.zarr", "run.log", "..%2Frefmotion-results%2Fparticles.star", "%2Fetc%2Fpasswd", ".."):
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(f"{app.url}files/{name}")
     code = page.get_by_label("Code")
     assert "rm.plots.fsc(job.validation)" in code.input_value()

@@ -34,6 +34,7 @@ from refmotion_nb.views.app.tabs.dose import DoseTab
 from refmotion_nb.views.app.tabs.priors import PriorsTab
 from refmotion_nb.views.app.tabs.search import SearchTab
 from refmotion_nb.views.drawing_style import palette
+from refmotion_nb.views.plots import look
 
 OWNER = Viewer("owner", True, True)
 
@@ -329,6 +330,7 @@ def test_stored_runs_are_added_and_taken_away(stores):
     guest = CompareTab(engine, Viewer("guest", False))
     guest._remove("b")
     assert list(engine.compared) == ["b"] and guest.problem.visible
+    assert len(look.colours("c")) == comparing.MOST + 1, "and the present run"
 
 
 def test_runs_of_different_axes_are_compared(stores):
@@ -353,6 +355,17 @@ def test_damaged_and_given_results_are_told_apart(stores):
     with pytest.raises(rm.InputError, match=r"a was given its hyperparameters.*b cannot be read"):
         comparing.drawing(comparing.sources(engine), comparing.VIEWS["Rays"])
     assert "b cannot be read" in text_of(comparing.tables(comparing.sources(engine)))
+
+
+def test_weights_from_a_file_are_left_out_where_there_is_nothing_to_draw(stores):
+    engine = Engine(Roots([stores]))
+    for name in ("a", "b"):
+        comparing.add(engine, name)
+    engine.compared["a"].write("dose_weights", fake_dose_weights().drop_vars(["fcc", "b_factor"]))
+    runs = comparing.sources(engine)
+    panels = {what: len(comparing.drawing(runs, comparing.VIEWS[what])) for what in ("FCC", "Weights", "B-factors")}
+    assert panels == {"FCC": 1, "Weights": 4, "B-factors": 2}
+    assert "a came with results from a file, without fcc, b_factor" in text_of(comparing.tables(runs))
 
 
 def test_this_run_is_compared_too(engine, stores):

@@ -77,3 +77,11 @@ def test_the_cost_is_measured_and_falls_as_micrographs_are_finished(session, sea
     assert after.basis == "correcting" and (after.micrographs, after.finished, after.seconds) == (0, 2, 0.0)
     rm.ResultStore(tmp_path / "results.zarr").update_attrs(inputs={"particles": 7})
     assert cost_of_correction(session, rm.MotionCorrection(), tmp_path).finished == 0, "they are of other data"
+
+
+def test_after_a_restart_the_cost_is_told_from_what_was_recorded(session, dose, tmp_path):
+    store = rm.ResultStore(tmp_path / "results.zarr")
+    store.write("dose_weights", dose.assign_attrs(micrographs=["mic0000"]))
+    store.update_attrs(seconds={"dose weights": 3.0})
+    cost = cost_of_correction(rm.Session(session.data), rm.MotionCorrection(), tmp_path)
+    assert cost.seconds == 6.0 and cost.basis == "measuring dose weights in an earlier run"

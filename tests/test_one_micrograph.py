@@ -6,7 +6,9 @@ import pytest
 
 import refmotion_nb as rm
 from refmotion_nb import plots
+from refmotion_nb.data.maps import read_map
 from refmotion_nb.numerics.prior import exponential, spatial_modes
+from refmotion_nb.stages.one_micrograph import before_and_after
 from refmotion_nb.stages.search import prior_from_attrs
 
 NAME = "mic0000"
@@ -47,6 +49,17 @@ def test_trajectories_are_those_that_correction_writes(session, by_hand, tmp_pat
     rm.MotionCorrection().run(session, by_hand, dose, out=tmp_path)
     written = rm.ResultStore(tmp_path / "results.zarr").read(f"tracks/{NAME}")
     np.testing.assert_array_equal(rm.trajectories(session, NAME, by_hand)["shift"], written["shift"])
+
+
+def test_particles_are_shown_as_they_are_written(session, by_hand, tmp_path):
+    stage = rm.MotionCorrection(fourier_crop_to=56, all_fourier_components=False)
+    dose = rm.DoseWeights(target_particles=24).run(session, by_hand)
+    stage.run(session, by_hand, dose, out=tmp_path)
+    written, _ = read_map(tmp_path / "Particles" / f"{NAME}.mrcs")
+    shown = before_and_after(session, NAME, by_hand, {"after": dose}, 12, low_pass_A=0.0, stage=stage)["image"]
+    np.testing.assert_allclose(shown.sel(picture="after"), written, atol=1e-4)
+    assert not np.allclose(shown.sel(picture="before"), written, atol=0.1)
+    assert rm.plots.particles(session, NAME, by_hand, dose, 2, stage=stage)[0].dimension_values(2).size == 56**2
 
 
 def test_added_up_over_particles_the_correlation_shows_how_far_rigid_motion_is_off(windows, tiny):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_results import fake_search, fill
+from fake_results import fake_dose_weights, fake_search, fill
 
 import refmotion_nb as rm
 from refmotion_nb.data.schema import Skipped
@@ -162,8 +162,8 @@ def test_session_and_job(tmp_path, data):
     job = rm.Job(data, tmp_path, {"float16": True}, seconds={"correction": 3.0, "reading movies (part)": 2.0})
     text, _ = shown(job)
     assert text.startswith("Job: not run yet") and "float16  on" in text and "time: 3.0 s" in text
-    text, _ = shown(dataclasses.replace(job, search=fake_search()))
-    assert text.startswith("Job: done: search") and "12 ray × 16 step" in text
+    text, _ = shown(dataclasses.replace(job, search=fake_search(), dose=fake_dose_weights()))
+    assert text.startswith("Job: done: search, dose") and "12 ray × 16 step" in text
 
 
 def test_result_store(tmp_path):

@@ -184,6 +184,7 @@ class Run:
         self.exception: BaseException | None = None
         self.seconds: float | None = None  # once it has ended, pauses left out
         self.started = time.perf_counter()
+        self.ended_at: float | None = None  # likewise
         self._reporter = reporter
         self._outer = reporter if isinstance(reporter, Run) and reporter.stage is not None else None
         self._clock: Clock = Clock() if self._outer is None else self._outer._clock
@@ -338,7 +339,7 @@ class Run:
             self.exception, state = error, "failed"
             raise
         finally:
-            self.seconds = self._clock() - begun
+            self.seconds, self.ended_at = self._clock() - begun, time.perf_counter()
             if isinstance(self.exception, (Cancelled, KeyboardInterrupt, InputError, MemoryError, OSError)):
                 traceback.clear_frames(self.exception.__traceback__)  # a run is kept, what it was at work on is not
             with self._lock:
@@ -348,7 +349,7 @@ class Run:
     def fail(self, error: BaseException) -> None:
         """End a run that could not even begin; nothing changes for one that has ended."""
         if not self.snapshot.ended:
-            self.exception = error
+            self.exception, self.ended_at = error, time.perf_counter()
             with self._lock:
                 self._change(state="failed", error=str(error))
             self._ended.set()
@@ -357,7 +358,7 @@ class Run:
     def of_result(cls, stage: Any, inputs: tuple[Any, ...], result: Any) -> Run:
         """Return the record of a result that is there already, from a store."""
         run = cls(stage, inputs)
-        run.result, run.seconds = result, 0.0
+        run.result, run.seconds, run.ended_at = result, 0.0, run.started
         run.snapshot = Snapshot(state="done")
         run._ended.set()
         return run

@@ -24,7 +24,7 @@ def last_ended(engine: Any, kind: type[Stage], *until: str) -> Run | None:
     runs = [run for run in engine.runs if type(run.stage) is kind or _until(run) in until]
     if not runs or any(not run.snapshot.ended for run in runs):
         return None
-    return max(runs, key=lambda run: run.started + (run.seconds or 0.0))
+    return max(runs, key=lambda run: run.ended_at or 0.0)
 
 
 def _until(run: Run) -> str:
