@@ -365,7 +365,7 @@ def test_weights_from_a_file_are_left_out_where_there_is_nothing_to_draw(stores)
     runs = comparing.sources(engine)
     panels = {what: len(comparing.drawing(runs, comparing.VIEWS[what])) for what in ("FCC", "Weights", "B-factors")}
     assert panels == {"FCC": 1, "Weights": 4, "B-factors": 2}
-    assert "a came with results from a file, without fcc, b_factor" in text_of(comparing.tables(runs))
+    assert "a has weights of a file, without fcc, b_factor" in text_of(comparing.tables(runs))
 
 
 def test_this_run_is_compared_too(engine, stores):

@@ -63,6 +63,9 @@ def test_factors_of_frames_are_read_as_people_write_them():
     assert factors_of("") == {}
     with pytest.raises(rm.InputError, match="'2=3' is no frame"):
         factors_of("1: 0, 2=3")
+    for text in ("0: 1", "5-2: 0", "1-999999999: 0"):
+        with pytest.raises(rm.InputError, match="they count from 1 upwards"):
+            factors_of(text)
 
 
 def test_the_cost_is_measured_and_falls_as_micrographs_are_finished(session, search, dose, tmp_path):

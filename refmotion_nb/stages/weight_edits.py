@@ -11,6 +11,8 @@ import xarray as xr
 
 from refmotion_nb.data.schema import InputError
 
+MOST_FRAMES = 100_000  # no movie has more
+
 
 @dataclass(frozen=True)
 class WeightEdits:
@@ -72,5 +74,7 @@ def factors_of(text: str) -> dict[int, float]:
         if not found:
             raise InputError(f"{part!r} is no frame with a factor; write for example 1: 0, 2-4: 0.5")
         first, last = int(found[1]), int(found[2] or found[1])
+        if not 1 <= first <= last <= MOST_FRAMES:
+            raise InputError(f"{part!r} is no range of frames; they count from 1 upwards")
         factors.update(dict.fromkeys(range(first - 1, last), float(found[3])))
     return factors

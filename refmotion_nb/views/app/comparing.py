@@ -70,9 +70,7 @@ VIEWS = {
     ),
     "Rays": View("search", (), plots.rays, "Where the rays of each search went: a row of panels for each run."),
     "Scores": View("search", (), plots.scores, "The score of each ray over strength: a row of panels for each run."),
-    "FSC": View(
-        "validation", ("fsc_corrected",), every_fsc, "Dashed: what each run began with; solid: what it ended with."
-    ),
+    "FSC": View("validation", (), every_fsc, "Dashed: what each run began with; solid: what it ended with."),
 }
 
 
@@ -209,11 +207,7 @@ def read(
 def _lacking(name: str, table: xr.Dataset, needs: Iterable[str]) -> str:
     """Return what to say of a result without some variables; nothing if it has them."""
     missing = ", ".join(one for one in needs if one not in table)
-    return (
-        f"{name} came with results from a file, without {missing}: there is nothing of it to draw there."
-        if missing
-        else ""
-    )
+    return f"{name} has weights of a file, without {missing}: it is left out where these are drawn." if missing else ""
 
 
 def drawing(runs: Mapping[str, Any], view: View) -> Any:
