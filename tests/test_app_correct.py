@@ -152,7 +152,15 @@ def test_the_results_tab_shows_gains_maps_particles_and_files(done):
     for words, said in ((tab.written, "24 of 24 particles written"), (tab.table, "FSC 0.143")):
         show(tab, words)
         assert said in words.view[0].object
-    for name in ("report.html", "particles.star", "dose_weights.nc", "hyperparameters.json", "Particles", "Tracks", "Maps"):
+    for name in (
+        "report.html",
+        "particles.star",
+        "dose_weights.nc",
+        "hyperparameters.json",
+        "Particles",
+        "Tracks",
+        "Maps",
+    ):
         assert f"<code>{done.out / name}</code>" in tab.files.object
     assert not tab.nothing.visible
 

@@ -36,7 +36,9 @@ def engine(tiny, tmp_path):
     store.update_attrs(inputs=describe_inputs(engine.session.data))
     store.write("dose_weights", fake_dose_weights())
     store.write("validation", fake_validation())
-    store.write("particles", xr.Dataset({"written": ("particle", [True, False]), "reason": ("particle", ["", NAUGHTY])}))
+    store.write(
+        "particles", xr.Dataset({"written": ("particle", [True, False]), "reason": ("particle", ["", NAUGHTY])})
+    )
     for name in engine.session:
         store.write(f"tracks/{name}", fake_tracks())
     return engine

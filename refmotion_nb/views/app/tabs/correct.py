@@ -73,8 +73,8 @@ class CorrectTab(Tab):
             field.show(self.engine.settings.get(name), idle)
         self.cost.object = self._cost()
         run, ended = (find(self.engine, MotionCorrection, *JOBS) for find in (ending.latest, ending.last_ended))
-        told = run is not None and ended is not None and ended.exception is run.exception  # by the progress
-        self.ended.object = "" if told else ending.told(ended)
+        by_progress = run is not None and run.snapshot.works and ended is not None and ended.exception is run.exception
+        self.ended.object = "" if by_progress else ending.told(ended)
         self._progress(run)
         self._trajectories(run)
 
