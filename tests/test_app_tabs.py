@@ -284,7 +284,7 @@ def test_files_listed_are_those_of_the_output_folder_and_nothing_else_can_be_had
     tab.served = True
     tab.update()
     assert '<a href="files/particles.star" download="particles.star">' in tab.files.object
-    assert f"<code>{out / 'Tracks'}</code>" in tab.files.object
+    assert f"<code>{out / 'Tracks'}</code>" in tab.files.object and "report.html" not in tab.files.object
     assert written.find(engine, "particles.star") == out / "particles.star"
     for name in ("report.html", "../secret", "..", "", "run.log", str(secret), "results.zarr/.zattrs"):
         with pytest.raises(rm.InputError):
@@ -302,7 +302,14 @@ def test_maps_are_in_order_and_every_reference_has_its_fsc(tmp_path):
     (tmp_path / "Maps").mkdir()
     for name in ("both_2", "rigid_2_half1", "rigid_1", "both_1", "weights_1", "rigid_2"):
         (tmp_path / "Maps" / f"{name}.mrc").touch()
-    assert [path.stem for path in written.maps_in(tmp_path)] == ["rigid_1", "weights_1", "both_1", "rigid_2", "both_2"]
+    (tmp_path / "Maps" / "outside.mrc").symlink_to("/etc/hostname")
+    assert [path.stem for path in written.maps_in(tmp_path, Roots([tmp_path]))] == [
+        "rigid_1",
+        "weights_1",
+        "both_1",
+        "rigid_2",
+        "both_2",
+    ]
     one = fake_validation()
     two = xr.concat([one.isel(reference=[0])] * 2, "reference").assign_coords(reference=[0, 1])
     assert len(comparing.every_fsc({"": one.isel(reference=[0])})) == 1

@@ -18,6 +18,7 @@ from tornado.web import HTTPError, authenticated
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.stages.validation import COMBINATIONS
 from refmotion_nb.views.app.engine import Engine
+from refmotion_nb.views.app.roots import Roots
 
 FILES = {
     "report.html": "report", "particles.star": "particles for RELION", "particles_*.star": "particles for RELION",
@@ -33,16 +34,19 @@ ADDRESS = "files/"  # of the files, from that of the page
 PIECE = 1 << 20  # bytes read at a time
 
 
-def files_in(out: Path) -> dict[str, str]:
-    """Return the files to download by name, each with what it is."""
+def files_in(out: Path, roots: Roots) -> dict[str, str]:
+    """Return the files to download by name, each with what it is; links that lead outside ``roots`` left out."""
     return {
-        path.name: about for pattern, about in FILES.items() for path in sorted(out.glob(pattern)) if path.is_file()
+        path.name: about
+        for pattern, about in FILES.items()
+        for path in sorted(out.glob(pattern))
+        if path.is_file() and roots.holds(path)
     }
 
 
-def maps_in(out: Path) -> list[Path]:
-    """Return the maps of the validation, by reference, each from before to after; half maps left out."""
-    found = [path for path in (out / "Maps").glob("*.mrc") if "_half" not in path.name]
+def maps_in(out: Path, roots: Roots) -> list[Path]:
+    """Return the maps of the validation, by reference, each from before to after; half maps and links outside left out."""
+    found = [path for path in (out / "Maps").glob("*.mrc") if "_half" not in path.name and roots.holds(path)]
     order = [combination.file_name for combination in COMBINATIONS]
 
     def place(path: Path) -> tuple[int, int, str]:
@@ -52,9 +56,9 @@ def maps_in(out: Path) -> list[Path]:
     return sorted(found, key=place)
 
 
-def listing(out: Path, served: bool) -> str:
+def listing(out: Path, roots: Roots, served: bool) -> str:
     """Return the HTML of what lies in the output folder, with links where the app is ``served``."""
-    rows = [(name, about, served) for name, about in files_in(out).items()]
+    rows = [(name, about, served) for name, about in files_in(out, roots).items()]
     rows += [(name, about, False) for name, about in FOLDERS.items() if (out / name).is_dir()]
     return f'<table class="rm-table">{"".join(_row(out / name, about, link) for name, about, link in rows)}</table>'
 
@@ -83,10 +87,10 @@ def find(engine: Engine, name: str) -> Path:
     Raises
     ------
     InputError
-        There is no such file, or it is a link out of the folders that may be used.
+        There is no such file.
     """
     assert engine.out is not None
-    if name not in files_in(engine.out):
+    if name not in files_in(engine.out, engine.roots):
         raise InputError(f"there is no {name} in {engine.out} to download")
     return engine.roots.resolve(engine.out / name)
 

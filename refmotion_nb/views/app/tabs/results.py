@@ -89,7 +89,7 @@ class ResultsTab(Tab):
         return "Nothing corrected yet: start it in the Correct tab. “Correct and validate” also tells what was gained."
 
     def _maps(self, validation: xr.Dataset | None) -> None:
-        found = [] if validation is None else written.maps_in(self.engine.out)
+        found = [] if validation is None else written.maps_in(self.engine.out, self.engine.roots)
         self.cards["maps"].visible = bool(found)
         if found:
             key = tuple((path, path.stat().st_mtime_ns) for path in found)
@@ -123,7 +123,7 @@ class ResultsTab(Tab):
         out = self.engine.out
         if (listed := (out, out.stat().st_mtime_ns)) != self._listed:
             self._listed = listed
-            self.files.object = written.listing(out, self.served)
+            self.files.object = written.listing(out, self.engine.roots, self.served)
 
 
 def gained(validation: xr.Dataset) -> str:
