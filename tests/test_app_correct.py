@@ -162,7 +162,7 @@ def test_the_results_tab_shows_gains_maps_particles_and_files(done):
         "Maps",
     ):
         assert f"<code>{done.out / name}</code>" in tab.files.object
-    assert not tab.nothing.visible
+    assert not tab.nothing.visible and tab.micrograph.value == "mic0000"
 
 
 def test_particles_are_shown_under_the_settings_of_their_run(done, monkeypatch):

@@ -106,8 +106,8 @@ class ResultsTab(Tab):
             return
         names = list(session)
         if self.micrograph.options != names:
-            self.micrograph.options = names
-        name, settings = self.micrograph.value or names[0], self._settings(run)
+            self.micrograph.param.update(options=names, value=names[0])
+        name, settings = self.micrograph.value, self._settings(run)
         key = name, Same(search), Same(dose), str(settings)
         self.images.show(key, lambda: plots.particles(session, name, search, dose, stage=_correction(settings)))
 
