@@ -60,7 +60,7 @@ def cost_of_correction(session: Session, correction: MotionCorrection, out: Path
         if not (ours and (out / "Particles" / f"{name}.mrcs").exists() and store.has(f"tracks/{name}"))
     ]  # fmt: skip
     seconds, basis = measured(session.runs)
-    if seconds is None:
+    if seconds is None and ours:
         seconds, basis = recorded(store)
     extent = max(box * pixel for box, pixel in map(check_reference, session.data.references))
     if correction.box_size:
