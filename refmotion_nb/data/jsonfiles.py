@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from refmotion_nb.data.files import admit
 from refmotion_nb.data.schema import InputError
 
 
@@ -43,6 +44,7 @@ def read_json(path: Path, default: Mapping[str, Any] | None = None) -> dict[str,
     InputError
         The file is missing or damaged.
     """
+    admit(path)
     try:
         return dict(json.loads(path.read_bytes()))
     except FileNotFoundError:

@@ -14,12 +14,12 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refmotion_nb.data.files import admit, atomic, read_text
+from refmotion_nb.data.files import admit, atomic, only_within, read_text
 from refmotion_nb.data.jsonfiles import finite, plain, read_json
 from refmotion_nb.data.schema import InputError
 
@@ -47,8 +47,10 @@ class ResultStore:
     write different groups at the same time.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, within: Iterable[str | Path] = ()) -> None:
+        """Take the path; links in it that lead out of the folders ``within`` are not followed when it is read."""
         self.path = Path(path)
+        self.within = tuple(within)
         self._lock = threading.Lock()
         self._ready = False
 
@@ -100,13 +102,14 @@ class ResultStore:
         Raises
         ------
         InputError
-            The group is damaged.
+            The group is damaged, or leads out of the folders that may be read.
         """
         if not self.has(group, key):
             return None
         from refmotion_nb.data import zarr_v2
 
-        dataset = zarr_v2.read_group(self._folder(group), lazy)
+        with only_within(self.within):
+            dataset = zarr_v2.read_group(self._folder(group), lazy)
         dataset.attrs.pop(_KEY, None)
         return dataset
 
@@ -154,7 +157,8 @@ class ResultStore:
     @property
     def attrs(self) -> dict[str, Any]:
         """What holds for the whole run (settings, inputs, versions, seconds): a copy; change it by ``update_attrs``."""
-        return read_json(self.path / ".zattrs", {})
+        with only_within(self.within):
+            return read_json(self.path / ".zattrs", {})
 
     def update_attrs(self, **changes: Any) -> None:
         """Change some of the attributes of the whole run. For one process at a time; several threads may."""

@@ -19,6 +19,7 @@ import xarray as xr
 from xarray.backends.common import BackendArray
 from xarray.core import indexing
 
+from refmotion_nb.data.files import admit
 from refmotion_nb.data.jsonfiles import plain, read_json
 from refmotion_nb.data.schema import InputError
 
@@ -152,9 +153,13 @@ class _Array(BackendArray):
 
     def values(self) -> np.ndarray:
         result = np.empty(self.shape, self.dtype)
+        starts = _starts(self.shape, self.chunks)
+        paths = [self.folder / _chunk_name(number, self.chunks) for number in range(len(starts))]
+        for path in paths:
+            admit(path)
         try:
-            for number, start in enumerate(_starts(self.shape, self.chunks)):
-                data = (self.folder / _chunk_name(number, self.chunks)).read_bytes()
+            for path, start in zip(paths, starts):
+                data = path.read_bytes()
                 part = np.frombuffer(zlib.decompress(data) if self.compressed else data, self.dtype)
                 if self.chunks:
                     result[start : start + self.chunks[0]] = part.reshape(self.chunks)[: self.shape[0] - start]

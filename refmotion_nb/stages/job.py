@@ -18,7 +18,7 @@ import xarray as xr
 from refmotion_nb.data.check import cannot_be_processed
 from refmotion_nb.data.cryosparc.hyperparameters import write_hyperparameter_group
 from refmotion_nb.data.cryosparc.write import write_particle_groups
-from refmotion_nb.data.files import sole, sweep
+from refmotion_nb.data.files import only_within, sole, sweep
 from refmotion_nb.data.maps import check_reference
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.data.store import PER_MICROGRAPH, ResultStore, write_netcdf
@@ -122,6 +122,7 @@ class Job:
     dose_weights_file: Path | None = None
     dose_weights_last_frequency_per_A: float | None = None
     image_root: Path | None = None  # rlnImageName is written relative to it
+    within: tuple[Path, ...] = ()  # folders that the two files, and what they name, are read from; none: anywhere
     command: str = ""  # that started the job, for the record
     say: Callable[[str], None] = lambda _: None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -324,7 +325,8 @@ class Job:
             raise InputError("hyperparameters are given both as values and as a file; give one")
         prior = default_prior(given, stage) if given else None
         if self.hyperparameters_file is not None:
-            prior = read_prior(self.hyperparameters_file, stage, dose, session.keys.all)
+            with only_within(self.within):
+                prior = read_prior(self.hyperparameters_file, stage, dose, session.keys.all)
         if prior is not None:
             mine = hash_of(prior_attrs(prior), stage.key(session.keys.shared))
             found = _still_valid(store.read("search", mine), session)
@@ -356,10 +358,11 @@ class Job:
     def _dose(self, session: Session, store: ResultStore, search: xr.Dataset, reporter: Reporter) -> xr.Dataset:
         stage: DoseWeights = self.stage(DoseWeights)
         if self.dose_weights_file is not None:
-            dose = read_weights(
-                self.dose_weights_file, self.data.movies, *check_reference(self.data.references[0]),
-                self.dose_weights_last_frequency_per_A,
-            )  # fmt: skip
+            box = check_reference(self.data.references[0])
+            with only_within(self.within):
+                dose = read_weights(
+                    self.dose_weights_file, self.data.movies, *box, self.dose_weights_last_frequency_per_A
+                )
             check_reach(session, dose)
             store.write("dose_weights", dose)
             session.adopt(stage, search, self.dose_weights_file, result=dose)

@@ -18,8 +18,6 @@ from refmotion_nb.views.app.header import duration_left
 from refmotion_nb.views.app.live_rays import Rays
 from refmotion_nb.views.svg import number
 
-ENDED = {"cancelled": "Cancelled", "failed": "Failed", "done": "Finished"}
-
 
 @dataclass(frozen=True)
 class Standing:
