@@ -152,7 +152,7 @@ def add(engine: Any, folder: str) -> str:
         raise InputError("no folder is given; give one that a run has written, with results.zarr in it")
     path = engine.roots.resolve(folder.strip())
     path = path if path.name.endswith(".zarr") else path / "results.zarr"
-    store = ResultStore(engine.roots.resolve(path))
+    store = ResultStore(engine.roots.resolve(path), engine.roots.folders)
     if not any(store.has(name) for name in GROUPS):
         raise InputError(
             f"{folder} has no results to compare; give the output folder of a run, with results.zarr in it"
