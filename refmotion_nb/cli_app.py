@@ -29,6 +29,8 @@ def add_app_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("serving")
     group.add_argument("--port", type=int, default=5006, help="port. Default: 5006")
     group.add_argument("--address", default="127.0.0.1", help="address to listen on. Default: this machine only")
+    group.add_argument("--unix-socket", default="", metavar="PATH",
+                       help="socket to listen on instead of a port, for a proxy on this machine: only you reach it")  # fmt: skip
     group.add_argument("--prefix", default="", help="what all paths begin with, behind a proxy")
     group.add_argument(
         "--allow-websocket-origin", action="append", default=[], metavar="HOST[:PORT]",
@@ -50,7 +52,7 @@ def add_app_options(parser: argparse.ArgumentParser) -> None:
                        help="who runs after logging in under this name; repeatable")  # fmt: skip
     group.add_argument("--open-to-all", action="store_true", help="listen beyond this machine without a login")
     group.add_argument("--everybody-runs", action="store_true",
-                       help="who reaches the app may run: for one behind a login of its own, such as Jupyter's")  # fmt: skip
+                       help="who reaches --unix-socket may run: for an app behind another login, such as Jupyter's")  # fmt: skip
 
 
 def access_of(options: argparse.Namespace) -> Any:
@@ -72,7 +74,7 @@ def access_of(options: argparse.Namespace) -> Any:
     if login and options.cookie_secret:
         login["cookie_secret"] = options.cookie_secret
     return Access(options.port, options.address, options.prefix, tuple(options.allow_websocket_origin), login,
-                  tuple(options.owner), options.open_to_all, options.everybody_runs)  # fmt: skip
+                  tuple(options.owner), options.open_to_all, options.everybody_runs, options.unix_socket)  # fmt: skip
 
 
 def serve_app(options: argparse.Namespace) -> int:

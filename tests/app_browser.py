@@ -53,7 +53,7 @@ def serving(folder: Path, **access: Any) -> Iterator[Served]:
     serve(engine, where, threaded=True)
     served = Served(engine, where)
     try:
-        served.until(lambda: _answers(served.url))
+        served.until(lambda: Path(where.unix_socket).is_socket() if where.unix_socket else _answers(served.url))
         yield served
     finally:
         engine.cancel()

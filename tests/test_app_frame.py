@@ -1,14 +1,18 @@
 """The frame of the app without a browser: folders that may be used, rights, settings, opening, links."""
 
 import argparse
+import http.client
 import os
 import re
 import shutil
+import socket
 import threading
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from app_browser import serving
 from cryosparc_project import convert
 from fake_results import fake_search, fill
 from job import GIVEN, inputs, run
@@ -169,6 +173,42 @@ def test_cryosparc_tables_may_not_name_what_lies_outside(tiny, tmp_path):
         opening.open(roots)
 
 
+def test_links_in_the_output_folder_that_lead_outside_are_not_followed(engine, project):
+    secret, out = project.parents[1] / "secret", project.parent / "out"
+    engine.write_to(out)
+    store = ResultStore(out / "results.zarr")
+    for name in ("search", "dose_weights"):
+        store.write(name, fake_search())
+    for name in ("report.html", "particles.star"):
+        (out / name).touch()
+    assert engine.store.read("search") is not None
+    moved_out(out / "report.html", secret)
+    moved_out(out / "results.zarr/search/strength/0.0", secret)
+    moved_out(out / "results.zarr/dose_weights/.zattrs", secret)
+    for name in ("search", "dose_weights"):
+        with pytest.raises(rm.InputError, match="outside the folders"):
+            engine.store.read(name)
+    tab = ResultsTab(engine, OWNER)
+    tab._files()
+    assert [one.filename for one in tab.downloads] == ["particles.star"]
+    with pytest.raises(rm.InputError, match=r"report.html is outside the folders"):
+        engine.run("correct")
+    shutil.move(out / "results.zarr", secret)
+    (out / "results.zarr").symlink_to(secret / "results.zarr")
+    assert engine.store is None
+
+
+def test_given_weights_may_not_name_what_lies_outside(engine, project):
+    array = project / "refm_empirical_dw.npy"
+    np.save(array, np.ones((8, 4)))
+    ended(engine.open(relion(project)))
+    engine.change(spatial_strength=1.5, correlation_distance=3000.0, acceleration_strength=2.0)
+    engine.use(dose_weights=array)
+    moved_out(array, project.parents[1] / "secret")
+    with pytest.raises(rm.InputError, match=r"dw.npy is outside the folders that may be read"):
+        engine.run("dose-weights").wait(60)
+
+
 def test_the_engine_opens_in_the_background_and_tells_what_is_wrong(engine, project):
     failed = ended(engine.open(relion(project, micrographs=project / "nothing.star")))
     assert "nothing.star does not exist" in failed.error and engine.session is None
@@ -283,6 +323,23 @@ def test_the_form_makes_the_call_that_is_filled_in(engine, project):
     assert form.opening(Inputs(first_frame=2)).arguments["first_frame"] == 2
 
 
+def test_postprocess_names_the_maps_in_the_form_too(engine, project, tiny):
+    form = ProgramForm(seat(engine, OWNER).roots, cryosparc=False)
+    post, wanted = project / tiny.postprocess.relative_to(tiny.folder), relion(project).arguments["references"][0]
+    form.movies[0].input.value, form.root.input.value = "movies.star", str(project)
+    fields = form.references[0].fields
+    fields["particles"].input.value, fields["fsc"].input.value = "particles.star", str(post)
+    assert form.opening(Inputs()).arguments["references"] == [replace(wanted, postprocess=post)]
+    fields["mask"].input.value = "other.mrc"
+    assert form.opening(Inputs()).arguments["references"][0].mask == Path("other.mrc")
+    fields["half1"].input.value = "one.mrc"
+    with pytest.raises(rm.InputError, match="not filled in: half map 2; choose it"):
+        form.opening(Inputs())
+    form.roots, fields["half1"].input.value = seat(engine.roots, Viewer("other", False)), ""
+    with pytest.raises(rm.InputError, match="looking on"):
+        form.opening(Inputs())
+
+
 def test_a_path_is_browsed_to(engine, project):
     field = ProgramForm(engine.roots, cryosparc=False).movies[0]
     field._toggle()
@@ -351,6 +408,13 @@ def test_who_looks_on_sets_nothing_either(engine):
         seat(engine, Viewer("other", False)).out = Path("/")
 
 
+def test_who_looks_on_lists_no_folder(engine):
+    tab = DataTab(engine, Viewer("other", False))
+    tab.out._build()
+    tab.out._go(engine.roots.folders[0])
+    assert "you are looking on" in tab.out.problem.object and not tab.out.entries.options
+
+
 def test_the_owner_gives_the_right_and_takes_it(engine):
     other, third = Viewer("other", False), Viewer("third", False)
     for viewer in (OWNER, other, third):
@@ -365,6 +429,30 @@ def test_the_owner_gives_the_right_and_takes_it(engine):
         seat(engine, other).change(seed=2)
     engine.leave(other)
     assert [viewer.name for viewer in engine.viewers] == ["owner", "third"]
+
+
+def test_the_right_to_run_is_a_persons_not_a_pages(engine):
+    mine, bob = Access(), {Access().browser: "bobs"}
+    page = Page(engine, OWNER)
+    engine.join(OWNER)
+    first, again = (mine.viewer(None, bob, engine) for _ in range(2))
+    assert first.name == again.name == "viewer 1" and mine.viewer(None, {}, engine).name == "viewer 2"
+    engine.join(first)
+    page.header._unfold()
+    line = page.header.menu[2]
+    assert "viewer 1: looks on" in line[0].object
+    engine.leave(first)  # reloads
+    engine.join(again)
+    line[1].clicks += 1  # of a list made before
+    page.header.refresh()
+    assert again.may_run and "viewer 1: may run" in page.header.menu[2][0].object
+    later = mine.viewer(None, bob, engine)
+    assert later.may_run and page.header.people.label == "2 viewers"
+    engine.allow(again, False)
+    engine.join(later)  # was made before the right was taken
+    assert not later.may_run and not mine.viewer(None, bob, engine).may_run
+    engine.allow(mine.viewer("bob", {}, engine), True)
+    assert mine.viewer("bob", {}, engine).may_run and not mine.viewer("ann", bob, engine).may_run
 
 
 def test_a_page_shows_the_state_that_others_made(engine, tiny):
@@ -392,6 +480,8 @@ def access(*arguments):
         (["--basic-auth", "password", "--owner", "ann"], "anybody can log in under the name of an --owner"),
         (["--basic-auth", "x", "--oauth-provider", "github"], "give one"),
         (["--oauth-key", "x"], "--oauth-key without --oauth-provider"),
+        (["--everybody-runs"], "every account of this machine that reaches port 5006 would run; give --unix-socket"),
+        (["--unix-socket", "app.sock"], "does not know its address; give --allow-websocket-origin"),
     ],
 )
 def test_strangers_are_kept_out(arguments, message):
@@ -405,15 +495,15 @@ def test_the_rest_may_be_served(arguments):
     access(*arguments).check()
 
 
-def test_the_key_makes_an_owner_and_so_does_a_name_that_was_checked(tmp_path):
+def test_the_key_makes_an_owner_and_so_does_a_name_that_was_checked(engine, tmp_path):
     (tmp_path / "users.json").write_text('{"ann": "a"}')
     mine = Access(login={"basic_auth": str(tmp_path / "users.json")}, owners=("ann",))
     mine.check()
-    assert mine.viewer(None, {mine.cookie: mine.key}, 1).owner
-    assert mine.viewer("ann", {}, 1).may_run
-    other = mine.viewer("bob", {mine.cookie: "guessed"}, 2)
+    assert mine.viewer(None, {mine.cookie: mine.key}, engine).owner
+    assert mine.viewer("ann", {}, engine).may_run
+    other = mine.viewer("bob", {mine.cookie: "guessed"}, engine)
     assert (other.name, other.may_run, other.owner) == ("bob", False, False)
-    assert not Access().viewer(None, {mine.cookie: ""}, 3).may_run
+    assert not Access().viewer(None, {mine.cookie: ""}, engine).may_run
     assert Access(prefix="/hub/user/").link(owner=True).startswith("http://127.0.0.1:5006/hub/user/owner?key=")
 
 
@@ -449,11 +539,63 @@ def test_inputs_on_the_command_line_are_those_of_run(tiny, tmp_path):
     assert opening.open(Roots([tiny.folder])).particles.sizes["particle"] == 24
 
 
-def test_behind_a_login_of_its_own_everybody_may_run():
-    assert Access(everybody_runs=True).viewer(None, {}, 1).may_run
-    Access(everybody_runs=True).check()
-    with pytest.raises(rm.InputError, match="leave --address out"):
-        Access(everybody_runs=True, address="0.0.0.0", open_to_all=True).check()
+def test_behind_a_login_of_its_own_everybody_may_run(engine):
+    behind = access("--everybody-runs", "--unix-socket", "app.sock", "--allow-websocket-origin", "*")
+    behind.check()
+    assert behind.viewer(None, {}, engine).owner and behind.all_origins() == ["*"] and behind.link() == "/"
+
+
+@pytest.mark.parametrize(("address", "host"), [("::1", "[::1]"), ("127.0.0.1", "127.0.0.1"), ("Node.Lab", "node.lab")])
+def test_a_page_may_come_from_the_address_that_is_served(address, host):
+    assert f"{host}:5006" in Access(address=address).all_origins()
+    assert Access(address=address).link() == f"http://{'[::1]' if host == '[::1]' else address}:5006/"
+
+
+def opened(channel, host, origin):
+    """Return the status of the answers to a page and to its websocket, asked for from ``origin``.
+
+    The websocket is of a version that nobody speaks (426), as one of a stranger is refused before that (403).
+    """
+    connection = http.client.HTTPConnection(host)
+    connection.sock = channel
+    connection.request("GET", "/")
+    page = connection.getresponse()
+    page.read()
+    asked = {"Upgrade": "websocket", "Connection": "Upgrade", "Origin": origin, "Sec-WebSocket-Version": "1"}
+    connection.request("GET", "/ws", headers=asked)
+    with connection.getresponse() as answer, channel:
+        return page.status, answer.status
+
+
+def test_the_app_is_served_on_ipv6(tmp_path):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return  # no IPv6 here; what browsers may come by is tested above
+    with serving(tmp_path, address="::1") as served:
+        port = int(served.url.split(":")[-1].strip("/"))
+        for origin, answer in ((f"http://[::1]:{port}", 426), (f"http://[::2]:{port}", 403)):
+            assert opened(socket.create_connection(("::1", port)), "[::1]", origin) == (200, answer)
+
+
+def test_the_app_is_served_on_a_socket_that_only_its_owner_reaches(tmp_path):
+    path = tmp_path / "app.sock"
+    with serving(tmp_path, unix_socket=str(path), origins=("hub.org",)):
+        assert path.stat().st_mode & 0o777 == 0o600
+        for origin, answer in (("http://hub.org", 426), ("http://evil.org", 403)):
+            channel = socket.socket(socket.AF_UNIX)
+            channel.connect(str(path))
+            assert opened(channel, "hub.org", origin) == (200, answer)
+
+
+def test_everywhere_means_every_name_and_address_of_this_machine(monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "node")
+    monkeypatch.setattr(socket, "getfqdn", lambda: "node.lab.org")
+    found = [(socket.AF_INET6, 1, 6, "", ("fe80::1%eth0", 0, 0, 2)), (socket.AF_INET, 1, 6, "", ("10.0.0.7", 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: found)
+    origins = Access(address="0.0.0.0", origins=("proxy.org",)).all_origins()
+    wanted = {"localhost:5006", "node:5006", "node.lab.org:5006", "10.0.0.7:5006", "[fe80::1]:5006", "proxy.org"}
+    assert wanted <= set(origins) and not any("0.0.0.0" in one for one in origins)
 
 
 def test_exposures_of_cryosparc_come_from_as_many_files_as_there_are(engine):

@@ -14,6 +14,7 @@ from refmotion_nb.stages.exploration import PriorExploration
 from refmotion_nb.stages.places import Here
 from refmotion_nb.stages.search import Searched, prior_from_attrs
 from refmotion_nb.views import explorer_drawing as drawing
+from refmotion_nb.views.app.engine import Viewer
 from refmotion_nb.views.app.explorer import explorer_pane
 from refmotion_nb.views.drawing_style import palette
 from refmotion_nb.views.explorer import ExplorerModel, paths_A
@@ -271,6 +272,18 @@ def test_the_widget_follows_its_sliders(model):
     assert explorer.tracks.attrs["strength"] == 2.0 and panel.sliders["strength"].value == pytest.approx(np.log10(2))
     explorer.move(s_vel=0.7)
     assert explorer.tracks.attrs["strength"] != 2.0
+
+
+def test_who_looks_on_moves_no_slider_of_the_pane(model):
+    pane = explorer_pane(model, viewer=Viewer("guest", False))
+    at = pane.sliders["strength"].value
+    for name, value in (("strength", 2.7), ("s_vel", 0.3)):
+        pane.sliders[name].value = value
+    pane.pin.value = pane.motion.value = True
+    pane.magnified.value = model.magnifications[-1]
+    pane.best.clicks += 1
+    assert model.wanted == model.best and model.snapshot.version == 0 and model._thread is None
+    assert pane.sliders["strength"].value == at and not (pane.pin.value or pane.motion.value)
 
 
 def test_the_pane_follows_its_sliders_and_the_other_session(model):

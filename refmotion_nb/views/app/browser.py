@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,8 @@ UP = ".. (up)"
 class PathField:
     """A path to type, or to choose among what ``roots`` hold; ``suffixes`` are those of files, none: a folder."""
 
-    def __init__(
-        self,
-        label: str,
-        roots: Roots,
-        suffixes: tuple[str, ...] = (),
-        about: str = "",
-        chosen: Callable[[], None] | None = None,
-    ):
-        """Make the widgets; ``chosen`` is called when the path has changed."""
+    def __init__(self, label: str, roots: Roots, suffixes: tuple[str, ...] = (), about: str = ""):
+        """Make the widgets; ``roots`` are as the viewer has them, who may not list them while looking on."""
         self.roots = roots
         self.suffixes = suffixes
         self.folder = roots.folders[0]
@@ -41,8 +33,6 @@ class PathField:
             sizing_mode="stretch_width",
             margin=0,
         )
-        if chosen is not None:
-            self.input.param.watch(lambda _: chosen(), "value")
 
     def _build(self) -> None:
         """Make what browses."""

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import xarray as xr
 
@@ -50,11 +51,12 @@ class ReportedJob(Job):
 
 @dataclass(eq=False)
 class Viewer:
-    """Somebody who has the app open."""
+    """A page that somebody has open."""
 
     name: str
     may_run: bool  # start and stop runs, change settings; others look on
     owner: bool = False  # gives others the right, and takes it
+    who: str = field(default_factory=lambda: uuid4().hex)  # the same on all pages of one person
 
 
 @dataclass
@@ -70,7 +72,8 @@ class Engine:
     dose_weights_file: Path | None = None  # instead of measuring
     compared: dict[str, ResultStore] = field(default_factory=dict)  # stored runs to look at beside this one, by name
     viewers: list[Viewer] = field(default_factory=list)
-    visits: int = 0  # pages served so far
+    rights: dict[str, bool] = field(default_factory=dict)  # to run, as given or taken, by ``Viewer.who``
+    numbers: dict[str, int] = field(default_factory=dict)  # of those without a name, by ``Viewer.who``
     example: Opening = field(default_factory=lambda: Opening("example"))
     checked: Run | None = None  # the last check of data before they are opened
     note: str = ""  # on how the folder of a finished run was found
@@ -149,7 +152,7 @@ class Engine:
     def _in_folder(self) -> ResultStore | None:
         assert self.out is not None
         path = self.out / "results.zarr"
-        return ResultStore(path) if path.is_dir() else None
+        return ResultStore(path, self.roots.folders) if path.is_dir() and self.roots.holds(path) else None
 
     @property
     def of_other_data(self) -> str:
@@ -298,17 +301,19 @@ class Engine:
         Raises
         ------
         InputError
-            No data are open, or something is still running.
+            No data are open, something is still running, or a link in the folder leads out of those that may be written.
         """
         assert until in UNTIL and self.out is not None
         with self._lock:
             self._idle()
+            for path in self.out.glob("*"):
+                self.roots.resolve(path)
             if self.session is None:
                 raise InputError("no data are open; open some first")
             files = {"hyperparameters_file": self.hyperparameters_file, "dose_weights_file": self.dose_weights_file}
             job = ReportedJob(
                 self.session, self.roots.resolve(self.out), dict(self.settings), **files, image_root=self.out.parent,
-                command="refmotion app", opening=self.opening and self.opening.placed(self.roots),
+                within=self.roots.folders, command="refmotion app", opening=self.opening and self.opening.placed(self.roots),
             )  # fmt: skip
             run = self.session.submit(job, until)
         self.changed()
@@ -346,10 +351,16 @@ class Engine:
 
     # who is there
 
+    def number(self, who: str) -> int:
+        """Return the number of somebody without a name: in the order in which they first came."""
+        with self._lock:
+            return self.numbers.setdefault(who, len(self.numbers) + 1)
+
     def join(self, viewer: Viewer) -> None:
-        """Count somebody among the viewers."""
+        """Count a page among the viewers, with the right that its viewer has by now."""
         with self._lock:
             self.viewers = [*self.viewers, viewer]
+            self._settle(viewer)
         self.changed()
 
     def leave(self, viewer: Viewer) -> None:
@@ -359,9 +370,16 @@ class Engine:
         self.changed()
 
     def allow(self, viewer: Viewer, may_run: bool) -> None:
-        """Give a viewer the right to run, or take it; ``Seat`` lets owners only."""
-        viewer.may_run = may_run
+        """Give a viewer the right to run, or take it, on all their pages, later ones too; ``Seat`` lets owners only."""
+        with self._lock:
+            self.rights = {**self.rights, viewer.who: may_run}
+            for one in (viewer, *self.viewers):
+                self._settle(one)
         self.changed()
+
+    def _settle(self, viewer: Viewer) -> None:
+        if not viewer.owner:
+            viewer.may_run = self.rights.get(viewer.who, viewer.may_run)
 
 
 def _cache_bytes(settings: dict[str, Any]) -> float:

@@ -11,9 +11,12 @@ import panel as pn
 import param
 from bokeh.models import CustomJSTickFormatter
 
+from refmotion_nb.data.schema import InputError
 from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.views import explorer_drawing as drawing
+from refmotion_nb.views.app.engine import Viewer
 from refmotion_nb.views.app.explorer_figures import MapFigure, TrailFigure
+from refmotion_nb.views.app.rights import seat
 from refmotion_nb.views.explorer import ExplorerModel
 from refmotion_nb.views.explorer_sliders import RELION, Slider, Sliders
 from refmotion_nb.views.explorer_style import style_sheet
@@ -22,9 +25,12 @@ from refmotion_nb.views.svg import number
 _UNITS = {"strength": "(e/Å²)/Å²", "distance_A": "Å", "s_vel": "Å per e/Å²", "s_div": "Å", "s_acc": "Å per e/Å²"}
 
 
-def explorer_pane(model: ExplorerModel, dark: bool | None = None) -> ExplorerPane:
-    """Return a view of an explorer for one browser session; ``dark`` is the session's theme unless given."""
-    return ExplorerPane(model, dark=pn.config.theme == "dark" if dark is None else dark)
+def explorer_pane(model: ExplorerModel, dark: bool | None = None, viewer: Viewer | None = None) -> ExplorerPane:
+    """Return a view of an explorer for one browser session; ``dark`` is the session's theme unless given.
+
+    A ``viewer`` who looks on moves nothing; without one, everybody does.
+    """
+    return ExplorerPane(model, viewer, dark=pn.config.theme == "dark" if dark is None else dark)
 
 
 class ExplorerPane(pn.viewable.Viewer):
@@ -32,10 +38,11 @@ class ExplorerPane(pn.viewable.Viewer):
 
     dark = param.Boolean(default=False, doc="Colours for a dark page.")
 
-    def __init__(self, model: ExplorerModel, **params: Any):
+    def __init__(self, model: ExplorerModel, viewer: Viewer | None = None, **params: Any):
         super().__init__(**params)
         self.model = model
-        self.places = Sliders(model)
+        self.hand: Any = model if viewer is None else seat(model, viewer)  # the model as the viewer may move it
+        self.places = Sliders(self.hand)
         self._placing = False  # sliders of this session are moved by us, on its own loop
         self._told, self._lock = False, Lock()
         self.map = MapFigure(model)
@@ -71,11 +78,11 @@ class ExplorerPane(pn.viewable.Viewer):
 
     def _connect(self) -> None:
         for name, slider in self.sliders.items():
-            slider.param.watch(partial(self._moved, name), "value")
-        self.best.on_click(lambda _: self._place(self.model.back_to_best()))
-        self.pin.param.watch(self._by_hand(lambda new: self.model.pin() if new else self.model.unpin()), "value")
-        self.motion.param.watch(self._by_hand(lambda new: self.model.show(whole=new)), "value")
-        self.magnified.param.watch(self._by_hand(lambda new: self.model.show(magnified=new)), "value")
+            slider.param.watch(self._by_hand(partial(self._moved, name)), "value")
+        self.best.param.watch(self._by_hand(lambda _: self._place(self.hand.back_to_best())), "clicks")
+        self.pin.param.watch(self._by_hand(lambda new: self.hand.pin() if new else self.hand.unpin()), "value")
+        self.motion.param.watch(self._by_hand(lambda new: self.hand.show(whole=new)), "value")
+        self.magnified.param.watch(self._by_hand(lambda new: self.hand.show(magnified=new)), "value")
         self.stop = self.model.watch(self._tell)  # ends following the model
         if pn.state.curdoc is not None and pn.state.curdoc.session_context is not None:
             pn.state.curdoc.on_session_destroyed(lambda _: self.stop())
@@ -83,15 +90,17 @@ class ExplorerPane(pn.viewable.Viewer):
     def _by_hand(self, act: Callable[[Any], Any]) -> Callable[[Any], None]:
         def changed(event: Any) -> None:
             if not self._placing:
-                act(event.new)
+                try:
+                    act(event.new)
+                except InputError:  # the viewer looks on
+                    self.draw()
 
         return changed
 
-    def _moved(self, name: str, event: Any) -> None:
-        if not self._placing:
-            h = self.places.by_hand(name, event.new)
-            if h is not None:
-                self._place(h, but=name)
+    def _moved(self, name: str, position: float) -> None:
+        h = self.places.by_hand(name, position)
+        if h is not None:
+            self._place(h, but=name)
 
     def _place(self, h: Hyperparameters, but: str = "") -> None:
         self._placing = True

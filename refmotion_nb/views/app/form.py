@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import panel as pn
 
+from refmotion_nb.data.relion.results import open_postprocess
 from refmotion_nb.data.schema import InputError, Reference
 from refmotion_nb.stages.inputs import Inputs
 from refmotion_nb.views.app import parts
@@ -36,7 +38,7 @@ class ReferenceFields:
                 "half1": PathField("half map 1", roots, MAP, "…_half1_class001_unfil.mrc"),
                 "half2": PathField("half map 2", roots, MAP, "…_half2_class001_unfil.mrc"),
                 "mask": PathField("mask", roots, MAP, "optional"),
-                "fsc": PathField("postprocess.star (optional: its FSC is used)", roots, STAR, "optional"),
+                "fsc": PathField("or postprocess.star: it names all three", roots, STAR, "its FSC is used too"),
             }
         self.view = pn.Column(*(one.view for one in self.fields.values()), sizing_mode="stretch_width", margin=0)
 
@@ -100,7 +102,8 @@ class ProgramForm:
         missing = [] if movies else [self.movies[0].input.label]
         needed = ("particles", "volume") if self.cryosparc else ("particles", "half1", "half2")
         for one in used or self.references[:1]:
-            missing += [one.fields[name].input.label for name in needed if one[name] is None]
+            named = not self.cryosparc and one["fsc"] is not None and one["half1"] is one["half2"] is None
+            missing += [one.fields[name].input.label for name in (needed[:1] if named else needed) if one[name] is None]
         if missing:
             raise InputError(
                 f"not filled in: {', '.join(missing)}; choose {'it' if len(missing) == 1 else 'them'} above"
@@ -113,11 +116,20 @@ class ProgramForm:
             files = {"exposures": movies, "particles": particles, "volumes": [one["volume"] for one in used],
                      "masks": masks if all(masks) else None, "orientation": inputs.orientation}  # fmt: skip
         else:
-            references = [Reference(one["half1"], one["half2"], one["mask"], one["fsc"]) for one in used]
-            files = {"particles": particles, "micrographs": movies[0], "references": references}
+            files = {"particles": particles, "micrographs": movies[0], "references": [*map(self._reference, used)]}
         default = Inputs().arguments()
         changed = {name: value for name, value in given.items() if value is not None and value != default.get(name)}
         return Opening("open_cryosparc" if self.cryosparc else "open_relion", {**files, **changed})
+
+
+    def _reference(self, one: ReferenceFields) -> Reference:
+        """Return the reference of fields: what is left out of half maps and mask is what postprocess.star names."""
+        given = {name: one[name] for name in ("half1", "half2", "mask") if one[name] is not None}
+        if one["fsc"] is None:
+            return Reference(**given)
+        with self.roots.reading():
+            named, _ = open_postprocess(self.roots.place(one["fsc"]), self.root.path and self.roots.place(self.root.path))
+        return replace(named, **given)
 
 
 class OpeningForm:

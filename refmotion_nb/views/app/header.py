@@ -46,8 +46,8 @@ class Header:
         self.cancel.visible = going is not None and self.viewer.may_run
         self.pause.visible = self.engine.can_pause and self.viewer.may_run
         self.pause.label = "Resume" if going is not None and going.state == "paused" else "Pause"
-        others = len(self.engine.viewers)
-        self.people.label = f"{others} viewer{'s' * (others != 1)}" if self.viewer.may_run else "Looking on"
+        people = len({one.who for one in self.engine.viewers})
+        self.people.label = f"{people} viewer{'s' * (people != 1)}" if self.viewer.may_run else "Looking on"
         if self.menu.visible:
             self._list()
 
@@ -65,8 +65,9 @@ class Header:
         self._list()
 
     def _list(self) -> None:
-        """List the viewers; the owner gives and takes the right to run."""
-        state = [(one.name, one.may_run, one.owner) for one in self.engine.viewers]
+        """List the viewers, each once; the owner gives and takes the right to run."""
+        people = {one.who: one for one in self.engine.viewers}
+        state = [(one.who, one.name, one.may_run, one.owner) for one in people.values()]
         if state == self._listed:
             return
         self._listed = state
@@ -77,11 +78,11 @@ class Header:
         )
         if self.viewer.owner:
             told = "Who runs may open data, start and stop runs and change settings; others look on."
-        self.menu[:] = [parts.words(told), *map(self._line, self.engine.viewers)]
+        self.menu[:] = [parts.words(told), *map(self._line, people.values())]
 
     def _line(self, other: Viewer) -> Any:
         role = "owner" if other.owner else "may run" if other.may_run else "looks on"
-        you = " (you)" if other is self.viewer else ""
+        you = " (you)" if other.who == self.viewer.who else ""
         name = parts.words(f"{escape(other.name)}{you}: {role}", width=280, sizing_mode="fixed")
         if not self.viewer.owner or other.owner:
             return name

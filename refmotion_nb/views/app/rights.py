@@ -1,4 +1,4 @@
-"""Who may do what: the engine as one viewer has it."""
+"""Who may do what: what all pages share as one viewer has it."""
 
 from __future__ import annotations
 
@@ -7,24 +7,31 @@ from functools import wraps
 from typing import Any
 
 from refmotion_nb.data.schema import InputError
-from refmotion_nb.views.app.engine import Engine, Viewer
+from refmotion_nb.views.app.engine import Viewer
+from refmotion_nb.views.app.roots import Roots
 
-READING = frozenset({"stamp", "last", "result", "changed", "join", "leave"})  # calls that anybody may make
+READING = frozenset({
+    "stamp", "last", "result", "changed", "join", "leave",  # of the engine
+    "place", "resolve", "holds",  # of the folders that may be used
+    "watch", "settle",  # of the explorer
+})  # calls that anybody may make  # fmt: skip
 OWNERS = frozenset({"allow"})
 LOOKING_ON = "you are looking on; ask the owner of this app for the right to run"
 
 
 class Seat:
-    """The engine with every call that may change something refused to who looks on, whatever page or button it is from."""
+    """What all pages share, with every call refused to who looks on that is not for all, whatever widget it is from."""
 
-    def __init__(self, engine: Engine, viewer: Viewer):
-        """Take the engine and the viewer whose right counts."""
-        object.__setattr__(self, "_engine", engine)
+    def __init__(self, shared: Any, viewer: Viewer):
+        """Take the engine (or its folders, or its explorer) and the viewer whose right counts."""
+        object.__setattr__(self, "_shared", shared)
         object.__setattr__(self, "_viewer", viewer)
 
     def __getattr__(self, name: str) -> Any:
         """Return what the engine has; its calls check the right each time they are made."""
-        value = getattr(self._engine, name)
+        value = getattr(self._shared, name)
+        if isinstance(value, Roots):
+            return Seat(value, self._viewer)
         return self._checked(value) if callable(value) and name not in READING else value
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -35,7 +42,7 @@ class Seat:
         InputError
             The viewer looks on.
         """
-        self._checked(setattr)(self._engine, name, value)
+        self._checked(setattr)(self._shared, name, value)
 
     def _checked(self, call: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(call)
@@ -49,6 +56,6 @@ class Seat:
         return checking
 
 
-def seat(engine: Engine | Seat, viewer: Viewer) -> Any:
-    """Return the engine as ``viewer`` has it."""
-    return Seat(engine._engine if isinstance(engine, Seat) else engine, viewer)
+def seat(shared: Any, viewer: Viewer) -> Any:
+    """Return the engine, or the explorer, as ``viewer`` has it."""
+    return Seat(shared._shared if isinstance(shared, Seat) else shared, viewer)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from refmotion_nb.data.files import only_within
 from refmotion_nb.data.schema import InputError
 
 MOST = 3000  # entries of a folder that are listed
@@ -74,6 +76,10 @@ class Roots:
         except InputError:
             return False
         return True
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Return a block in which readers refuse files outside the folders, whatever names them."""
+        return only_within(self.folders)
 
     def list(self, folder: str | Path, suffixes: Iterable[str] = ()) -> Listing:
         """Return the folders, and the files that end in one of ``suffixes`` (all without), sorted.

@@ -10,6 +10,7 @@ import socket
 import threading
 import webbrowser
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from hmac import compare_digest
@@ -44,6 +45,7 @@ def app(
 
 
 THEME = "rm-theme"  # cookie, or part of the address where no cookies are kept
+EVERYWHERE = ("0.0.0.0", "::", "")
 UNUSED = ("bokeh-gl", "es-module-shims")  # scripts that Bokeh and Panel would have each page load
 
 
@@ -63,6 +65,7 @@ class Access:
     owners: tuple[str, ...] = ()
     open_to_all: bool = False  # also without a login beyond this machine
     everybody_runs: bool = False  # whoever reaches it is an owner: something in front of it has a login
+    unix_socket: str = ""  # to listen on instead of a port: no other account of this machine reaches it
     key: str = field(default_factory=lambda: secrets.token_urlsafe(24))
 
     def check(self) -> None:
@@ -74,12 +77,17 @@ class Access:
             Others can reach it without a login, or owners are named whose names nobody checks.
         """
         password = self.login.get("basic_auth")
-        if self.everybody_runs and not is_loopback(self.address):
+        if self.everybody_runs and not self.unix_socket:
             raise InputError(
-                f"with --everybody-runs whoever reaches {self.address} may run; leave --address out, so that only what is in "
-                "front of the app (Jupyter, a proxy with a login) reaches it"
+                f"with --everybody-runs every account of this machine that reaches port {self.port} would run; give "
+                "--unix-socket PATH instead, which only you reach and what you put in front of it (Jupyter, a proxy)"
             )
-        if not (is_loopback(self.address) or self.login or self.open_to_all):
+        if self.unix_socket and not self.origins:
+            raise InputError(
+                "behind --unix-socket the app does not know its address; give --allow-websocket-origin HOST[:PORT], or '*' "
+                "where what is in front of it refuses pages of other sites by itself, as Jupyter does"
+            )
+        if not (self.unix_socket or is_loopback(self.address) or self.login or self.open_to_all):
             raise InputError(
                 f"address {self.address} can be reached from other machines, without a login; give --basic-auth or "
                 "--oauth-provider, or --open-to-all if everybody may look on"
@@ -99,18 +107,49 @@ class Access:
         """Name of the cookie that the key is kept in."""
         return f"rm-owner-{self.port}"
 
-    def link(self, owner: bool = False) -> str:
-        """Return the address to open: that for everybody, or the owner's."""
-        host = socket.gethostname() if self.address in ("0.0.0.0", "::", "") else self.address
-        host = f"[{host}]" if ":" in host else host
-        prefix = f"/{self.prefix.strip('/')}" if self.prefix.strip("/") else ""
-        return f"http://{host}:{self.port}{prefix}/" + (f"owner?key={self.key}" if owner else "")
+    @property
+    def browser(self) -> str:
+        """Name of the cookie that a browser is known by again."""
+        return f"rm-browser-{self.port}"
 
-    def viewer(self, user: str | None, cookies: dict[str, str], number: int) -> Viewer:
-        """Return who has opened a page: ``user`` has logged in under this name."""
+    def link(self, owner: bool = False) -> str:
+        """Return the address to open: that for everybody, or the owner's; of a socket only the path."""
+        host = _in_address(socket.gethostname() if self.address in EVERYWHERE else self.address)
+        server = "" if self.unix_socket else f"http://{host}:{self.port}"
+        prefix = f"/{self.prefix.strip('/')}" if self.prefix.strip("/") else ""
+        return f"{server}{prefix}/" + (f"owner?key={self.key}" if owner else "")
+
+    def all_origins(self) -> list[str]:
+        """Return HOST:PORT of everything that a browser may come by."""
+        hosts = [] if self.unix_socket else [self.address, "localhost", socket.gethostname()]
+        if not (self.unix_socket or is_loopback(self.address)):
+            hosts += [socket.getfqdn(), *_own_addresses()]
+        own = [f"{_in_address(host)}:{self.port}".lower() for host in hosts if host not in EVERYWHERE]
+        return list(dict.fromkeys([*own, *self.origins]))
+
+    def viewer(self, user: str | None, cookies: dict[str, str], engine: Engine) -> Viewer:
+        """Return who has opened a page: ``user`` has logged in under this name, others are known by their browser."""
         named = user is not None and user in self.owners
         owner = self.everybody_runs or named or compare_digest(cookies.get(self.cookie, ""), self.key)
-        return Viewer(user or ("owner" if owner else f"viewer {number}"), owner, owner)
+        who = f"name {user}" if user else f"browser {cookies.get(self.browser) or secrets.token_hex(8)}"
+        name = user or ("owner" if owner else f"viewer {engine.number(who)}")
+        return Viewer(name, owner or engine.rights.get(who, False), owner, who)
+
+
+def _in_address(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _own_addresses() -> list[str]:
+    """Return the addresses that this machine is reached by, as far as it knows."""
+    found = []
+    with suppress(OSError):
+        found += [str(info[4][0]).partition("%")[0] for info in socket.getaddrinfo(socket.gethostname(), None)]
+    for family, elsewhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((elsewhere, 9))  # sends nothing
+            found.append(probe.getsockname()[0])
+    return found
 
 
 def is_loopback(address: str) -> bool:
@@ -122,7 +161,7 @@ def is_loopback(address: str) -> bool:
 
 
 class OwnerLink(RequestHandler):
-    """The link that makes its reader owner: it leaves the key in a cookie and goes on to the page."""
+    """The link that makes its reader owner: it leaves the key in a cookie of this folder and goes on."""
 
     def initialize(self, access: Access) -> None:
         """Take the key to compare with."""
@@ -131,7 +170,7 @@ class OwnerLink(RequestHandler):
     def get(self) -> None:
         """Answer."""
         if compare_digest(self.get_argument("key", ""), self.access.key):
-            self.set_cookie(self.access.cookie, self.access.key, httponly=True, samesite="Lax", path="/")
+            self.set_cookie(self.access.cookie, self.access.key, httponly=True, samesite="Lax", path="")
         self.redirect("./")
 
 
@@ -182,22 +221,24 @@ def serve(
     access = access or Access()
     access.check()
     _free(access)
+    name, origins = secrets.token_hex(16), access.all_origins()
     logging.getLogger("bokeh.server.views.ws").setLevel(logging.ERROR)  # it warns of each message to a closed browser
 
     def page() -> Any:
-        theme = pn.state.cookies.get(THEME) or pn.state.session_args.get(THEME, [b""])[0].decode(errors="replace")
-        if not theme:  # the browser is asked first; a page made for nothing would take a second
-            return pn.Template(_html("theme.html"))
-        dark = theme == DARK
-        viewer = access.viewer(pn.state.user if access.login else None, pn.state.cookies, engine.visits + 1)
-        engine.visits += 1
+        pn.state._servers[name][0]._tornado.websocket_origins.update(origins)  # Bokeh's argument takes no IPv6
+        cookies, theme = pn.state.cookies, pn.state.session_args.get(THEME, [b""])[0].decode(errors="replace")
+        if not theme and not {THEME, access.browser} <= cookies.keys():  # a page made for nothing would take a second
+            greeting = pn.Template(_html("theme.html"))
+            greeting.add_variable("browser", access.browser)
+            return greeting
+        dark = (cookies.get(THEME) or theme) == DARK
+        viewer = access.viewer(pn.state.user if access.login else None, cookies, engine)
         return document(Page(engine, viewer, dark, served=True).follow(), dark)
 
     for line in _told(access):
         say(line)
-    if show:
+    if show and not access.unix_socket:
         _open_browser(access)
-    own = [f"{host}:{access.port}" for host in dict.fromkeys((access.address, "localhost", socket.gethostname()))]
     prefix = access.prefix.strip("/")
     login = {"cookie_secret": secrets.token_hex(32), **_doors(), **access.login} if access.login else {}
     if prefix:
@@ -206,9 +247,10 @@ def serve(
         (r"/owner", OwnerLink, {"access": access}), (rf"/{ADDRESS}([^/]+)", Download, {"engine": engine}),
     ]  # fmt: skip
     return pn.serve(
-        {"/": page}, port=access.port, address=access.address, prefix=prefix, title="refmotion",
-        websocket_origin=[*own, *access.origins], extra_patterns=patterns,
-        show=False, verbose=False, threaded=threaded, **login,
+        {"/": page}, port=access.port, address=access.address, unix_socket=access.unix_socket or None, prefix=prefix,
+        title="refmotion", websocket_origin=[one for one in origins if "[" not in one],
+        extra_patterns=patterns, show=False, verbose=False, threaded=threaded,
+        server_id=name, **login,
     )  # fmt: skip
 
 
@@ -224,6 +266,10 @@ def _open_browser(access: Access) -> None:
 
 
 def _free(access: Access) -> None:
+    if access.unix_socket:
+        if not Path(access.unix_socket).absolute().parent.is_dir():
+            raise InputError(f"the folder of --unix-socket {access.unix_socket} does not exist; make it")
+        return
     family = socket.AF_INET6 if ":" in access.address else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -236,6 +282,9 @@ def _free(access: Access) -> None:
 
 
 def _told(access: Access) -> list[str]:
+    if access.unix_socket:
+        who = f"yours to run at {access.link(owner=True)}, for others to look on at {access.link()}"
+        return [f"refmotion app on the socket {access.unix_socket}: {'all may run' if access.everybody_runs else who}"]
     everybody = "after a login" if access.login else "without a login"
     lines = [
         f"refmotion app, yours to run:  {access.link(owner=True)}",

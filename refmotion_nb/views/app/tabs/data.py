@@ -28,8 +28,8 @@ class DataTab(Tab):
     def __init__(self, engine: Engine, viewer: Viewer):
         """Make the form; what is open is drawn by ``refresh``."""
         super().__init__(engine, viewer)
-        self.form = OpeningForm(engine.roots, self.engine.check, self.engine.open, engine.example)
-        self.out = PathField("results go to", engine.roots, (), "a folder; made when something is written")
+        self.form = OpeningForm(self.engine.roots, self.engine.check, self.engine.open, engine.example)
+        self.out = PathField("results go to", self.engine.roots, (), "a folder; made when something is written")
         self.choose = parts.button(
             "Use this folder", lambda: self.attempt(self.engine.write_to, self.out.path or ""), width=140
         )

@@ -115,7 +115,7 @@ class PriorsTab(Tab):
             self.pane, self.place[:] = None, []
         elif model is not None and (self.pane is None or self.pane.model is not model):
             self.close()
-            self.pane = explorer_pane(model, self.dark)
+            self.pane = explorer_pane(model, self.dark, self.viewer)
             self.place[:] = [parts.card(f"Prior explorer: {model.exploration.name}", self.pane)]
             self.micrograph.value = model.exploration.name
 
