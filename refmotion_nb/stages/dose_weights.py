@@ -309,6 +309,13 @@ def table_edges(row: xr.Dataset) -> np.ndarray:
     return np.append(middle - 0.5 * width, middle[-1] + 0.5 * width[-1])
 
 
+def per_dose(row: xr.Dataset) -> xr.Dataset:
+    """Return one row of a table with its weights per e/Å²: they do not depend on how the dose was cut into frames."""
+    width = xr.DataArray(np.diff(table_edges(row)), dims="frame")
+    names = [name for name in ("weight", "weight_lo", "weight_hi", "reference_weight") if name in row]
+    return row.assign({name: (row[name] / width).assign_attrs(row[name].attrs, units="Å²/e") for name in names})
+
+
 def _row_of(table: xr.Dataset, dose_edges: np.ndarray, group: str) -> int:
     if table.sizes["group"] == 1 or "optics_group" not in table.coords:
         return 0

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from refmotion_nb.data.schema import InputError
+from refmotion_nb.stages.dose_weights import per_dose
 from refmotion_nb.views.plots import look
 from refmotion_nb.views.plots.look import Runs
 
@@ -30,8 +31,11 @@ def fcc_curves(dose: Runs, group: str | None = None) -> hv.Layout:
 
 
 def weights(dose: Runs, group: str | None = None) -> hv.Layout:
-    """Draw the weight of a frame against dose at a few resolutions: each run with its confidence band, and the standard curve."""
-    runs = _runs(dose, group, "weight")
+    """Draw weights per e/Å² against dose at a few resolutions: each run with its confidence band, and the standard curve.
+
+    Runs of other doses per frame can be compared: what a curve encloses is 1.
+    """
+    runs = {name: per_dose(run) for name, run in _runs(dose, group, "weight").items()}
     first = next(iter(runs.values()))
     inside = _fitted(first)
     shells = np.unique(inside[np.linspace(0, len(inside) - 1, RESOLUTIONS + 1).round().astype(int)[1:]])
@@ -123,7 +127,7 @@ def _weights(runs: dict[str, xr.Dataset], frequency: float, legend: bool) -> hv.
         items.append(look.styled(hv.Curve((x, at["weight"].values), *dims, label=label), "Curve", color=colour,
                                  line_width=2, tools=["hover"]))  # fmt: skip
     return look.overlay(items, title=f"Weight at {1 / frequency:.1f} Å", show_legend=legend, legend_position="top_right",
-                        ylabel="Dose weight")  # fmt: skip
+                        ylabel="Weight per e/Å²")  # fmt: skip
 
 
 def _per_frame(runs: dict[str, xr.Dataset], what: str) -> hv.Overlay:
