@@ -194,3 +194,11 @@ from refmotion_nb.data.schema import Dataset
 assert hasattr(Dataset, "_repr_html_")
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_where_particles_lie_is_worked_out_once_and_for_html_only(data, monkeypatch):
+    asked = []
+    monkeypatch.setattr(type(data), "micrographs", lambda self: asked.append(1) or iter(()))
+    repr(data), str(data)
+    assert not asked
+    assert "where the particles lie" in data._repr_html_() and len(asked) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from html import escape
@@ -25,12 +26,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Part:
-    """Rows under a heading; folded unless ``open``. ``drawing`` is HTML that is safe already, left out in plain text."""
+    """Rows under a heading; folded unless ``open``.
+
+    ``drawing`` is HTML that is safe already, left out in plain text; what takes a while is made by a call, when it is shown.
+    """
 
     title: str
     rows: tuple[Row, ...] = ()
     open: bool = False
-    drawing: str = ""
+    drawing: str | Callable[[], str] = ""
 
 
 @dataclass(frozen=True)
@@ -90,9 +94,10 @@ def head_of(page: Page) -> str:
 
 
 def _details(part: Part) -> str:
+    drawing = part.drawing() if callable(part.drawing) else part.drawing
     count = f" <small>{len(part.rows)}</small>" if part.rows and not part.open else ""
     return (
-        f"<details{' open' * part.open}><summary>{escape(part.title)}{count}</summary>{_table(part.rows)}{part.drawing}"
+        f"<details{' open' * part.open}><summary>{escape(part.title)}{count}</summary>{_table(part.rows)}{drawing}"
         "</details>"
     )
 

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -33,9 +34,13 @@ def attach() -> None:
 
 
 def _attach(kind: type, page: Callable[[Any], Page]) -> None:
-    type.__setattr__(kind, "_repr_html_", lambda self: html_of(page(self), text_of(page(self))))
+    type.__setattr__(kind, "_repr_html_", lambda self: _html(page(self)))
     type.__setattr__(kind, "__repr__", lambda self: text_of(page(self)))
     type.__setattr__(kind, "__str__", lambda self: text_of(page(self)))  # param has one of its own
+
+
+def _html(page: Page) -> str:
+    return html_of(page, text_of(page))
 
 
 def stage_page(stage: Any) -> Page:
@@ -170,7 +175,7 @@ def dataset_page(data: Any) -> Page:
         parts.append(Part("movies left out", tuple(entries), True))
     if data.notes:
         parts.append(Part("worth a look", tuple(Row("", note) for note in data.notes), True))
-    parts.append(Part("where the particles lie", drawing=_maps(data)))
+    parts.append(Part("where the particles lie", drawing=partial(_maps, data)))
     return Page("Dataset", state, tuple(rows), tuple(parts))
 
 
