@@ -1,6 +1,7 @@
 """The frame of the app without a browser: folders that may be used, rights, settings, opening, links."""
 
 import argparse
+import asyncio
 import http.client
 import os
 import re
@@ -462,6 +463,17 @@ def test_a_page_shows_the_state_that_others_made(engine, tiny):
     page.refresh()
     assert "24 particles on 2 micrographs" in page.header.data.object
     assert not page.header.cancel.visible and page.header.people.label == "Looking on"
+
+
+def test_a_cell_that_is_run_again_ends_the_page_it_made_before(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    session = rm.Session(tiny.open())
+
+    async def shown():
+        return [rm.app(session) for _ in "ab"]
+
+    first, second = asyncio.run(shown())
+    assert "it goes on there" in first[0].object and len(second) == 2
 
 
 # who gets in

@@ -121,6 +121,12 @@ class Page:
             self.engine.join(self.viewer)
         return self
 
+    def end(self) -> None:
+        """Look at the engine no more, and say so; what runs goes on."""
+        self.callback.stop()
+        self.close()
+        self.layout[:] = [parts.words("The app was opened again on these data; it goes on there.")]
+
     def close(self) -> None:
         """Forget the viewer; what runs goes on."""
         self.engine.leave(self.viewer)

@@ -17,6 +17,7 @@ from hmac import compare_digest
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import panel as pn
 from tornado.web import RequestHandler
@@ -35,13 +36,26 @@ def app(
 ) -> Any:
     """Return the app on a session, or on data, as something to display: what it computes, the session holds.
 
-    ``out`` is where results are written, ``browse`` names the folders that may be read and written.
+    ``out`` is where results are written, ``browse`` names the folders that may be read and written. One opened before on
+    the same data ends: a cell that is run again would leave it at work for ever.
     """
     pn.extension(inline=True)  # style sheets too: without it a notebook asks another host for them
     engine = Engine(Roots(browse), out=None if out is None else Path(out).resolve())
     if data is not None:
         engine.take(data)
-    return Page(engine, Viewer("notebook", True, True), pn.config.theme == DARK).follow().layout
+    page = Page(engine, Viewer("notebook", True, True), pn.config.theme == DARK).follow()
+    if engine.session is not None:
+        earlier = _pages().pop(id(engine.session.data), None)  # while a page is there, so are its data
+        if earlier is not None:
+            earlier.end()
+        _pages()[id(engine.session.data)] = page
+    return page.layout
+
+
+@cache
+def _pages() -> WeakValueDictionary[int, Page]:
+    """Return the pages at work in notebooks, by what is open in them."""
+    return WeakValueDictionary()
 
 
 THEME = "rm-theme"  # cookie, or part of the address where no cookies are kept
