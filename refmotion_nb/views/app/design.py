@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any, ClassVar
 
-import panel as pn
 import param
 from bokeh.models.ui import UIElement
 from bokeh.themes import Theme as FigureTheme
 from panel.io.notebook import patch_inline_stylesheets
+from panel.reactive import ReactiveHTML
 from panel.theme.base import DarkTheme, DefaultTheme, Inherit
 from panel.theme.native import Native
 from panel.viewable import Viewable
 
+from refmotion_nb.views.drawing_style import DARK as DARK_PAGES
 from refmotion_nb.views.drawing_style import palette
 
 DARK = "dark"
 
 
+_MAKING: ContextVar[bool] = ContextVar("what is being made is for a dark page", default=False)
+
+
+@contextmanager
+def making(dark: bool) -> Iterator[None]:
+    """Let ``page_is_dark`` say so to all that is made in the block."""
+    token = _MAKING.set(dark)
+    try:
+        yield
+    finally:
+        _MAKING.reset(token)
+
+
 def page_is_dark() -> bool:
-    """Return whether the page that is being made is a dark one: as its browser, or the notebook, has it."""
-    return DARK in (pn.state.cookies.get("rm-theme"), pn.config.theme)
+    """Return whether what is being made is for a dark page."""
+    return _MAKING.get()
+
+
+class Surroundings(ReactiveHTML):
+    """Nothing to see; tells whether the notebook around it is dark, once a browser shows it."""
+
+    dark = param.Boolean(default=False)
+    _template = '<div id="nothing"></div>'
+    _scripts: ClassVar[dict[str, str]] = {"render": f"data.dark = document.querySelector({', '.join(DARK_PAGES)!r}) !== null"}
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import Any
 import panel as pn
 
 from refmotion_nb.views.app import parts
-from refmotion_nb.views.app.design import DARK, Look, variables
+from refmotion_nb.views.app.design import DARK, Look, Surroundings, making, variables
 from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.header import Header
 from refmotion_nb.views.app.tab import Tab
@@ -25,6 +25,7 @@ class Page:
         """Make the widgets; ``served`` to a browser of its own, not into a notebook."""
         self.engine = engine
         self.viewer = viewer
+        self.dark = dark
         self._tabs: dict[int, Tab] = {}
         self.header = Header(engine, viewer, dark, served)
         self.front = pn.widgets.RadioButtonGroup(
@@ -40,8 +41,12 @@ class Page:
         self.layout = pn.Column(
             pn.Column(self.header.view, self.front, sizing_mode="stretch_width", css_classes=["rm-top"]), self.body,
             sizing_mode="stretch_width", css_classes=["rm-app"], design=look, hooks=[] if served else [look.dress],
-            stylesheets=[f":host {{ {variables(dark)} }}"],
+            stylesheets=[f":host {{ {variables(dark)} }} :host(.rm-dark) {{ {variables(dark=True)} }}"],
         )  # fmt: skip
+        if not served and not dark:
+            around = Surroundings(width=0, height=0, margin=0)
+            around.param.watch(lambda event: self.recolour(event.new), "dark")
+            self.layout.append(around)
         self._seen: dict[int, Any] = {}
         self._served = served
         self._turn()
@@ -54,7 +59,8 @@ class Page:
     def tab(self, i: int) -> Tab:
         """Return a tab, made when it is first looked at."""
         if i not in self._tabs:
-            self._tabs[i] = TABS[i](self.engine, self.viewer)
+            with making(self.dark):
+                self._tabs[i] = TABS[i](self.engine, self.viewer)
             self._tabs[i].served = self._served
         return self._tabs[i]
 
@@ -120,6 +126,14 @@ class Page:
         else:
             self.engine.join(self.viewer)
         return self
+
+    def recolour(self, dark: bool) -> None:
+        """Make everything anew for a dark notebook, or a light one."""
+        self.dark, self.layout.css_classes = dark, ["rm-app", *(["rm-dark"] if dark else [])]
+        for tab in self._tabs.values():
+            tab.close()
+        self._tabs, self.body[:] = {}, [self.opening]
+        self._fill()
 
     def end(self) -> None:
         """Look at the engine no more, and say so; what runs goes on."""

@@ -36,8 +36,8 @@ def app(
 ) -> Any:
     """Return the app on a session, or on data, as something to display: what it computes, the session holds.
 
-    ``out`` is where results are written, ``browse`` names the folders that may be read and written. One opened before on
-    the same data ends: a cell that is run again would leave it at work for ever.
+    ``out`` is where results are written, ``browse`` names the folders that may be read and written. It is dark where the
+    notebook is. One opened before on the same data ends: a cell that is run again would leave it at work for ever.
     """
     pn.extension(inline=True)  # style sheets too: without it a notebook asks another host for them
     engine = Engine(Roots(browse), out=None if out is None else Path(out).resolve())
