@@ -16,6 +16,7 @@ import pytest
 import refmotion_nb
 import refmotion_nb as rm
 from refmotion_nb.cli import _declared, _parameters, _parser
+from refmotion_nb.cli_app import access_of
 from refmotion_nb.stages.inputs import Inputs
 from refmotion_nb.stages.micrographs import MicrographCorrection
 
@@ -158,9 +159,10 @@ def test_the_site_builds_without_a_warning_and_asks_for_nothing_elsewhere(tmp_pa
 
 def test_binder_starts_the_app_with_options_that_exist():
     entry = json.loads((ROOT / "binder/jupyter_server_config.json").read_text(encoding="utf-8"))
-    command = entry["ServerProxy"]["servers"]["refmotion"]["command"]
-    program, *words = [word.format(port=5006) for word in command]
-    options = _parser("app").parse_args(words)
-    assert program == "refmotion" and options.port == 5006
+    server = entry["ServerProxy"]["servers"]["refmotion"]
+    program, *words = [word.format(unix_socket="socket") for word in server["command"]]
+    access = access_of(_parser("app").parse_args(words))
+    access.check()
+    assert program == "refmotion" and access.unix_socket == "socket" and server["unix_socket"] is True
     build = ROOT / "binder/postBuild"
     assert os.access(build, os.X_OK) and "binder/jupyter_server_config.json" in build.read_text(encoding="utf-8")

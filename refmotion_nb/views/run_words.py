@@ -39,6 +39,13 @@ def clock(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 59.5 else duration(seconds)
 
 
+def roughly(seconds: float) -> str:
+    """Return an estimated time: in one unit."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def how_far(work: Work, at_work: bool = True) -> str:
     """Return how far a piece of work has come, and how fast; its time left only while somebody is ``at_work``."""
     done = f"{work.done:,} of {work.total:,} {work.units}".rstrip()

@@ -9,9 +9,7 @@ from functools import cache
 from typing import Any, ClassVar
 
 import param
-from bokeh.models.ui import UIElement
 from bokeh.themes import Theme as FigureTheme
-from panel.io.notebook import patch_inline_stylesheets
 from panel.reactive import ReactiveHTML
 from panel.theme.base import DarkTheme, DefaultTheme, Inherit
 from panel.theme.native import Native
@@ -19,6 +17,7 @@ from panel.viewable import Viewable
 
 from refmotion_nb.views.drawing_style import DARK as DARK_PAGES
 from refmotion_nb.views.drawing_style import palette
+from refmotion_nb.views.plots.look import send_style_sheets
 
 DARK = "dark"
 
@@ -105,6 +104,4 @@ class Look(Native):
         In a notebook style sheets are sent along: it would ask another host for those that are named.
         """
         self._apply_hooks(viewable, root, changed, old_models)
-        if root.document is None or root.document.session_context is None:
-            for model in root.select({"type": UIElement}):
-                patch_inline_stylesheets(model)
+        send_style_sheets(viewable, root)

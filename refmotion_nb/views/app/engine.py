@@ -344,10 +344,7 @@ class Engine:
     def _idle(self) -> None:
         going = self.going
         if going is not None:
-            what = {"Opening": "opening data", "Checking": "checking data", "ReportedJob": "the run"}
-            raise InputError(
-                f"{what.get(going.name, going.name)} is still {going.state}; wait for it or cancel it first"
-            )
+            raise InputError(f"{words_of(going)} is still {going.state}; wait for it or cancel it first")
 
     # who is there
 
@@ -380,6 +377,12 @@ class Engine:
     def _settle(self, viewer: Viewer) -> None:
         if not viewer.owner:
             viewer.may_run = self.rights.get(viewer.who, viewer.may_run)
+
+
+def words_of(run: Run) -> str:
+    """Return what is run, as people say it."""
+    names = {"Opening": "opening data", "Checking": "checking data", "ReportedJob": "the run"}
+    return names.get(run.name, run.name)
 
 
 def _cache_bytes(settings: dict[str, Any]) -> float:

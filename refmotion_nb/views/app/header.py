@@ -9,8 +9,9 @@ import panel as pn
 
 from refmotion_nb.stages.runs import Run
 from refmotion_nb.views.app import parts
-from refmotion_nb.views.app.engine import Engine, Viewer
+from refmotion_nb.views.app.engine import Engine, Viewer, words_of
 from refmotion_nb.views.app.rights import seat
+from refmotion_nb.views.run_words import roughly
 
 _COOKIE = "document.cookie = 'rm-theme={}; path=/; SameSite=Lax; max-age=31536000'; location.reload()"
 
@@ -113,16 +114,6 @@ def now_line(run: Run) -> str:
     return parts.bar(work.done, work.total, f"{paused}{work.what} {work.done:,} of {work.total:,}{more}")
 
 
-def words_of(run: Run) -> str:
-    """Return what is run, as people say it."""
-    names = {"Opening": "opening data", "Checking": "checking data", "ReportedJob": "run"}
-    return names.get(run.name, run.name)
-
-
 def duration_left(seconds: float) -> str:
     """Return time left in words."""
-    if seconds < 1.5:
-        return "nearly done"
-    if seconds < 90:
-        return f"about {seconds:.0f} s left"
-    return f"about {seconds / 60:.0f} min left" if seconds < 5400 else f"about {seconds / 3600:.1f} h left"
+    return "nearly done" if seconds < 1.5 else f"about {roughly(seconds)} left"

@@ -10,6 +10,7 @@ import xarray as xr
 
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.stages.dose_weights import per_dose
+from refmotion_nb.views import svg
 from refmotion_nb.views.plots import look
 from refmotion_nb.views.plots.look import Runs
 
@@ -97,7 +98,7 @@ def _fcc_curves(name: str, run: xr.Dataset) -> hv.Overlay:
     items: list[Any] = []
     for f in np.unique(np.linspace(0, len(dose) - 1, CURVES).round().astype(int)):
         colour = look.sequence(f / max(len(dose) - 1, 1))
-        text = f"frame {f + 1}, {look.number(dose[f])} {unit}"
+        text = f"frame {f + 1}, {svg.number(dose[f])} {unit}"
         items.append(look.styled(hv.Scatter((x, run["fcc"].values[f]), *dims, label=text), "Scatter", color=colour, size=4,
                                  alpha=0.75, tools=["hover"]))  # fmt: skip
         if "fcc_model" in run:

@@ -26,7 +26,7 @@ BAR = {"colorbar_opts": {"title_standoff": 8}}
 _RESOLUTION = 'return tick > 0 ? tick.toFixed(2) + "\\n" + (1 / tick).toFixed(1) + " Å" : "0"'
 
 
-def _send_style_sheets(viewable: Any, root: Any) -> None:
+def send_style_sheets(viewable: Any, root: Any) -> None:
     """Put style sheets into what a notebook is sent: it would ask a CDN for those that are named."""
     if root.document is None or root.document.session_context is None:
         for model in root.select({"type": UIElement}):
@@ -49,7 +49,7 @@ def _without(module: str) -> Iterator[None]:
 if "bokeh" not in hv.Store.loaded_backends():
     with _without("nbformat"):  # only for HoloViews' archive; beside JupyterLab its import takes several seconds
         hv.extension("bokeh", logo=False, inline=True)  # without it the page asks a CDN
-    Viewable._preprocessing_hooks.append(_send_style_sheets)  # not done by HoloViews, which displays by Panel
+    Viewable._preprocessing_hooks.append(send_style_sheets)  # not done by HoloViews, which displays by Panel
 
 Runs = xr.Dataset | Mapping[str, xr.Dataset]
 
@@ -129,11 +129,6 @@ def dimension(variable: xr.DataArray, name: str = "") -> hv.Dimension:
     return hv.Dimension(
         (name or str(variable.name), text[:1].upper() + text[1:]), unit=unit if unit not in ("", "1") else None
     )
-
-
-def number(value: float) -> str:
-    """Return a value for a title or a label."""
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def resolution_ticks(plot: Any, element: Any) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from refmotion_nb.data.schema import InputError
+from refmotion_nb.views import svg
 from refmotion_nb.views.plots import look
 from refmotion_nb.views.plots.look import Runs
 
@@ -138,7 +139,7 @@ def _map(name: str, run: xr.Dataset, paths: np.ndarray, what: str, scale: float)
     count = "" if len(shown) == len(paths) else f"{len(shown)} of {len(paths)} particles"
     side = 340
     return look.overlay(
-        items, title=look.heading(name, f"{what} × {look.number(scale)}", count, spread), show_legend=False,
+        items, title=look.heading(name, f"{what} × {svg.number(scale)}", count, spread), show_legend=False,
         frame_width=side, frame_height=round(side * min(1.6, max(0.4, 1.1 * height / width))),
         **limits,
     )  # fmt: skip
@@ -188,6 +189,6 @@ def _uncertainty(
 def _scale_bar(width: float, floor: float, scale: float, dims: list[hv.Dimension]) -> list[Any]:
     bar = _round_down(0.2 * width / scale, (1, 2, 5))
     line = hv.Segments([(0, floor, bar * scale, floor)], dims)
-    text = hv.Text(bar * scale + 0.02 * width, floor, f"{look.number(bar)} Å of motion", halign="left")
+    text = hv.Text(bar * scale + 0.02 * width, floor, f"{svg.number(bar)} Å of motion", halign="left")
     return [look.styled(line, "Segments", color="black", line_width=3),
             look.styled(text, "Text", text_font_size="8pt", text_baseline="middle")]  # fmt: skip

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from refmotion_nb.numerics.rays import QUIET_A
+from refmotion_nb.views import svg
 from refmotion_nb.views.plots import look
 from refmotion_nb.views.plots.look import Runs
 
@@ -70,7 +71,7 @@ def _reach(run: xr.Dataset) -> dict[str, Any]:
 
 
 def _title(name: str, distance: float) -> str:
-    return look.heading(name, f"correlation distance {look.number(distance)} Å")
+    return look.heading(name, f"correlation distance {svg.number(distance)} Å")
 
 
 def _walked(run: xr.Dataset, distance: float) -> Iterator[tuple[int, xr.Dataset]]:
@@ -107,7 +108,7 @@ def _ray_panel(
     return look.overlay(
         items, frame_width=_WIDTH, logx=True, **_reach(run), ylim=(-5, 95),
         title=_title(name, distance), show_legend=last, legend_position="right",
-        xlabel=f"{strength.pprint_label}\nsize: local activity, up to {look.number(most)} Å",
+        xlabel=f"{strength.pprint_label}\nsize: local activity, up to {svg.number(most)} Å",
     )  # fmt: skip
 
 
@@ -150,7 +151,7 @@ def _curves(name: str, run: xr.Dataset, distance: float, last: bool, what: str, 
         theta, x, y = float(one["balance"]), one["strength"].values, one[what].values
         colour = look.sequence(np.searchsorted(balances, theta) / max(len(balances) - 1, 1) * 0.8)
         items.append(look.styled(
-            hv.Curve((x, y), *dims, label=f"balance {look.number(theta)}°"), "Curve", color=colour, line_width=2,
+            hv.Curve((x, y), *dims, label=f"balance {svg.number(theta)}°"), "Curve", color=colour, line_width=2,
             tools=["hover"],
         ))  # fmt: skip
         if len(x):

@@ -18,6 +18,7 @@ from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.fields import Field
 from refmotion_nb.views.app.figure import Same
 from refmotion_nb.views.app.tab import Tab
+from refmotion_nb.views.run_words import roughly
 
 FIRST = 20  # micrographs whose trajectories can be looked at while the rest is being done
 OUTPUT = ("fourier_crop_to", "float16")
@@ -166,7 +167,7 @@ def cost_in_words(cost: Cost) -> str:
     if cost.seconds is None:
         time = "; how long it takes is known once the search or the dose weights have run on part of the data"
     else:
-        time = (f": about <b>{duration(cost.seconds)}</b>, at {cost.seconds_per_micrograph:.2g} s per micrograph as measured "
+        time = (f": about <b>{roughly(cost.seconds)}</b>, at {cost.seconds_per_micrograph:.2g} s per micrograph as measured "
                 f"when {escape(cost.basis)}")  # fmt: skip
     disk = f"Particles take {size(cost.bytes_needed)} of disk; {size(cost.bytes_free)} are free."
     if cost.bytes_needed > cost.bytes_free:
@@ -187,14 +188,7 @@ def progress_in_words(snapshot: Snapshot, work: Work, error: str = "") -> str:
         return f"{done} done{earlier}."
     left = work.seconds_left
     rate = f", {here / max(work.elapsed_s, 1e-3) * 60:.3g} micrographs per minute" if here else ""
-    return f"{done}{earlier}{rate}{f', about {duration(left)} left' if left else ''}"
-
-
-def duration(seconds: float) -> str:
-    """Return a time span in words."""
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return f"{done}{earlier}{rate}{f', about {roughly(left)} left' if left else ''}"
 
 
 def size(n_bytes: float) -> str:
