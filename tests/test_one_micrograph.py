@@ -44,6 +44,15 @@ def test_trajectories_come_close_to_the_truth(session, by_hand, tiny):
     assert found[NAME]["shift"].dims == ("particle", "frame", "axis") and found[NAME]["shift"].attrs["units"] == "Å"
 
 
+def test_the_errors_of_trajectories_lie_within_their_spread(session, by_hand, tiny):
+    found = {name: rm.trajectories(session, name, by_hand, uncertainty=True) for name in session}
+    expected = np.sqrt(2 * np.mean([table["shift_std"].values ** 2 for table in found.values()]))  # along x and y
+    assert "grey: one standard deviation" in plots.trajectories(found[NAME]).opts.get().kwargs["title"]
+    # a constant of each particle is no error; positions have it all the same
+    assert expected / 3 < tiny.trajectory_error_A(found) < expected
+    assert "shift_std" not in rm.trajectories(session, NAME, by_hand)
+
+
 def test_trajectories_are_those_that_correction_writes(session, by_hand, tmp_path):
     dose = rm.DoseWeights(target_particles=24).run(session, by_hand)
     rm.MotionCorrection().run(session, by_hand, dose, out=tmp_path)

@@ -316,3 +316,38 @@ def test_activity_is_the_75th_percentile_of_length():
     displacement[0, :, 2, 0] = [0, 3, 3, 6]
     displacement[0, :, 2, 1] = [0, 4, 4, 8]
     np.testing.assert_allclose(rays.activity(displacement), np.percentile([0, 7, 7, 14], 75))
+
+
+class Bowls:
+    """Windows that all bend alike in a frame, around places of their own."""
+
+    values = np.zeros(1)
+
+    def __init__(self, bend, centre_A):
+        self.bend, self.centre_A = bend, centre_A
+
+    def sample(self, displacement_A):
+        away = displacement_A - self.centre_A
+        return -0.5 * self.bend * (away**2).sum(-1), -self.bend[:, None] * away
+
+
+@pytest.mark.parametrize("common_std_A", [0.0, 0.7])
+def test_the_spread_of_displacements_is_that_of_the_inverse_hessian(rng, common_std_A):
+    n, n_frames = 5, 6
+    position, dose = rng.uniform(0, 3000, (n, 2)), rng.uniform(0.5, 3, n_frames)
+    position[4] = position[3]  # a mode without a prior deviation
+    profile, other = rng.uniform(0.2, 1, n_frames - 1), Hyperparameters(9.0, 60.0, 300.0)
+    modes = [prior_modes(position, dose, profile, h) for h in (HYPER, other)]
+    bend = rng.uniform(0.1, 4, n_frames)
+    problem = TrajectoryProblem(
+        Bowls(bend, rng.normal(size=(n, n_frames, 2))), modes, common_std_A, rng.normal(size=(n_frames, 2))
+    )
+    for row in range(2):
+        rows = np.array([row])
+        units = np.concatenate([np.zeros((1, problem.n_unknowns)), np.eye(problem.n_unknowns)])
+        slopes = np.stack([problem.energy(one[None], rows)[1][0] for one in units])
+        moves = np.stack([problem.displacement(one[None], rows)[0] for one in units])
+        hessian, jacobian = slopes[1:] - slopes[0], moves[1:] - moves[0]
+        covariance = np.einsum("aifx,ab,bifx->ifx", jacobian, np.linalg.inv(hessian), jacobian)
+        for axis in range(2):
+            np.testing.assert_allclose(problem.displacement_std(bend, row) ** 2, covariance[..., axis], rtol=1e-8)

@@ -209,6 +209,28 @@ class TrajectoryProblem:
         """How many sets a thread gets."""
         return -(-self.n_sets // self.threads)
 
+    def displacement_std(self, curvature: np.ndarray, row: int = 0) -> np.ndarray:
+        """Return the posterior standard deviation (particle, frame), Å, of displacements along x, and along y, of one set.
+
+        The data are taken to bind every particle of a frame by the same ``curvature`` (frame,) per Å², their mean: that of
+        one window is mostly noise. The inverse Hessian is then exact: blocks of modes that the common motion couples.
+        """
+        spatial, std, temporal = self.spatial[row], self.std[row], self.temporal[row]
+        blocks = std[:, :, None] * ((temporal * curvature) @ temporal.T) * std[:, None]
+        index = np.arange(blocks.shape[-1])
+        blocks[:, index, index] += self.free
+        # covariance of each mode over frames, were the common motion known: (mode, frame, frame)
+        alone = temporal.T @ (std[:, :, None] * np.linalg.inv(blocks) * std[:, None]) @ temporal
+        alike = spatial.sum(0)  # (mode,) how a shift of all particles looks in each mode
+        variance = spatial**2 @ np.diagonal(alone, axis1=1, axis2=2)
+        taken = curvature[:, None] * np.tensordot(alike**2, alone, 1) * curvature  # what local motion explains of the common
+        precision = np.eye(self.n_frames) + self.common_std**2 * (np.diag(self.n_particles * curvature) - taken)
+        common = self.common_std**2 * np.linalg.inv(precision)  # (frame, frame)
+        for i, one in enumerate(spatial * alike):  # of a particle: the common motion less what local motion gives way by
+            rest = np.eye(self.n_frames) - np.tensordot(one, alone, 1) * curvature
+            variance[i] += np.einsum("fg,gh,fh->f", rest, common, rest, optimize=True)
+        return np.sqrt(variance)
+
     def precondition(self, gradient: Any, rows: Any) -> Any:
         """Return the approximate inverse Hessian times a gradient (set, n_unknowns)."""
         r, xp = len(rows), xp_of(gradient)

@@ -13,7 +13,7 @@ from refmotion_nb.numerics.backend import irfft2, to_host
 from refmotion_nb.numerics.energy import grant_grigorieff
 from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.numerics.recombine import normalise, recombine
-from refmotion_nb.stages.alignment import Alignment, alignment_windows
+from refmotion_nb.stages.alignment import Alignment, alignment_windows, displacement_std
 from refmotion_nb.stages.correction import MotionCorrection, tracks_table
 from refmotion_nb.stages.micrograph import Micrograph
 from refmotion_nb.stages.reuse import as_search, default_prior
@@ -36,21 +36,29 @@ def hand_picked(session: Session, hyperparameters: Hyperparameters, stage: Align
     return as_search(session, settings, default_prior(hyperparameters, settings), 0)
 
 
-def trajectories(session: Session, micrograph: str, search: xr.Dataset, stage: Alignment | None = None) -> xr.Dataset:
+def trajectories(
+    session: Session, micrograph: str, search: xr.Dataset, stage: Alignment | None = None, uncertainty: bool = False
+) -> xr.Dataset:
     """Return the trajectories of a micrograph's particles under the prior of ``search``; nothing is written.
 
     They are those that ``stage``, by default ``MotionCorrection()``, corrects with: displacements ``shift`` (particle,
-    frame, axis) from the particle's coordinate, the rigid motion and the common correction to it, all in Å.
+    frame, axis) from the particle's coordinate, the rigid motion and the common correction to it, all in Å. With
+    ``uncertainty`` also ``shift_std`` (particle, frame), what prior and data leave open along each axis (Å): one standard
+    deviation, for plots to draw.
 
     Raises
     ------
     InputError
         No such micrograph, or a movie that cannot be used.
     """
-    settings = stage or MotionCorrection()
+    settings, prior = stage or MotionCorrection(), prior_from_attrs(search.attrs)
     m = _read(session, micrograph, settings)
-    tracks = session.track(m, settings, prior_from_attrs(search.attrs))
-    return tracks_table(m, tracks, m.spectra.box, m.movie.pixel_size_A)
+    tracks = session.track(m, settings, prior)
+    table = tracks_table(m, tracks, m.spectra.box, m.movie.pixel_size_A)
+    if uncertainty:
+        std = displacement_std(m, settings, prior, tracks, session.threads)
+        table["shift_std"] = (("particle", "frame"), std, {"units": "Å", "long_name": "standard deviation of the displacement"})
+    return table
 
 
 def before_and_after(
