@@ -452,8 +452,10 @@ def test_the_right_to_run_is_a_persons_not_a_pages(engine):
     engine.allow(again, False)
     engine.join(later)  # was made before the right was taken
     assert not later.may_run and not mine.viewer(None, bob, engine).may_run
-    engine.allow(mine.viewer("bob", {}, engine), True)
-    assert mine.viewer("bob", {}, engine).may_run and not mine.viewer("ann", bob, engine).may_run
+    named, anybody = Access(login={"oauth_provider": "github"}), Access(login={"basic_auth": "sesame"})
+    engine.allow(named.viewer("bob", {}, engine), True)
+    assert named.viewer("bob", {}, engine).may_run and not named.viewer("ann", bob, engine).may_run
+    assert not anybody.viewer("bob", {}, engine).may_run, "whoever knows the password can say that he is bob"
 
 
 def test_a_page_shows_the_state_that_others_made(engine, tiny):

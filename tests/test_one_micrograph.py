@@ -47,7 +47,8 @@ def test_trajectories_come_close_to_the_truth(session, by_hand, tiny):
 def test_the_errors_of_trajectories_lie_within_their_spread(session, by_hand, tiny):
     found = {name: rm.trajectories(session, name, by_hand, uncertainty=True) for name in session}
     expected = np.sqrt(2 * np.mean([table["shift_std"].values ** 2 for table in found.values()]))  # along x and y
-    assert "grey: one standard deviation" in plots.trajectories(found[NAME]).opts.get().kwargs["title"]
+    (drawn,) = plots.trajectories(found[NAME])
+    assert "grey: one standard deviation" in drawn.opts.get().kwargs["title"]
     # a constant of each particle is no error; positions have it all the same
     assert expected / 3 < tiny.trajectory_error_A(found) < expected
     assert "shift_std" not in rm.trajectories(session, NAME, by_hand)

@@ -90,7 +90,6 @@ class Access:
         InputError
             Others can reach it without a login, or owners are named whose names nobody checks.
         """
-        password = self.login.get("basic_auth")
         if self.everybody_runs and not self.unix_socket:
             raise InputError(
                 f"with --everybody-runs every account of this machine that reaches port {self.port} would run; give "
@@ -110,11 +109,17 @@ class Access:
             raise InputError(
                 "--owner names who logs in; give --basic-auth FILE or --oauth-provider too, or leave it out"
             )
-        if self.owners and password and not Path(password).is_file():
+        if self.owners and not self.knows_names:
             raise InputError(
                 "with one password for all, anybody can log in under the name of an --owner; give --basic-auth a file of "
                 '{"name": "password"}, or leave --owner out and use the link'
             )
+
+    @property
+    def knows_names(self) -> bool:
+        """Whether a login tells who somebody is: with one password for all, anybody gives any name."""
+        password = self.login.get("basic_auth")
+        return bool(self.login) and (password is None or Path(password).is_file())
 
     @property
     def cookie(self) -> str:
@@ -142,10 +147,10 @@ class Access:
         return list(dict.fromkeys([*own, *self.origins]))
 
     def viewer(self, user: str | None, cookies: dict[str, str], engine: Engine) -> Viewer:
-        """Return who has opened a page: ``user`` has logged in under this name, others are known by their browser."""
+        """Return who has opened a page: ``user`` is the name of the login; one that nobody checks counts for nothing."""
         named = user is not None and user in self.owners
         owner = self.everybody_runs or named or compare_digest(cookies.get(self.cookie, ""), self.key)
-        who = f"name {user}" if user else f"browser {cookies.get(self.browser) or secrets.token_hex(8)}"
+        who = f"name {user}" if user and self.knows_names else f"browser {cookies.get(self.browser) or secrets.token_hex(8)}"
         name = user or ("owner" if owner else f"viewer {engine.number(who)}")
         return Viewer(name, owner or engine.rights.get(who, False), owner, who)
 
