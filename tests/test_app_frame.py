@@ -1,7 +1,6 @@
 """The frame of the app without a browser: folders that may be used, rights, settings, opening, links."""
 
 import argparse
-import asyncio
 import http.client
 import os
 import re
@@ -10,8 +9,10 @@ import socket
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import panel as pn
 import pytest
 from app_browser import serving
 from cryosparc_project import convert
@@ -478,13 +479,12 @@ def test_a_page_in_a_dark_notebook_turns_dark(engine):
 
 def test_a_cell_that_is_run_again_ends_the_page_it_made_before(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    session = rm.Session(tiny.open())
-
-    async def shown():
-        return [rm.app(session) for _ in "ab"]
-
-    first, second = asyncio.run(shown())
-    assert "it goes on there" in first[0].object and len(second) > 1
+    session, ended = rm.Session(tiny.open()), []
+    monkeypatch.setattr(
+        pn.state, "add_periodic_callback", lambda call, period: SimpleNamespace(stop=lambda: ended.append(call))
+    )
+    first, second = (rm.app(session) for _ in "ab")
+    assert len(ended) == 1 and "it goes on there" in first[0].object and len(second) > 1
 
 
 # who gets in
