@@ -205,7 +205,7 @@ def test_given_weights_may_not_name_what_lies_outside(engine, project):
     np.save(array, np.ones((8, 4)))
     ended(engine.open(relion(project)))
     engine.change(spatial_strength=1.5, correlation_distance=3000.0, acceleration_strength=2.0)
-    engine.use(dose_weights=array)
+    engine.dose_weights_file = array  # as it was when it was chosen
     moved_out(array, project.parents[1] / "secret")
     with pytest.raises(rm.InputError, match=r"dw.npy is outside the folders that may be read"):
         engine.run("dose-weights").wait(60)
