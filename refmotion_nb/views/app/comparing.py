@@ -60,7 +60,7 @@ VIEWS = {
         "dose_weights",
         ("weight",),
         plots.weights,
-        "What each frame counts at a few resolutions; dashed: the standard curve.",
+        "What each e/Å² counts at a few resolutions, so that runs of any dose per frame compare; dashed: the standard curve.",
     ),
     "B-factors": View(
         "dose_weights",

@@ -27,7 +27,7 @@ PLOTS = {
 MEANING = {
     "FCC": "How well each frame agrees with the reference, by dose and spatial frequency: signal fades with dose, first at "
     "high resolution. Points are measured, lines are the model that the weights are made of.",
-    "Weights": "What share of the sum each frame has at one resolution, measured, with a band of 90 % confidence; dashed: the "
+    "Weights": "What share of the sum each e/Å² has at a few resolutions, measured, with a band of 90 % confidence; dashed: the "
     "standard curve of Grant & Grigorieff.",
     "B-factor and scale": "Per frame, relative to the best one. Fast motion blurs the first frames: a high B-factor.",
 }
