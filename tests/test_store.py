@@ -204,12 +204,15 @@ def test_a_killed_run_leaves_whole_groups(store: ResultStore) -> None:
 
 
 def test_what_killed_runs_left_is_removed_when_it_is_old(store: ResultStore) -> None:
-    old, new = (store.path.with_name(f".results.zarr.{name}") for name in ("old", "new"))
-    for folder in (old, new):
+    old, new, others = (store.path.with_name(f".{name}") for name in (
+        "results.zarr.0123456789ab", "results.zarr.ba9876543210", "bashrc.0123456789ab"))  # fmt: skip
+    for folder in (old, new, others):
         folder.mkdir()
-    os.utime(old, (0, 0))
+    for folder in (old, others):
+        os.utime(folder, (0, 0))
+    store.path.with_name(".results.zarr.0123456789ff").symlink_to("gone")  # looked for after another has removed it
     store.write("search", fake_search())
-    assert not old.exists() and new.exists()
+    assert not old.exists() and new.exists() and others.exists()
 
 
 def test_threads_write_at_the_same_time(store: ResultStore) -> None:

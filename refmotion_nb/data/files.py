@@ -15,6 +15,7 @@ from pathlib import Path
 
 from refmotion_nb.data.schema import InputError
 
+STALE_S = 3600.0  # a file is written in much less: what is older was left by a killed run
 _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8}(\.[^.]+)?|[0-9a-f]{12})")  # of ``atomic``, and of a group of results
 
 _READABLE: ContextVar[tuple[tuple[Path, ...], Callable[[], object]]] = ContextVar(
@@ -67,10 +68,13 @@ def atomic(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def sweep(folder: Path, older_than_s: float = 3600.0) -> None:
-    """Remove what killed runs left of ``atomic`` and of groups in a folder, if nobody may still be writing it."""
+def sweep(folder: Path, older_than_s: float = STALE_S, of: str = "") -> None:
+    """Remove what killed runs left of ``atomic`` and of groups in a folder, if nobody may still be writing it.
+
+    With a name only what was to become that. Others may make and remove such files meanwhile.
+    """
     for path in folder.glob(".*"):
-        if _TEMPORARY.fullmatch(path.name) is None:
+        if not path.name.startswith(f".{of}") or _TEMPORARY.fullmatch(path.name) is None:
             continue
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > older_than_s:

@@ -12,14 +12,13 @@ import math
 import os
 import shutil
 import threading
-import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refmotion_nb.data.files import admit, atomic, only_within, read_text
+from refmotion_nb.data.files import admit, atomic, only_within, read_text, sweep
 from refmotion_nb.data.jsonfiles import finite, plain, read_json
 from refmotion_nb.data.schema import InputError
 
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 SINGLE = ("audit", "search", "dose_weights", "particles", "validation", "corrected_micrographs")
 PER_MICROGRAPH = ("tracks", "noise", "micrographs")
 _KEY = "store_key"
-_STALE_S = 3600.0  # a group is written in much less: an older temporary folder is what a killed run left
 _HYPERPARAMETERS = (
     "strength",
     "balance_deg",
@@ -189,9 +187,7 @@ class ResultStore:
         """Make ``folder`` and the groups above it; once, remove what killed runs left."""
         with self._lock:
             if not self._ready:
-                for left in self.path.parent.glob(f".{self.path.name}.*"):
-                    if time.time() - left.stat().st_mtime > _STALE_S:
-                        shutil.rmtree(left, ignore_errors=True)
+                sweep(self.path.parent, of=f"{self.path.name}.")
             self._ready = True
         for level in {self.path, folder}:
             if not (level / ".zgroup").is_file():

@@ -18,7 +18,7 @@ import xarray as xr
 from refmotion_nb.data.check import cannot_be_processed
 from refmotion_nb.data.cryosparc.hyperparameters import write_hyperparameter_group
 from refmotion_nb.data.cryosparc.write import write_particle_groups
-from refmotion_nb.data.files import only_within, sole, sweep
+from refmotion_nb.data.files import STALE_S, only_within, sole, sweep
 from refmotion_nb.data.maps import check_reference
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.data.store import PER_MICROGRAPH, ResultStore, write_netcdf
@@ -39,7 +39,6 @@ from refmotion_nb.stages.search import HyperparameterSearch, prior_attrs, prior_
 from refmotion_nb.stages.session import Session
 from refmotion_nb.stages.validation import COMBINATIONS, Combination, Validation
 
-STALE_S = 3600.0  # a file is written in much less
 FOLDERS = (
     "",
     "Particles",
