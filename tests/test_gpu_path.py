@@ -1,6 +1,9 @@
 """From movie to particles on a GPU, step by step, against the same on the CPU."""
 
+import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,11 +13,13 @@ import strict_cupy
 import refmotion_nb as rm
 from refmotion_nb.numerics import device_sizes, trajectories
 from refmotion_nb.numerics.backend import to_host, xp_of
+from refmotion_nb.stages import workers
 from refmotion_nb.stages.alignment import Geometry, MotionPrior, alignment_windows, score_windows, solve
+from refmotion_nb.stages.device import choose
 from refmotion_nb.stages.dose_weights import micrograph_fcc_sums
 from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.exploration import PriorExploration
-from refmotion_nb.stages.workers import OWN_GPU, WorkerSession
+from refmotion_nb.stages.workers import Room, WorkerSession
 
 PRIOR = MotionPrior(rm.Hyperparameters(5.0, 50.0, 3000.0), 0.7, 10.0, 0.15)
 
@@ -90,14 +95,58 @@ def test_the_second_gpu_does_all_the_work(strict, tiny):
     assert strict_cupy.devices.most[0] == 0 and strict_cupy.devices.most[1] > 1e6  # bytes
 
 
-def test_every_gpu_has_a_worker(strict, tiny, tmp_path):
+def test_every_gpu_has_a_worker(strict, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("refmotion_nb.stages.execute.memory_bytes", lambda: 8e9)
     for number in (0, 1):
-        mine = WorkerSession(tiny.open(), 0, OWN_GPU)
-        mine.setup(SimpleNamespace(name=number, state=SimpleNamespace(nthreads=1), local_directory=tmp_path))
-        assert mine.session.device.name == f"Stand-in {number}"
-    assert Execution(device="cuda", gpus=2).check() is None
+        mine = WorkerSession(tiny.open(), "50%", Counter({"10.0.0.1": 2}), choose("cuda:0", 8 - number), True)
+        mine.setup(SimpleNamespace(
+            name=number, state=SimpleNamespace(nthreads=1), local_directory=tmp_path, address="tcp://10.0.0.1:1",
+        ))  # fmt: skip
+        session = mine.session
+        assert session.device == choose(f"cuda:{number}", 8 - number)  # two micrographs at a time
+        assert session.cache_bytes == 2e9 and session.device.at_once == 2
+    assert Execution(device="cuda", gpus=2).check() is Execution(device="cuda", workers=2).check() is None
     with pytest.raises(rm.InputError, match=r"gpus 3: there are cuda:0 .*leave gpus at 1"):
         Execution(gpus=3).check()
+    with pytest.raises(rm.InputError, match=r"workers 3 take a GPU each: there are cuda:0 .*no more workers than that"):
+        Execution(workers=3).check()
+
+
+def test_a_worker_keeps_to_the_plan_of_its_gpu(strict, tiny, tmp_path, monkeypatch):
+    """As many micrographs at a time as there is room for, as many rays being solved."""
+    device, room, entered, leave = choose("cuda:0", 8), Room(), [], Event()
+
+    def enter(n_bytes):
+        with room.taken("one", n_bytes, device):
+            entered.append(n_bytes)
+            leave.wait(10)
+            entered.remove(n_bytes)
+
+    with ThreadPoolExecutor(3) as pool:
+        for sizes, most in (((10**9,) * 3, 2), ((4 * 10**9,) * 2, 1), ((10**9, 5 * 10**9), 1)):
+            leave.clear()
+            futures = [pool.submit(enter, n) for n in sizes]
+            time.sleep(0.05)
+            assert len(entered) == most
+            leave.set()
+            assert not any(one.result() for one in futures)
+    with pytest.raises(rm.InputError, match=r"big needs 9.0 GB on cuda:0"), room.taken("big", 9 * 10**9, device):
+        pass
+    mine = WorkerSession(tiny.open(), 0, Counter(), choose("cuda:0"))
+    mine.setup(
+        SimpleNamespace(name="a", state=SimpleNamespace(nthreads=4), local_directory=tmp_path, address="tcp://a:1")
+    )
+    monkeypatch.setattr(workers, "_mine", lambda plugin: mine)
+    solving = []
+
+    def solve_one(session):
+        solving.append(session)
+        time.sleep(0.02)
+        assert solving.pop() is session and not solving
+        return 1
+
+    with ThreadPoolExecutor(4) as pool:
+        assert [one.value for one in pool.map(lambda _: workers._call("", solve_one), range(4))] == [1] * 4
 
 
 def test_rays_are_solved_in_parts_where_memory_is_short(strict, tiny, monkeypatch):

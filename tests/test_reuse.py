@@ -22,6 +22,7 @@ from refmotion_nb.data.relion.results import open_postprocess, read_bfactors
 from refmotion_nb.data.star import read_star, write_star
 from refmotion_nb.data.store import read_netcdf, write_netcdf
 from refmotion_nb.data.synthetic.simulate import simulate
+from refmotion_nb.numerics.backend import memory_bytes
 from refmotion_nb.numerics.dose import fcc, sums_at_doses, weights_at_doses
 from refmotion_nb.numerics.energy import grant_grigorieff
 from refmotion_nb.stages.alignment import Alignment
@@ -456,3 +457,24 @@ def test_cache_size_in_gigabytes_or_per_cent():
     assert Execution(cache_size_GB="2").cache_bytes == Execution(cache_size_GB=" 2.0 ").cache_bytes == 2e9
     half, whole = Execution(cache_size_GB="50%").cache_bytes, Execution(cache_size_GB="100 %").cache_bytes
     assert half == pytest.approx(whole / 2) and whole > 1e9
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "limits", "found"),
+    [
+        ("0::/job/step\n", {"job/memory.max": "3000\n", "job/step/memory.max": "max\n"}, 3000),
+        ("0::/../..\n", {"memory.max": "2000\n"}, 2000),  # of a container
+        ("9:cpu:/a\n4:memory:/slurm/job_1\n", {"memory/slurm/job_1/memory.limit_in_bytes": "1000"}, 1000),
+        ("4:memory:/\n", {"memory/memory.limit_in_bytes": "9223372036854771712"}, None),
+        (None, {}, None),
+    ],
+)
+def test_a_share_is_one_of_the_memory_that_a_job_or_container_may_use(tmp_path, cgroup, limits, found):
+    if cgroup is not None:
+        (tmp_path / "proc/self").mkdir(parents=True)
+        (tmp_path / "proc/self/cgroup").write_text(cgroup)
+    for name, value in limits.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(value)
+    assert memory_bytes(tmp_path) == found or (found is None and memory_bytes(tmp_path) > 1e9)

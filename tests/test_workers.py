@@ -8,19 +8,28 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import param
 import pytest
 from distributed import Client, LocalCluster
+from distributed.client import ClosedClientError, FutureCancelledError
+from distributed.comm import CommClosedError
 from job import copied, run, said, store
 
 import refmotion_nb as rm
 from refmotion_nb.stages.base import Cancelled, Silent
+from refmotion_nb.stages.correction import without_measurements
+from refmotion_nb.stages.dose_weights import weights_on
 from refmotion_nb.stages.session import Session
+from refmotion_nb.stages.workers import There
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    with LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address=":0") as cluster:
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0",
+        scheduler_kwargs={"dashboard": False},
+    ) as cluster:  # fmt: skip
         yield cluster
 
 
@@ -185,7 +194,74 @@ def test_from_the_command_line(tiny, capsys, tmp_path):
         assert store(tmp_path / "one").read(group).identical(store(tmp_path / "two").read(group))
 
 
-def test_processes_are_started_and_stopped(tiny, alone):
+class Silenced:
+    """A client whose scheduler is lost after some tasks; it notes what it was given."""
+
+    scheduler = None
+
+    def __init__(self, lost_after):
+        self.left, self.given = lost_after, []
+
+    def submit(self, *task, pure):
+        self.given.append(task)
+        self.left -= 1
+        if self.left < 0:
+            raise ClosedClientError("Client is closed")
+        return self
+
+    def result(self):
+        raise FutureCancelledError("key", "scheduler-connection-lost")
+
+    def gather(self, held):
+        raise CommClosedError("in <TCP (closed)>")
+
+    def cancel(self, futures):
+        raise ClosedClientError("Client is closed")
+
+    def scheduler_info(self, n_workers):
+        return {}
+
+
+@pytest.mark.parametrize("lost_after", [0, 1, 2, 9])
+def test_a_lost_scheduler_is_said_and_work_is_sent_once(alone, lost_after):
+    session = alone[2]
+    client, settings = Silenced(lost_after), rm.MotionCorrection()
+    there = There(client, "tcp://here:8786", session, "plugin")
+    line = (
+        r"the Dask scheduler at tcp://here:8786 is gone; start it again, then run again: finished micrographs are kept"
+    )
+    for work in (there.each, there.hold):
+        with pytest.raises(rm.InputError, match=line):
+            list(work(list(session), settings, print))
+    with pytest.raises(rm.InputError, match=line):
+        there.values([client])
+    if lost_after == 9:
+        assert [print in task for task in client.given] == [True, False, False, True, False, False, False, False]
+
+
+def test_a_table_of_weights_travels_without_what_it_was_found_from(alone):
+    _, dose, session = alone
+    sent = without_measurements(dose)
+    assert sent.nbytes < 0.3 * dose.nbytes and not sent.attrs
+    for name, (movie, _) in session.micrographs.items():
+        frequency = dose["frequency"].values
+        np.testing.assert_array_equal(*(weights_on(one, movie.dose_edges, frequency) for one in (dose, sent)))
+
+
+def test_workers_begin_afresh_for_another_job(tiny, workers):
+    session = Session(tiny.open(), cache_bytes=1e9, workers=workers)
+    plugins = [session.place._plugin for _ in range(2)]
+    session.begin(1, 5e8)
+    assert plugins[0] == plugins[1] != session.place._plugin
+    known = list(workers.client.run(lambda dask_worker: [*dask_worker.plugins]).values())
+    assert all(plugins[0] not in one and session.place._plugin in one for one in known)
+
+
+def test_processes_are_started_and_stopped(tiny, alone, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(rm.InputError, match="install the same"):
+        patch.setattr("refmotion_nb.stages.workers.__version__", "9.9")
+        rm.execute.processes(1, 1)
+    assert not active_children(), "what cannot be used is left running"
     with rm.execute.processes(1, 1) as workers:
         assert workers.about.startswith("1 worker at tcp://127.0.0.1:")
         pids = workers.client.run(os.getpid)

@@ -11,7 +11,9 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from threading import Lock
 from types import ModuleType
 from typing import Any
@@ -83,6 +85,21 @@ def cpu_count() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def memory_bytes(root: Path = Path("/")) -> int:
+    """Return the memory that this process may use: the machine's, or the limit of its job or container (cgroups v1 and v2)."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with suppress(OSError):  # there are no cgroups
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, mine = line.split(":", 2)
+            if controllers in ("", "memory"):
+                folder = root / "sys/fs/cgroup" / controllers
+                name = "memory.limit_in_bytes" if controllers else "memory.max"
+                for group in (Path(mine), *Path(mine).parents):  # in a container only the last is to be seen
+                    with suppress(OSError, ValueError):  # no such file, or "max": no limit
+                        limits.append(int((folder / group.relative_to("/") / name).read_text()))
+    return min(limits)
 
 
 class OneBlasThread:

@@ -29,6 +29,9 @@ from refmotion_nb.stages.search import prior_from_attrs
 from refmotion_nb.stages.session import Session
 
 
+WEIGHTS = ("weight", "dose", "frame_dose", "frequency", "group", "optics_group")  # of a table, all that correction uses
+
+
 @dataclass(frozen=True)
 class Written:
     """One output particle."""
@@ -92,7 +95,9 @@ class MotionCorrection(Alignment):
         reporter.advance(len(finished), from_an_earlier_run=len(finished))
         failed = []
         left = [name for name in session if name not in finished]
-        task = partial(self.write_micrograph, prior=prior, dose=dose, out=out.absolute(), settings=settings)
+        task = partial(
+            self.write_micrograph, prior=prior, dose=without_measurements(dose), out=out.absolute(), settings=settings
+        )
         for name, table in session.place.each(left, self, task):
             if name in session.failed:
                 failed.append((name, session.failed[name]))
@@ -269,8 +274,14 @@ def particles_table(session: Session, written: list[Written], failed: list[tuple
 
 def hash_of_weights(dose: xr.Dataset) -> str:
     """Return a hash of what weights do: their values, doses, frequencies and groups."""
-    names = ("weight", "dose", "frame_dose", "frequency", "group", "optics_group")
-    return digest([dose[name].values for name in names if name in dose.variables])
+    return digest([dose[name].values for name in WEIGHTS if name in dose.variables])
+
+
+def without_measurements(dose: xr.Dataset) -> xr.Dataset:
+    """Return the table with what weights are and whom they are for, not what they were found from."""
+    kept = dose.drop_vars([name for name in dose.variables if name not in WEIGHTS])
+    kept.attrs = {}
+    return kept
 
 
 def check_reach(session: Session, dose: xr.Dataset) -> None:

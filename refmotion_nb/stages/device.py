@@ -28,6 +28,7 @@ class Device:
     total_bytes: int = 0  # memory of the GPU
     at_once: int = 2  # micrographs on it at the same time: one in work, one arriving
     note: str = ""  # why it is not a GPU, where one was looked for
+    oversubscription_GB: float = 20.0  # that it was chosen with
 
     @property
     def word(self) -> str:
@@ -115,11 +116,11 @@ def choose(word: str, oversubscription_GB: float = 20.0) -> Device:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", word):
         raise InputError(f"device {word!r} is not known; give auto, cpu, cuda or cuda:N")
     if word == "cpu":
-        return Device()
+        return Device(oversubscription_GB=oversubscription_GB)
     number = word.partition(":")[2]
     found, why = gpu.gpus(int(number) if number else None)
     if not found and word == "auto":
-        return Device(note=why)
+        return Device(note=why, oversubscription_GB=oversubscription_GB)
     if not found and (others := gpu.gpus()[0]):
         raise InputError(f"device {word}: there is no such GPU; there is {', '.join(map(str, others))}")
     if not found:
@@ -129,4 +130,4 @@ def choose(word: str, oversubscription_GB: float = 20.0) -> Device:
         raise InputError(f"device {word}: {why}; {remedy}, or give cpu or auto")
     one = max(found, key=lambda each: each.free_bytes)
     at_once = 2 if one.total_bytes > oversubscription_GB * 1e9 else 1
-    return Device(one.number, one.name, one.total_bytes, at_once)
+    return Device(one.number, one.name, one.total_bytes, at_once, oversubscription_GB=oversubscription_GB)

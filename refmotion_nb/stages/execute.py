@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +14,7 @@ import param
 
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.numerics import gpu
-from refmotion_nb.numerics.backend import cpu_count
+from refmotion_nb.numerics.backend import cpu_count, memory_bytes
 from refmotion_nb.stages.base import Stage
 from refmotion_nb.stages.device import Device, choose
 
@@ -37,7 +36,8 @@ class Execution(Stage):
     threads = param.Integer(default=0, bounds=(0, None), doc="Processors to use; 0: all.")
     workers = param.Integer(
         default=1, bounds=(1, None),
-        doc="Processes on this machine, which share the processors; 1: this one. More need the extra dask.",
+        doc="Processes on this machine, which share the processors, each with a GPU of its own if GPUs are used; 1: this one. "
+        "More need the extra dask.",
     )  # fmt: skip
     dask: Any = param.String(
         default="",
@@ -46,7 +46,8 @@ class Execution(Stage):
     )  # fmt: skip
     cache_size_GB: Any = param.String(
         default="60%",
-        doc="In-memory cache: GB, or a share of the memory such as 60%. What does not fit is read again or kept on disk.",
+        doc="In-memory cache: GB, or a share such as 60% of the memory (of the job's or container's limit, where there is one); "
+        "with dask that of each machine. What does not fit is read again or kept on disk.",
     )  # fmt: skip
     gpus = param.Integer(default=1, bounds=(1, None), doc="Number of GPUs; more than 1: a process for each.")
     gpu_oversubscription_GB = param.Number(
@@ -67,18 +68,23 @@ class Execution(Stage):
         """
         if self.dask and self.workers > 1:
             raise InputError("both dask and workers are given; a cluster has workers of its own, leave one out")
-        self.choose_device()
+        device = self.choose_device()
         if self.cache_bytes <= 0:
             raise InputError(f"cache_size_GB is {self.cache_size_GB}; give GB above 0, or a share such as 60%")
         if not self.slicing_gpu_also_aligns:
             raise InputError("slicing_gpu_also_aligns off: in this version every GPU does both; leave it on")
-        if self.gpus > 1:
+        if self.gpus > 1 and (self.dask or self.workers > 1):
+            raise InputError(f"gpus {self.gpus} starts a process for each; leave dask and workers out, or gpus at 1")
+        if self.gpus > 1 or (self.workers > 1 and device.is_gpu):
             self._check_gpus()
 
     def _check_gpus(self) -> None:
-        if self.dask or self.workers > 1:
-            raise InputError(f"gpus {self.gpus} starts a process for each; leave dask and workers out, or gpus at 1")
         found, why = gpu.gpus()
+        if self.workers > 1 and len(found) < self.workers:
+            raise InputError(
+                f"workers {self.workers} take a GPU each: there {'is' if len(found) == 1 else 'are'} "
+                f"{', '.join(map(str, found))}; give no more workers than that, or --device cpu"
+            )
         if self.device == "cpu" or len(found) < self.gpus:
             have = f"there {'is' if len(found) == 1 else 'are'} {', '.join(map(str, found)) or f'none ({why})'}"
             what = "device is cpu" if self.device == "cpu" else have
@@ -91,13 +97,7 @@ class Execution(Stage):
     @property
     def cache_bytes(self) -> float:
         """Memory for the cache, bytes; InputError where the setting is neither a number of GB nor a share."""
-        found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%?)\s*", str(self.cache_size_GB))
-        if not found:
-            raise InputError(f"cache_size_GB {self.cache_size_GB!r} is no size; give GB, or a share such as 60%")
-        number, percent = found.groups()
-        if percent:
-            return float(number) / 100 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return float(number) * 1e9
+        return bytes_of(str(self.cache_size_GB))
 
     @property
     def n_threads(self) -> int:
@@ -125,18 +125,28 @@ class Execution(Stage):
 
     def _open(self) -> Workers:
         if self.dask:
-            return dask(self.dask)
+            return dask(self.dask, str(self.cache_size_GB))
         if self.gpus > 1:
             return each_gpu(self.gpus, self.n_threads)
         return processes(self.workers, self.n_threads)
 
 
-def dask(client: Any) -> Workers:
+def bytes_of(cache_size_GB: str) -> float:
+    """Return the bytes of a number of GB, or of a share of this process's memory; InputError where it is neither."""
+    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%?)\s*", cache_size_GB)
+    if not found:
+        raise InputError(f"cache_size_GB {cache_size_GB!r} is no size; give GB, or a share such as 60%")
+    number, percent = found.groups()
+    return float(number) * (memory_bytes() / 100 if percent else 1e9)
+
+
+def dask(client: Any, cache_size_GB: str = "") -> Workers:
     """Return the workers of a Dask cluster, for ``Session(data, workers=...)``.
 
     ``client`` is a ``distributed.Client``, a cluster (``LocalCluster``, ``SLURMCluster``, ``LocalCUDACluster``), the address of a
     scheduler, or the path of its scheduler file. Workers are to be processes, one task at a time each; their threads are
-    used within it.
+    used within it. ``cache_size_GB`` (a number, or a share such as 60%) is for each machine, shared by its workers; by default
+    it is what the session has here.
 
     Raises
     ------
@@ -147,7 +157,7 @@ def dask(client: Any) -> Workers:
     from distributed import Client
 
     if isinstance(client, Client):
-        return workers.Workers(client)
+        return workers.Workers(client, cache_size_GB=cache_size_GB)
     where = (
         {"scheduler_file": str(client)}
         if isinstance(client, str | Path) and Path(client).is_file()
@@ -157,20 +167,31 @@ def dask(client: Any) -> Workers:
         own = Client(**where, timeout=PATIENCE_S)
     except (OSError, ValueError) as error:
         raise InputError(f"no Dask scheduler answers at {client} ({error}); start one, or check the address") from None
-    return workers.Workers(own, own.close)
+    return workers.Workers(own, own.close, cache_size_GB=cache_size_GB)
 
 
 def processes(n: int, threads: int = 0) -> Workers:
     """Return ``n`` worker processes on this machine, for ``Session(data, workers=...)``.
 
-    They share ``threads`` processors, 0: all.
+    They share ``threads`` processors, 0: all. Where the session is to use a GPU, each takes one of its own, from the first on.
 
     Raises
     ------
     InputError
         Dask is not installed.
     """
-    return _local(n, threads, one_gpu_each=False)
+    workers = _workers_module()
+    from distributed import Client, LocalCluster
+
+    each = max(1, (threads or cpu_count()) // n)
+    with ExitStack() as stack:
+        # no dashboard; the scheduler's web server, which Dask starts in any case, answers this machine only
+        cluster = LocalCluster(
+            n_workers=n, threads_per_worker=each, memory_limit=0,
+            dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False},
+        )  # fmt: skip
+        client = stack.enter_context(Client(stack.enter_context(cluster)))
+        return workers.Workers(client, stack.pop_all().close, one_gpu_each=True)
 
 
 def each_gpu(n: int, threads: int = 0) -> Workers:
@@ -183,22 +204,7 @@ def each_gpu(n: int, threads: int = 0) -> Workers:
     InputError
         Dask is not installed.
     """
-    return _local(n, threads, one_gpu_each=True)
-
-
-def _local(n: int, threads: int, one_gpu_each: bool) -> Workers:
-    workers = _workers_module()
-    from distributed import Client, LocalCluster
-
-    each = max(1, (threads or cpu_count()) // n)
-    cluster = LocalCluster(n_workers=n, threads_per_worker=each, memory_limit=0, dashboard_address=":0")
-    client = Client(cluster)
-
-    def close() -> None:
-        client.close()
-        cluster.close()
-
-    return workers.Workers(client, close, one_gpu_each)
+    return processes(n, threads)
 
 
 def _workers_module() -> ModuleType:

@@ -34,6 +34,7 @@ def scale_factors(micrographs: Iterable[Micrograph], n_references: int, threads:
             sums = scale_sums(m, int(number), threads)
             cross[number] += sums[0]
             power[number] += sums[1]
+        del m  # the next one may need its room
     known = cross > CERTAIN * np.sqrt(power)
     scale = np.divide(cross, power, out=np.zeros_like(cross), where=power > 0)
     warnings = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
 from pathlib import Path
 from threading import Lock, RLock, Thread
 from time import perf_counter
@@ -243,7 +244,7 @@ class Session:
             if how not in self._factors:
                 names = choose(self.micrographs, n)
                 read = self._read_ahead(names, lambda name: self._read(name, settings), settings)
-                factors, warnings = scale_factors((m for _, m in read if m is not None), n, self.threads)
+                factors, warnings = scale_factors(filter(None, map(itemgetter(1), read)), n, self.threads)
                 with self._lock:
                     for name in names:
                         if (name, *how) in self._kept:
@@ -330,16 +331,12 @@ class Session:
         """
         return self._read_ahead(names, lambda name: self.micrograph(name, settings), settings)
 
-    def _together(self, names: list[str], settings: Alignment) -> int:
-        """Return how many of these micrographs may be in memory at a time."""
+    def device_bytes(self, name: str, settings: Alignment) -> int:
+        """Return what a micrograph takes on the GPU, bytes; nothing where the device is none."""
         if not self.device.is_gpu:
-            return self.device.at_once
+            return 0
         references, extent, reach = self.references(settings.relion), self.extent_A(settings), settings.window_reach_A
-        sizes = {
-            name: device_sizes(self.micrographs[name][0], self.particle_count(name), references, extent, reach).total
-            for name in names
-        }
-        return self.device.together(sizes)
+        return device_sizes(self.micrographs[name][0], self.particle_count(name), references, extent, reach).total
 
     def _read_ahead(
         self, names: list[str], read: Callable[[str], Micrograph], settings: Alignment
@@ -353,7 +350,8 @@ class Session:
                 return None
 
         self.device.activate()
-        if self._together(names, settings) == 1:  # one has to be gone before the next one comes
+        sizes = {name: self.device_bytes(name, settings) for name in names}
+        if self.device.together(sizes) == 1:  # one has to be gone before the next one comes
             for name in names:
                 yield name, load(name)
             self._tell_of_device()
@@ -418,9 +416,16 @@ class Session:
 
     def _keep(self, key: tuple[str, ...], micrograph: Micrograph) -> None:
         """Keep a micrograph if it fits; those kept first stay, since stages walk through micrographs in one order."""
+        if key in self._kept or not self.spool.reserve(_size(micrograph)):
+            return
+        try:
+            on_host = micrograph.on(to_host)  # gigabytes from a GPU: nobody waits for them
+        except MemoryError:
+            self.spool.release(_size(micrograph))
+            raise
         with self._lock:
-            if key not in self._kept and self.spool.reserve(_size(micrograph)):
-                self._kept[key] = micrograph.on(to_host)
+            if self._kept.setdefault(key, on_host) is not on_host:
+                self.spool.release(_size(micrograph))
 
 
 def _same(a: Any, b: Any) -> bool:

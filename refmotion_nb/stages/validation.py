@@ -187,6 +187,7 @@ class Validation(Alignment):
                     mine = (which == key[0]) & (half == key[1])
                     projectors[key].insert(images[mine], power[mine], axes[mine])
             reporter.advance(micrograph=name)
+            del m  # the next one may need its room
         return projectors
 
     def weights(self, m: Micrograph, dose: xr.Dataset, empirical: bool) -> np.ndarray:

@@ -8,38 +8,49 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from threading import Lock, Semaphore
+from threading import Condition, Lock, Semaphore
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from distributed import Client, Future, KilledWorker, WorkerPlugin, get_worker
-from distributed.comm import CommClosedError
+from distributed.client import ClosedClientError
+from distributed.comm import CommClosedError, get_address_host
 
 from refmotion_nb import __version__
 from refmotion_nb.data.schema import Dataset, InputError
 from refmotion_nb.numerics.backend import one_blas_thread
+from refmotion_nb.stages.device import Device, choose
+from refmotion_nb.stages.execute import bytes_of
 from refmotion_nb.stages.places import Task
 from refmotion_nb.stages.session import Session
 
 if TYPE_CHECKING:
     from refmotion_nb.stages.alignment import Alignment
 
-OWN_GPU = "own"  # the word for the GPU that has the worker's name
 AHEAD = 2  # micrographs per worker on their way: one in work, one being read
+GONE = (CommClosedError, ClosedClientError, CancelledError)  # what Dask raises once the scheduler is lost
 
 
 class Workers:
     """The workers of a Dask cluster."""
 
-    def __init__(self, client: Client, close: Callable[[], None] = lambda: None, one_gpu_each: bool = False):
-        """Take the client of a cluster; ``close`` is called when it is no longer needed.
+    def __init__(
+        self,
+        client: Client,
+        close: Callable[[], None] = lambda: None,
+        one_gpu_each: bool = False,
+        cache_size_GB: str = "",
+    ):
+        """Take the client of a cluster; ``close`` is called when it is no longer needed, also if it cannot be used.
 
         With ``one_gpu_each`` workers are named by the numbers of the GPUs that they take, as those of a local cluster are
-        from 0 on; else each takes the GPU with most free memory, if the session is to use one.
+        from 0 on; else each takes the GPU with most free memory, if the session is to use one. ``cache_size_GB`` is a
+        machine's, shared by the workers there; by default it is as much as the session has here.
 
         Raises
         ------
@@ -49,8 +60,14 @@ class Workers:
         self.client = client
         self._close = close
         self._one_gpu_each = one_gpu_each
-        self._plugins: dict[int, tuple[Session, str]] = {}
-        self._check()
+        self._cache_size_GB = cache_size_GB
+        self._address = str(client.scheduler.address) if client.scheduler else "the given address"
+        self._plugins: dict[int, tuple[Session, WorkerSession, str]] = {}
+        try:
+            self._check()
+        except BaseException:
+            close()
+            raise
 
     def __enter__(self) -> Workers:
         """Use it in a with block."""
@@ -67,25 +84,27 @@ class Workers:
         return f"{n} worker{'s' * (n > 1)} at {self._address}"
 
     @property
-    def _address(self) -> str:
-        scheduler: Any = self.client.scheduler
-        return str(scheduler.address) if scheduler else "the given address"
-
-    @property
     def n_workers(self) -> int:
         """Number of workers now."""
-        return len(self.client.scheduler_info(n_workers=-1)["workers"])
+        return len(_workers_of(self.client))
 
     def place(self, session: Session) -> There:
-        """Return the place where work for ``session`` is done; each worker is given its data, also those that come later."""
-        if id(session) not in self._plugins:
-            name = f"refmotion-{uuid.uuid4().hex}"
-            hosts = [worker["host"] for worker in self.client.scheduler_info(n_workers=-1)["workers"].values()]
-            share = session.cache_bytes / max(map(hosts.count, hosts), default=1)
-            device = OWN_GPU if self._one_gpu_each else session.device.kind
-            self._register(WorkerSession(session.data, share, device), name)
-            self._plugins[id(session)] = session, name  # the session too, so that no other takes its id
-        return There(self.client, session, self._plugins[id(session)][1])
+        """Return the place where work for ``session`` is done; each worker is given its data, also those that come later.
+
+        Workers begin afresh where the session has another device or cache than before.
+        """
+        _, known, name = self._plugins.get(id(session), (None, None, ""))
+        with _answering(self._address):
+            hosts = Counter(worker["host"] for worker in _workers_of(self.client).values())
+            cache = self._cache_size_GB or session.cache_bytes
+            wanted = WorkerSession(session.data, cache, hosts, session.device, self._one_gpu_each)
+            if known is None or known.settings != wanted.settings:
+                if name:
+                    self.client.unregister_worker_plugin(name)
+                name = f"refmotion-{uuid.uuid4().hex}"
+                self._register(wanted, name)
+                self._plugins[id(session)] = session, wanted, name  # the session too, so that no other takes its id
+        return There(self.client, self._address, session, name)
 
     def _register(self, plugin: WorkerSession, name: str) -> None:
         for attempt in range(3):
@@ -99,8 +118,8 @@ class Workers:
 
     def close(self) -> None:
         """Take the data back from the workers; stop those that were started for this."""
-        for _, name in self._plugins.values():
-            with suppress(OSError, ValueError, RuntimeError):  # whoever is gone has none
+        with suppress(Exception):  # whoever is gone has none, which Dask says in many ways
+            for _, _, name in self._plugins.values():
                 self.client.unregister_worker_plugin(name)
         self._plugins.clear()
         self._close()
@@ -125,17 +144,31 @@ class Workers:
 class WorkerSession(WorkerPlugin):
     """What a worker keeps for a session of the client: one like it, made when it is first needed."""
 
-    def __init__(self, data: Dataset, cache_bytes: float, device: str):
-        """Take the data, the memory for what is kept, and the word for the device to use."""
-        self._data, self._cache_bytes, self._device = data, cache_bytes, device
+    def __init__(
+        self, data: Dataset, cache: float | str, workers: Counter[str], device: Device, one_gpu_each: bool = False
+    ):
+        """Take the data, a machine's cache (bytes, or as ``cache_size_GB``), workers by host, and the session's device.
+
+        A worker takes such a device of its own machine; with ``one_gpu_each`` the GPU that has its name.
+        """
+        self._data, self._cache, self._workers = data, cache, workers
+        self._device, self._one_gpu_each = device, one_gpu_each
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """What the session of a worker is made with, beside the data."""
+        return self._cache, self._device.kind, self._device.oversubscription_GB
 
     def setup(self, worker: Any) -> None:
         """Begin on a worker."""
         self._threads, self._folder = worker.state.nthreads, worker.local_directory
-        self._word = f"cuda:{worker.name}" if self._device == OWN_GPU else self._device
+        self._word = f"cuda:{worker.name}" if self._one_gpu_each and self._device.is_gpu else self._device.kind
+        most = max(self._workers.values(), default=1)  # for a machine that comes later
+        self._sharing = self._workers.get(get_address_host(worker.address), most)
         self._lock = Lock()
         self._session: Session | None = None
-        self.turn = Semaphore(AHEAD)
+        self.solving: Any = nullcontext()
+        self.room = Room()
         self.computing = Lock()
 
     def teardown(self, worker: Any) -> None:
@@ -148,9 +181,40 @@ class WorkerSession(WorkerPlugin):
         with self._lock:
             if self._session is None:
                 one_blas_thread().__enter__()  # for good: the same bits as in one process
-                self._session = Session(self._data, self._threads, self._cache_bytes, self._folder, device=self._word)
+                device = choose(self._word, self._device.oversubscription_GB)
+                cache = bytes_of(self._cache) if isinstance(self._cache, str) else self._cache
+                if device.is_gpu:
+                    self.solving = Semaphore(device.at_once)
+                self._session = Session(self._data, self._threads, cache / self._sharing, self._folder, device=device)
             self._session.device.activate()
             return self._session
+
+
+class Room:
+    """Lets in as many micrographs at a time as a device has room for."""
+
+    def __init__(self) -> None:
+        self._inside: list[int] = []  # bytes of each
+        self._changed = Condition()
+
+    @contextmanager
+    def taken(self, name: str, n_bytes: int, device: Device) -> Iterator[None]:
+        """Wait for room for a micrograph, and hold it as long as the context lasts.
+
+        Raises
+        ------
+        InputError
+            It alone does not fit.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._inside) < device.together({name: max(n_bytes, *self._inside, 0)}))
+            self._inside.append(n_bytes)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside.remove(n_bytes)
+                self._changed.notify_all()
 
 
 @dataclass
@@ -164,54 +228,62 @@ class Outcome:
 class There:
     """The workers of a cluster, at work for one session."""
 
-    def __init__(self, client: Client, session: Session, plugin: str):
-        """Work for ``session``, which workers know as ``plugin``."""
-        self._client, self._session, self._plugin = client, session, plugin
+    def __init__(self, client: Client, address: str, session: Session, plugin: str):
+        """Work for ``session``, which workers know as ``plugin``; ``address`` is the scheduler's."""
+        self._client, self._address, self._session, self._plugin = client, address, session, plugin
 
     def each(self, names: list[str], settings: Alignment, task: Task) -> Iterator[tuple[str, Any]]:
         """Yield name and value, see ``Place``; as many tasks are on their way as keep all workers busy."""
-        factors = self._session.grey_scale(settings)
+        work = self._work(settings, task)
         left, under_way = deque(names), deque[tuple[str, Future]]()
         try:
             while left or under_way:
                 while left and len(under_way) < 2 * AHEAD * self._n_workers:
-                    under_way.append((left[0], self._submit_one(left.popleft(), settings, task, factors)))
+                    under_way.append((left[0], self._submit(_on_micrograph, left.popleft(), work)))
                 name, future = under_way.popleft()
                 yield name, self._outcome(name, future).value
         finally:
-            self._client.cancel([future for _, future in under_way])
+            with suppress(*GONE):
+                self._client.cancel([future for _, future in under_way])
 
     def hold(self, names: list[str], settings: Alignment, task: Task) -> Iterator[tuple[str, Any]]:
         """Yield name and held value, see ``Place``."""
-        factors = self._session.grey_scale(settings)
-        futures = [self._submit_one(name, settings, task, factors) for name in names]
-        reasons = [self._client.submit(_reason, future, pure=False) for future in futures]
+        work = self._work(settings, task)
+        futures = [self._submit(_on_micrograph, name, work) for name in names]
+        reasons = [self._submit(_reason, future) for future in futures]
         for name, future, reason in zip(names, futures, reasons):
             self._outcome(name, reason)
             yield name, future
 
     def apply(self, function: Callable[..., Any], *columns: list[Any]) -> list[Any]:
         """Return the held values of all rows, made where the values they need are."""
-        return [self._client.submit(_call, self._plugin, function, *row, pure=False) for row in zip(*columns)]
+        return [self._submit(_call, function, *row) for row in zip(*columns)]
 
     def values(self, held: list[Any]) -> list[Any]:
         """Return what is held."""
         try:
-            return [outcome.value for outcome in self._client.gather(held)]
+            with _answering(self._address):
+                return [outcome.value for outcome in self._client.gather(held)]
         except KilledWorker as error:
             raise InputError(f"{error}; give workers more memory") from None
 
     @property
     def _n_workers(self) -> int:
-        return max(1, len(self._client.scheduler_info(n_workers=-1)["workers"]))
+        return max(1, len(_workers_of(self._client)))
 
-    def _submit_one(self, name: str, settings: Alignment, task: Task, factors: np.ndarray) -> Future:
-        return self._client.submit(_on_micrograph, self._plugin, name, settings, task, factors, pure=False)
+    def _submit(self, function: Callable[..., Any], *arguments: Any) -> Future:
+        with _answering(self._address):
+            return self._client.submit(function, self._plugin, *arguments, pure=False)
+
+    def _work(self, settings: Alignment, task: Task) -> Future:
+        """Return, held, what is to be done to every micrograph: it is sent once, and workers hand it on to each other."""
+        return self._submit(Work, settings, task, self._session.grey_scale(settings))
 
     def _outcome(self, name: str, future: Future) -> Outcome:
         """Wait for the outcome of a task; note if its micrograph cannot be used."""
         try:
-            outcome = future.result()
+            with _answering(self._address):
+                outcome = future.result()
         except KilledWorker:
             outcome = Outcome(
                 None, f"the workers that processed {name} died one after the other; give workers more memory"
@@ -231,25 +303,55 @@ def _mine(plugin: str) -> WorkerSession:
     return cast(WorkerSession, get_worker().plugins[plugin])
 
 
-def _on_micrograph(plugin: str, name: str, settings: Alignment, task: Task, factors: np.ndarray) -> Outcome:
+@dataclass(frozen=True)
+class Work:
+    """What is to be done to micrographs."""
+
+    plugin: str
+    settings: Alignment
+    task: Task
+    factors: np.ndarray  # (reference,) of grey scale
+
+
+def _on_micrograph(plugin: str, name: str, work: Work) -> Outcome:
     mine = _mine(plugin)
-    with mine.turn:
-        session = mine.session
+    session = mine.session
+    with mine.room.taken(name, session.device_bytes(name, work.settings), session.device):
         session.failed.pop(name, None)  # it is tried again as often as the client asks
         try:
-            micrograph = session.micrograph(name, settings, factors)
+            micrograph = session.micrograph(name, work.settings, work.factors)
         except InputError:
             if name not in session.failed:
                 raise
             return Outcome(None, session.failed[name])
         with mine.computing:
-            return Outcome(task(session, micrograph))
+            value = work.task(session, micrograph)
+        del micrograph  # before the next one has its room
+        return Outcome(value)
 
 
-def _reason(outcome: Outcome) -> Outcome:
+def _reason(plugin: str, outcome: Outcome) -> Outcome:
     return Outcome(None, outcome.failed)
 
 
 def _call(plugin: str, function: Callable[..., Any], *row: Any) -> Outcome:
     values = [one.value if isinstance(one, Outcome) else one for one in row]
-    return Outcome(function(_mine(plugin).session, *values))
+    session = _mine(plugin).session
+    with _mine(plugin).solving:
+        return Outcome(function(session, *values))
+
+
+def _workers_of(client: Client) -> dict[str, Any]:
+    """Return what the scheduler says of its workers, by their addresses; nothing once it is lost."""
+    return client.scheduler_info(n_workers=-1).get("workers", {})
+
+
+@contextmanager
+def _answering(address: str) -> Iterator[None]:
+    """Say in words that a scheduler is gone, where Dask would raise one of many errors."""
+    try:
+        yield
+    except GONE:
+        raise InputError(
+            f"the Dask scheduler at {address} is gone; start it again, then run again: finished micrographs are kept"
+        ) from None
