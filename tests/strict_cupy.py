@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import OrderedDict
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -29,12 +30,14 @@ class Devices:
     """What the stand-in knows of its devices."""
 
     def __init__(self) -> None:
+        self._thread = threading.local()  # of earlier tests: their plans are gone before counting begins
         self.count, self.total = 2, 8 << 30
         self.used, self.most = [0, 0], [0, 0]  # bytes
         self.fail_at = -1  # allocations until one fails
+        self.fail_with: type[Exception] = OutOfMemoryError
+        self.uploaded = 0  # bytes of the largest upload
         self.crossings = [0, 0]  # uploads and downloads
         self._lock = threading.RLock()
-        self._thread = threading.local()
 
     @property
     def current(self) -> int:
@@ -48,15 +51,35 @@ class Devices:
         size, number = array._a.nbytes, array._device
         with self._lock:
             self.fail_at -= 1
-            if self.fail_at == -1 or self.used[number] + size > self.total:
+            if self.fail_at == -1:
+                raise self.fail_with("CUFFT_ALLOC_FAILED")
+            if self.used[number] + size > self.total:
                 raise OutOfMemoryError(f"out of memory allocating {size} bytes")
             self.used[number] += size
             self.most[number] = max(self.most[number], self.used[number])
         weakref.finalize(array._a, self._release, number, size)
 
+    @property
+    def plans(self) -> Plans:
+        """The plans of the calling thread, of its device."""
+        known = vars(self._thread).setdefault("plans", {})
+        return known.setdefault(self.current, Plans())
+
     def _release(self, number: int, size: int) -> None:
         with self._lock:
             self.used[number] -= size
+
+
+class Plans(OrderedDict):
+    """As CuPy's cache: the last 16 plans of a thread, each with room to work in as large as its data."""
+
+    def want(self, kind: str, array: np.ndarray) -> None:
+        key = kind, array.shape
+        if key not in self:
+            self[key] = ndarray(np.empty(array.size * 8, np.uint8))
+        self.move_to_end(key)
+        if len(self) > 16:
+            self.popitem(last=False)
 
 
 devices = Devices()
@@ -194,6 +217,7 @@ def asarray(values: Any, dtype: Any = None) -> ndarray:
     if isinstance(values, ndarray):
         return values if dtype is None or values.dtype == dtype else values.astype(dtype)
     devices.crossings[0] += 1
+    devices.uploaded = max(devices.uploaded, np.asarray(values).nbytes)
     return ndarray(np.array(values, dtype, order="C" if np.ndim(values) == 0 else "K"))
 
 
@@ -245,6 +269,7 @@ class RawModule:
 def _transform(name: str) -> Any:
     def function(array: ndarray, *arguments: Any, axis: int = -1, norm: str | None = None) -> ndarray:
         values = host(array, arrays_only=True)
+        devices.plans.want(name, values)
         options = {} if name.endswith("2") else {"axis": axis}
         found = getattr(fft, name)(values, *arguments, norm=norm, **options)
         if options and axis != -1:  # cuFFT transforms the last axis; CuPy returns a view with axes exchanged
@@ -284,5 +309,7 @@ def modules() -> dict[str, ModuleType]:
     )  # fmt: skip
     transforms = ModuleType("cupyx.scipy.fft")
     vars(transforms).update({name: _transform(name) for name in ("rfft2", "ifft", "irfft")})
-    parents = {name: ModuleType(name) for name in ("cupyx", "cupyx.scipy")}
-    return {"cupy": cupy, **parents, "cupyx.scipy.fft": transforms}
+    parents = {name: ModuleType(name) for name in ("cupyx", "cupyx.scipy", "cupy.fft")}
+    config = ModuleType("cupy.fft.config")
+    config.get_plan_cache = lambda: devices.plans
+    return {"cupy": cupy, **parents, "cupyx.scipy.fft": transforms, "cupy.fft.config": config}

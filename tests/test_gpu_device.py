@@ -7,8 +7,8 @@ import strict_cupy
 import refmotion_nb as rm
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.numerics import gpu
-from refmotion_nb.numerics.backend import over_chunks
-from refmotion_nb.numerics.device_sizes import MicrographSizes
+from refmotion_nb.numerics.backend import irfft2, over_chunks, rfft2
+from refmotion_nb.numerics.device_sizes import TRANSFORMED_BYTES, MicrographSizes, plan_bytes, transform_batch
 from refmotion_nb.stages.alignment import alignment_windows
 from refmotion_nb.stages.device import Device, choose
 from refmotion_nb.stages.execute import Execution
@@ -125,6 +125,48 @@ def test_work_that_does_not_fit_goes_on_with_half_of_it(strict):
     assert "the memory of the GPU ran out" in gpu.note_of(0) and gpu.note_of(1) == ""
     with pytest.raises(MemoryError):
         over_chunks(4, lambda part: strict.empty(1 << 40, np.uint8), 1, like=like, item_bytes=1)
+    smallest = gpu.memory_of(strict, 0).share
+    for _ in range(100):
+        over_chunks(10, lambda part: None, 1, like=like, item_bytes=1)
+    assert smallest < 2 * smallest < gpu.memory_of(strict, 0).share <= 1
+
+
+def test_few_plans_are_made_however_many_images_there_are(strict):
+    images = np.random.default_rng(1).standard_normal((300, 16, 16), np.float32)
+    for n in (300, 250, 123, 7, 77, 299):
+        found = rfft2(strict.asarray(images[:n]))
+        np.testing.assert_allclose(found.get(), rfft2(images[:n]), atol=1e-6)
+        np.testing.assert_allclose(irfft2(found, 16).get(), images[:n], atol=1e-5)
+    assert len(strict_cupy.devices.plans) <= 15 and transform_batch(300, 16) == 256
+    for n, box in ((250, 320), (1000, 512), (3, 2048), (1, 8192)):
+        held = sum(plan_bytes(min(n, transform_batch(n, box)), box) for _ in range(1))
+        assert held <= 4 * TRANSFORMED_BYTES or transform_batch(n, box) == 1
+
+
+def test_plans_go_where_memory_ends_also_by_the_word_of_a_library(strict):
+    class CuFFTError(RuntimeError):
+        """As CuPy's, which is no MemoryError."""
+
+    images = strict.zeros((64, 32, 32), np.float32)
+    rfft2(images)
+    assert strict_cupy.devices.plans
+    strict_cupy.devices.fail_at, strict_cupy.devices.fail_with = 1, CuFFTError
+    parts = over_chunks(64, lambda part: strict.zeros((part.stop - part.start,)), 1, like=images, item_bytes=1)
+    assert len(parts) == 1
+    parts = over_chunks(64, lambda part: strict.zeros((part.stop - part.start,)), 1, like=images, item_bytes=1)
+    assert [len(one) for one in parts] == [32, 32] and not strict_cupy.devices.plans
+    with pytest.raises(RuntimeError, match="another"):
+        over_chunks(4, lambda part: (_ for _ in ()).throw(RuntimeError("another")), 1, like=images, item_bytes=1)
+
+
+def test_what_is_large_is_uploaded_in_slices(strict, monkeypatch):
+    monkeypatch.setattr(gpu, "UPLOAD_BYTES", 1000)
+    array = np.arange(5000, dtype=np.int16).reshape(50, 100)
+    for one in (array, array[:, ::2], array[:2]):
+        np.testing.assert_array_equal(gpu.upload(one).get(), one)
+    assert strict_cupy.devices.uploaded == 1000
+    there = gpu.upload(array)
+    assert gpu.upload(there) is there
 
 
 def test_a_stage_survives_the_end_of_memory_and_says_so_once(strict, tiny):

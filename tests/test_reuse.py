@@ -22,13 +22,13 @@ from refmotion_nb.data.relion.results import open_postprocess, read_bfactors
 from refmotion_nb.data.star import read_star, write_star
 from refmotion_nb.data.store import read_netcdf, write_netcdf
 from refmotion_nb.data.synthetic.simulate import simulate
-from refmotion_nb.numerics.backend import memory_bytes
 from refmotion_nb.numerics.dose import fcc, sums_at_doses, weights_at_doses
 from refmotion_nb.numerics.energy import grant_grigorieff
 from refmotion_nb.stages.alignment import Alignment
 from refmotion_nb.stages.base import Silent
 from refmotion_nb.stages.correction import hash_of_weights
 from refmotion_nb.stages.dose_weights import weights_on
+from refmotion_nb.stages.execute import Execution, memory_bytes
 from refmotion_nb.stages.reuse import read_prior, read_weights
 
 PARTICLES, MICROGRAPHS = "Extract/particles.star", "MotionCorr/corrected_micrographs.star"
@@ -452,8 +452,6 @@ def test_where_the_work_is_done_is_checked(tiny, tmp_path, capsys, options, line
 
 
 def test_cache_size_in_gigabytes_or_per_cent():
-    from refmotion_nb.stages.execute import Execution
-
     assert Execution(cache_size_GB="2").cache_bytes == Execution(cache_size_GB=" 2.0 ").cache_bytes == 2e9
     half, whole = Execution(cache_size_GB="50%").cache_bytes, Execution(cache_size_GB="100 %").cache_bytes
     assert half == pytest.approx(whole / 2) and whole > 1e9

@@ -21,7 +21,7 @@ from refmotion_nb.stages.base import Cancelled, Silent
 from refmotion_nb.stages.correction import without_measurements
 from refmotion_nb.stages.dose_weights import weights_on
 from refmotion_nb.stages.session import Session
-from refmotion_nb.stages.workers import There
+from refmotion_nb.stages.workers import There, Workers
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +243,7 @@ def test_a_table_of_weights_travels_without_what_it_was_found_from(alone):
     _, dose, session = alone
     sent = without_measurements(dose)
     assert sent.nbytes < 0.3 * dose.nbytes and not sent.attrs
-    for name, (movie, _) in session.micrographs.items():
+    for movie, _ in session.micrographs.values():
         frequency = dose["frequency"].values
         np.testing.assert_array_equal(*(weights_on(one, movie.dose_edges, frequency) for one in (dose, sent)))
 
@@ -257,11 +257,7 @@ def test_workers_begin_afresh_for_another_job(tiny, workers):
     assert all(plugins[0] not in one and session.place._plugin in one for one in known)
 
 
-def test_processes_are_started_and_stopped(tiny, alone, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(rm.InputError, match="install the same"):
-        patch.setattr("refmotion_nb.stages.workers.__version__", "9.9")
-        rm.execute.processes(1, 1)
-    assert not active_children(), "what cannot be used is left running"
+def test_processes_are_started_and_stopped(tiny, alone):
     with rm.execute.processes(1, 1) as workers:
         assert workers.about.startswith("1 worker at tcp://127.0.0.1:")
         pids = workers.client.run(os.getpid)
@@ -281,8 +277,10 @@ def test_bad_input_is_one_line(tiny, capsys, tmp_path, monkeypatch, workers):
         line.startswith("no Dask scheduler answers at tcp://127.0.0.1:1") and "start one, or check the address" in line
     )
     monkeypatch.setattr("refmotion_nb.stages.workers.__version__", "9.9")
+    closed = []
     with pytest.raises(rm.InputError, match=r"has version .* of refmotion_nb, this is 9\.9; install the same"):
-        rm.execute.dask(workers.client)
+        Workers(workers.client, lambda: closed.append("what was started for it"))
+    assert closed
     monkeypatch.setitem(sys.modules, "refmotion_nb.stages.workers", None)
     with pytest.raises(rm.InputError, match=r"workers need Dask .*refmotion-nb\[dask\]"):
         rm.execute.processes(2)

@@ -9,11 +9,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
 from threading import Lock
 from types import ModuleType
 from typing import Any
@@ -21,6 +19,8 @@ from typing import Any
 import numpy as np
 from scipy import fft
 from threadpoolctl import ThreadpoolController
+
+from refmotion_nb.numerics.device_sizes import transform_batch
 
 
 def xp_of(array: Any) -> ModuleType:
@@ -53,31 +53,47 @@ def kernels_of(array: Any) -> ModuleType:
 
 
 def rfft2(images: Any) -> Any:
-    """Return the half planes (..., y, x // 2 + 1) of images (..., y, x), forward normalised."""
+    """Return the half planes (image, y, x // 2 + 1) of images (image, y, x), forward normalised."""
     if xp_of(images) is np:
         return fft.rfft2(images, norm="forward", workers=1)
-    # CuPy keeps the plans of recent shapes
-    return xp_of(images).ascontiguousarray(_device_fft().rfft2(images, norm="forward"))
+    n, box, width = images.shape
+    out = xp_of(images).empty((n, box, width // 2 + 1), np.complex64)
+    for part in _transformed_together(n, box):
+        out[part] = _device_fft().rfft2(images[part], norm="forward")
+    return out
 
 
 def irfft2(half: Any, box: int) -> Any:
-    """Return the images (..., box, box) of forward normalised half planes.
+    """Return the images (image, box, box) of forward normalised half planes.
 
     As everywhere in SciPy the imaginary parts that real images cannot have are ignored: those of the columns kx = 0 and
     kx = box / 2 after the transform along y. cuFFT leaves open what it does with them, so it never sees them.
     """
     if xp_of(half) is np:
         return fft.irfft2(half, (box, box), norm="forward", workers=1)
-    columns = xp_of(half).ascontiguousarray(_device_fft().ifft(half, axis=-2, norm="forward"))
-    parts = columns.view(columns.real.dtype).reshape(*columns.shape, 2)
-    parts[..., 0, 1] = 0
-    if box % 2 == 0:
-        parts[..., -1, 1] = 0
-    return _device_fft().irfft(columns, box, axis=-1, norm="forward")
+    out = xp_of(half).empty((len(half), box, box), np.float32)
+    for part in _transformed_together(len(half), box):
+        columns = xp_of(half).ascontiguousarray(_device_fft().ifft(half[part], axis=-2, norm="forward"))
+        parts = columns.view(columns.real.dtype).reshape(*columns.shape, 2)
+        parts[..., 0, 1] = 0
+        if box % 2 == 0:
+            parts[..., -1, 1] = 0
+        out[part] = _device_fft().irfft(columns, box, axis=-1, norm="forward")
+    return out
 
 
 def _device_fft() -> Any:
     return importlib.import_module("cupyx.scipy.fft")
+
+
+def _transformed_together(n: int, box: int) -> Iterator[slice]:
+    """Yield consecutive slices of ``range(n)`` of few sizes: for each CuPy makes, and keeps, a plan with room to work in."""
+    start, size = 0, transform_batch(n, box)
+    while start < n:
+        while size > n - start:
+            size //= 4
+        yield slice(start, start + size)
+        start += size
 
 
 def cpu_count() -> int:
@@ -85,21 +101,6 @@ def cpu_count() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def memory_bytes(root: Path = Path("/")) -> int:
-    """Return the memory that this process may use: the machine's, or the limit of its job or container (cgroups v1 and v2)."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    with suppress(OSError):  # there are no cgroups
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
-            _, controllers, mine = line.split(":", 2)
-            if controllers in ("", "memory"):
-                folder = root / "sys/fs/cgroup" / controllers
-                name = "memory.limit_in_bytes" if controllers else "memory.max"
-                for group in (Path(mine), *Path(mine).parents):  # in a container only the last is to be seen
-                    with suppress(OSError, ValueError):  # no such file, or "max": no limit
-                        limits.append(int((folder / group.relative_to("/") / name).read_text()))
-    return min(limits)
 
 
 class OneBlasThread:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+TRANSFORMED_BYTES = 32 << 20  # of half planes that are transformed together, at most: enough to keep a GPU busy
+MOST_TRANSFORMED = 256  # images
 DOUBLE, COMPLEX, REAL, SHORT = 8, 8, 4, 2  # bytes of float64, complex64, float32, int16
 
 
@@ -17,8 +19,21 @@ def band(k: int) -> int:
     return (2 * k + 1) * (k + 1)
 
 
+def transform_batch(n: int, box: int) -> int:
+    """Return how many of ``n`` images are transformed together at most: a power of 4."""
+    most, size = min(n, MOST_TRANSFORMED, TRANSFORMED_BYTES // (COMPLEX * half_plane(box))), 1
+    while 4 * size <= most:
+        size *= 4
+    return size
+
+
+def plan_bytes(n: int, box: int) -> int:
+    """Return what cuFFT's plans take: three kinds, of the largest batch and of quarters of it, with as much room as data."""
+    return 4 * COMPLEX * half_plane(box) * transform_batch(n, box)
+
+
 def cut_work_bytes(box: int) -> int:
-    """Return the bytes per patch while it is cut, transformed (by cuFFT with as much room again) and stored."""
+    """Return the bytes per patch while it is cut, transformed and stored."""
     return 2 * REAL * box * box + 2 * COMPLEX * half_plane(box) + 2 * SHORT * half_plane(box)
 
 
@@ -62,11 +77,12 @@ class MicrographSizes:
     windows: int  # of one alignment, scaled and not
     frames: int  # raw frames under way, gain
     work: int  # of one frame's patches, or what of them a batch must hold at least
+    plans: int  # of transforms
 
     @property
     def total(self) -> int:
         """Bytes while the micrograph is worked on."""
-        return self.spectra + self.views + max(self.windows, self.frames) + self.work
+        return self.spectra + self.views + max(self.windows, self.frames) + self.work + self.plans
 
     @classmethod
     def of(
@@ -83,4 +99,5 @@ class MicrographSizes:
             windows=2 * patches * REAL * window * window,
             frames=pixels * (2 * count_bytes + REAL),
             work=max(cut_work_bytes(box), n_frames * window_work_bytes(k, window)),
+            plans=plan_bytes(n_particles, box),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 import warnings
@@ -12,7 +13,10 @@ from threading import Lock
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 HEADROOM = 0.5  # of the free memory that one batch may take: another micrograph may be arriving meanwhile
+UPLOAD_BYTES = 64 << 20  # at a time: CuPy keeps pinned memory of the next power of two, for good
 MOST_AT_ONCE = 1 << 15  # particles in a batch; the third dimension of a grid has 16 bits
 
 
@@ -69,7 +73,15 @@ def array_module() -> ModuleType:
 
 def upload(array: Any) -> Any:
     """Return an array on the thread's GPU, itself if it is there; CuPy copies through pinned memory, without waiting."""
-    return _cupy().asarray(array)
+    cupy = _cupy()
+    if not isinstance(array, np.ndarray) or array.nbytes <= UPLOAD_BYTES:
+        return cupy.asarray(array)
+    there = cupy.empty(array.shape, array.dtype)
+    source, target = np.ascontiguousarray(array).reshape(-1), there.reshape(-1)
+    step = UPLOAD_BYTES // array.itemsize
+    for start in range(0, len(source), step):
+        target[start : start + step] = cupy.asarray(source[start : start + step])
+    return there
 
 
 def synchronise() -> None:
@@ -88,8 +100,8 @@ def in_batches(n: int, work: Callable[[slice], Any], item_bytes: int) -> list[An
 
     Raises
     ------
-    Exception
-        CuPy's OutOfMemoryError where one item alone does not fit.
+    MemoryError
+        One item alone does not fit.
     """
     cupy = _cupy()
     memory = memory_of(cupy, cupy.cuda.runtime.getDevice())
@@ -99,15 +111,26 @@ def in_batches(n: int, work: Callable[[slice], Any], item_bytes: int) -> list[An
         size = min(n - start, most, memory.batch(free_bytes(), item_bytes))
         try:
             results.append(work(slice(start, start + size)))
-        except cupy.cuda.memory.OutOfMemoryError:
-            if size == 1:
-                raise
-            most = (size + 1) // 2
-            memory.halve()
-            cupy.get_default_memory_pool().free_all_blocks()
+            start += size
             continue
-        start += size
+        except Exception as error:
+            if not _is_end_of_memory(error):
+                raise
+            if size == 1:
+                raise MemoryError(str(error)) from error
+        most = (size + 1) // 2
+        memory.halve()
+        importlib.import_module("cupy.fft.config").get_plan_cache().clear()  # this thread's; plans are made again
+        cupy.get_default_memory_pool().free_all_blocks()  # now that no error holds on to what was being made
+    if most == n:
+        memory.recover()
     return results
+
+
+def _is_end_of_memory(error: Exception) -> bool:
+    """Return whether CuPy, or one of the libraries it calls, had no memory left."""
+    ends = ("CUFFT_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation")
+    return isinstance(error, MemoryError) or any(end in str(error) for end in ends)
 
 
 class Memory:
@@ -130,6 +153,12 @@ class Memory:
                 "the memory of the GPU ran out; work goes on in smaller batches, more slowly (other programs may use this "
                 "GPU; a higher gpu_oversubscription_GB keeps one micrograph there at a time)"
             )
+
+
+    def recover(self) -> None:
+        """Take slightly larger batches from now on, since nothing failed: who else needed the memory may have left."""
+        with self._lock:
+            self.share = min(1.0, 1.01 * self.share)
 
 
 @cache
