@@ -197,6 +197,23 @@ def test_what_is_kept_in_memory_is_on_the_host_and_comes_back(strict, tiny):
     np.testing.assert_array_equal(again.spectra.stored.get(), first.spectra.stored.get())
 
 
+def test_what_is_kept_is_copied_once_there_is_room_and_nobody_waits(tiny, monkeypatch):
+    session, copied = rm.Session(tiny.open(), 2, 0, device="cpu"), []
+    m = session.micrograph(names(tiny)[0], rm.MotionCorrection())
+
+    def on(self, put):
+        assert not session._lock.locked()
+        copied.append(self)
+        return self
+
+    monkeypatch.setattr(type(m), "on", on)
+    for limit in (0, 1e9):
+        session.spool.limit_bytes = limit
+        session._keep(("a",), m)
+        session._keep(("a",), m)
+    assert copied == [m] and list(session._kept) == [("a",)] and session.spool.held_bytes > 0
+
+
 def test_windows_go_to_the_host_when_the_gpu_is_half_full(strict):
     device = choose("cuda:0")
     array = strict.zeros(4)

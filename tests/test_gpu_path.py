@@ -1,8 +1,10 @@
 """From movie to particles on a GPU, step by step, against the same on the CPU."""
 
 import time
+import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from threading import Event
 from types import SimpleNamespace
 
@@ -15,10 +17,13 @@ from refmotion_nb.numerics import device_sizes, trajectories
 from refmotion_nb.numerics.backend import to_host, xp_of
 from refmotion_nb.stages import workers
 from refmotion_nb.stages.alignment import Geometry, MotionPrior, alignment_windows, score_windows, solve
-from refmotion_nb.stages.device import choose
+from refmotion_nb.stages.device import USABLE_SHARE, choose
 from refmotion_nb.stages.dose_weights import micrograph_fcc_sums
 from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.exploration import PriorExploration
+from refmotion_nb.stages.micrograph import device_sizes as sizes_of
+from refmotion_nb.stages.micrograph import load_micrograph
+from refmotion_nb.stages.validation import COMBINATIONS
 from refmotion_nb.stages.workers import Room, WorkerSession
 
 PRIOR = MotionPrior(rm.Hyperparameters(5.0, 50.0, 3000.0), 0.7, 10.0, 0.15)
@@ -117,7 +122,7 @@ def test_a_worker_keeps_to_the_plan_of_its_gpu(strict, tiny, tmp_path, monkeypat
     device, room, entered, leave = choose("cuda:0", 8), Room(), [], Event()
 
     def enter(n_bytes):
-        with room.taken("one", n_bytes, device):
+        with room.taken("one", n_bytes, device.together):
             entered.append(n_bytes)
             leave.wait(10)
             entered.remove(n_bytes)
@@ -130,7 +135,10 @@ def test_a_worker_keeps_to_the_plan_of_its_gpu(strict, tiny, tmp_path, monkeypat
             assert len(entered) == most
             leave.set()
             assert not any(one.result() for one in futures)
-    with pytest.raises(rm.InputError, match=r"big needs 9.0 GB on cuda:0"), room.taken("big", 9 * 10**9, device):
+    with (
+        pytest.raises(rm.InputError, match=r"big needs 9.0 GB on cuda:0"),
+        room.taken("big", 9 * 10**9, device.together),
+    ):
         pass
     mine = WorkerSession(tiny.open(), 0, Counter(), choose("cuda:0"))
     mine.setup(
@@ -147,6 +155,36 @@ def test_a_worker_keeps_to_the_plan_of_its_gpu(strict, tiny, tmp_path, monkeypat
 
     with ThreadPoolExecutor(4) as pool:
         assert [one.value for one in pool.map(lambda _: workers._call("", solve_one), range(4))] == [1] * 4
+
+
+def test_one_micrograph_is_gone_before_the_next_one_is_read(strict, tiny, monkeypatch):
+    data = tiny.open()
+    cpu, stage = rm.Session(data, 2, 0, device="cpu"), rm.Validation(write_maps="none")
+    names = list(cpu)
+    name = names[0]
+    references = cpu.references(False)
+    held = sum(volume.ft.nbytes for volume in references[0].volumes)
+    movie, particles = cpu.micrographs[name]
+    size = sizes_of(movie, particles.sizes["particle"], references, cpu.extent_A(stage), stage.window_reach_A).total
+    strict_cupy.devices.total = int((held + size) / USABLE_SHARE) + 4096  # one, beside the references
+    session, alive = rm.Session(data, 2, 0, device=choose("cuda:0", 0)), []
+    assert session.device.at_once == 2 and session.references(False)
+    assert session.together({name: size}) == 1 == choose("cuda:0", 0).together({name: size}, held)
+
+    def load(*arguments, **options):
+        assert not any(one() for one in alive), "two are there at a time"
+        found = load_micrograph(*arguments, **options)
+        alive.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr("refmotion_nb.stages.session.load_micrograph", load)
+    search = rm.hand_picked(session, PRIOR.hyperparameters, stage)
+    dose = rm.DoseWeights(target_particles=12).run(session, search)
+    stage.run(session, search, dose, combinations=COMBINATIONS[-1:])
+    assert len(alive) >= 2 * len(names) and not session.warnings
+    strict_cupy.devices.total, n = 8 << 30, len(alive)
+    rm.Session(replace(data, references=data.references * 2), 2, 0, device="cuda:0").grey_scale(stage)
+    assert len(alive) == n + len(names)
 
 
 def test_rays_are_solved_in_parts_where_memory_is_short(strict, tiny, monkeypatch):

@@ -28,7 +28,6 @@ from refmotion_nb.stages.micrograph import Micrograph, optics_group
 from refmotion_nb.stages.search import prior_from_attrs
 from refmotion_nb.stages.session import Session
 
-
 WEIGHTS = ("weight", "dose", "frame_dose", "frequency", "group", "optics_group")  # of a table, all that correction uses
 
 

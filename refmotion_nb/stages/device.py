@@ -72,8 +72,8 @@ class Device:
             return False
         return gpu.free_bytes() > (1 - KEPT_SHARE) * self.total_bytes
 
-    def together(self, sizes: Mapping[str, int]) -> int:
-        """Return how many micrographs of these sizes, bytes by name, may be on it at a time.
+    def together(self, sizes: Mapping[str, int], held: int = 0) -> int:
+        """Return how many micrographs of these sizes, bytes by name, may be on it at a time, beside ``held`` bytes.
 
         Raises
         ------
@@ -83,10 +83,11 @@ class Device:
         if not self.is_gpu:
             return self.at_once
         name = max(sizes, key=lambda one: sizes[one], default="")
-        largest, room = sizes.get(name, 0), USABLE_SHARE * self.total_bytes
+        largest, room = sizes.get(name, 0), USABLE_SHARE * self.total_bytes - held
         if largest > room:
             raise InputError(
-                f"{name} needs {largest / 1e9:.1f} GB on {self.word} ({self.name}), which has {self.total_bytes / 1e9:.1f} GB; "
+                f"{name} needs {(largest + held) / 1e9:.1f} GB on {self.word} ({self.name}), which has "
+                f"{self.total_bytes / 1e9:.1f} GB; "
                 "give a smaller box_size or window_reach_A, another GPU, or --device cpu"
             )
         return self.at_once if self.at_once * largest <= room else 1

@@ -338,6 +338,11 @@ class Session:
         references, extent, reach = self.references(settings.relion), self.extent_A(settings), settings.window_reach_A
         return device_sizes(self.micrographs[name][0], self.particle_count(name), references, extent, reach).total
 
+    def together(self, sizes: dict[str, int]) -> int:
+        """Return how many micrographs of these sizes may be on the device at a time, beside the references there."""
+        volumes = (volume for some in self._references.values() for one in some for volume in one.volumes)
+        return self.device.together(sizes, sum(volume.ft.nbytes for volume in volumes))
+
     def _read_ahead(
         self, names: list[str], read: Callable[[str], Micrograph], settings: Alignment
     ) -> Iterator[tuple[str, Micrograph | None]]:
@@ -351,7 +356,7 @@ class Session:
 
         self.device.activate()
         sizes = {name: self.device_bytes(name, settings) for name in names}
-        if self.device.together(sizes) == 1:  # one has to be gone before the next one comes
+        if self.together(sizes) == 1:  # one has to be gone before the next one comes
             for name in names:
                 yield name, load(name)
             self._tell_of_device()

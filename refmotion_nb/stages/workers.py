@@ -198,8 +198,8 @@ class Room:
         self._changed = Condition()
 
     @contextmanager
-    def taken(self, name: str, n_bytes: int, device: Device) -> Iterator[None]:
-        """Wait for room for a micrograph, and hold it as long as the context lasts.
+    def taken(self, name: str, n_bytes: int, together: Callable[[dict[str, int]], int]) -> Iterator[None]:
+        """Wait for room for a micrograph, and hold it as long as the context lasts; ``together`` as a session's.
 
         Raises
         ------
@@ -207,7 +207,7 @@ class Room:
             It alone does not fit.
         """
         with self._changed:
-            self._changed.wait_for(lambda: len(self._inside) < device.together({name: max(n_bytes, *self._inside, 0)}))
+            self._changed.wait_for(lambda: len(self._inside) < together({name: max(n_bytes, *self._inside, 0)}))
             self._inside.append(n_bytes)
         try:
             yield
@@ -316,7 +316,7 @@ class Work:
 def _on_micrograph(plugin: str, name: str, work: Work) -> Outcome:
     mine = _mine(plugin)
     session = mine.session
-    with mine.room.taken(name, session.device_bytes(name, work.settings), session.device):
+    with mine.room.taken(name, session.device_bytes(name, work.settings), session.together):
         session.failed.pop(name, None)  # it is tried again as often as the client asks
         try:
             micrograph = session.micrograph(name, work.settings, work.factors)
