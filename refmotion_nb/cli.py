@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "make room and run the same command again: it goes on where it stopped" if full else "check the path"
-        print(f"refmotion: {error.filename or ''} {error.strerror or error}; {remedy}", file=sys.stderr)
+        where = f"{error.filename} " if error.filename else ""
+        print(f"refmotion: {where}{error.strerror or error}; {remedy}", file=sys.stderr)
     except MemoryError as error:
         print(
             f"refmotion: the memory is full ({str(error).rstrip('.') or 'it was not said at what'}); end other programs or give "

@@ -176,6 +176,14 @@ def interrupted(monkeypatch, problem):
     monkeypatch.setattr(correction, "write_stack", write)
 
 
+def test_an_error_without_a_number_is_told_by_its_words(monkeypatch, capsys):
+    def lost(options):
+        raise OSError("Stream is closed")
+
+    monkeypatch.setattr("refmotion_nb.cli._demo", lost)
+    assert main(["demo"]) == 1 and said(capsys) == ["Stream is closed; check the path"]
+
+
 @pytest.mark.parametrize(
     ("problem", "code", "line"),
     [
