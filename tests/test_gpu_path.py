@@ -102,19 +102,18 @@ def test_the_second_gpu_does_all_the_work(strict, tiny):
 
 def test_every_gpu_has_a_worker(strict, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("refmotion_nb.stages.execute.memory_bytes", lambda: 8e9)
-    for number in (0, 1):
-        mine = WorkerSession(tiny.open(), "50%", Counter({"10.0.0.1": 2}), choose("cuda:0", 8 - number), True)
+    for name, n in ((0, 2), (1, 2), (3, 4)):
+        mine = WorkerSession(tiny.open(), "50%", Counter({"10.0.0.1": n}), choose("cuda:0", 8), True)
         mine.setup(SimpleNamespace(
-            name=number, state=SimpleNamespace(nthreads=1), local_directory=tmp_path, address="tcp://10.0.0.1:1",
+            name=name, state=SimpleNamespace(nthreads=1), local_directory=tmp_path, address="tcp://10.0.0.1:1",
         ))  # fmt: skip
         session = mine.session
-        assert session.device == choose(f"cuda:{number}", 8 - number)  # two micrographs at a time
-        assert session.cache_bytes == 2e9 and session.device.at_once == 2
-    assert Execution(device="cuda", gpus=2).check() is Execution(device="cuda", workers=2).check() is None
+        assert session.device == choose(f"cuda:{name % 2}", 8, sharing=n // 2)
+        assert session.device.total_bytes == (16 << 30) // n and session.device.at_once == 4 // n
+        assert session.cache_bytes == 4e9 / n
+    assert Execution(device="cuda", gpus=2).check() is None
     with pytest.raises(rm.InputError, match=r"gpus 3: there are cuda:0 .*leave gpus at 1"):
         Execution(gpus=3).check()
-    with pytest.raises(rm.InputError, match=r"workers 3 take a GPU each: there are cuda:0 .*no more workers than that"):
-        Execution(workers=3).check()
 
 
 def test_a_worker_keeps_to_the_plan_of_its_gpu(strict, tiny, tmp_path, monkeypatch):

@@ -54,6 +54,11 @@ def gpus(number: int | None = None) -> tuple[list[Gpu], str]:
     return found, "" if found else "CuPy finds no GPU" if not count else f"there are {count} GPUs"
 
 
+def count() -> int:
+    """Return how many GPUs there are, without a look at any of them."""
+    return int(_cupy().cuda.runtime.getDeviceCount())
+
+
 def _gpu(cupy: ModuleType, number: int) -> Gpu:
     with cupy.cuda.Device(number):
         free, total = cupy.cuda.runtime.memGetInfo()
@@ -153,7 +158,6 @@ class Memory:
                 "the memory of the GPU ran out; work goes on in smaller batches, more slowly (other programs may use this "
                 "GPU; a higher gpu_oversubscription_GB keeps one micrograph there at a time)"
             )
-
 
     def recover(self) -> None:
         """Take slightly larger batches from now on, since nothing failed: who else needed the memory may have left."""

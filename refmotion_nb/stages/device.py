@@ -104,10 +104,11 @@ def choices() -> dict[str, str]:
     return {"auto": "auto", "cpu": "cpu", **{str(one): f"cuda:{one.number}" for one in gpu.gpus()[0]}}
 
 
-def choose(word: str, oversubscription_GB: float = 20.0) -> Device:
+def choose(word: str, oversubscription_GB: float = 20.0, sharing: int = 1) -> Device:
     """Return the device of a word; auto takes the GPU with most free memory, or the CPU where there is none.
 
-    A GPU with more memory than ``oversubscription_GB`` holds two micrographs at a time.
+    A GPU with more memory than ``oversubscription_GB`` holds two micrographs at a time; where several processes are
+    ``sharing`` it, its memory is divided by as many.
 
     Raises
     ------
@@ -130,5 +131,6 @@ def choose(word: str, oversubscription_GB: float = 20.0) -> Device:
         )
         raise InputError(f"device {word}: {why}; {remedy}, or give cpu or auto")
     one = max(found, key=lambda each: each.free_bytes)
-    at_once = 2 if one.total_bytes > oversubscription_GB * 1e9 else 1
-    return Device(one.number, one.name, one.total_bytes, at_once, oversubscription_GB=oversubscription_GB)
+    total = one.total_bytes // sharing
+    at_once = 2 if total > oversubscription_GB * 1e9 else 1
+    return Device(one.number, one.name, total, at_once, oversubscription_GB=oversubscription_GB)

@@ -37,8 +37,8 @@ class Execution(Stage):
     threads = param.Integer(default=0, bounds=(0, None), doc="Processors to use; 0: all.")
     workers = param.Integer(
         default=1, bounds=(1, None),
-        doc="Processes on this machine, which share the processors, each with a GPU of its own if GPUs are used; 1: this one. "
-        "More need the extra dask.",
+        doc="Processes on this machine, which share the processors, and the GPUs if these are used; 1: this one. More need the "
+        "extra dask.",
     )  # fmt: skip
     dask: Any = param.String(
         default="",
@@ -69,23 +69,18 @@ class Execution(Stage):
         """
         if self.dask and self.workers > 1:
             raise InputError("both dask and workers are given; a cluster has workers of its own, leave one out")
-        device = self.choose_device()
+        self.choose_device()
         if self.cache_bytes <= 0:
             raise InputError(f"cache_size_GB is {self.cache_size_GB}; give GB above 0, or a share such as 60%")
         if not self.slicing_gpu_also_aligns:
             raise InputError("slicing_gpu_also_aligns off: in this version every GPU does both; leave it on")
-        if self.gpus > 1 and (self.dask or self.workers > 1):
-            raise InputError(f"gpus {self.gpus} starts a process for each; leave dask and workers out, or gpus at 1")
-        if self.gpus > 1 or (self.workers > 1 and device.is_gpu):
+        if self.gpus > 1:
             self._check_gpus()
 
     def _check_gpus(self) -> None:
+        if self.dask or self.workers > 1:
+            raise InputError(f"gpus {self.gpus} starts a process for each; leave dask and workers out, or gpus at 1")
         found, why = gpu.gpus()
-        if self.workers > 1 and len(found) < self.workers:
-            raise InputError(
-                f"workers {self.workers} take a GPU each: there {'is' if len(found) == 1 else 'are'} "
-                f"{', '.join(map(str, found))}; give no more workers than that, or --device cpu"
-            )
         if self.device == "cpu" or len(found) < self.gpus:
             have = f"there {'is' if len(found) == 1 else 'are'} {', '.join(map(str, found)) or f'none ({why})'}"
             what = "device is cpu" if self.device == "cpu" else have
@@ -189,7 +184,7 @@ def dask(client: Any, cache_size_GB: str = "") -> Workers:
 def processes(n: int, threads: int = 0) -> Workers:
     """Return ``n`` worker processes on this machine, for ``Session(data, workers=...)``.
 
-    They share ``threads`` processors, 0: all. Where the session is to use a GPU, each takes one of its own, from the first on.
+    They share ``threads`` processors, 0: all. Where the session is to use a GPU they are spread over all there are.
 
     Raises
     ------
@@ -207,7 +202,7 @@ def processes(n: int, threads: int = 0) -> Workers:
             dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False},
         )  # fmt: skip
         client = stack.enter_context(Client(stack.enter_context(cluster)))
-        return workers.Workers(client, stack.pop_all().close, one_gpu_each=True)
+        return workers.Workers(client, stack.pop_all().close, spread=True)
 
 
 def each_gpu(n: int, threads: int = 0) -> Workers:

@@ -23,6 +23,7 @@ from distributed.comm import CommClosedError, get_address_host
 
 from refmotion_nb import __version__
 from refmotion_nb.data.schema import Dataset, InputError
+from refmotion_nb.numerics import gpu
 from refmotion_nb.numerics.backend import one_blas_thread
 from refmotion_nb.stages.device import Device, choose
 from refmotion_nb.stages.execute import bytes_of
@@ -43,13 +44,13 @@ class Workers:
         self,
         client: Client,
         close: Callable[[], None] = lambda: None,
-        one_gpu_each: bool = False,
+        spread: bool = False,
         cache_size_GB: str = "",
     ):
         """Take the client of a cluster; ``close`` is called when it is no longer needed, also if it cannot be used.
 
-        With ``one_gpu_each`` workers are named by the numbers of the GPUs that they take, as those of a local cluster are
-        from 0 on; else each takes the GPU with most free memory, if the session is to use one. ``cache_size_GB`` is a
+        If the session is to use a GPU, each worker takes that with most free memory; with ``spread`` workers are numbered from
+        0 on, as those of a local cluster are, and take GPUs in turn. ``cache_size_GB`` is a
         machine's, shared by the workers there; by default it is as much as the session has here.
 
         Raises
@@ -59,7 +60,7 @@ class Workers:
         """
         self.client = client
         self._close = close
-        self._one_gpu_each = one_gpu_each
+        self._spread = spread
         self._cache_size_GB = cache_size_GB
         self._address = str(client.scheduler.address) if client.scheduler else "the given address"
         self._plugins: dict[int, tuple[Session, WorkerSession, str]] = {}
@@ -97,7 +98,7 @@ class Workers:
         with _answering(self._address):
             hosts = Counter(worker["host"] for worker in _workers_of(self.client).values())
             cache = self._cache_size_GB or session.cache_bytes
-            wanted = WorkerSession(session.data, cache, hosts, session.device, self._one_gpu_each)
+            wanted = WorkerSession(session.data, cache, hosts, session.device, self._spread)
             if known is None or known.settings != wanted.settings:
                 if name:
                     self.client.unregister_worker_plugin(name)
@@ -144,15 +145,13 @@ class Workers:
 class WorkerSession(WorkerPlugin):
     """What a worker keeps for a session of the client: one like it, made when it is first needed."""
 
-    def __init__(
-        self, data: Dataset, cache: float | str, workers: Counter[str], device: Device, one_gpu_each: bool = False
-    ):
+    def __init__(self, data: Dataset, cache: float | str, workers: Counter[str], device: Device, spread: bool = False):
         """Take the data, a machine's cache (bytes, or as ``cache_size_GB``), workers by host, and the session's device.
 
-        A worker takes such a device of its own machine; with ``one_gpu_each`` the GPU that has its name.
+        A worker takes such a device of its own machine; with ``spread`` the GPU that its number falls on.
         """
         self._data, self._cache, self._workers = data, cache, workers
-        self._device, self._one_gpu_each = device, one_gpu_each
+        self._device, self._spread = device, spread
 
     @property
     def settings(self) -> tuple[Any, ...]:
@@ -162,7 +161,7 @@ class WorkerSession(WorkerPlugin):
     def setup(self, worker: Any) -> None:
         """Begin on a worker."""
         self._threads, self._folder = worker.state.nthreads, worker.local_directory
-        self._word = f"cuda:{worker.name}" if self._one_gpu_each and self._device.is_gpu else self._device.kind
+        self._name = worker.name
         most = max(self._workers.values(), default=1)  # for a machine that comes later
         self._sharing = self._workers.get(get_address_host(worker.address), most)
         self._lock = Lock()
@@ -181,13 +180,20 @@ class WorkerSession(WorkerPlugin):
         with self._lock:
             if self._session is None:
                 one_blas_thread().__enter__()  # for good: the same bits as in one process
-                device = choose(self._word, self._device.oversubscription_GB)
+                device = self._choose()
                 cache = bytes_of(self._cache) if isinstance(self._cache, str) else self._cache
                 if device.is_gpu:
                     self.solving = Semaphore(device.at_once)
                 self._session = Session(self._data, self._threads, cache / self._sharing, self._folder, device=device)
             self._session.device.activate()
             return self._session
+
+    def _choose(self) -> Device:
+        word, GB = self._device.kind, self._device.oversubscription_GB
+        if not (self._spread and self._device.is_gpu):
+            return choose(word, GB)
+        n = gpu.count()
+        return choose(f"cuda:{int(self._name) % n}", GB, sharing=-(-self._sharing // n))
 
 
 class Room:
