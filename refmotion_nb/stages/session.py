@@ -340,7 +340,7 @@ class Session:
 
     def together(self, sizes: dict[str, int]) -> int:
         """Return how many micrographs of these sizes may be on the device at a time, beside the references there."""
-        volumes = (volume for some in self._references.values() for one in some for volume in one.volumes)
+        volumes = (volume for some in list(self._references.values()) for one in some for volume in one.volumes)
         return self.device.together(sizes, sum(volume.ft.nbytes for volume in volumes))
 
     def _read_ahead(
