@@ -24,7 +24,7 @@ from refmotion_nb.stages.exploration import PriorExploration
 from refmotion_nb.stages.micrograph import device_sizes as sizes_of
 from refmotion_nb.stages.micrograph import load_micrograph
 from refmotion_nb.stages.validation import COMBINATIONS
-from refmotion_nb.stages.workers import Room, WorkerSession
+from refmotion_nb.stages.workers import Berths, WorkerSession
 
 PRIOR = MotionPrior(rm.Hyperparameters(5.0, 50.0, 3000.0), 0.7, 10.0, 0.15)
 
@@ -118,10 +118,10 @@ def test_every_gpu_has_a_worker(strict, tiny, tmp_path, monkeypatch):
 
 def test_a_worker_keeps_to_the_plan_of_its_gpu(strict, tiny, tmp_path, monkeypatch):
     """As many micrographs at a time as there is room for, as many rays being solved."""
-    device, room, entered, leave = choose("cuda:0", 8), Room(), [], Event()
+    device, berths, entered, leave = choose("cuda:0", 8), Berths(), [], Event()
 
     def enter(n_bytes):
-        with room.taken("one", n_bytes, device.together):
+        with berths.taken("one", n_bytes, device.together):
             entered.append(n_bytes)
             leave.wait(10)
             entered.remove(n_bytes)
@@ -136,7 +136,7 @@ def test_a_worker_keeps_to_the_plan_of_its_gpu(strict, tiny, tmp_path, monkeypat
             assert not any(one.result() for one in futures)
     with (
         pytest.raises(rm.InputError, match=r"big needs 9.0 GB on cuda:0"),
-        room.taken("big", 9 * 10**9, device.together),
+        berths.taken("big", 9 * 10**9, device.together),
     ):
         pass
     mine = WorkerSession(tiny.open(), 0, Counter(), choose("cuda:0"))

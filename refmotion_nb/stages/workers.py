@@ -167,7 +167,7 @@ class WorkerSession(WorkerPlugin):
         self._lock = Lock()
         self._session: Session | None = None
         self.solving: Any = nullcontext()
-        self.room = Room()
+        self.berths = Berths()
         self.computing = Lock()
 
     def teardown(self, worker: Any) -> None:
@@ -196,7 +196,7 @@ class WorkerSession(WorkerPlugin):
         return choose(f"cuda:{int(self._name) % n}", GB, sharing=-(-self._sharing // n))
 
 
-class Room:
+class Berths:
     """Lets in as many micrographs at a time as a device has room for."""
 
     def __init__(self) -> None:
@@ -322,7 +322,7 @@ class Work:
 def _on_micrograph(plugin: str, name: str, work: Work) -> Outcome:
     mine = _mine(plugin)
     session = mine.session
-    with mine.room.taken(name, session.device_bytes(name, work.settings), session.together):
+    with mine.berths.taken(name, session.device_bytes(name, work.settings), session.together):
         session.failed.pop(name, None)  # it is tried again as often as the client asks
         try:
             micrograph = session.micrograph(name, work.settings, work.factors)
