@@ -111,7 +111,7 @@ def test_two_runs_are_compared(app, browser):
         page.get_by_role("button", name="Add", exact=True).click()
         page.get_by_text(f"{folder}/{name}" if name != "/etc" else "outside the folders").first.wait_for()
     page.get_by_role("button", name="Weights", exact=True).click()
-    page.get_by_text("What each frame counts").wait_for()
+    page.get_by_text("What each e/Å² counts").wait_for()
     page.get_by_text("drawing").first.wait_for(state="hidden")
     assert list(app.engine.compared) == ["one", "two"]
     page.wait_for_function("""() => Bokeh.documents.some(one => [...one._all_models.values()]
