@@ -330,3 +330,20 @@ def test_a_notebook_asks_no_other_host_for_style_sheets():
 @pytest.mark.parametrize("draw", [plots.rays, plots.scores, plots.activity])
 def test_a_search_of_one_step_is_drawn_without_a_warning(draw):
     hv.render(draw(fake_search().isel(step=slice(0, 1)).assign_attrs(best_step=0)))
+
+
+def test_a_page_that_comes_later_is_sent_the_scripts_once():
+    class Kernel:
+        page = "first"
+
+        def get_parent(self):
+            return {"header": {"session": self.page}}
+
+    class Shell:
+        kernel = Kernel()
+
+    loaded = []
+    pages = look.Pages(Shell(), lambda: loaded.append(Shell.kernel.page))
+    for Kernel.page in ("first", "first", "reloaded", "reloaded", "first", "other"):
+        pages.look()
+    assert loaded == ["reloaded", "other"]

@@ -85,7 +85,7 @@ def _image(name: str, run: xr.Dataset, limits: tuple[float, float]) -> hv.Image:
     )  # fmt: skip
     return look.styled(
         image, "Image", cmap="viridis", clim=limits, colorbar=True, tools=["hover"], **look.OVER_FREQUENCY,
-        clabel="FCC", **look.BAR, clipping_colors={"NaN": "#e9edf1"}, fontsize=look.FONTS,
+        clabel="FCC", **look.BAR, clipping_colors={"NaN": "#aab2bd"}, fontsize=look.FONTS,
         title=look.heading(name, "FCC (grey: not measured)"), **look.PANEL, xlim=(0, x[-1]),
     )  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -46,10 +46,38 @@ def _without(module: str) -> Iterator[None]:
             del sys.modules[module]
 
 
-if "bokeh" not in hv.Store.loaded_backends():
+def _load() -> None:
+    """Make HoloViews draw with Bokeh, and send a notebook's page the scripts for it."""
     with _without("nbformat"):  # only for HoloViews' archive; beside JupyterLab its import takes several seconds
         hv.extension("bokeh", logo=False, inline=True)  # without it the page asks a CDN
+
+
+class Pages:
+    """Sends scripts again to pages that come later: a notebook reloaded in the browser, of which the kernel went on."""
+
+    MOST = 10  # some front ends have no name that lasts
+
+    def __init__(self, shell: Any, load: Callable[[], None]):
+        """Follow the pages of a kernel's ``shell``; ``load`` sends the scripts to that whose cell is being run."""
+        self._kernel, self._load = getattr(shell, "kernel", None), load
+        self._known = {self._page()}
+
+    def look(self, *_: Any) -> None:
+        """Load if the cell that is being run is of a page not met yet: before a plot is shown."""
+        page = self._page()
+        if page not in self._known and len(self._known) < self.MOST:
+            self._known.add(page)
+            self._load()
+
+    def _page(self) -> str:
+        return "" if self._kernel is None else str(self._kernel.get_parent().get("header", {}).get("session", ""))
+
+
+if "bokeh" not in hv.Store.loaded_backends():
+    _load()
     Viewable._preprocessing_hooks.append(send_style_sheets)  # not done by HoloViews, which displays by Panel
+    if "IPython" in sys.modules:
+        Viewable._preprocessing_hooks.append(Pages(sys.modules["IPython"].get_ipython(), _load).look)
 
 Runs = xr.Dataset | Mapping[str, xr.Dataset]
 
