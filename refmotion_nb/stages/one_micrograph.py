@@ -57,7 +57,11 @@ def trajectories(
     table = tracks_table(m, tracks, m.spectra.box, m.movie.pixel_size_A)
     if uncertainty:
         std = displacement_std(m, settings, prior, tracks, session.threads)
-        table["shift_std"] = (("particle", "frame"), std, {"units": "Å", "long_name": "standard deviation of the displacement"})
+        table["shift_std"] = (
+            ("particle", "frame"),
+            std,
+            {"units": "Å", "long_name": "standard deviation of the displacement"},
+        )
     return table
 
 

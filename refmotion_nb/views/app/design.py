@@ -45,7 +45,9 @@ class Surroundings(ReactiveHTML):
 
     dark = param.Boolean(default=False)
     _template = '<div id="nothing"></div>'
-    _scripts: ClassVar[dict[str, str]] = {"render": f"data.dark = document.querySelector({', '.join(DARK_PAGES)!r}) !== null"}
+    _scripts: ClassVar[dict[str, str]] = {
+        "render": f"data.dark = document.querySelector({', '.join(DARK_PAGES)!r}) !== null"
+    }
 
 
 @cache

@@ -121,14 +121,15 @@ class ProgramForm:
         changed = {name: value for name, value in given.items() if value is not None and value != default.get(name)}
         return Opening("open_cryosparc" if self.cryosparc else "open_relion", {**files, **changed})
 
-
     def _reference(self, one: ReferenceFields) -> Reference:
         """Return the reference of fields: what is left out of half maps and mask is what postprocess.star names."""
         given = {name: one[name] for name in ("half1", "half2", "mask") if one[name] is not None}
         if one["fsc"] is None:
             return Reference(**given)
         with self.roots.reading():
-            named, _ = open_postprocess(self.roots.place(one["fsc"]), self.root.path and self.roots.place(self.root.path))
+            named, _ = open_postprocess(
+                self.roots.place(one["fsc"]), self.root.path and self.roots.place(self.root.path)
+            )
         return replace(named, **given)
 
 

@@ -98,7 +98,9 @@ class Page:
             return
         view = self.tab(self.active).view
         with pn.io.hold():
-            self.refresh(force=True)  # before it is sent: what changes under a hand that clicks already undoes the click
+            self.refresh(
+                force=True
+            )  # before it is sent: what changes under a hand that clicks already undoes the click
             self.body.append(view)
             self.opening.visible = False
 

@@ -150,7 +150,11 @@ class Access:
         """Return who has opened a page: ``user`` is the name of the login; one that nobody checks counts for nothing."""
         named = user is not None and user in self.owners
         owner = self.everybody_runs or named or compare_digest(cookies.get(self.cookie, ""), self.key)
-        who = f"name {user}" if user and self.knows_names else f"browser {cookies.get(self.browser) or secrets.token_hex(8)}"
+        who = (
+            f"name {user}"
+            if user and self.knows_names
+            else f"browser {cookies.get(self.browser) or secrets.token_hex(8)}"
+        )
         name = user or ("owner" if owner else f"viewer {engine.number(who)}")
         return Viewer(name, owner or engine.rights.get(who, False), owner, who)
 
