@@ -181,6 +181,17 @@ def test_a_trajectory_found_under_one_prior_is_the_start_under_another(rng):
         np.testing.assert_allclose(np.moveaxis(found, 1, -1), given, atol=1e-9)
 
 
+def test_frames_that_a_prior_holds_still_have_unknowns_too(rng):
+    problem = problem_of(rng, pixel_grid(9.0))
+    profile = np.r_[np.ones(3), np.zeros(3)]
+    modes = [prior_modes(rng.uniform(0, 2000, (5, 2)), np.ones(7), profile, Hyperparameters(1.0, 40.0, 800.0))]
+    still = TrajectoryProblem(problem.windows, modes, 0.0, problem.rigid_A)
+    moved = np.where(np.arange(7)[:, None] < 4, rng.normal(size=(5, 7, 2)), 0.0)
+    moved[:, 4:] = moved[:, 3:4]
+    found, _ = still.parts(still.unknowns_of(moved), np.arange(1))
+    np.testing.assert_allclose(np.moveaxis(found[0], 0, -1), moved, atol=1e-9)
+
+
 def test_numbers_do_not_depend_on_threads(rng):
     grid, n, n_frames = spline_grid(12, 48, 9.0), 40, 9
     values = rng.normal(size=(n, n_frames, grid.size, grid.size)).astype(np.float32)

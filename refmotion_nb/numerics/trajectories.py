@@ -160,7 +160,7 @@ class TrajectoryProblem:
         inverse: Any = None
         for i in range(n_sets):
             if inverse is None or not np.array_equal(self.temporal[i], self.temporal[i - 1]):
-                inverse = np.linalg.pinv(self.temporal[i])
+                inverse = np.linalg.pinv(self.temporal[i])  # a profile may come to 0
             coefficients = self.spatial[i].T @ (local[i] @ inverse)
             whitened = np.divide(coefficients, self.std[i], out=np.zeros_like(coefficients), where=self.std[i] > 0)
             out[i, : 2 * self.n_local] = whitened.ravel()
