@@ -23,9 +23,7 @@ class Room:
     def __init__(self) -> None:
         self._spare: list[np.ndarray] = []
         self._users = 0
-        self._least_bytes = (
-            0  # of a new piece of memory, so that it is of use to all; what is not touched costs nothing
-        )
+        self._least_bytes = 0  # of a new piece, so that it is of use to all; what is not touched costs nothing
         self._lock = RLock()  # an array may be collected at any time
 
     @contextmanager

@@ -223,14 +223,12 @@ class TrajectoryProblem:
         alone = temporal.T @ (std[:, :, None] * np.linalg.inv(blocks) * std[:, None]) @ temporal
         alike = spatial.sum(0)  # (mode,) how a shift of all particles looks in each mode
         variance = spatial**2 @ np.diagonal(alone, axis1=1, axis2=2)
-        taken = (
-            curvature[:, None] * np.tensordot(alike**2, alone, 1) * curvature
-        )  # what local motion explains of the common
+        # what local motion explains of the common
+        taken = curvature[:, None] * np.tensordot(alike**2, alone, 1) * curvature
         precision = np.eye(self.n_frames) + self.common_std**2 * (np.diag(self.n_particles * curvature) - taken)
         common = self.common_std**2 * np.linalg.inv(precision)  # (frame, frame)
-        for i, one in enumerate(
-            spatial * alike
-        ):  # of a particle: the common motion less what local motion gives way by
+        for i, one in enumerate(spatial * alike):
+            # the common motion less what this particle's local motion gives way by
             rest = np.eye(self.n_frames) - np.tensordot(one, alone, 1) * curvature
             variance[i] += np.einsum("fg,gh,fh->f", rest, common, rest, optimize=True)
         return np.sqrt(variance)
