@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from refmotion_nb.data.micrographs import MovieTable
 
 NOT_NEEDED = ("particles", "half2", "mask", "fsc", "volume")
-EXECUTION = ("threads", "device")
+EXECUTION = ("threads", "device", "workers", "dask")
 
 
 def add_options(parser: argparse.ArgumentParser, add_parameter: Callable[..., None]) -> None:
@@ -69,9 +69,12 @@ def write_micrographs(options: argparse.Namespace) -> int:
         for line in (*about, *_without_effect(options, data)):
             console.say(line)
         start = time.perf_counter()
-        table = stage.run(
-            data, dose, options.out, console, options.root or Path.cwd(), execution.threads, moved, command
-        )
+        with execution.opened() as workers:
+            if workers:
+                console.say(f"work is done by {workers.about}")
+            table = stage.run(
+                data, dose, options.out, console, options.root or Path.cwd(), execution.threads, moved, command, workers
+            )
         for name, reason in zip(table["micrograph"].values, table["reason"].values):
             if reason:
                 console.say(f"warning: {name}: {reason}")

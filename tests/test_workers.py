@@ -92,6 +92,21 @@ def test_stages_give_the_same_bits_on_a_cluster(tiny, workers, alone, tmp_path):
         assert one.read(group).identical(two.read(group)) and one.key(group) == two.key(group), group
 
 
+def test_micrographs_stay_with_the_worker_that_has_read_them(tiny, workers):
+    wait_for_two(workers)
+    there = Session(tiny.open(), workers=workers)
+    search = rm.HyperparameterSearch().run(there)
+
+    def seconds(dask_worker, plugin):
+        return dask_worker.plugins[plugin].session.seconds.get("reading movies", 0.0)
+
+    read = workers.client.run(seconds, plugin=there.place.plugin)
+    assert sum(read.values()) > 0
+    for _ in range(3):  # by chance they would be on the other one
+        rm.DoseWeights().run(there, search)
+    assert workers.client.run(seconds, plugin=there.place.plugin) == read
+
+
 @pytest.mark.parametrize(("what", "step"), [("reading movies", 2), ("searching hyperparameters", 5)])
 def test_a_search_outlives_a_worker(tiny, workers, alone, what, step):
     wait_for_two(workers)
@@ -128,6 +143,38 @@ def test_a_correction_outlives_a_worker(tiny, workers, alone, tmp_path):
             rm.ResultStore(tmp_path / out / "results.zarr").read(f"tracks/{name}") for out in ("out", "undisturbed")
         )
         assert one.equals(two)
+
+
+class FatalMicrographs(rm.MicrographCorrection):
+    """Ends its process in the middle of a movie, the first time."""
+
+    marker = param.String()
+
+    def images(self, movie, *rest):
+        marker = Path(self.marker)
+        if movie.micrograph == "mic0001" and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().images(movie, *rest)
+
+
+def test_micrographs_are_the_same_on_a_cluster_that_loses_a_worker(tiny, workers, tmp_path):
+    wait_for_two(workers)
+    project = copied(tiny.folder, tmp_path)
+    movie = project / "Movies/mic0000.tif"
+    movie.write_bytes(movie.read_bytes()[:5000])
+    data = rm.open_movies(project / tiny.micrographs.relative_to(tiny.folder), project)
+    stage = FatalMicrographs(marker=str(tmp_path / "killed"))
+    found = stage.run(data, None, tmp_path / "there", workers=workers)
+    assert Path(stage.marker).exists()
+    assert found.identical(rm.MicrographCorrection().run(data, None, tmp_path / "here", threads=2))
+    assert found["written"].sum() == 1 and "mic0000.tif" in str(found["reason"].values)
+    for name in found["image_name"].values[found["written"].values]:
+        one, two = ((tmp_path / where / str(name)).read_bytes()[1024:] for where in ("here", "there"))
+        assert one == two
+    stamp = (tmp_path / "there/Micrographs/mic0001.mrc").stat().st_mtime_ns
+    stage.run(data, None, tmp_path / "there", workers=workers)
+    assert (tmp_path / "there/Micrographs/mic0001.mrc").stat().st_mtime_ns == stamp
 
 
 def test_what_cannot_be_used_is_told_as_in_one_process(tiny, workers, tmp_path):

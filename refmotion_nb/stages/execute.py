@@ -109,15 +109,28 @@ class Execution(Stage):
         InputError
             There are no such workers.
         """
-        if not self.dask and self.workers == self.gpus == 1:
-            yield
-            return
         before = session.workers
-        with self._open() as session.workers:
+        with self.opened() as workers:
+            session.workers = workers or before
             try:
                 yield
             finally:
                 session.workers = before
+
+    @contextmanager
+    def opened(self) -> Iterator[Workers | None]:
+        """Yield the workers that these settings name, None where this process does the work, and let go of them then.
+
+        Raises
+        ------
+        InputError
+            There are no such workers.
+        """
+        if not self.dask and self.workers == self.gpus == 1:
+            yield None
+            return
+        with self._open() as workers:
+            yield workers
 
     def _open(self) -> Workers:
         if self.dask:

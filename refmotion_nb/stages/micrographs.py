@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import param
@@ -29,6 +30,9 @@ from refmotion_nb.stages.describe import describe_movies, record
 from refmotion_nb.stages.dose_weights import weights_on
 from refmotion_nb.stages.keys import digest
 from refmotion_nb.stages.particle_motion import ParticleMotion, displacement
+
+if TYPE_CHECKING:
+    from refmotion_nb.stages.workers import Workers
 
 FOLDER = "Micrographs"
 TYPICAL_A = 10.0  # resolution that decides where particles were found
@@ -66,14 +70,15 @@ class MicrographCorrection(Stage):
         threads: int = 0,
         particle_motion: ParticleMotion | None = None,
         command: str = "",
+        workers: Workers | None = None,
     ) -> xr.Dataset:
         """Correct all movies into ``out`` and return the table of what was written and what was not, with reasons.
 
         ``dose`` is a table of dose weights, of these or other movies; without one, weights are those of Grant &
         Grigorieff (2015). Beside the images in ``Micrographs/``, ``corrected_micrographs.star`` or ``exposures.cs`` lists
         them; names in the former are written relative to ``image_root`` where ``out`` lies in it. With ``particle_motion``
-        micrographs move as their particles did. ``command`` is noted as what was given. Micrographs finished by an earlier
-        run with the same settings and input are kept.
+        micrographs move as their particles did. ``command`` is noted as what was given. With ``workers`` (see ``execute``) each
+        movie is one of them's to do. Micrographs finished by an earlier run with the same settings and input are kept.
 
         Raises
         ------
@@ -85,30 +90,24 @@ class MicrographCorrection(Stage):
         with sole(out) as alone:
             for folder in ("", FOLDER, "results.zarr", "results.zarr/micrographs"):
                 sweep(out / folder, -math.inf) if alone else sweep(out / folder)
-            store = ResultStore(out / "results.zarr")
+            work = _Work(self, dose, out.absolute(), particle_motion)
             inputs = describe_movies(data, particle_motion.store.path if particle_motion else None)
             # beside what a run in the same folder notes of itself
-            store.update_attrs(micrographs=record((type(self),), self.settings(), inputs, command))
-            return self._run(
-                data, dose, out, store, reporter or Silent(), image_root, threads or cpu_count(), particle_motion
-            )
+            work.store.update_attrs(micrographs=record((type(self),), self.settings(), inputs, command))
+            return self._run(data, work, threads or cpu_count(), workers, reporter or Silent(), image_root)
 
     def _run(
-        self, data: MovieTable, dose: xr.Dataset | None, out: Path, store: ResultStore, reporter: Reporter,
-        image_root: Path | None, threads: int, particle_motion: ParticleMotion | None,
+        self, data: MovieTable, work: _Work, threads: int, workers: Workers | None, reporter: Reporter,
+        image_root: Path | None,
     ) -> xr.Dataset:  # fmt: skip
         reporter.start(len(data.movies), "correcting micrographs")
         written, failed = [], {skip.micrograph: skip.reason for skip in data.skipped}
-        for movie, row, group in zip(data.movies, data.rows, data.groups):
-            try:
-                weights = partial(frame_weights, dose, movie, group)
-                motion = self.motion(movie, weights, particle_motion)
-                table = self._finished(store, out, movie, weights, motion)
-                if table is None:
-                    table = self._movie(store, out, movie, weights, motion, threads)
-            except InputError as error:
-                failed[movie.micrograph] = str(error)
-                reporter.advance(micrograph=movie.micrograph, failed=str(error))
+        items = list(zip(data.movies, data.groups))
+        tables = workers.each(work, items) if workers else work.each(items, threads)
+        for movie, row, table in zip(data.movies, data.rows, tables):
+            if isinstance(table, InputError):
+                failed[movie.micrograph] = str(table)
+                reporter.advance(micrograph=movie.micrograph, failed=str(table))
                 continue
             written.append(_written(movie, row, table))
             reporter.advance(micrograph=movie.micrograph)
@@ -116,11 +115,11 @@ class MicrographCorrection(Stage):
         if not written:
             raise InputError(f"no micrograph was written; the first: {next(iter(failed.values()))}")
         if data.relion is not None:
-            write_relion(out, data, written, image_root)
+            write_relion(work.out, data, written, image_root)
         else:
-            write_cryosparc(out, data, written)
+            write_cryosparc(work.out, data, written)
         found = _table(written, failed)
-        store.write("corrected_micrographs", found)
+        work.store.write("corrected_micrographs", found)
         return found
 
     def motion(self, movie: Movie, weights: Weights, particle_motion: ParticleMotion | None = None) -> Motion:
@@ -171,32 +170,56 @@ class MicrographCorrection(Stage):
     def _binning(self, movie: Movie) -> float:
         return float(movie.binning if self.binning is None else self.binning)
 
-    def _key(self, movie: Movie, weights: Weights, motion: Motion) -> str:
+    def movie_key(self, movie: Movie, weights: Weights, motion: Motion) -> str:
+        """Return what a micrograph depends on, as a hash."""
         at = np.linspace(0, np.sqrt(0.5), 100) / movie.pixel_size_A
         what = weights(at).tobytes() + motion.sample().tobytes()
         return hash_of(self.settings(), hashlib.sha256(what).hexdigest(), digest(movie))
 
-    def _finished(
-        self, store: ResultStore, out: Path, movie: Movie, weights: Weights, motion: Motion
-    ) -> xr.Dataset | None:
-        """Return the table of a micrograph that an earlier run wrote as it would be now."""
-        table = store.read(f"micrographs/{movie.micrograph}", self._key(movie, weights, motion))
-        if table is None or not all((out / name).exists() for name in _names(table)):
-            return None
-        return table
 
-    def _movie(
-        self, store: ResultStore, out: Path, movie: Movie, weights: Weights, motion: Motion, threads: int
-    ) -> xr.Dataset:
+@dataclass(frozen=True)
+class _Work:
+    """What is to be done to every movie, here or by a worker."""
+
+    stage: MicrographCorrection
+    dose: xr.Dataset | None
+    out: Path
+    particle_motion: ParticleMotion | None
+
+    @property
+    def store(self) -> ResultStore:
+        """The results of the output folder."""
+        return ResultStore(self.out / "results.zarr")
+
+    def each(self, items: Iterable[tuple[Movie, str]], threads: int) -> Iterator[xr.Dataset | InputError]:
+        """Yield the table of each movie, or why there is none."""
+        for item in items:
+            try:
+                yield self(item, threads)
+            except InputError as error:
+                yield error
+
+    def __call__(self, item: tuple[Movie, str], threads: int) -> xr.Dataset:
+        """Write the micrograph of a movie of a group, unless it is there as it would be now, and return its table."""
+        movie, group = item
+        weights = partial(frame_weights, self.dose, movie, group)
+        motion = self.stage.motion(movie, weights, self.particle_motion)
+        key = self.stage.movie_key(movie, weights, motion)
+        table = self.store.read(f"micrographs/{movie.micrograph}", key)
+        if table is not None and all((self.out / name).exists() for name in _names(table)):
+            return table
+        return self._write(movie, weights, motion, key, threads)
+
+    def _write(self, movie: Movie, weights: Weights, motion: Motion, key: str, threads: int) -> xr.Dataset:
         group = f"micrographs/{movie.micrograph}"
         names = [f"{FOLDER}/{movie.micrograph}.mrc", f"{FOLDER}/{movie.micrograph}_noDW.mrc"]
-        images = self.images(movie, weights, threads, motion)
-        store.remove(group)  # of other settings: void before the image it describes is replaced
+        images = self.stage.images(movie, weights, threads, motion)
+        self.store.remove(group)  # of other settings: void before the image it describes is replaced
         pixel = movie.height * movie.pixel_size_A / images[0].shape[0]  # sizes are whole, a binning need not be
         for name, image in zip(names, images):
-            write_stack(out / name, image[None], pixel, float16=self.float16)
+            write_stack(self.out / name, image[None], pixel, float16=self.stage.float16)
         table = _micrograph_table(movie, motion, images[0], names[: len(images)], pixel)
-        store.write(group, table, self._key(movie, weights, motion))
+        self.store.write(group, table, key)
         return table
 
 

@@ -35,7 +35,7 @@ class ParticleMotion:
             It holds no trajectories or hyperparameters.
         """
         out = Path(out)
-        store = ResultStore(out / "results.zarr")
+        store = ResultStore(out.absolute() / "results.zarr")  # also read by workers, which run in another folder
         if not store.groups("tracks"):
             raise InputError(f"{out} holds no trajectories; give the output folder of a finished refmotion run")
         distance_A = float(read_hyperparameters(out / "hyperparameters.json")["distance_A"])

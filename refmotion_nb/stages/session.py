@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from operator import itemgetter
 from pathlib import Path
 from threading import Lock, RLock, Thread
@@ -320,6 +321,10 @@ class Session:
             bring_to_scale(micrograph, factors)
         self._keep((name, *_how_read(settings)), micrograph)
         return micrograph
+
+    def memory_handed_on(self) -> AbstractContextManager[None]:
+        """Keep the memory of micrographs for the next ones, as long as the context lasts."""
+        return self._room.open()
 
     def walk(self, names: list[str], settings: Alignment) -> Iterator[tuple[str, Micrograph | None]]:
         """Yield micrographs by name while the next one is being read; None for one that cannot be used (see ``failed``).

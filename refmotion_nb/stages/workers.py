@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from threading import Condition, Lock, Semaphore
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from distributed import Client, Future, KilledWorker, WorkerPlugin, get_worker
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 AHEAD = 2  # micrographs per worker on their way: one in work, one being read
 GONE = (CommClosedError, ClosedClientError, CancelledError)  # what Dask raises once the scheduler is lost
+_COMPUTING = Lock()  # a worker's: one task has all its threads
+
+Item = TypeVar("Item")
 
 
 class Workers:
@@ -63,7 +66,7 @@ class Workers:
         self._spread = spread
         self._cache_size_GB = cache_size_GB
         self._address = str(client.scheduler.address) if client.scheduler else "the given address"
-        self._plugins: dict[int, tuple[Session, WorkerSession, str]] = {}
+        self._plugins: dict[int, tuple[Session, WorkerSession, There]] = {}
         try:
             self._check()
         except BaseException:
@@ -94,18 +97,41 @@ class Workers:
 
         Workers begin afresh where the session has another device or cache than before.
         """
-        _, known, name = self._plugins.get(id(session), (None, None, ""))
+        _, known, there = self._plugins.get(id(session), (None, None, None))
         with _answering(self._address):
             hosts = Counter(worker["host"] for worker in _workers_of(self.client).values())
             cache = self._cache_size_GB or session.cache_bytes
             wanted = WorkerSession(session.data, cache, hosts, session.device, self._spread)
-            if known is None or known.settings != wanted.settings:
-                if name:
-                    self.client.unregister_worker_plugin(name)
-                name = f"refmotion-{uuid.uuid4().hex}"
-                self._register(wanted, name)
-                self._plugins[id(session)] = session, wanted, name  # the session too, so that no other takes its id
-        return There(self.client, self._address, session, name)
+            if there is None or known is None or known.settings != wanted.settings:
+                if there is not None:
+                    self.client.unregister_worker_plugin(there.plugin)
+                there = There(self.client, self._address, session, f"refmotion-{uuid.uuid4().hex}")
+                self._register(wanted, there.plugin)
+                self._plugins[id(session)] = session, wanted, there  # the session too, so that no other takes its id
+        return there
+
+    def each(self, work: Callable[[Item, int], Any], items: Iterable[Item]) -> Iterator[Any]:
+        """Yield ``work(item, threads)`` of each item in their order, or the InputError that it raised.
+
+        For work that needs no session; ``threads`` are the worker's.
+
+        Raises
+        ------
+        InputError
+            The cluster is gone.
+        """
+
+        def submit(item: Item) -> Future:
+            with _answering(self._address):
+                return self.client.submit(_with_threads, work, item, pure=False)
+
+        for _, future in _ahead(self.client, submit, items):
+            try:
+                with _answering(self._address):
+                    value = future.result()
+            except KilledWorker:
+                value = InputError("the workers that processed it died one after the other; give workers more memory")
+            yield value
 
     def _register(self, plugin: WorkerSession, name: str) -> None:
         for attempt in range(3):
@@ -120,8 +146,8 @@ class Workers:
     def close(self) -> None:
         """Take the data back from the workers; stop those that were started for this."""
         with suppress(Exception):  # whoever is gone has none, which Dask says in many ways
-            for _, _, name in self._plugins.values():
-                self.client.unregister_worker_plugin(name)
+            for _, _, there in self._plugins.values():
+                self.client.unregister_worker_plugin(there.plugin)
         self._plugins.clear()
         self._close()
 
@@ -166,12 +192,14 @@ class WorkerSession(WorkerPlugin):
         self._sharing = self._workers.get(get_address_host(worker.address), most)
         self._lock = Lock()
         self._session: Session | None = None
+        self._keeping = ExitStack()
         self.solving: Any = nullcontext()
         self.berths = Berths()
         self.computing = Lock()
 
     def teardown(self, worker: Any) -> None:
         """End on a worker: give the memory back."""
+        self._keeping.close()
         self._session = None
 
     @property
@@ -185,6 +213,7 @@ class WorkerSession(WorkerPlugin):
                 if device.is_gpu:
                     self.solving = Semaphore(device.at_once)
                 self._session = Session(self._data, self._threads, cache / self._sharing, self._folder, device=device)
+                self._keeping.enter_context(self._session.memory_handed_on())
             self._session.device.activate()
             return self._session
 
@@ -229,6 +258,7 @@ class Outcome:
 
     value: Any
     failed: str = ""
+    worker: str = ""  # address of who worked on it
 
 
 class There:
@@ -236,26 +266,20 @@ class There:
 
     def __init__(self, client: Client, address: str, session: Session, plugin: str):
         """Work for ``session``, which workers know as ``plugin``; ``address`` is the scheduler's."""
-        self._client, self._address, self._session, self._plugin = client, address, session, plugin
+        self.plugin = plugin
+        self._client, self._address, self._session = client, address, session
+        self._read_at: dict[str, str] = {}  # the worker that read a micrograph last, and may have kept it
 
     def each(self, names: list[str], settings: Alignment, task: Task) -> Iterator[tuple[str, Any]]:
         """Yield name and value, see ``Place``; as many tasks are on their way as keep all workers busy."""
         work = self._work(settings, task)
-        left, under_way = deque(names), deque[tuple[str, Future]]()
-        try:
-            while left or under_way:
-                while left and len(under_way) < 2 * AHEAD * self._n_workers:
-                    under_way.append((left[0], self._submit(_on_micrograph, left.popleft(), work)))
-                name, future = under_way.popleft()
-                yield name, self._outcome(name, future).value
-        finally:
-            with suppress(*GONE):
-                self._client.cancel([future for _, future in under_way])
+        for name, future in _ahead(self._client, lambda name: self._begin(name, work), names):
+            yield name, self._outcome(name, future).value
 
     def hold(self, names: list[str], settings: Alignment, task: Task) -> Iterator[tuple[str, Any]]:
         """Yield name and held value, see ``Place``."""
         work = self._work(settings, task)
-        futures = [self._submit(_on_micrograph, name, work) for name in names]
+        futures = [self._begin(name, work) for name in names]
         reasons = [self._submit(_reason, future) for future in futures]
         for name, future, reason in zip(names, futures, reasons):
             self._outcome(name, reason)
@@ -273,13 +297,14 @@ class There:
         except KilledWorker as error:
             raise InputError(f"{error}; give workers more memory") from None
 
-    @property
-    def _n_workers(self) -> int:
-        return max(1, len(_workers_of(self._client)))
+    def _begin(self, name: str, work: Future) -> Future:
+        """Have a task done, by the worker that read the micrograph before if it is not too busy."""
+        there = [self._read_at[name]] if name in self._read_at else None
+        return self._submit(_on_micrograph, name, work, workers=there, allow_other_workers=there is not None)
 
-    def _submit(self, function: Callable[..., Any], *arguments: Any) -> Future:
+    def _submit(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Future:
         with _answering(self._address):
-            return self._client.submit(function, self._plugin, *arguments, pure=False)
+            return self._client.submit(function, self.plugin, *arguments, pure=False, **options)
 
     def _work(self, settings: Alignment, task: Task) -> Future:
         """Return, held, what is to be done to every micrograph: it is sent once, and workers hand it on to each other."""
@@ -296,7 +321,30 @@ class There:
             )
         if outcome.failed:
             self._session.failed[name] = outcome.failed
+        if outcome.worker:
+            self._read_at[name] = outcome.worker
         return outcome
+
+
+def _ahead(client: Client, submit: Callable[[Item], Future], items: Iterable[Item]) -> Iterator[tuple[Item, Future]]:
+    """Yield items with their futures in order, as many submitted as keep all workers busy; at the end the rest is cancelled."""
+    left, under_way = deque(items), deque[tuple[Item, Future]]()
+    try:
+        while left or under_way:
+            while left and len(under_way) < 2 * AHEAD * max(1, len(_workers_of(client))):
+                under_way.append((left[0], submit(left.popleft())))
+            yield under_way.popleft()
+    finally:
+        with suppress(*GONE):
+            client.cancel([future for _, future in under_way])
+
+
+def _with_threads(work: Callable[[Any, int], Any], item: Any) -> Any:
+    with _COMPUTING, one_blas_thread():
+        try:
+            return work(item, get_worker().state.nthreads)
+        except InputError as error:
+            return error
 
 
 def _version() -> str:
@@ -329,15 +377,15 @@ def _on_micrograph(plugin: str, name: str, work: Work) -> Outcome:
         except InputError:
             if name not in session.failed:
                 raise
-            return Outcome(None, session.failed[name])
+            return Outcome(None, session.failed[name], get_worker().address)
         with mine.computing:
             value = work.task(session, micrograph)
         del micrograph  # before the next one has its room
-        return Outcome(value)
+        return Outcome(value, worker=get_worker().address)
 
 
 def _reason(plugin: str, outcome: Outcome) -> Outcome:
-    return Outcome(None, outcome.failed)
+    return replace(outcome, value=None)
 
 
 def _call(plugin: str, function: Callable[..., Any], *row: Any) -> Outcome:
