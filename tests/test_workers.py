@@ -17,6 +17,7 @@ from distributed.comm import CommClosedError
 from job import copied, run, said, store
 
 import refmotion_nb as rm
+from refmotion_nb.cli import main
 from refmotion_nb.stages.base import Cancelled, Silent
 from refmotion_nb.stages.correction import without_measurements
 from refmotion_nb.stages.dose_weights import weights_on
@@ -172,9 +173,12 @@ def test_micrographs_are_the_same_on_a_cluster_that_loses_a_worker(tiny, workers
     for name in found["image_name"].values[found["written"].values]:
         one, two = ((tmp_path / where / str(name)).read_bytes()[1024:] for where in ("here", "there"))
         assert one == two
-    stamp = (tmp_path / "there/Micrographs/mic0001.mrc").stat().st_mtime_ns
-    stage.run(data, None, tmp_path / "there", workers=workers)
-    assert (tmp_path / "there/Micrographs/mic0001.mrc").stat().st_mtime_ns == stamp
+    written = tmp_path / "here/Micrographs/mic0001.mrc"
+    stamp, address = written.stat().st_mtime_ns, workers.client.scheduler.address
+    table = ["--micrographs", str(project / tiny.micrographs.relative_to(tiny.folder)), "--root", str(project)]
+    assert main(["micrographs", *table, "--out", str(tmp_path / "here"), "--dask", address]) == 1  # one is still broken
+    assert f"at {address}" in (tmp_path / "here/run.log").read_text(encoding="utf-8")
+    assert written.stat().st_mtime_ns == stamp, "what one process has finished is done anew by workers"
 
 
 def test_what_cannot_be_used_is_told_as_in_one_process(tiny, workers, tmp_path):
