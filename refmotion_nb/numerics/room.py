@@ -6,14 +6,16 @@ reading its movie.
 
 from __future__ import annotations
 
+import ctypes
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import RLock
 from typing import Any
 
 import numpy as np
 
+_MALLOC = {-3: 32 << 20, -1: 64 << 20}  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, as large as glibc's own ever become
 SPARE = 2  # pieces of memory that wait for another use, at most
 
 
@@ -60,3 +62,15 @@ class Room:
         with self._lock:
             if self._users and len(self._spare) < SPARE:
                 self._spare.append(piece)
+
+
+def reuse_freed_memory() -> None:
+    """Let the C library use again what was freed, as it does unless told otherwise, and as Dask tells its workers.
+
+    They are started with MALLOC_TRIM_THRESHOLD_, which also fixes what is taken from the system for each array alone: every
+    array beyond 128 kB. Without effect where the C library is not glibc.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in _MALLOC.items():
+            mallopt(parameter, value)

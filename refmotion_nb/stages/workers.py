@@ -25,6 +25,7 @@ from refmotion_nb import __version__
 from refmotion_nb.data.schema import Dataset, InputError
 from refmotion_nb.numerics import gpu
 from refmotion_nb.numerics.backend import one_blas_thread
+from refmotion_nb.numerics.room import reuse_freed_memory
 from refmotion_nb.stages.device import Device, choose
 from refmotion_nb.stages.execute import bytes_of
 from refmotion_nb.stages.places import Task
@@ -208,6 +209,7 @@ class WorkerSession(WorkerPlugin):
         with self._lock:
             if self._session is None:
                 one_blas_thread().__enter__()  # for good: the same bits as in one process
+                reuse_freed_memory()
                 device = self._choose()
                 cache = bytes_of(self._cache) if isinstance(self._cache, str) else self._cache
                 if device.is_gpu:
