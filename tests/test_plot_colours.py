@@ -93,8 +93,8 @@ def test_a_browser_follows_the_page_and_its_theme_and_prints_in_light_colours(br
     file = StringIO()
     pn.pane.HoloViews(plots.scores(fake_search())).save(file, resources=INLINE)
     page = browser.blank()
-    page.add_init_script("document.documentElement.dataset.jpThemeLight = 'false'")
-    page.set_content(re.sub("<link[^>]*>", "", file.getvalue()))  # icons of another host
+    without_icons = re.sub("<link[^>]*>", "", file.getvalue())  # of another host
+    page.set_content(without_icons.replace("<html", "<html data-jp-theme-light='false'", 1))
     figures = "Bokeh.documents[0].roots().flatMap(r => [...r.references()]).filter(m => m.type == 'Figure')"
 
     def wait_for(colours):

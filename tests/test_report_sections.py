@@ -200,7 +200,11 @@ def test_weights_are_drawn_per_dose_as_plots_are() -> None:
     def ticks(drawn: str) -> list[str]:
         return re.findall(r'class="e">([\d.]+)<', figures_of(drawn)[0])
 
-    assert ticks(whole[3]) == ticks(cut[3]) and "Weight per e/Å²" in whole[3] and "encloses is 1" in text_of(whole[4])
+    assert (
+        ticks(whole[3]) == ticks(cut[3])
+        and "Weight per e/Å²" in whole[3]
+        and "weight times dose adds up to 1" in text_of(whole[4])
+    )
     unknown = report_dose.group_of(dose.assign(dose=dose["dose"] * np.nan), 0)
     assert "Dose weight" in report_dose.damage(unknown)[3] and "add up to 1" in text_of(report_dose.damage(unknown)[3])
 
@@ -265,7 +269,9 @@ def test_whole_micrographs_with_their_motion_and_what_was_left_out(store: Result
     html = render_report(store, title="t")
     (section,) = re.findall(r'<section id="micrographs">(.*?)</section>', html, re.DOTALL)
     shown = text_of(section)
-    assert "3 of 4 micrographs were written whole" in shown and "in pixels of 0.85 Å" in shown
+    assert "3 of 4 micrographs were written whole, motion-corrected and dose-weighted, in pixels of 0.85 Å" in text_of(
+        html
+    )
     assert "mic_003.tif was not found 1 mic_003" in shown and "The first 2 of 3" in shown
     one = fake_micrograph(0)["displacement"].values.reshape(25, N_FRAMES, 2)
     one = one - one[:, :1]

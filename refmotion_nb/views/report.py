@@ -70,7 +70,7 @@ def render_report(results: ResultStore | xr.DataTree, *, title: str, micrographs
     }
     links = "".join(f'<a href="#{_anchor(name)}">{name}</a>' for name in shown)
     body = "".join(f'<section id="{_anchor(name)}"><h2>{name}</h2>{body}</section>' for name, body in shown.items())
-    version = escape(str(attrs.get("version", "")))
+    version = escape(str(attrs.get("version") or mapping(attrs, "micrographs").get("version", "")))
     written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'

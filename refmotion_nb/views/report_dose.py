@@ -41,7 +41,7 @@ _WEIGHTS = (
     "faster for finer detail; in the first frames they may be lower, where motion blurs them."
 )
 _PER_DOSE = (
-    "per e/Å², so that it does not depend on how long a frame is: what a curve encloses is 1, at any one detail."
+    "per e/Å², so that it does not depend on how long a frame is: at any one detail, weight times dose adds up to 1."
 )
 _PER_FRAME_ONLY = "at any one detail the weights of all frames add up to 1."
 _BOTH_IMAGES = "Left the weights used, right the standard curve for comparison, in the same colours. "

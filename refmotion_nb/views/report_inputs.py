@@ -65,7 +65,7 @@ def _told(inputs: Mapping[str, Any]) -> str:
 def files_table(inputs: Mapping[str, Any]) -> str:
     """Return the files that went in, and what else is noted of the input."""
     files = [(str(what), str(path)) for what, path in rows(inputs, "files")]
-    others = [(str(name), text_of(value)) for name, value in inputs.items() if name not in _KNOWN]
+    others = [(str(name), text_of(value)) for name, value in inputs.items() if name not in _KNOWN and value != ""]
     return table(("What", "File"), files + others, css="narrow") if files or others else ""
 
 

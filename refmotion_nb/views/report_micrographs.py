@@ -21,7 +21,7 @@ OPEN = 1  # micrographs that are not folded away
 _MOTION = (
     "What was undone. Left: how places of the micrograph moved while it was exposed; a path starts at its dot and runs from the "
     "first frame to the last in the colours of the scale, magnified as written at the bar. Right: the mean of all places against "
-    "dose. Good paths are smooth, longest in the first frames, and much alike from place to place. One that jumps in a single "
+    "dose. Good paths are smooth, longest in the first frames, and much alike from place to place. A path that jumps in a single "
     "frame comes from a frame that was aligned wrongly: such a micrograph is blurred."
 )
 
@@ -38,8 +38,7 @@ def micrographs_section(corrected: xr.Dataset | None, some: Mapping[str, xr.Data
     left = int(corrected["written"].sum()) - len(shown)
     more = paragraphs([f"The first {len(shown)} of {left + len(shown):,}; all are in the results."]) if left else ""
     return (
-        paragraphs([tell_micrographs(corrected)])
-        + titled("What was left out, and why", _left_out(corrected))
+        titled("What was left out, and why", _left_out(corrected))
         + titled("Written", table(("Micrograph", "Size (px)", "Pixel (Å)", "Moved by", "Path of the whole (Å)",
                                    "Largest local motion (Å)", "File"), map(_row, shown.values(), shown)) + more
                  if shown else "")
