@@ -89,7 +89,7 @@ def test_nothing_is_sent_before_something_is_drawn():
 
 
 @pytest.mark.browser
-def test_a_browser_follows_the_page_and_its_theme_and_prints_in_light_colours(browser):
+def test_a_browser_follows_the_page_and_its_theme(browser):
     file = StringIO()
     pn.pane.HoloViews(plots.scores(fake_search())).save(file, resources=INLINE)
     page = browser.blank()
@@ -109,8 +109,4 @@ def test_a_browser_follows_the_page_and_its_theme_and_prints_in_light_colours(br
     page.evaluate("document.documentElement.dataset.jpThemeLight = 'true'")
     wait_for(LIGHT)
     page.evaluate("document.documentElement.dataset.jpThemeLight = 'false'")
-    wait_for(DARK)
-    page.emulate_media(media="print")
-    wait_for(LIGHT)
-    page.emulate_media(media="screen")
     wait_for(DARK)

@@ -1,9 +1,8 @@
-// Gives figures the colours of the page that shows them: dark where the page is, light on paper.
+// Gives figures the colours of the page that shows them. Paper has those of the screen: canvases are not drawn again for it.
 // models[i][names[i]] is light[i] or dark[i]; `where` selects what only a dark page has.
-const paper = window.matchMedia("print")
 let shown = false  // they come in light colours
 function paint() {
-  const wanted = !paper.matches && document.querySelector(where) !== null
+  const wanted = document.querySelector(where) !== null
   if (wanted === shown)
     return
   shown = wanted
@@ -15,4 +14,3 @@ paint()
 const switches = new MutationObserver(paint)  // of the theme, while the page is open
 for (const element of [document.documentElement, document.body])
   switches.observe(element, {attributes: true})
-paper.addEventListener("change", paint)
