@@ -53,6 +53,7 @@ def write_micrographs(options: argparse.Namespace) -> int:
     """Write the micrographs of all movies; the exit code is 0 only if all were written."""
     from refmotion_nb.cli import Console
     from refmotion_nb.stages.job import writable
+    from refmotion_nb.views.report import write_report
 
     stage, execution = _stage(MicrographCorrection, _parameters(), options), _stage(Execution, EXECUTION, options)
     execution.check()
@@ -78,6 +79,7 @@ def write_micrographs(options: argparse.Namespace) -> int:
         for name, reason in zip(table["micrograph"].values, table["reason"].values):
             if reason:
                 console.say(f"warning: {name}: {reason}")
+        write_report(options.out / "results.zarr", options.out / "report.html")
         complete = bool(table["written"].all())
         console.say(_summary(options, table, time.perf_counter() - start))
         if not complete:

@@ -194,6 +194,36 @@ def fake_validation(references: int = 1) -> xr.Dataset:
     )
 
 
+def fake_micrograph(seed: int = 0, width: float = 5760.0, height: float = 4092.0) -> xr.Dataset:
+    """How a micrograph moved that was written whole."""
+    tracks = fake_tracks(seed, 25, width, height)
+    y, x = ((np.arange(5) + 0.5) / 5 * size for size in (height, width))
+    moved = tracks["shift"].values.reshape(5, 5, N_FRAMES, 2)
+    return xr.Dataset(
+        {
+            "displacement": labelled(("y", "x", "frame", "axis"), moved, "displacement that was undone", "Å"),
+            "dose": labelled("frame", DOSE * np.arange(1, N_FRAMES + 1), "dose after the frame", "e/Å²"),
+        },
+        coords={"axis": ["x", "y"], "y": labelled("y", y, "y", "Å"), "x": labelled("x", x, "x", "Å")},
+        attrs={"motion_of_particles": False, "names": [f"Micrographs/mic_{seed:03d}.mrc"], "shape": [4092, 5760],
+               "pixel_size_A": 0.85},
+    )  # fmt: skip
+
+
+def fake_corrected(micrographs: int = 3, failed: int = 1) -> xr.Dataset:
+    names = [f"mic_{i:03d}" for i in range(micrographs + failed)]
+    written = np.arange(len(names)) < micrographs
+    return xr.Dataset(
+        {
+            "micrograph": ("row", names),
+            "written": ("row", written),
+            "image_name": ("row", [f"Micrographs/{name}.mrc" if there else "" for name, there in zip(names, written)]),
+            "pixel_size_A": ("row", np.where(written, 0.85, np.nan)),
+            "reason": ("row", ["" if there else f"{name}.tif was not found" for name, there in zip(names, written)]),
+        }
+    )
+
+
 def fake_audit() -> xr.Dataset:
     return xr.Dataset(
         {"resemblance": labelled("reference", [12.3], "correlation with the reference", "standard errors")},

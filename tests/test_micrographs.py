@@ -410,6 +410,8 @@ def test_a_movie_that_cannot_be_used_is_named_and_the_others_are_written(moving,
     movie.unlink()
     assert run(folder, tmp_path / "out") == 1
     assert "was not found" in (tmp_path / "out/run.log").read_text(encoding="utf-8")
+    report = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "1 of 2 micrographs were written whole" in report and "was not found" in report
     table = rm.ResultStore(tmp_path / "out/results.zarr").read("corrected_micrographs")
     assert table["micrograph"].values.tolist() == ["mic0000", "mic0001"]  # one kind of name, opened or not
     (folder / "Movies/mic0000.tif").unlink()

@@ -12,7 +12,8 @@ import refmotion_nb as rm
 from refmotion_nb import plots
 from refmotion_nb.data.maps import write_map
 from refmotion_nb.data.relion.motion import rigid_displacement
-from refmotion_nb.views.plots import look
+from refmotion_nb.views.figure_colours import ramp
+from refmotion_nb.views.plots import look, page
 
 
 def search(retire=True):
@@ -309,7 +310,7 @@ def test_what_cannot_be_drawn_is_refused(nothing):
 def test_colours_are_the_reports():
     assert len(look.colours("c")) == 7 and len(look.colours("f")) == 8
     assert look.category(0) == "#0072b2" and look.category(7) == look.category(0)
-    assert look.ramp()[0] == look.colours("f")[0] and look.ramp()[-1] == look.colours("f")[-1]
+    assert ramp()[0] == look.colours("f")[0] and ramp()[-1] == look.colours("f")[-1]
 
 
 def test_sections_through_maps_show_their_middle_in_angstrom(tmp_path):
@@ -343,7 +344,7 @@ def test_a_page_that_comes_later_is_sent_the_scripts_once():
         kernel = Kernel()
 
     loaded = []
-    pages = look.Pages(Shell(), lambda: loaded.append(Shell.kernel.page))
+    pages = page.Pages(Shell(), lambda: loaded.append(Shell.kernel.page))
     for Kernel.page in ("first", "first", "reloaded", "reloaded", "first", "other"):
         pages.look()
     assert loaded == ["reloaded", "other"]

@@ -103,7 +103,7 @@ def test_every_figure_has_axes_with_units(store: ResultStore) -> None:
     # scores and activity at 3 distances, all rays; 4 for each micrograph; dose; maps; noise
     assert len(drawings) == 2 * 3 + 1 + 6 * 4 + 7 + 3 + 2
     without_unit = {"Cross-validation score", "Score (lower is better)", "Total prior strength", "Fourier cylinder correlation",
-                    "Dose weight", "Scale factor", "FSC, corrected for the mask", "FSC, masked", "FSC"}  # fmt: skip
+                    "Weight per e/Å²", "Scale factor", "FSC, corrected for the mask", "FSC, masked", "FSC"}  # fmt: skip
     for drawing in drawings:
         labels = [unescape(text) for text in re.findall(r'class="axis m"[^>]*>([^<]*)<', drawing)]
         assert len(labels) in (2, 3)

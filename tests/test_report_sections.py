@@ -16,8 +16,11 @@ from fake_results import (
     EXPOSURE,
     FREQUENCY,
     INPUTS,
+    N_FRAMES,
     fake_audit,
+    fake_corrected,
     fake_dose_weights,
+    fake_micrograph,
     fake_particles,
     fake_search,
     fake_tracks,
@@ -33,7 +36,7 @@ from refmotion_nb.data.store import ResultStore
 from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.stages.describe import describe_inputs
 from refmotion_nb.views import report_dose, report_inputs, report_maps, report_search
-from refmotion_nb.views.report import render_report
+from refmotion_nb.views.report import render_report, write_report
 from refmotion_nb.views.report_summary import warnings
 
 
@@ -185,6 +188,27 @@ def test_dose_weights_from_a_file(store: ResultStore) -> None:
     assert len(figures_of(html)) == 2
 
 
+def test_weights_are_drawn_per_dose_as_plots_are() -> None:
+    dose = fake_dose_weights()
+    whole = report_dose.damage(report_dose.group_of(dose, 0))
+    halved = dose.isel(frame=np.repeat(np.arange(N_FRAMES), 2))
+    for name in ("weight", "weight_lo", "weight_hi", "reference_weight", "frame_dose"):
+        halved[name] = halved[name] / 2
+    halved["dose"] = halved["dose"] + np.tile([-0.25, 0.25], N_FRAMES) * dose["frame_dose"].values[0, 0]
+    cut = report_dose.damage(report_dose.group_of(halved, 0))
+
+    def ticks(drawn: str) -> list[str]:
+        return re.findall(r'class="e">([\d.]+)<', figures_of(drawn)[0])
+
+    assert (
+        ticks(whole[3]) == ticks(cut[3])
+        and "Weight per e/Å²" in whole[3]
+        and "weight times dose adds up to 1" in text_of(whole[4])
+    )
+    unknown = report_dose.group_of(dose.assign(dose=dose["dose"] * np.nan), 0)
+    assert "Dose weight" in report_dose.damage(unknown)[3] and "add up to 1" in text_of(report_dose.damage(unknown)[3])
+
+
 def test_whether_first_frames_are_weighted_down() -> None:
     dose = fake_dose_weights()
     shell = int(np.flatnonzero(FREQUENCY <= 1.001 / 3.6)[-1])
@@ -230,6 +254,47 @@ def test_a_validation_without_curves_of_the_mask() -> None:
     maps = fake_validation().drop_vars(["fsc_randomised", "b_factor", "fsc_unmasked", "meaning"])
     shown = text_of(report_maps.maps_section(maps))
     assert "What the mask does" not in shown and "B-factor" not in shown and "1 rigid 3.84" in shown
+
+
+# whole micrographs
+
+
+def test_whole_micrographs_with_their_motion_and_what_was_left_out(store: ResultStore) -> None:
+    fill(store)
+    store.write("corrected_micrographs", fake_corrected())
+    for i in range(2):
+        store.write(f"micrographs/mic_{i:03d}", fake_micrograph(i))
+    record = {"command": "refmotion micrographs --out Corrected", "inputs": {"files": [["gain", "gain.mrc"]]}}
+    store.update_attrs(micrographs=record)
+    html = render_report(store, title="t")
+    (section,) = re.findall(r'<section id="micrographs">(.*?)</section>', html, re.DOTALL)
+    shown = text_of(section)
+    assert "3 of 4 micrographs were written whole, motion-corrected and dose-weighted, in pixels of 0.85 Å" in text_of(
+        html
+    )
+    assert "mic_003.tif was not found 1 mic_003" in shown and "The first 2 of 3" in shown
+    one = fake_micrograph(0)["displacement"].values.reshape(25, N_FRAMES, 2)
+    one = one - one[:, :1]
+    length = np.linalg.norm(np.diff(one.mean(0), axis=0), axis=-1).sum()
+    local = np.linalg.norm(one - one.mean(0), axis=-1).max()
+    assert f"mic_000 5760 × 4092 0.85 motion correction {length:.2f} {local:.2f} Micrographs/mic_000.mrc" in shown
+    assert "refmotion micrographs \\ --out Corrected" in shown and "gain gain.mrc" in shown
+    figures = figures_of(section)
+    assert len(figures) == 4 and "Accumulated dose (e/Å²)" in figures[1] and "Displacement (Å)" in figures[1]
+    caption = text_of(re.findall(r"<figcaption>(.*?)</figcaption>", section)[0])
+    assert "Good paths" in caption and "e/Å²" not in caption
+    assert "Micrographs written 3 of 4" in text_of(html)
+    assert 'id="micrographs"' not in render_report(fill(ResultStore(store.path.parent / "other.zarr")), title="t")
+
+
+def test_a_store_of_whole_micrographs_alone_is_not_that_of_an_unfinished_run(
+    store: ResultStore, tmp_path: Path
+) -> None:
+    store.write("corrected_micrographs", fake_corrected(failed=0))
+    write_report(store, tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<h1>Motion-corrected micrographs</h1>" in html and "All 3 micrographs were written" in html
+    assert "Not among these results" not in html and "10.7554/eLife.06980" in html and "IUCrJ" not in html
 
 
 # the run

@@ -16,6 +16,7 @@ from refmotion_nb.views.report_dose import dose_section
 from refmotion_nb.views.report_html import mapping
 from refmotion_nb.views.report_inputs import inputs_section
 from refmotion_nb.views.report_maps import maps_section
+from refmotion_nb.views.report_micrographs import micrographs_section
 from refmotion_nb.views.report_run import citations, run_section
 from refmotion_nb.views.report_search import search_section
 from refmotion_nb.views.report_summary import summary_section
@@ -32,7 +33,7 @@ def write_report(
     results: ResultStore | xr.DataTree | str | Path,
     path: str | Path,
     *,
-    title: str = "Reference-based motion correction",
+    title: str = "",
     micrographs: int = SHOWN,
 ) -> None:
     """Write the report of a run, from its results alone; atomically.
@@ -45,12 +46,12 @@ def write_report(
     path
         The file to write, usually ``report.html``.
     title
-        The heading.
+        The heading; by default what the results are of.
     micrographs
         How many to show trajectories of.
     """
     source = ResultStore(results) if isinstance(results, str | Path) else results
-    text = render_report(source, title=title, micrographs=micrographs)
+    text = render_report(source, title=title or _title(source), micrographs=micrographs)
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -58,7 +59,7 @@ def write_report(
 def render_report(results: ResultStore | xr.DataTree, *, title: str, micrographs: int = SHOWN) -> str:
     """Return the report as HTML."""
     groups = {name: found for name in SINGLE if (found := _get(results, name)) is not None}
-    limits = dict(zip(PER_MICROGRAPH, (micrographs, MAX_SPECTRA)))
+    limits = dict(zip(PER_MICROGRAPH, (micrographs, MAX_SPECTRA, micrographs)))
     each = {name: _some(results, name, limit) for name, limit in limits.items()}
     attrs = {str(name): value for name, value in results.attrs.items()}
     there = {*groups, *(name for name, found in each.items() if found)}
@@ -69,7 +70,7 @@ def render_report(results: ResultStore | xr.DataTree, *, title: str, micrographs
     }
     links = "".join(f'<a href="#{_anchor(name)}">{name}</a>' for name in shown)
     body = "".join(f'<section id="{_anchor(name)}"><h2>{name}</h2>{body}</section>' for name, body in shown.items())
-    version = escape(str(attrs.get("version", "")))
+    version = escape(str(attrs.get("version") or mapping(attrs, "micrographs").get("version", "")))
     written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
@@ -92,10 +93,16 @@ def _sections(
         "Trajectories": tracks_section(each["tracks"], total),
         "Dose weights": dose_section(dose),
         "Maps": maps_section(groups.get("validation")),
+        "Micrographs": micrographs_section(groups.get("corrected_micrographs"), each["micrographs"], attrs),
         "Noise": noise_section(each["noise"]),
         "Run": run_section(attrs),
         "References": citations(groups, str(attrs.get("version", ""))) if groups else "",
     }
+
+
+def _title(results: ResultStore | xr.DataTree) -> str:
+    of_a_run = "inputs" in results.attrs or _get(results, "corrected_micrographs") is None
+    return "Reference-based motion correction" if of_a_run else "Motion-corrected micrographs"
 
 
 def _get(results: ResultStore | xr.DataTree, name: str) -> xr.Dataset | None:

@@ -32,14 +32,18 @@ _PER_FRAME = (
     "signal is left at coarse detail, 1 for the best frame. Jumps between neighbouring frames mean too few particles."
 )
 _IMAGES = (
-    "The weight of each frame (upwards, in order of dose) at each level of detail; at any one detail the weights of all frames "
-    "add up to 1. {both}Good: even to the left, and to the right bright at low dose{like}. Beyond the detail at which agreement "
-    "with the reference can be measured, weights follow the fitted model."
+    "The weight of each frame (upwards, in order of dose) at each level of detail; {unit} {both}Good: even to the left, and to "
+    "the right bright at low dose{like}. Beyond the detail at which agreement with the reference can be measured, weights follow "
+    "the fitted model."
 )
 _WEIGHTS = (
-    "The weight of a frame against dose, at a few levels of detail. {both}{band}Weights should fall smoothly with dose, faster "
-    "for finer detail; in the first frames they may be lower, where motion blurs them."
+    "The weight of frames against dose, at a few levels of detail; {unit} {both}{band}Weights should fall smoothly with dose, "
+    "faster for finer detail; in the first frames they may be lower, where motion blurs them."
 )
+_PER_DOSE = (
+    "per e/Å², so that it does not depend on how long a frame is: at any one detail, weight times dose adds up to 1."
+)
+_PER_FRAME_ONLY = "at any one detail the weights of all frames add up to 1."
 _BOTH_IMAGES = "Left the weights used, right the standard curve for comparison, in the same colours. "
 _BOTH_CURVES = "Solid: as used here; dashed: the standard curve of Grant & Grigorieff. "
 _BAND = (
@@ -161,6 +165,7 @@ def early_frames(dose: xr.Dataset) -> str:
 
 def damage(dose: xr.Dataset) -> list[str]:
     """FCC and weights of one group (frame, frequency) as images and curves; B-factors and scales per frame."""
+    dose, unit = _per_dose(dose)
     frequency, exposure = dose["frequency"], dose["dose"].values
     x = Axis(label(frequency), *_edges(frequency.values), resolution=True)
     y = Axis(label(dose["dose"]), *_edges(exposure))
@@ -178,7 +183,7 @@ def damage(dose: xr.Dataset) -> list[str]:
         drawings = [_per_frame(dose, name, CATEGORIES[i]) for i, name in enumerate(names)]
         figures.append(figure("B-factor and scale of each frame", "".join(drawings), _PER_FRAME))
     if "weight" in dose:
-        figures.append(_weight_curves(dose))
+        figures.append(_weight_curves(dose, unit))
         both = [(title, dose[name]) for name, title in
                 (("weight", "Weights used"), ("reference_weight", "Standard curve (Grant & Grigorieff)"))
                 if name in dose]  # fmt: skip
@@ -186,6 +191,7 @@ def damage(dose: xr.Dataset) -> list[str]:
         images = panels([(title, heat_drawing(title, x, y, values.values, colour)) for title, values in both])
         pair = len(both) > 1
         reading = _IMAGES.format(
+            unit=unit,
             both=_BOTH_IMAGES if pair else "",
             like=", much like the standard curve but for the first frames" if pair else "",
         )
@@ -243,7 +249,18 @@ def _per_frame(dose: xr.Dataset, name: str, colour: str) -> str:
     return line_drawing(title, x, y, [Line(exposure, values, "", colour, points=points)], size=(400, 160))
 
 
-def _weight_curves(dose: xr.Dataset) -> str:
+def _per_dose(dose: xr.Dataset) -> tuple[xr.Dataset, str]:
+    """Return a group with weights per e/Å² where doses are known, and in words what its weights are."""
+    from refmotion_nb.stages.dose_weights import per_dose, table_edges
+
+    if "weight" not in dose or not (np.diff(table_edges(dose)) > 0).all():
+        return dose, _PER_FRAME_ONLY
+    found = per_dose(dose)
+    found["weight"].attrs |= {"long_name": "weight per e/Å²", "units": ""}
+    return found, _PER_DOSE
+
+
+def _weight_curves(dose: xr.Dataset, unit: str) -> str:
     frequency, exposure = dose["frequency"].values, dose["dose"].values
     fitted = _fitted(dose)
     shells = np.unique(fitted[np.linspace(0, len(fitted) - 1, 5).round().astype(int)[1:]])
@@ -265,7 +282,9 @@ def _weight_curves(dose: xr.Dataset) -> str:
     bands = [limit for line in lines if line.band for limit in line.band]
     y = Axis.of(label(dose["weight"]), *(line.y for line in lines), *bands, zero=True)
     subtitle = "" if bands or "weight_lo" not in dose else "no confidence band: that takes three micrographs or more"
-    drawing = line_drawing("Weight of a frame", x, y, lines)
+    drawing = line_drawing("Weights against dose", x, y, lines)
     standard = "reference_weight" in dose
-    reading = _WEIGHTS.format(both=_BOTH_CURVES if standard else "", band=_BAND if bands and standard else "")
-    return figure("Weight of a frame", drawing, reading, legend=legend, subtitle=subtitle)
+    reading = _WEIGHTS.format(
+        unit=unit, both=_BOTH_CURVES if standard else "", band=_BAND if bands and standard else ""
+    )
+    return figure("Weights against dose", drawing, reading, legend=legend, subtitle=subtitle)

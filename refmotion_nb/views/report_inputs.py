@@ -38,7 +38,7 @@ _KNOWN = {"program", "files", "movies", "particles", "exposures", "half_sets", "
 def inputs_section(inputs: Mapping[str, Any], particles: xr.Dataset | None, audit: xr.Dataset | None) -> str:
     """Return what went in, what was left out, and what the check of the input found."""
     parts = [
-        titled("Files", _files(inputs)),
+        titled("Files", files_table(inputs)),
         titled("Movies", _exposures(rows(inputs, "exposures"))),
         titled("Particles", _half_sets(rows(inputs, "half_sets")) + _optics(rows(inputs, "optics_groups"))),
         titled("What was skipped, and why", skipped(inputs, particles)),
@@ -62,9 +62,10 @@ def _told(inputs: Mapping[str, Any]) -> str:
     )
 
 
-def _files(inputs: Mapping[str, Any]) -> str:
+def files_table(inputs: Mapping[str, Any]) -> str:
+    """Return the files that went in, and what else is noted of the input."""
     files = [(str(what), str(path)) for what, path in rows(inputs, "files")]
-    others = [(str(name), text_of(value)) for name, value in inputs.items() if name not in _KNOWN]
+    others = [(str(name), text_of(value)) for name, value in inputs.items() if name not in _KNOWN and value != ""]
     return table(("What", "File"), files + others, css="narrow") if files or others else ""
 
 
@@ -119,7 +120,7 @@ def _left_at_opening(entries: list[Any], movies_only: bool) -> list[tuple[object
             str(e["reason"]),
             int(e["particles"]),
             int(e["n_micrographs"]),
-            _some(e["micrographs"], int(e["n_micrographs"])),
+            some_of(e["micrographs"], int(e["n_micrographs"])),
         )
         for e in entries
         if not (movies_only and e["particles"])
@@ -134,11 +135,12 @@ def _left_of(particles: xr.Dataset) -> list[tuple[object, ...]]:
     lines: list[tuple[object, ...]] = []
     for reason, n in Counter(reasons.tolist()).most_common():
         where = sorted(set(map(str, names[reasons == reason])))
-        lines.append((reason or "no reason given", n, len(where), _some(where, len(where))))
+        lines.append((reason or "no reason given", n, len(where), some_of(where, len(where))))
     return lines
 
 
-def _some(names: list[Any], total: int) -> str:
+def some_of(names: list[Any], total: int) -> str:
+    """Return the first of ``total`` names."""
     shown = ", ".join(str(name) for name in names[:NAMED])
     return shown + (f" and {total - NAMED:,} more" if total > NAMED else "")
 

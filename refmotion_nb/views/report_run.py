@@ -41,10 +41,10 @@ def run_section(attrs: Mapping[str, Any]) -> str:
     parts = [titled("Time", seconds_table(seconds))] if seconds else []
     if versions := {"refmotion_nb": attrs["version"]} | mapping(attrs, "versions") if attrs.get("version") else {}:
         parts.append(titled("Versions", _pairs(versions, ("Program", "Version"))))
-    return _repeat(attrs) + (grid(parts, "beside") if parts else "")
+    return repeat(attrs) + (grid(parts, "beside") if parts else "")
 
 
-def _repeat(attrs: Mapping[str, Any]) -> str:
+def repeat(attrs: Mapping[str, Any]) -> str:
     """Return the command line, the settings that were given, and all the others folded away."""
     settings, default = mapping(attrs, "settings"), mapping(attrs, "defaults")
     command = str(attrs.get("command") or "")
@@ -88,9 +88,13 @@ def seconds_table(seconds: Mapping[str, float]) -> str:
 
 def citations(groups: Mapping[str, xr.Dataset], version: str) -> str:
     """Return what to cite for the results there are."""
-    used = [(BAYESIAN_POLISHING, "the motion model, its priors, and dose weights from Fourier cylinder correlation")]
-    if "dose_weights" in groups or "validation" in groups:
-        used.append((EXPOSURE, "the standard dose weights compared with"))
+    used = []
+    if set(groups) != {"corrected_micrographs"}:
+        used.append(
+            (BAYESIAN_POLISHING, "the motion model, its priors, and dose weights from Fourier cylinder correlation")
+        )
+    if {"dose_weights", "validation", "corrected_micrographs"} & set(groups):
+        used.append((EXPOSURE, "the standard dose weights"))
     if "validation" in groups:
         used.append((RANDOM_PHASES, "the correction of the FSC for the mask, by random phases"))
         used.append((CRITERION, "resolution at FSC = 0.143"))

@@ -60,6 +60,11 @@ _OVERVIEW = (
     "several rays: the choice is then not a matter of chance. Empty cells: the ray had retired."
 )
 
+_TABLE = (
+    "Where each ray had its lowest score, and how much particles moved there. Rays with nearly the same score should also agree "
+    "in activity: then the choice between them hardly matters. If they do not, search with more particles (target_particles)."
+)
+
 
 def search_section(search: xr.Dataset | None, inputs: Mapping[str, Any], dose: xr.Dataset | None) -> str:
     """Return what was searched and chosen; empty without results."""
@@ -76,7 +81,7 @@ def search_section(search: xr.Dataset | None, inputs: Mapping[str, Any], dose: x
         paragraphs([RAYS])
         + tables
         + grid(rays(search), "stack")
-        + titled("Rays, the best first", ray_table(search))
+        + titled("Rays, the best first", paragraphs([_TABLE]) + ray_table(search))
         + listed
     )
 
@@ -233,14 +238,14 @@ def _relion_table(attrs: Mapping[str, Any], dose: float) -> str:
 
 def _motion_model(attrs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if np.isfinite(common := float(attrs.get("common_std_A", np.nan))):
-        yield "Motion of all per frame (σ)", f"{number(common)} Å"
+        yield "Common correction per frame (σ)", f"{number(common)} Å"
     decay, floor = (float(attrs.get(name, np.nan)) for name in ("profile_decay_e_A2", "profile_floor"))
     if np.isinf(decay):
-        yield "Local motion decays", "not at all"
+        yield "Local motion fades", "not at all"
     if np.isfinite(decay):
-        yield "Local motion decays with", f"{number(decay)} e/Å²"
+        yield "Local motion fades over", f"{number(decay)} e/Å²"
     if np.isfinite(decay) and np.isfinite(floor):
-        yield "… to, of the first", f"{100 * floor:.0f} %"
+        yield "… down to, of its start", f"{100 * floor:.0f} %"
 
 
 def ray_table(search: xr.Dataset) -> str:
@@ -260,8 +265,8 @@ def ray_table(search: xr.Dataset) -> str:
         over = f"retired: {reason}" if bool(search["retired"][ray]) else reason or "maximum strength"
         lines.append((*name, seen.size, float(strength[ray][seen[-1]]), Decimals(score[ray][step], digits),
                       float(strength[ray][step]), *_activities(search, ray, step), over))  # fmt: skip
-    head = ("Ray", "Balance (°)", "Distance (Å)", "Steps", "to strength", "Lowest score", "at strength", "with local",
-            "total activity (Å)", "Ended")  # fmt: skip
+    head = ("Ray", "Balance (°)", "Distance (Å)", "Steps", "Last strength", "Lowest score", "… at strength",
+            "Local activity (Å)", "Total activity (Å)", "Ended")  # fmt: skip
     return table(head, lines, marked=0)
 
 

@@ -12,6 +12,7 @@ from refmotion_nb.views.report_dose import tell_dose
 from refmotion_nb.views.report_html import count, decoded, duration, paragraphs
 from refmotion_nb.views.report_inputs import audit_findings
 from refmotion_nb.views.report_maps import best_resolution, map_warnings, tell_maps
+from refmotion_nb.views.report_micrographs import tell_micrographs
 from refmotion_nb.views.report_run import stage_seconds
 from refmotion_nb.views.report_search import best_activity, search_warnings, tell_search
 from refmotion_nb.views.svg import number
@@ -64,6 +65,9 @@ def tiles(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> list[tu
             found.append(("Trajectory activity", f"{number(local)} Å", f"local; {number(total)} Å in total"))
     if "validation" in groups and (reached := best_resolution(groups["validation"])):
         found.append(("Resolution", *reached))
+    if "corrected_micrographs" in groups:
+        whole = groups["corrected_micrographs"]["written"].values.astype(bool)
+        found.append(("Micrographs written", f"{whole.sum():,}", f"of {whole.size:,}"))
     if seconds := stage_seconds(attrs):
         found.append(("Time", duration(sum(seconds)), f"in {count(len(seconds), 'stage')}"))
     return found
@@ -71,7 +75,8 @@ def tiles(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> list[tu
 
 def sentences(groups: Mapping[str, xr.Dataset]) -> list[str]:
     """Return what was done, in plain words, a sentence or two for each stage that has results."""
-    tell = {"particles": _tell_particles, "search": tell_search, "dose_weights": tell_dose, "validation": tell_maps}
+    tell = {"particles": _tell_particles, "search": tell_search, "dose_weights": tell_dose, "validation": tell_maps,
+            "corrected_micrographs": tell_micrographs}  # fmt: skip
     return [function(groups[name]) for name, function in tell.items() if name in groups]
 
 
@@ -109,5 +114,7 @@ def _sentence(text: str) -> str:
 
 
 def missing(there: set[str]) -> list[tuple[str, str]]:
-    """Return what is not among the results: (what, the command that computes it)."""
+    """Return what is not among the results of a run: (what, the command that computes it); nothing of whole micrographs."""
+    if there and there <= {"corrected_micrographs", "micrographs"}:
+        return []
     return [(what, f"refmotion run … --until {stage}") for name, (what, stage) in STAGES.items() if name not in there]

@@ -101,7 +101,7 @@ def _common(name: str, tracks: xr.Dataset, rigid: np.ndarray, common: np.ndarray
     frame = np.arange(1, len(rigid) + 1)
     x = Axis("Frame (number)", 0.5, max(len(frame), 1) + 0.5, whole=True)
     drawings = []
-    for values, what in ((rigid + common, "Whole"), (common, "Found here")):
+    for values, what in ((rigid + common, "Whole"), (common, "Beyond rigid")):
         lines = [
             Line(frame, values[:, axis], "xy"[axis], CATEGORIES[axis], "dashed" if axis else "",
                  points=[f"frame {f}, {'xy'[axis]}: {v:.2f} {unit}" for f, v in zip(frame, values[:, axis])])
@@ -110,7 +110,7 @@ def _common(name: str, tracks: xr.Dataset, rigid: np.ndarray, common: np.ndarray
         y = Axis.of(f"{what} ({unit})", values, zero=True)
         drawings.append(line_drawing(f"{name}: {what}", x, y, lines, size=(400, 160)))
     rms = float(np.sqrt(np.mean(common[np.isfinite(common)] ** 2))) if np.isfinite(common).any() else np.nan
-    said = f"Above: all of it. Below: what was found beyond the rigid alignment, {rms:.2f} {unit} (RMS per axis)."
+    said = f"Above: all of it. Below: what was found beyond rigid motion, {rms:.2f} {unit} (RMS per axis)."
     return "".join(drawings) + f"<small>{said}</small>"
 
 

@@ -9,7 +9,6 @@ from functools import cache
 from typing import Any, ClassVar
 
 import param
-from bokeh.themes import Theme as FigureTheme
 from panel.reactive import ReactiveHTML
 from panel.theme.base import DarkTheme, DefaultTheme, Inherit
 from panel.theme.native import Native
@@ -17,7 +16,8 @@ from panel.viewable import Viewable
 
 from refmotion_nb.views.drawing_style import DARK as DARK_PAGES
 from refmotion_nb.views.drawing_style import palette
-from refmotion_nb.views.plots.look import send_style_sheets
+from refmotion_nb.views.figure_colours import figure_theme
+from refmotion_nb.views.plots.page import send_style_sheets
 
 DARK = "dark"
 
@@ -55,31 +55,6 @@ def variables(dark: bool = False) -> str:
     """Return the colours as declarations of CSS variables."""
     scheme = "dark" if dark else "light"
     return f"color-scheme: {scheme}; " + " ".join(f"--{name}: {colour};" for name, colour in palette(dark).items())
-
-
-def figure_theme(dark: bool = False) -> FigureTheme:
-    """Return how Bokeh draws figures on the page's cards."""
-    c = palette(dark)
-    text = {"text_color": c["text"], "text_font": "system-ui, sans-serif"}
-    axis = {"axis_label_text_color": c["text"], "major_label_text_color": c["muted"]} | {
-        f"{line}_line_color": c["muted"] for line in ("axis", "major_tick", "minor_tick")
-    }
-    back = {"background_fill_color": c["card"]}
-    fonts = {f"{part}_text_font": "system-ui, sans-serif" for part in ("axis_label", "major_label")}
-    fonts["axis_label_text_font_style"] = "normal"
-    bar = back | {
-        "title_text_color": c["text"],
-        "title_text_font_style": "normal",
-        "major_label_text_color": c["muted"],
-    }
-    return FigureTheme(json={"attrs": {
-        "Toolbar": {"logo": None},
-        "Plot": back | {"border_fill_color": c["card"], "outline_line_color": c["line"]},
-        "Axis": axis | fonts, "Grid": {"grid_line_color": c["grid"]}, "Title": text, "Label": text,
-        "Legend": back | {"label_text_color": c["text"], "title_text_color": c["text"], "border_line_color": c["line"],
-                          "background_fill_alpha": 0.85},
-        "BaseColorBar": bar, "ColorBar": bar,
-    }})  # fmt: skip
 
 
 class Light(DefaultTheme):

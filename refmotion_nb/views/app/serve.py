@@ -29,6 +29,7 @@ from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.page import Page
 from refmotion_nb.views.app.roots import Roots
 from refmotion_nb.views.app.written import ADDRESS, Download
+from refmotion_nb.views.plots.page import load
 
 
 def app(
@@ -40,6 +41,7 @@ def app(
     notebook is. One opened before on the same data ends: a cell that is run again would leave it at work for ever.
     """
     pn.extension(inline=True)  # style sheets too: without it a notebook asks another host for them
+    load()  # here: figures are made in a thread, which belongs to no cell
     engine = Engine(Roots(browse), out=None if out is None else Path(out).resolve())
     if data is not None:
         engine.take(data)
@@ -244,6 +246,7 @@ def serve(
     access = access or Access()
     access.check()
     _free(access)
+    load()
     name, origins = secrets.token_hex(16), access.all_origins()
     logging.getLogger("bokeh.server.views.ws").setLevel(logging.ERROR)  # it warns of each message to a closed browser
 

@@ -8,6 +8,7 @@ from refmotion_nb.views.plots.dose import b_factors, fcc, fcc_curves, weights
 from refmotion_nb.views.plots.images import frame, micrograph, particles
 from refmotion_nb.views.plots.maps import fsc, noise, slices
 from refmotion_nb.views.plots.motion import local_trajectories, motion, path, trajectories
+from refmotion_nb.views.plots.page import follow_page
 from refmotion_nb.views.plots.search import activity, rays, score_surface, scores
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "correlation",
     "fcc",
     "fcc_curves",
+    "follow_page",
     "frame",
     "fsc",
     "local_trajectories",

@@ -11,6 +11,7 @@ import xarray as xr
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.stages.dose_weights import per_dose
 from refmotion_nb.views import svg
+from refmotion_nb.views.drawing_style import palette
 from refmotion_nb.views.plots import look
 from refmotion_nb.views.plots.look import Runs
 
@@ -85,7 +86,7 @@ def _image(name: str, run: xr.Dataset, limits: tuple[float, float]) -> hv.Image:
     )  # fmt: skip
     return look.styled(
         image, "Image", cmap="viridis", clim=limits, colorbar=True, tools=["hover"], **look.OVER_FREQUENCY,
-        clabel="FCC", **look.BAR, clipping_colors={"NaN": "#aab2bd"}, fontsize=look.FONTS,
+        clabel="FCC", **look.BAR, clipping_colors={"NaN": palette()["line"]}, fontsize=look.FONTS,
         title=look.heading(name, "FCC (grey: not measured)"), **look.PANEL, xlim=(0, x[-1]),
     )  # fmt: skip
 

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
 import holoviews as hv
 import numpy as np
 import xarray as xr
-from bokeh.models.ui import UIElement
-from panel.io.notebook import patch_inline_stylesheets
-from panel.viewable import Viewable
 
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.views.drawing_style import palette
+from refmotion_nb.views.plots.page import load, mark
 
 PANEL = {"frame_width": 300, "frame_height": 220}
 FONTS = {"title": "10pt", "labels": "9pt", "ticks": "8pt", "legend": "8pt"}
@@ -25,59 +21,6 @@ STAR = {"marker": "star", "size": 16, "color": "white", "line_color": "black", "
 BAR = {"colorbar_opts": {"title_standoff": 8}}
 _RESOLUTION = 'return tick > 0 ? tick.toFixed(2) + "\\n" + (1 / tick).toFixed(1) + " Å" : "0"'
 
-
-def send_style_sheets(viewable: Any, root: Any) -> None:
-    """Put style sheets into what a notebook is sent: it would ask a CDN for those that are named."""
-    if root.document is None or root.document.session_context is None:
-        for model in root.select({"type": UIElement}):
-            patch_inline_stylesheets(model)
-
-
-@contextmanager
-def _without(module: str) -> Iterator[None]:
-    """Let imports of a module fail, unless it has been imported already."""
-    new = module not in sys.modules
-    if new:
-        sys.modules[module] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        if new:
-            del sys.modules[module]
-
-
-def _load() -> None:
-    """Make HoloViews draw with Bokeh, and send a notebook's page the scripts for it."""
-    with _without("nbformat"):  # only for HoloViews' archive; beside JupyterLab its import takes several seconds
-        hv.extension("bokeh", logo=False, inline=True)  # without it the page asks a CDN
-
-
-class Pages:
-    """Sends scripts again to pages that come later: a notebook reloaded in the browser, of which the kernel went on."""
-
-    MOST = 10  # some front ends have no name that lasts
-
-    def __init__(self, shell: Any, load: Callable[[], None]):
-        """Follow the pages of a kernel's ``shell``; ``load`` sends the scripts to that whose cell is being run."""
-        self._kernel, self._load = getattr(shell, "kernel", None), load
-        self._known = {self._page()}
-
-    def look(self, *_: Any) -> None:
-        """Load if the cell that is being run is of a page not met yet: before a plot is shown."""
-        page = self._page()
-        if page not in self._known and len(self._known) < self.MOST:
-            self._known.add(page)
-            self._load()
-
-    def _page(self) -> str:
-        return "" if self._kernel is None else str(self._kernel.get_parent().get("header", {}).get("session", ""))
-
-
-if "bokeh" not in hv.Store.loaded_backends():
-    _load()
-    Viewable._preprocessing_hooks.append(send_style_sheets)  # not done by HoloViews, which displays by Panel
-    if "IPython" in sys.modules:
-        Viewable._preprocessing_hooks.append(Pages(sys.modules["IPython"].get_ipython(), _load).look)
 
 Runs = xr.Dataset | Mapping[str, xr.Dataset]
 
@@ -97,16 +40,6 @@ def sequence(fraction: float) -> str:
     """Return the colour of what stands at ``fraction`` (0 to 1) of an order."""
     steps = colours("f")
     return steps[round(float(np.clip(fraction, 0, 1)) * (len(steps) - 1))]
-
-
-@cache
-def ramp(dark: bool = False) -> list[str]:
-    """Return the colours of an order, finely stepped, for colour bars on white or on a dark page."""
-    steps = [colour for name, colour in palette(dark).items() if re.fullmatch(r"f\d", name)]
-    anchors = np.array([list(bytes.fromhex(colour[1:])) for colour in steps], float)
-    at = np.linspace(0, len(anchors) - 1, 128)
-    channels = np.stack([np.interp(at, np.arange(len(anchors)), channel) for channel in anchors.T], -1)
-    return ["#" + bytes(colour).hex() for colour in channels.round().astype(np.uint8)]
 
 
 def named(runs: Runs) -> dict[str, xr.Dataset]:
@@ -190,8 +123,9 @@ def percentile(values: np.ndarray, percent: float) -> float:
 
 def styled(item: Any, kind: str, **options: Any) -> Any:
     """Return an element with options of the bokeh backend; the wheel scrolls the page until its zoom is chosen."""
+    load()
     if kind != "Layout":
-        options = {"active_tools": ["pan"], **options}
+        options = {"active_tools": ["pan"], **options, "hooks": [mark, *options.get("hooks", [])]}
     return item.opts(getattr(hv.opts, kind)(**options), backend="bokeh")
 
 

@@ -10,6 +10,7 @@ import xarray as xr
 
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.views import svg
+from refmotion_nb.views.figure_colours import ramp
 from refmotion_nb.views.plots import look
 from refmotion_nb.views.plots.look import Runs
 
@@ -168,7 +169,7 @@ def _paths(
              hv.Dimension(("row", "Row of the input"))]  # fmt: skip
     segments = hv.Segments(tuple(np.ravel(v) for v in (*ends, number, moved, row)), dims, facts)
     return look.styled(
-        segments, "Segments", color="number", cmap=look.ramp(), colorbar=True, line_width=1.6, clim=(1, frames),
+        segments, "Segments", color="number", cmap=ramp(), colorbar=True, line_width=1.6, clim=(1, frames),
         clabel="Frame", **look.BAR, tools=["hover"],
         hover_tooltips=[("particle, row", "@row"), ("frame", "@number"), ("moved", "@moved{0.00} Å")],
     )  # fmt: skip

@@ -11,6 +11,7 @@ import xarray as xr
 
 from refmotion_nb.numerics.rays import QUIET_A
 from refmotion_nb.views import svg
+from refmotion_nb.views.figure_colours import ramp
 from refmotion_nb.views.plots import look
 from refmotion_nb.views.plots.look import Runs
 
@@ -102,7 +103,7 @@ def _ray_panel(
     size = 5 + 15 * (hv.dim("activity_local") / max(most, 1e-9)) ** 0.5
     points = look.styled(
         hv.Points(steps, [strength, balance], facts), "Points", color="cv_score", size=size, tools=["hover"], clim=limits,
-        cmap=look.ramp(), colorbar=last, line_color="white", line_width=0.5, clabel="Score (lower is better)", **look.BAR,
+        cmap=ramp(), colorbar=last, line_color="white", line_width=0.5, clabel="Score (lower is better)", **look.BAR,
     )  # fmt: skip
     items = [points, *_ends(run, ends, [strength, balance], facts), _best(run, distance, "balance")]
     return look.overlay(
@@ -171,7 +172,7 @@ def _surface(name: str, run: xr.Dataset, distance: float, last: bool, limits: tu
     dims = [look.dimension(run["strength"]), look.dimension(run["balance"])]
     mesh = look.styled(
         hv.QuadMesh((x, y, mine["cv_score"].values), dims, look.dimension(run["cv_score"])), "QuadMesh",
-        cmap=look.ramp(), clim=limits, colorbar=last, tools=["hover"],
+        cmap=ramp(), clim=limits, colorbar=last, tools=["hover"],
         clabel="Score (lower is better)", **look.BAR,
     )  # fmt: skip
     return look.overlay(
