@@ -251,7 +251,7 @@ def test_opening_that_is_cancelled_changes_nothing(engine, project, monkeypatch)
     for told in (header.now, tab.going):
         assert "stopping opening data" in told.object, "at once, though the file is still being read"
     assert header.cancel.disabled and not header.pause.visible
-    with pytest.raises(rm.InputError, match="opening data is still running; wait for it$"):
+    with pytest.raises(rm.InputError, match=r"opening data is still running; wait for it$"):
         engine.write_to("elsewhere")
     cancelled.set()
     assert ended(run).state == "cancelled" and engine.session is None and ".star" not in read
