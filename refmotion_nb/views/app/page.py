@@ -34,6 +34,7 @@ class Page:
             css_classes=["rm-tabs"],
             margin=(2, 0, 0, 0),
         )
+        self.front._debounce = 0  # ms; Panel would wait for 50 whether more is clicked
         self.front.param.watch(lambda _: self._turn(), "value")
         self.opening = parts.words("opening …", visible=False)
         self.body = pn.Column(self.opening, sizing_mode="stretch_width", css_classes=["rm-main"])
