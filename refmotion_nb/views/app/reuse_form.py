@@ -53,6 +53,6 @@ class ReuseForm:
         for widget in self.more:
             widget.disabled = not may_run
         self.use.disabled, self.back.disabled = not may_run, not (may_run and used is not None)
-        self.told.object = (
-            "" if used is None else f"<small>The next run takes <code>{escape(str(used))}</code>.</small>"
+        parts.say(
+            self.told, "" if used is None else f"<small>The next run takes <code>{escape(str(used))}</code>.</small>"
         )

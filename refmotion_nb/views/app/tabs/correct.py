@@ -74,7 +74,7 @@ class CorrectTab(Tab):
         self.cost.object = self._cost()
         run, ended = (find(self.engine, MotionCorrection, *JOBS) for find in (ending.latest, ending.last_ended))
         by_progress = run is not None and run.snapshot.works and ended is not None and ended.exception is run.exception
-        self.ended.object = "" if by_progress else ending.told(ended)
+        parts.say(self.ended, "" if by_progress else ending.told(ended))
         self._progress(run)
         self._trajectories(run)
 
@@ -110,14 +110,14 @@ class CorrectTab(Tab):
     def _progress(self, run: Run | None) -> None:
         if run is None or not run.snapshot.works:
             self.told.object = escape(self._before())
-            self.failed.object = ""
+            parts.say(self.failed, "")
             return
         work = run.snapshot.works[-1]
         text = progress_in_words(run.snapshot, work, ending.why(run) if run.state == "failed" else "", run.stopping)
         self.told.object = escape(text) if run.snapshot.ended else parts.bar(work.done, work.total, text)
         failed = dict(self.engine.session.failed) if self.engine.session else {}
         rows = "".join(f"<li><b>{escape(name)}</b>: {escape(why)}</li>" for name, why in failed.items())
-        self.failed.object = f"<b>{len(failed)} left out</b><ul>{rows}</ul>" if failed else ""
+        parts.say(self.failed, f"<b>{len(failed)} left out</b><ul>{rows}</ul>" if failed else "")
 
     def _before(self) -> str:
         live = self.engine.live

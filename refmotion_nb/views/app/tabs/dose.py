@@ -79,7 +79,7 @@ class DoseTab(Tab):
         table, told = self._table()
         self.start.disabled = not self.viewer.may_run or self.engine.session is None or self.engine.live is not None
         self.status.object = escape(told)
-        self.ended.object = ending.told(ending.last_ended(self.engine, DoseWeights, "dose-weights"))
+        parts.say(self.ended, ending.told(ending.last_ended(self.engine, DoseWeights, "dose-weights")))
         self.reuse.view.visible = self.engine.session is not None
         self.reuse.refresh(self.viewer.may_run, self.engine.dose_weights_file)
         self.beside.param.update(options=list(self.engine.compared), visible=bool(self.engine.compared))
@@ -161,7 +161,7 @@ class _Editor:
         self.view.visible = table is not None and self.tab.viewer.may_run
         file = self.tab.engine.dose_weights_file
         self.back.disabled = file is None
-        self.told.object = "" if file is None else f"The next correction takes {escape(file.name)}."
+        parts.say(self.told, "" if file is None else f"The next correction takes {escape(file.name)}.")
         if table is not None:
             self.table = table
             self._draw()

@@ -91,7 +91,7 @@ class PriorsTab(Tab):
         self.use.disabled, self.instead.disabled = not (ready and may), not (may and in_force.are_given(self.engine))
         whose = "" if may else " <small>You look on: the owner moves the sliders, your page follows.</small>"
         self.force.object = f"{escape(in_force.in_force(self.engine))}{whose}"
-        self.status.object = self._said(run)
+        parts.say(self.status, self._said(run))
         if self.pane is not None:
             for widget in (
                 *self.pane.sliders.values(),

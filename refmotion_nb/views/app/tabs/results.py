@@ -68,7 +68,7 @@ class ResultsTab(Tab):
         """Show what there is."""
         engine, validation, store = self.engine, self.engine.result("validation"), self.engine.store
         there = store is not None and store.has("particles")
-        self.ended.object = ending.told(ending.last_ended(engine, Validation, "correct", "validate"))
+        parts.say(self.ended, ending.told(ending.last_ended(engine, Validation, "correct", "validate")))
         self.nothing.param.update(visible=validation is None and not there, object=escape(self._next()))
         self.cards["fsc"].visible = validation is not None
         if validation is not None:

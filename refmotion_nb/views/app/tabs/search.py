@@ -137,7 +137,8 @@ class SearchTab(Tab):
         asked = in_force.are_given(self.engine)
         self.instead.visible = asked and may
         self.start.label = "Take them" if asked else "Start search"
-        self.note.object = f"<small>{escape(self._note(now, asked, going))}</small>"
+        note = self._note(now, asked, going)
+        parts.say(self.note, f"<small>{escape(note)}</small>" if note else "")
 
     def _note(self, now: Standing, asked: bool, going: Run | None) -> str:
         if not self.viewer.may_run:
@@ -157,7 +158,7 @@ class SearchTab(Tab):
         self.going.visible = now.going
         if now.going:
             self.going.object = f'<div role="status">{parts.bar(*search_state.progress(now))}</div>'
-        self.status.object = "" if now.going else self._ended(now)
+        parts.say(self.status, "" if now.going else self._ended(now))
         known = table is not None and "strength" in table.attrs
         said = parts.tiles(search_state.best_tiles(table, dose, now.going)) if known else ""
         counts = f"<p>{escape(search_state.ended_counts(table))}</p>" if now.has_rays else ""
