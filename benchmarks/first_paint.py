@@ -26,7 +26,7 @@ ANSWERED = """tab => new Promise(done => {
     const button = all(document).find(one => one.tagName == "BUTTON" && one.textContent.trim() == tab);
     const parts = one => ["rm-card", "rm-words", "rm-empty"].some(name => one.classList.contains(name));
     const seen = () => all(document).filter(one => (parts(one) || one.tagName == "H3") && one.checkVisibility())
-        .filter(one => one.getBoundingClientRect().height > 0).map(one => (one.shadowRoot ?? one).textContent).join("\n");
+        .filter(one => one.getBoundingClientRect().height > 0).map(one => (one.shadowRoot ?? one).textContent).join("|");
     const before = seen(), start = performance.now();
     button.click();
     const look = () => seen() != before ? done(performance.now() - start) : requestAnimationFrame(look);

@@ -15,6 +15,7 @@ from refmotion_nb.views.app.tab import Tab
 from refmotion_nb.views.app.tabs import TABS
 
 POLL_MS = 250
+SENT_MS = 20  # in which a browser is sent what there is
 QUERY = "tab"  # of the address: which tab is in front
 
 
@@ -89,7 +90,7 @@ class Page:
         if not self._served or doc is None or doc.session_context is None:
             call()
         elif pn.state.loaded:
-            doc.add_next_tick_callback(call)
+            doc.add_timeout_callback(call, SENT_MS)  # at the next tick nothing is sent yet
         else:
             pn.state.onload(call)
 
