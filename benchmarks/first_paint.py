@@ -24,9 +24,9 @@ TABS = ("Priors", "Search", "Dose", "Correct", "Results", "Compare", "Settings",
 ANSWERED = """tab => new Promise(done => {
     const all = root => [...root.querySelectorAll("*")].flatMap(one => [one, ...(one.shadowRoot ? all(one.shadowRoot) : [])]);
     const button = all(document).find(one => one.tagName == "BUTTON" && one.textContent.trim() == tab);
-    const seen = () => all(document).filter(one => one.classList.contains("rm-card") || one.classList.contains("rm-words"))
-        .filter(one => one.checkVisibility() && one.getBoundingClientRect().height > 0).map(one => one.textContent).join() +
-        all(document).filter(one => one.tagName == "H3" && one.checkVisibility()).map(one => one.textContent).join();
+    const parts = one => ["rm-card", "rm-words", "rm-empty"].some(name => one.classList.contains(name));
+    const seen = () => all(document).filter(one => (parts(one) || one.tagName == "H3") && one.checkVisibility())
+        .filter(one => one.getBoundingClientRect().height > 0).map(one => (one.shadowRoot ?? one).textContent).join("|");
     const before = seen(), start = performance.now();
     button.click();
     const look = () => seen() != before ? done(performance.now() - start) : requestAnimationFrame(look);

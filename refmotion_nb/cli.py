@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import shlex
 import sys
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refmotion_nb import __version__
-from refmotion_nb.data.schema import InputError
+from refmotion_nb.data.schema import InputError, OutputError, failure_in_words
 
 if TYPE_CHECKING:
     import param
@@ -32,20 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with one_blas_thread():
             return options.command(options)
+    except OutputError as error:
+        print(f"refmotion: {error}, or choose another --out", file=sys.stderr)
     except InputError as error:
         for line in str(error).splitlines():
             print(f"refmotion: {line}", file=sys.stderr)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = "make room and run the same command again: it goes on where it stopped" if full else "check the path"
-        where = f"{error.filename} " if error.filename else ""
-        print(f"refmotion: {where}{error.strerror or error}; {remedy}", file=sys.stderr)
-    except MemoryError as error:
-        print(
-            f"refmotion: the memory is full ({str(error).rstrip('.') or 'it was not said at what'}); end other programs or give "
-            "a smaller --cache-size-GB, and run the same command again: it goes on where it stopped",
-            file=sys.stderr,
-        )
+    except (OSError, MemoryError) as error:
+        told = failure_in_words(error, "run the same command again", "give a smaller --cache-size-GB")
+        print(f"refmotion: {told}", file=sys.stderr)
     except KeyboardInterrupt:
         print("refmotion: stopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
         return 130

@@ -97,6 +97,23 @@ def test_a_run_goes_on_without_the_browser_that_started_it(app, browser):
     page.get_by_role("button", name="☾ Dark").wait_for()
 
 
+def test_controls_are_reached_by_keys_and_say_what_they_are(app, browser):
+    page = browser.open(app.owner_url)
+    search = page.get_by_role("button", name="Search", exact=True)
+    search.focus()
+    assert search.get_attribute("aria-pressed") == "false"
+    page.keyboard.press("Tab")
+    dose = page.get_by_role("button", name="Dose", exact=True)
+    assert dose.evaluate("one => one.matches(':focus-visible') && getComputedStyle(one).outlineStyle") == "solid"
+    page.keyboard.press("Space")
+    page.get_by_text("Change the weights by hand").or_(page.get_by_text("Signal and weights")).first.wait_for()
+    assert dose.get_attribute("aria-pressed") == "true"
+    page.get_by_role("button", name="Dose weights of another run").press("Enter")
+    field(page, "dose_weights_last_frequency_per_A").wait_for()
+    page.get_by_role("button", name="Browse", exact=True).press("Enter")
+    page.get_by_label("what is in it").wait_for()
+
+
 def test_a_login_is_asked_for_where_it_is_set(browser, tmp_path):
     with serving(tmp_path, login={"basic_auth": "sesame"}) as served:
         page = browser.blank()

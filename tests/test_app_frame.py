@@ -16,7 +16,7 @@ import panel as pn
 import pytest
 from app_browser import serving
 from cryosparc_project import convert
-from fake_results import fake_search, fill
+from fake_results import fake_search, fake_tracks, fill
 from job import GIVEN, inputs, run
 
 import refmotion_nb as rm
@@ -25,6 +25,8 @@ from refmotion_nb.cli_app import access_of, opening_of, recorded_opening
 from refmotion_nb.data.files import admit, only_within
 from refmotion_nb.data.schema import Skipped
 from refmotion_nb.data.store import ResultStore
+from refmotion_nb.stages.base import Silent
+from refmotion_nb.stages.correction import _key
 from refmotion_nb.stages.describe import describe_inputs, describes
 from refmotion_nb.stages.inputs import Inputs
 from refmotion_nb.stages.job import STAGES
@@ -38,7 +40,10 @@ from refmotion_nb.views.app.page import Page
 from refmotion_nb.views.app.rights import seat
 from refmotion_nb.views.app.roots import Roots
 from refmotion_nb.views.app.serve import Access
+from refmotion_nb.views.app.tabs.correct import CorrectTab
 from refmotion_nb.views.app.tabs.data import DataTab, summary
+from refmotion_nb.views.app.tabs.dose import DoseTab
+from refmotion_nb.views.app.tabs.priors import PriorsTab
 from refmotion_nb.views.app.tabs.results import ResultsTab
 from refmotion_nb.views.app.tabs.settings import SettingsTab
 
@@ -240,9 +245,18 @@ def test_opening_that_is_cancelled_changes_nothing(engine, project, monkeypatch)
     assert header.cancel.visible and not header.pause.visible, "it would not wait"
     engine.pause()
     assert run.state == "running"
-    engine.cancel()
+    header._cancel()
+    tab = DataTab(engine, OWNER)
+    tab.refresh()
+    for told in (header.now, tab.going):
+        assert "stopping opening data" in told.object, "at once, though the file is still being read"
+    assert header.cancel.disabled and not header.pause.visible
+    with pytest.raises(rm.InputError, match=r"opening data is still running; wait for it$"):
+        engine.write_to("elsewhere")
     cancelled.set()
     assert ended(run).state == "cancelled" and engine.session is None and ".star" not in read
+    header.refresh()
+    assert not header.now.visible
     checked = Run(None)
     checked.cancel()
     with pytest.raises(Cancelled):
@@ -278,13 +292,36 @@ def test_a_run_on_other_data_removes_results_that_do_not_hold(engine, project, t
     store.write(
         "audit", fake_search().assign_attrs(micrographs=["mic0000"], micrographs_key=session.keys.of(["mic0000"]))
     )
+    still_valid = _key(session, "mic0000", ("settings", session.keys.shared))
+    store.write("tracks/mic0000", fake_tracks(), still_valid)
     store.update_attrs(inputs=describe_inputs(session.data))
     before = store.groups()
     job._describe(store, session)
     assert store.groups() == before
     store.update_attrs(inputs=describe_inputs(relion(project, first_frame=2).open(engine.roots)))
     job._describe(store, session)
-    assert set(before) - set(store.groups()) == {"search", "dose_weights", "particles", "validation"}
+    assert store.groups() == ["audit", "tracks/mic0000"]
+
+
+def test_trajectories_of_other_data_are_not_shown_while_a_run_on_new_data_goes_on(engine, project, tiny):
+    store = ResultStore(engine.out / "results.zarr")
+    for name in ("mic0000", "mic0001"):
+        store.write(f"tracks/{name}", fake_tracks())
+    store.update_attrs(inputs=describe_inputs(tiny.open()))
+    engine.take(relion(project, first_frame=2).open(engine.roots))
+    engine.change(spatial_strength=1.5, correlation_distance=3000.0, acceleration_strength=2.0)
+    tab, shown = CorrectTab(engine, OWNER), []
+
+    class Looking(Silent):
+        def advance(self, n=1, **facts):
+            tab.update()
+            shown.append((tab.tracks.visible, tab.told.object))
+
+    engine.session.begin(1, 1e9)
+    rm.Job(engine.session, engine.out, dict(engine.settings)).run("hyperparameters", Looking())
+    assert shown and not any(visible for visible, _ in shown)
+    tab.update()
+    assert tab.told.object == "Nothing corrected yet." and not tab.tracks.visible
 
 
 def test_a_check_lists_what_is_wrong_without_opening(engine, project):
@@ -292,7 +329,14 @@ def test_a_check_lists_what_is_wrong_without_opening(engine, project):
     checked = ended(engine.check(relion(project, references=[])))
     assert checked.state == "done" and engine.session is None
     tab.refresh()
-    assert tab.checked[0][0].object.startswith("<h3>Check: RELION project in")
+    assert tab.checked[0][0].object.startswith("<h3>Check: RELION project in") and not tab.form_card.collapsed
+    engine.take(relion(project).open(engine.roots))
+    tab.refresh()
+    assert tab.form_card.collapsed
+    tab.form_card.collapsed = False  # for other data
+    engine.checked = Run(None)
+    tab.refresh()
+    assert tab.going.visible and not tab.form_card.collapsed and tab.held[0][0].object == "<h3>What is open</h3>"
 
 
 def test_the_summary_says_what_was_left_out_and_why(tiny):
@@ -411,10 +455,11 @@ def test_who_looks_on_sets_nothing_either(engine):
 
 
 def test_who_looks_on_lists_no_folder(engine):
-    tab = DataTab(engine, Viewer("other", False))
-    tab.out._build()
-    tab.out._go(engine.roots.folders[0])
-    assert "you are looking on" in tab.out.problem.object and not tab.out.entries.options
+    other = Viewer("other", False)
+    for field in (DataTab(engine, other).out, PriorsTab(engine, other).reuse.path, DoseTab(engine, other).reuse.path):
+        field._build()
+        field._go(engine.roots.folders[0])
+        assert "you are looking on" in field.problem.object and not field.entries.options
 
 
 def test_the_owner_gives_the_right_and_takes_it(engine):

@@ -123,6 +123,9 @@ def test_words_say_what_stage_a_search_is_in(engine, searching):
     engine.pause()
     tab.refresh()
     assert "Paused." in shown_text(tab) and tab.pause.label == "Resume"
+    engine.cancel()
+    tab.refresh()
+    assert "Stopping" in shown_text(tab) and tab.cancel.disabled and tab.pause.disabled
 
 
 def test_a_cancelled_or_failed_search_says_so(engine, searching):
@@ -177,11 +180,18 @@ def test_given_hyperparameters_have_no_rays_to_show(engine):
     assert engine.hyperparameters_file is None and tab.start.label == "Start search"
 
 
-def test_the_empty_tab_says_what_to_do(tmp_path):
-    tab = SearchTab(Engine(Roots([tmp_path])), OWNER)
+def test_the_empty_tab_says_what_to_do(tmp_path, tiny):
+    engine = Engine(Roots([tmp_path]))
+    tab, other = SearchTab(engine, OWNER), SearchTab(engine, Viewer("guest", False))
     tab.refresh()
     assert tab.empty.visible and "Open data" in tab.empty.object and tab.start.disabled
     assert not tab.told.visible and not tab.picture.visible
+    engine.take(tiny.open())
+    tab.refresh(), other.refresh()
+    assert "Press Start search" in tab.empty.object and "Press" not in other.empty.object
+    engine.session.runs.append(Run(rm.DoseWeights()))
+    tab.refresh()
+    assert "Waiting for what is going on now: measuring dose weights." in tab.note.object
 
 
 def test_who_looks_on_cannot_start(engine):
@@ -276,6 +286,25 @@ def test_hyperparameters_and_weights_of_another_run_are_taken_from_files(engine,
     priors.reuse.back.clicks += 1
     dose.reuse.back.clicks += 1
     assert engine.hyperparameters_file is engine.dose_weights_file is None
+
+
+def test_weights_of_cryosparc_whose_frequencies_are_not_told_beside_them_are_told_theirs(engine):
+    tab, path = DoseTab(engine, OWNER), engine.roots.folders[0] / "refm_empirical_dw.npy"
+    np.save(path, np.ones((engine.session.data.movies[0].n_frames, 4)))
+    tab.reuse.path.input.value = path.name
+    for frequency, refused in ((None, "give dose_weights_last_frequency_per_A"), (-1.0, "is -1.0; give the frequency")):
+        tab.last_frequency.value = frequency
+        tab.reuse.use.clicks += 1
+        assert refused in tab.problem.object and engine.dose_weights_file is None
+    tab.last_frequency.value = 0.25
+    tab.reuse.use.clicks += 1
+    assert not tab.problem.visible and engine.given["dose_weights_last_frequency_per_A"] == 0.25
+    assert "dose_weights_last_frequency_per_A=0.25," in code_of(engine)
+    engine.change(spatial_strength=1.5, correlation_distance=3000.0, acceleration_strength=2.0)
+    engine.run("dose-weights").wait(60)
+    assert engine.result("dose_weights")["frequency"].values[-1] == 0.25
+    tab.reuse.back.clicks += 1
+    assert engine.dose_weights_last_frequency_per_A is None
 
 
 def test_what_cannot_be_explored_is_told_in_place(tmp_path, tiny, engine):

@@ -2,6 +2,7 @@
 
 import errno
 from contextlib import suppress
+from pathlib import Path
 from threading import Event
 
 import pytest
@@ -10,7 +11,9 @@ from fake_results import fake_dose_weights, fake_tracks, fake_validation
 
 import refmotion_nb as rm
 from refmotion_nb.data.files import sole
+from refmotion_nb.data.store import write_netcdf
 from refmotion_nb.stages.describe import describe_inputs
+from refmotion_nb.stages.reuse import read_weights
 from refmotion_nb.stages.runs import Cancelled, Run
 from refmotion_nb.views.app import comparing, ending, written
 from refmotion_nb.views.app.engine import Engine, Viewer
@@ -79,7 +82,7 @@ def test_a_job_that_fails_before_its_stage_is_told_on_the_tab_that_started_it(en
     assert dose.ended.object == ""
     for tab in (corrected, results):
         assert "The run failed." in tab.ended.object and "another run is writing to" in tab.ended.object
-        assert "wait for it, or choose another" in tab.ended.object
+        assert "wait for it, or choose another output folder on the Data tab" in tab.ended.object
     assert "2 micrographs from an earlier run" in corrected.told.object
     ended(engine, None, None, "validate")
     corrected.update()
@@ -106,6 +109,9 @@ def test_a_failure_is_told_once_and_with_its_remedy(engine):
     tab.update()
     assert tab.ended.object == "" and "0 of 2 micrographs done, then it failed: /out/&lt;a&gt;.mrcs" in tab.told.object
     assert "make room and start it again" in tab.told.object
+    ended(engine, MemoryError("Unable to allocate 16 GiB"), None, "validate")
+    tab.update()
+    assert "Unable to allocate 16 GiB); end other programs or choose a smaller cache_size_GB" in tab.ended.object
     ended(engine, ZeroDivisionError("1 / 0"), None, "validate")
     tab.update()
     assert "ZeroDivisionError: 1 / 0" in tab.ended.object and "then it failed" not in tab.told.object
@@ -169,6 +175,27 @@ def test_text_of_others_is_no_html(engine):
     assert "<script" not in gained(validation) and "<script" not in written.in_words(
         engine.store.read("particles"), engine.out, [NAUGHTY]
     )
+
+
+def test_it_is_said_where_the_weights_shown_are_from_not_those_chosen(engine):
+    tab = DoseTab(engine, OWNER)
+    engine.session.adopt(rm.DoseWeights(), result=fake_dose_weights())
+    tab.update()
+    measured = tab.status.object
+    assert measured.startswith("measured on ") and tab.editor.back.disabled
+    write_netcdf(engine.roots.folders[0] / "weights.nc", fake_dose_weights())
+    engine.use_dose_weights(Path("weights.nc"))
+    tab.update()
+    assert tab.status.object == f"{measured}; the next run takes weights.nc"
+    assert "takes weights.nc" in tab.editor.told.object and not tab.editor.back.disabled
+    engine.session.adopt(
+        rm.DoseWeights(), result=read_weights(engine.dose_weights_file, engine.session.data.movies, 1, 1.0)
+    )
+    tab.update()
+    assert tab.status.object == "from weights.nc"
+    engine.use_dose_weights(None)
+    tab.update()
+    assert tab.status.object == "from weights.nc" and tab.editor.told.object == ""
 
 
 def test_words_give_way_to_a_figure_and_come_back(engine):

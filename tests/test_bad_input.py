@@ -329,7 +329,10 @@ def test_an_output_that_cannot_be_written(tiny, tmp_path, command, capsys):
     more = inputs(tiny.folder) if command == "run" else []
     assert main([command, *more, "--out", str(tmp_path / "file" / "out")]) == 1
     lines = said(capsys)
-    assert len(lines) == 1 and "file/out cannot be written to (Not a directory); choose another --out" in lines[0]
+    assert (
+        len(lines) == 1
+        and "file/out cannot be written to (Not a directory); check the path, or choose another --out" in lines[0]
+    )
 
 
 def test_weights_that_end_before_the_movie_does(tiny, project, capsys):

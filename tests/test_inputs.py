@@ -219,7 +219,7 @@ def test_relions_energy_keeps_the_background(lit, tmp_path):
         (["--pre-exposure", "-1"], "pre_exposure_e_A2.* at least 0"),
         (["--hot-pixel-threshold", "-2"], "hot_pixel_threshold.*-2"),
         (["--gain-rotate", "4"], "gain_rotate.*4"),
-        (["--gain-flip-y"], "the gain is to be turned, flipped or inverted; name it with --gain too"),
+        (["--gain-flip-y"], "the gain is to be turned, flipped or inverted; give gain too"),
         (["--orientation", "relion"], "--orientation does not go with RELION's --micrographs; leave it out"),
         (["--mixed-frame-counts", "--skip-movies-with-wrong-frame-count"], "leaves movies out that mixed_.*; give one"),
     ],

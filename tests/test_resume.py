@@ -567,7 +567,7 @@ def test_a_full_disk_is_one_line(project, out, monkeypatch, capsys):
     monkeypatch.setattr(spool.os, "pwrite", full)
     assert run(project, out, "--cache-size-GB", "0.000001", "--until", "hyperparameters") == 1
     (line,) = said(capsys)
-    assert line.startswith(f"{out} No space left on device for ") and "beyond cache_size_GB; make room and run" in line
+    assert line.startswith(f"{out}: No space left on device for ") and "beyond cache_size_GB; make room and run" in line
 
 
 SPILLING = """

@@ -231,7 +231,7 @@ def test_hyperparameters_of_other_programs(tmp_path, quick):
         assert (ours.spatial_strength, ours.distance_A) == pytest.approx((1.5, 3000))
     with pytest.raises(rm.InputError, match="on a scale that is not public, search again, or give spatial_strength"):
         read_prior(quick / "particles.cs", settings, 4.0, "")
-    with pytest.raises(rm.InputError, match="of the calibrated energy; give --energy calibrated"):
+    with pytest.raises(rm.InputError, match="of the calibrated energy; set energy to calibrated"):
         read_prior(quick / "hyperparameters.json", Alignment(energy="relion"), 4.0, "")
 
 

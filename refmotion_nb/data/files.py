@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
-from refmotion_nb.data.schema import InputError
+from refmotion_nb.data.schema import InputError, OutputError
 
 STALE_S = 3600.0  # a file is written in much less: what is older was left by a killed run
 _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8}(\.[^.]+)?|[0-9a-f]{12})")  # of ``atomic``, and of a group of results
@@ -87,7 +87,7 @@ def sole(folder: Path) -> Iterator[bool]:
 
     Raises
     ------
-    InputError
+    OutputError
         Another process holds it.
     """
     handle = os.open(folder, os.O_RDONLY)
@@ -96,7 +96,7 @@ def sole(folder: Path) -> Iterator[bool]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             held = True
         except BlockingIOError:
-            raise InputError(f"another run is writing to {folder}; wait for it, or choose another --out") from None
+            raise OutputError(f"another run is writing to {folder}; wait for it") from None
         except OSError:  # some network file systems have no locks
             held = False
         yield held

@@ -7,6 +7,7 @@ pixel stored in an MRC file, with RELION's flip of TIFF rows already applied.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,24 @@ class InputError(ValueError):
     def _render_traceback_(self) -> list[str]:
         """Return what a notebook shows: the line alone, since the way to where it was noticed does not help."""
         return [f"{type(self).__name__}: {self}"]
+
+
+class OutputError(InputError):
+    """An output folder that cannot be used as it is; whoever shows it adds how another one is chosen there."""
+
+
+def failure_in_words(error: OSError | MemoryError, again: str, less_memory: str) -> str:
+    """Return one line on what the machine refused: where, what, and the remedy.
+
+    ``again`` says how the work is started again, ``less_memory`` how it is given less.
+    """
+    resumed = f"{again}: it goes on where it stopped"
+    if isinstance(error, MemoryError):
+        what = str(error).rstrip(".") or "it was not said at what"
+        return f"the memory is full ({what}); end other programs or {less_memory}, and {resumed}"
+    where = f"{error.filename}: " if error.filename else ""
+    remedy = f"make room and {resumed}" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the path"
+    return f"{where}{error.strerror or error}; {remedy}"
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,20 @@ class MotionCorrection(Alignment):
 
 
 def _key(session: Session, name: str, settings: Any) -> str:
-    return hash_of(settings, session.keys.of([name]))
+    *_, shared = settings
+    return f"{_data_key(session, name, shared)}-{hash_of(settings)}"
+
+
+def _data_key(session: Session, name: str, shared: str) -> str:
+    return hash_of(shared, session.keys.of([name]))
+
+
+def remove_tracks_of_other_data(store: ResultStore, session: Session) -> None:
+    """Remove trajectories, with the noise, of micrographs that the session does not have, or has with other data."""
+    for name in {group.partition("/")[2] for section in ("tracks", "noise") for group in store.groups(section)}:
+        if store.key(f"tracks/{name}").partition("-")[0] != _data_key(session, name, session.keys.shared):
+            store.remove(f"tracks/{name}")
+            store.remove(f"noise/{name}")
 
 
 def tracks_table(m: Micrograph, tracks: Tracks, box: int, pixel_size_A: float) -> xr.Dataset:

@@ -88,7 +88,7 @@ class Device:
             raise InputError(
                 f"{name} needs {(largest + held) / 1e9:.1f} GB on {self.word} ({self.name}), which has "
                 f"{self.total_bytes / 1e9:.1f} GB; "
-                "give a smaller box_size or window_reach_A, another GPU, or --device cpu"
+                "give a smaller box_size or window_reach_A, another GPU, or set device to cpu"
             )
         return self.at_once if self.at_once * largest <= room else 1
 

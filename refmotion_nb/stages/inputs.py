@@ -76,6 +76,6 @@ class Inputs(Stage):
         values = self.settings()
         path, *turned = (values.pop(name) for name in GAIN)
         if path is None and any(value is not None and value is not False and value != 0 for value in turned):
-            raise InputError("the gain is to be turned, flipped or inverted; name it with --gain too")
+            raise InputError("the gain is to be turned, flipped or inverted; give gain too")
         del values["orientation"]
         return {**values, "gain": None if path is None else Gain(Path(path), *turned)}

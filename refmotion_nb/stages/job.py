@@ -20,14 +20,14 @@ from refmotion_nb.data.cryosparc.hyperparameters import write_hyperparameter_gro
 from refmotion_nb.data.cryosparc.write import write_particle_groups
 from refmotion_nb.data.files import STALE_S, only_within, sole, sweep
 from refmotion_nb.data.maps import check_reference
-from refmotion_nb.data.schema import InputError
+from refmotion_nb.data.schema import InputError, OutputError
 from refmotion_nb.data.store import PER_MICROGRAPH, ResultStore, write_netcdf
 from refmotion_nb.numerics.backend import one_blas_thread
 from refmotion_nb.numerics.patches import movie_box
 from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.stages.audit import InputAudit, findings, summary
 from refmotion_nb.stages.base import Reporter, Silent, Stage, hash_of
-from refmotion_nb.stages.correction import MotionCorrection, check_reach, hash_of_weights
+from refmotion_nb.stages.correction import MotionCorrection, check_reach, hash_of_weights, remove_tracks_of_other_data
 from refmotion_nb.stages.describe import REUSED, describe_inputs, describes, record
 from refmotion_nb.stages.dose_weights import DoseWeights
 from refmotion_nb.stages.execute import Execution
@@ -292,6 +292,7 @@ class Job:
                     store.remove(name)
             store.remove("particles")
             store.remove("validation")
+            remove_tracks_of_other_data(store, session)
         reused = dict(zip(REUSED, (self.hyperparameters_file, self.dose_weights_file)))
         store.update_attrs(**record((Inputs, *STAGES), self.settings, describe_inputs(self.data, reused), self.command))
 
@@ -407,10 +408,10 @@ def _sweep(out: Path, alone: bool) -> None:
 
 
 def writable(out: Path) -> None:
-    """Make sure that ``out`` is a folder that can be written to; InputError otherwise."""
+    """Make sure that ``out`` is a folder that can be written to; OutputError otherwise."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
-        raise InputError(f"{out} cannot be written to ({error.strerror}); choose another --out") from None
+        raise OutputError(f"{out} cannot be written to ({error.strerror}); check the path") from None

@@ -59,7 +59,7 @@ def read_prior(path: Path, settings: Alignment, dose_per_frame_e_A2: float, data
     values = read_hyperparameters(path)
     energy = values.get("energy", settings.energy)
     if energy != settings.energy:
-        raise InputError(f"{path} holds hyperparameters of the {energy} energy; give --energy {energy}")
+        raise InputError(f"{path} holds hyperparameters of the {energy} energy; set energy to {energy}")
     scale = values.get("reference_scale") if values.get("data") == data_key else None
     flat = {**values, **(values.get("profile") or {}), **(scale or {})}
     return prior_from_attrs({k: v for k, v in flat.items() if not isinstance(v, dict | list)})
@@ -171,7 +171,7 @@ def read_weights(
         return _foreign(path, *read_cryosparc_weights(array, last_frequency_per_A), movies, {})
     table = read_netcdf(path)
     _check_table(path, table)
-    return table
+    return table.assign_attrs(from_file=path.name)
 
 
 def _foreign(

@@ -314,7 +314,7 @@ class Session:
                 raise
             raise InputError(
                 f"the memory of {self.device.word} ran out while {name} was read ({error}); end other programs there, raise "
-                "gpu_oversubscription_GB above its memory, or give --device cpu"
+                "gpu_oversubscription_GB above its memory, or set device to cpu"
             ) from None
         self.seconds["reading movies"] = self.seconds.get("reading movies", 0.0) + perf_counter() - start
         if factors is not None and (factors != 1).any():

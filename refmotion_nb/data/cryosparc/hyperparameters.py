@@ -7,6 +7,7 @@ weights have twice as many bins and twice the range. Names of the columns of hyp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,9 @@ def read_dose_weights(path: str | Path, last_frequency_per_A: float | None = Non
     if not (np.isfinite(weights).all() and (weights >= 0).all() and (weights.sum(0) > 0).all()):
         raise InputError(f"{path} holds weights below 0, or bins without any weight; compute them again")
     if last_frequency_per_A is not None:
+        if not 0 < last_frequency_per_A < math.inf:
+            raise InputError(f"dose_weights_last_frequency_per_A is {last_frequency_per_A}; give the frequency of the last bin "
+                             "in 1/Å, above 0")  # fmt: skip
         return weights, np.linspace(0, last_frequency_per_A, weights.shape[1])
     if not path.with_name("refm_fcc.npy").exists():
         raise InputError(f"{path}: without refm_fcc.npy beside it the frequencies of its {weights.shape[1]} bins are not "

@@ -36,8 +36,10 @@ class PathField:
 
     def _build(self) -> None:
         """Make what browses."""
-        self.where = pn.widgets.Select(label="", options={}, sizing_mode="stretch_width", margin=(2, 5))
-        self.entries = pn.widgets.MultiSelect(options=[], size=9, sizing_mode="stretch_width", margin=(2, 5))
+        self.where = pn.widgets.Select(label="folder", options={}, sizing_mode="stretch_width", margin=(2, 5))
+        self.entries = pn.widgets.MultiSelect(
+            label="what is in it", options=[], size=9, sizing_mode="stretch_width", margin=(2, 5)
+        )
         picked: Any = self.entries  # its events are not typed
         picked.on_double_click(lambda event: self._take(event.option))
         self.take = parts.button("Choose", self._take_selected, width=150, margin=(2, 5), color="primary")

@@ -85,7 +85,7 @@ class Present:
         """Return what changes with the results."""
         runs = [run for run in self.engine.runs if run.state == "done"]
         store = self.engine.store
-        return len(runs), id(self.engine.session), None if store is None else _stamp(store)
+        return len(runs), self.engine.session, None if store is None else _stamp(store)
 
     def read(self, group: str) -> xr.Dataset | None:
         """Return a result, if there is one."""

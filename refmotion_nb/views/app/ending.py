@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from errno import EDQUOT, ENOSPC
 from html import escape
 from typing import Any
 
-from refmotion_nb.data.schema import InputError
+from refmotion_nb.data.schema import InputError, OutputError, failure_in_words
 from refmotion_nb.stages.base import Stage
 from refmotion_nb.stages.job import Job
 from refmotion_nb.stages.runs import Run
@@ -14,20 +13,21 @@ from refmotion_nb.stages.runs import Run
 
 def latest(engine: Any, kind: type[Stage], *until: str) -> Run | None:
     """Return the latest run of a kind of stage; None if a job up to one of these stages came later and has none."""
-    runs = (run for run in reversed(engine.runs) if type(run.stage) is kind or _until(run) in until)
+    runs = (run for run in reversed(engine.runs) if type(run.stage) is kind or until_of(run) in until)
     run = next(runs, None)
     return run if run is not None and type(run.stage) is kind else None
 
 
 def last_ended(engine: Any, kind: type[Stage], *until: str) -> Run | None:
     """Return what ended last of the jobs up to one of these stages and of the runs of ``kind``; None if one goes on."""
-    runs = [run for run in engine.runs if type(run.stage) is kind or _until(run) in until]
+    runs = [run for run in engine.runs if type(run.stage) is kind or until_of(run) in until]
     if not runs or any(not run.snapshot.ended for run in runs):
         return None
     return max(runs, key=lambda run: run.ended_at or 0.0)
 
 
-def _until(run: Run) -> str:
+def until_of(run: Run) -> str:
+    """Return the last stage that a job was started for; nothing for other runs."""
     return str((*run.inputs, "correct")[0]) if isinstance(run.stage, Job) else ""
 
 
@@ -43,10 +43,10 @@ def told(run: Run | None) -> str:
 def why(run: Run) -> str:
     """Return why a run failed, with the remedy."""
     error = run.exception
+    if isinstance(error, OutputError) and isinstance(run.stage, Job):  # what is opened lies elsewhere
+        return f"{error}, or choose another output folder on the Data tab"
+    if isinstance(error, OSError | MemoryError):
+        return failure_in_words(error, "start it again", "choose a smaller cache_size_GB on the Settings tab")
     if error is None or isinstance(error, InputError):
         return run.error
-    if not isinstance(error, OSError):
-        return f"{type(error).__name__}: {error}"
-    full = error.errno in (ENOSPC, EDQUOT)
-    remedy = "make room and start it again: it goes on where it stopped" if full else "check the path"
-    return f"{error.filename or 'the output folder'}: {error.strerror or error}; {remedy}"
+    return f"{type(error).__name__}: {error}"

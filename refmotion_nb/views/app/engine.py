@@ -32,6 +32,11 @@ from refmotion_nb.views.report import write_report
 OUT = "refmotion-results"  # in the first folder, unless another is chosen
 GIVEN = tuple(name for name in Overrides.param if name != "name")  # hyperparameters instead of a search
 OF_THE_DATA = (*GIVEN, "symmetry")  # settings that other data do not take over
+WORDS = {
+    "Opening": "opening data", "Checking": "checking data", "Job": "the run", "ReportedJob": "the run",
+    "HyperparameterSearch": "the search", "DoseWeights": "measuring dose weights", "MotionCorrection": "the correction",
+    "Validation": "the validation", "InputAudit": "the check of the input",
+}  # fmt: skip
 RESULTS = {"search": HyperparameterSearch, "dose_weights": DoseWeights, "validation": Validation}
 
 
@@ -70,6 +75,7 @@ class Engine:
     settings: dict[str, Any] = field(default_factory=dict)  # changed parameters of all stages, by name
     hyperparameters_file: Path | None = None  # instead of a search
     dose_weights_file: Path | None = None  # instead of measuring
+    dose_weights_last_frequency_per_A: float | None = None  # of that file, where it needs to be told
     compared: dict[str, ResultStore] = field(default_factory=dict)  # stored runs to look at beside this one, by name
     viewers: list[Viewer] = field(default_factory=list)
     rights: dict[str, bool] = field(default_factory=dict)  # to run, as given or taken, by ``Viewer.who``
@@ -102,6 +108,12 @@ class Engine:
         return self.version, len(runs), others, tuple(run.snapshot.version for run in runs[-20:])
 
     @property
+    def given(self) -> dict[str, Any]:
+        """What a job is given instead of finding it, by the names of its arguments; None where it is found."""
+        names = ("hyperparameters_file", "dose_weights_file", "dose_weights_last_frequency_per_A")
+        return {name: getattr(self, name) for name in names}
+
+    @property
     def runs(self) -> list[Run]:
         """All runs on the session, oldest first, those started in a notebook included."""
         return list(self.session.runs) if self.session else []
@@ -120,8 +132,15 @@ class Engine:
 
     @property
     def can_pause(self) -> bool:
-        """Whether what is going on can wait; files that are opened are read in one go."""
-        return self.going is not None and getattr(self.going.stage, "can_pause", True)
+        """Whether what is going on can wait; files that are opened are read in one go, and what stops does not wait."""
+        going = self.going
+        return going is not None and not going.stopping and getattr(going.stage, "can_pause", True)
+
+    @property
+    def can_cancel(self) -> bool:
+        """Whether something is going on that was not cancelled yet; what was stops at its next report or file."""
+        going = self.going
+        return going is not None and not going.stopping
 
     def last(self, kind: type[Stage]) -> Run | None:
         """Return the latest run of a kind of stage, however it stands."""
@@ -161,7 +180,7 @@ class Engine:
         if store is None or session is None:
             return ""
         with self._reading:
-            key = store.path, _stamp(store.path / ".zattrs"), id(session)
+            key = store.path, _stamp(store.path / ".zattrs"), session
             if self._whose[0] != key:
                 self._whose = key, _whose(store, session.data)
             return self._whose[1]
@@ -220,6 +239,7 @@ class Engine:
             self.session, self.opening, self.note = session, opening, ""
             if before is not None and before is not session:
                 self.dose_weights_file = self.hyperparameters_file = self.explored = None
+                self.dose_weights_last_frequency_per_A = None
                 self.settings = {name: value for name, value in self.settings.items() if name not in OF_THE_DATA}
             if opening is not None:
                 self.settings |= opening.brings
@@ -264,34 +284,47 @@ class Engine:
         self.out = self.roots.resolve(out)
         self.changed()
 
-    def use(self, dose_weights: Path | None = None, hyperparameters: Path | None = None) -> None:
-        """Take dose weights or hyperparameters of files from now on; None measures or searches.
+    def use_hyperparameters(self, path: Path | None) -> None:
+        """Take hyperparameters of a file from now on, instead of those given in the settings; None searches.
 
         Raises
         ------
         InputError
-            A file lies outside the folders that may be used, or does not hold what fits the open data.
+            The file lies outside the folders that may be used, or does not hold what fits the open data.
         """
-        dose_weights = dose_weights and self.roots.resolve(dose_weights)
-        hyperparameters = hyperparameters and self.roots.resolve(hyperparameters)
-        if self.session is not None:
-            self._try(dose_weights, hyperparameters, self.session.data)
+        path = path and self.roots.resolve(path)
+        if path is not None and self.session is not None:
+            mine = {name: value for name, value in self.settings.items() if name in HyperparameterSearch.param}
+            with only_within(self.roots.folders):
+                dose = self.session.data.movies[0].dose_per_frame_e_A2
+                read_prior(path, HyperparameterSearch(**mine), dose, "")
         with self._lock:
-            self.dose_weights_file, self.hyperparameters_file = dose_weights, hyperparameters
-            if hyperparameters is not None:
+            self.hyperparameters_file = path
+            if path is not None:
                 self.settings = {name: value for name, value in self.settings.items() if name not in GIVEN}
         self.changed()
 
-    def _try(self, dose_weights: Path | None, hyperparameters: Path | None, data: Dataset) -> None:
-        """Read files that are new; InputError if they do not fit, or lead outside."""
-        if hyperparameters is not None and hyperparameters != self.hyperparameters_file:
-            mine = {name: value for name, value in self.settings.items() if name in HyperparameterSearch.param}
-            with only_within(self.roots.folders):
-                read_prior(hyperparameters, HyperparameterSearch(**mine), data.movies[0].dose_per_frame_e_A2, "")
-        if dose_weights is not None and dose_weights != self.dose_weights_file:
+    def use_dose_weights(self, path: Path | None, last_frequency_per_A: float | None = None) -> None:
+        """Take dose weights of a file from now on; None measures.
+
+        ``last_frequency_per_A`` is that of the last bin of ``refm_empirical_dw.npy``, 1/Å, where the files beside it do
+        not tell.
+
+        Raises
+        ------
+        InputError
+            The file lies outside the folders that may be used, or does not hold what fits the open data.
+        """
+        path = path and self.roots.resolve(path)
+        if path is not None and self.session is not None:
+            data = self.session.data
             box = check_reference(data.references[0])  # which a notebook may have opened elsewhere
             with only_within(self.roots.folders):
-                read_weights(dose_weights, data.movies, *box)
+                read_weights(path, data.movies, *box, last_frequency_per_A)
+        with self._lock:
+            self.dose_weights_file = path
+            self.dose_weights_last_frequency_per_A = None if path is None else last_frequency_per_A
+        self.changed()
 
     def run(self, until: str) -> Run:
         """Run all stages up to ``until`` (as `refmotion run --until`) into the output folder, in the background.
@@ -310,9 +343,8 @@ class Engine:
                 self.roots.resolve(path)
             if self.session is None:
                 raise InputError("no data are open; open some first")
-            files = {"hyperparameters_file": self.hyperparameters_file, "dose_weights_file": self.dose_weights_file}
             job = ReportedJob(
-                self.session, self.roots.resolve(self.out), dict(self.settings), **files, image_root=self.out.parent,
+                self.session, self.roots.resolve(self.out), dict(self.settings), **self.given, image_root=self.out.parent,
                 within=self.roots.folders, command="refmotion app", opening=self.opening and self.opening.placed(self.roots),
             )  # fmt: skip
             run = self.session.submit(job, until)
@@ -344,7 +376,8 @@ class Engine:
     def _idle(self) -> None:
         going = self.going
         if going is not None:
-            raise InputError(f"{words_of(going)} is still {going.state}; wait for it or cancel it first")
+            remedy = "wait for it" if going.stopping else "wait for it or cancel it first"
+            raise InputError(f"{words_of(going)} is still {going.state}; {remedy}")
 
     # who is there
 
@@ -381,8 +414,7 @@ class Engine:
 
 def words_of(run: Run) -> str:
     """Return what is run, as people say it."""
-    names = {"Opening": "opening data", "Checking": "checking data", "ReportedJob": "the run"}
-    return names.get(run.name, run.name)
+    return WORDS.get(run.name, run.name)
 
 
 def _cache_bytes(settings: dict[str, Any]) -> float:

@@ -28,7 +28,7 @@ class Field:
         self.problem: Any = None  # made when it is needed, as there are many fields
         self.view = pn.Column(self.widget, margin=0, width=width + 20)
         if isinstance(self.widget, pn.widgets.Checkbox):  # has no help of its own
-            help_icon = pn.widgets.TooltipIcon(value=help_of(declared), margin=(4, 0, 0, 0), width=20)
+            help_icon = pn.widgets.TooltipIcon(value=help_of(declared), margin=0, width=20)
             self.view[:] = [pn.Row(self.widget, help_icon, margin=0)]
         self.widget.param.watch(self._entered, "value")
 

@@ -44,7 +44,7 @@ class Header:
         if going is not None:
             self.now.object = f'<div class="rm-now" role="status">{now_line(going)}</div>'
         self.now.visible = going is not None
-        self.cancel.visible = going is not None and self.viewer.may_run
+        self.cancel.param.update(visible=going is not None and self.viewer.may_run, disabled=not self.engine.can_cancel)
         self.pause.visible = self.engine.can_pause and self.viewer.may_run
         self.pause.label = "Resume" if going is not None and going.state == "paused" else "Pause"
         people = len({one.who for one in self.engine.viewers})
@@ -56,10 +56,12 @@ class Header:
         going = self.engine.going
         if going is not None and self.viewer.may_run:
             self.engine.resume() if going.state == "paused" else self.engine.pause()
+            self.refresh()
 
     def _cancel(self) -> None:
         if self.viewer.may_run:
             self.engine.cancel()
+            self.refresh()
 
     def _unfold(self) -> None:
         self.menu.visible = not self.menu.visible
@@ -104,6 +106,8 @@ def data_line(engine: Any) -> str:
 
 def now_line(run: Run) -> str:
     """Return the HTML of what is going on: a bar over the piece of work in hand, and the time left."""
+    if run.stopping:
+        return parts.bar(0, 0, f"stopping {words_of(run)} …")
     if not run.snapshot.works:
         state = "starting" if run.state in ("waiting", "running") else run.state
         return parts.bar(0, 0, f"{words_of(run)}: {state} …")

@@ -69,7 +69,7 @@ def use(engine: Any, prior: MotionPrior, energy: str) -> None:
     engine.change(**dict.fromkeys(GIVEN))
     path = engine.roots.resolve(engine.out / CHOSEN)
     write_prior(path, prior, dose_per_frame(engine) or 1.0, energy, engine.session.keys.all)
-    engine.use(engine.dose_weights_file, path)
+    engine.use_hyperparameters(path)
 
 
 def search_instead(engine: Any) -> None:

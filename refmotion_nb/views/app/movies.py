@@ -62,7 +62,7 @@ class MovieBrowser:
             f"{dose:.3g} e/Å² in all</small>"
         )
         number = int(self.frame.value or 1) if one else 0
-        self.figure.show((id(session), name, number), lambda: _picture(session, name, number))
+        self.figure.show((session, name, number), lambda: _picture(session, name, number))
 
     def _step(self, by: int) -> None:
         at = self.name.options.index(self.name.value) + by

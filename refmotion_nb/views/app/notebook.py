@@ -49,8 +49,7 @@ def _job(engine: Engine, until: str) -> str:
     lines = ["job = rm.Job(", f"    session, {_literal(engine.out)},"]
     if engine.settings:
         lines.append(f"    settings={_literal(dict(sorted(engine.settings.items())))},")
-    files = {"hyperparameters_file": engine.hyperparameters_file, "dose_weights_file": engine.dose_weights_file}
-    lines += [f"    {name}={_literal(path)}," for name, path in files.items() if path is not None]
+    lines += [f"    {name}={_literal(value)}," for name, value in engine.given.items() if value is not None]
     lines += [")", f"job.run({until!r})", 'rm.write_report(job.out / "results.zarr", job.out / "report.html")']
     return "\n".join(lines)
 

@@ -15,6 +15,7 @@ from refmotion_nb.views.app.tab import Tab
 from refmotion_nb.views.app.tabs import TABS
 
 POLL_MS = 250
+SENT_MS = 20  # in which a browser is sent what there is
 QUERY = "tab"  # of the address: which tab is in front
 
 
@@ -34,6 +35,7 @@ class Page:
             css_classes=["rm-tabs"],
             margin=(2, 0, 0, 0),
         )
+        self.front._debounce = 0  # ms; Panel would wait for 50 whether more is clicked
         self.front.param.watch(lambda _: self._turn(), "value")
         self.opening = parts.words("opening …", visible=False)
         self.body = pn.Column(self.opening, sizing_mode="stretch_width", css_classes=["rm-main"])
@@ -88,7 +90,7 @@ class Page:
         if not self._served or doc is None or doc.session_context is None:
             call()
         elif pn.state.loaded:
-            doc.add_next_tick_callback(call)
+            doc.add_timeout_callback(call, SENT_MS)  # at the next tick nothing is sent yet
         else:
             pn.state.onload(call)
 

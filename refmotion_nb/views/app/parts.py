@@ -31,6 +31,11 @@ def words(html: str, **options: Any) -> Any:
     return pn.pane.HTML(html, css_classes=["rm-words"], **{"sizing_mode": "stretch_width", **options})
 
 
+def say(pane: Any, html: str) -> None:
+    """Put other HTML into what ``words`` returned; without any it takes no room."""
+    pane.param.update(object=html, visible=bool(html))
+
+
 def card(title: str, *children: Any, **options: Any) -> Any:
     """Return children on a card with a title."""
     heading = pn.pane.HTML(f"<h3>{escape(title)}</h3>", sizing_mode="stretch_width", margin=(0, 5))

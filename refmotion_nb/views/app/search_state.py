@@ -78,6 +78,8 @@ def progress(now: Standing) -> tuple[int, int, str]:
     """Return units done, units in all (0 if unknown) and what goes on, in words, with the time left."""
     assert now.run is not None
     works = now.run.snapshot.works
+    if now.run.stopping:
+        return 0, 0, "Stopping …"
     if not works:
         return 0, 0, "Starting …"
     work = works[-1]

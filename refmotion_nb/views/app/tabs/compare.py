@@ -88,7 +88,6 @@ class CompareTab(Tab):
         if name == comparing.PRESENT:
             return told
         away = parts.button(
-            "✕", partial(self._remove, name), width=34, height=30, margin=(0, 8, 0, 0), disabled=not may
+            "Remove", partial(self._remove, name), width=80, height=30, margin=(0, 8, 0, 0), disabled=not may
         )
-        away.description = f"Compare {name} no longer"
         return pn.Row(told, away, margin=0)

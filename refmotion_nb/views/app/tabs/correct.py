@@ -41,12 +41,11 @@ class CorrectTab(Tab):
             name: Field(name, kind.param[name], self._change, FIELD_PX) for name, kind in self.kinds.items()
         }
         self.cost = parts.words("")
-        self.start = pn.widgets.Button(label="Correct all particles", color="primary")
-        self.whole = pn.widgets.Button(label="Correct and validate", color="primary", variant="outline")
-        self.start.on_click(lambda _: self.attempt(self.engine.run, "correct"))
-        self.whole.on_click(lambda _: self.attempt(self.engine.run, "validate"))
-        self.cancel = pn.widgets.Button(label="Cancel", color="warning", visible=False)
-        self.cancel.on_click(lambda _: self.attempt(self.engine.cancel))
+        self.start = parts.button("Correct all particles", lambda: self._run("correct"), color="primary")
+        self.whole = parts.button(
+            "Correct and validate", lambda: self._run("validate"), color="primary", variant="outline"
+        )
+        self.cancel = parts.button("Cancel", self._cancel, color="warning", visible=False)
         self.ended, self.told = parts.words(""), parts.words("")
         self.failed = parts.words("")
         self.micrograph = pn.widgets.Select(label="Micrograph", options=[], width=260)
@@ -69,15 +68,23 @@ class CorrectTab(Tab):
         going = self.engine.live is not None
         idle = self.viewer.may_run and self.engine.session is not None and not going
         self.start.disabled = self.whole.disabled = not idle
-        self.cancel.visible = going and self.viewer.may_run
+        self.cancel.param.update(visible=going and self.viewer.may_run, disabled=not self.engine.can_cancel)
         for name, field in self.settings.items():
             field.show(self.engine.settings.get(name), idle)
         self.cost.object = self._cost()
         run, ended = (find(self.engine, MotionCorrection, *JOBS) for find in (ending.latest, ending.last_ended))
         by_progress = run is not None and run.snapshot.works and ended is not None and ended.exception is run.exception
-        self.ended.object = "" if by_progress else ending.told(ended)
+        parts.say(self.ended, "" if by_progress else ending.told(ended))
         self._progress(run)
         self._trajectories(run)
+
+    def _run(self, until: str) -> None:
+        self.attempt(self.engine.run, until)
+        self.update()
+
+    def _cancel(self) -> None:
+        self.attempt(self.engine.cancel)
+        self.update()
 
     def _change(self, name: str, value: Any) -> None:
         self.engine.change(**{name: value})
@@ -86,7 +93,7 @@ class CorrectTab(Tab):
         """Return the estimate in words; worked out again when something has ended or a setting changed."""
         engine = self.engine
         if engine.session is None or engine.out is None:
-            return "Open data in the Data tab first."
+            return "Open data on the Data tab first."
         if engine.live is not None:
             return self._costed[1]
         mine = {name: value for name, value in engine.settings.items() if name in MotionCorrection.param}
@@ -103,22 +110,24 @@ class CorrectTab(Tab):
     def _progress(self, run: Run | None) -> None:
         if run is None or not run.snapshot.works:
             self.told.object = escape(self._before())
-            self.failed.object = ""
+            parts.say(self.failed, "")
             return
         work = run.snapshot.works[-1]
-        text = progress_in_words(run.snapshot, work, ending.why(run) if run.state == "failed" else "")
+        text = progress_in_words(run.snapshot, work, ending.why(run) if run.state == "failed" else "", run.stopping)
         self.told.object = escape(text) if run.snapshot.ended else parts.bar(work.done, work.total, text)
         failed = dict(self.engine.session.failed) if self.engine.session else {}
         rows = "".join(f"<li><b>{escape(name)}</b>: {escape(why)}</li>" for name, why in failed.items())
-        self.failed.object = f"<b>{len(failed)} left out</b><ul>{rows}</ul>" if failed else ""
+        parts.say(self.failed, f"<b>{len(failed)} left out</b><ul>{rows}</ul>" if failed else "")
 
     def _before(self) -> str:
-        if self.engine.live is None:
+        live = self.engine.live
+        if live is None or ending.until_of(live) not in JOBS:
             n, there = len(self._stored()), self.engine.out
             return f"{n} micrograph{'s' * (n != 1)} from an earlier run in {there}." if n else "Nothing corrected yet."
-        inner = next((one for one in reversed(self.engine.runs) if one.snapshot.works), None)
-        what = inner.snapshot.works[-1].what if inner else "starting"
-        return f"First {what}; particles are corrected after that."
+        if live.stopping:
+            return "Stopping …"
+        what = f"First {live.snapshot.works[-1].what}" if live.snapshot.works else "Starting"
+        return f"{what}; particles are corrected after that."
 
     def _trajectories(self, run: Run | None) -> None:
         names = self._finished(run)
@@ -175,9 +184,11 @@ def cost_in_words(cost: Cost) -> str:
     return f"{what}{time}. {disk}"
 
 
-def progress_in_words(snapshot: Snapshot, work: Work, error: str = "") -> str:
+def progress_in_words(snapshot: Snapshot, work: Work, error: str = "", stopping: bool = False) -> str:
     """Return how far a correction is, how fast it goes and what to do next."""
     done = f"{work.done} of {work.total} micrographs"
+    if stopping:
+        return f"Stopping after {done} …"
     if snapshot.state == "failed":
         return f"{done} done, then it failed: {error}"
     if snapshot.state == "cancelled":

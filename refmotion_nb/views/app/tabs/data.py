@@ -11,7 +11,7 @@ import panel as pn
 
 from refmotion_nb.data.check import Check, dataset_facts, left_out
 from refmotion_nb.data.schema import Dataset
-from refmotion_nb.views.app import parts
+from refmotion_nb.views.app import ending, parts
 from refmotion_nb.views.app.browser import PathField
 from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.form import OpeningForm
@@ -57,7 +57,7 @@ class DataTab(Tab):
         opened = engine.opened
         busy = going is not None and going in (opened, engine.checked)
         self.going.param.update(object=now_line(going) if busy else "", visible=busy)
-        parts.tell(self.failed, opened.error if opened is not None and opened.state == "failed" else engine.note)
+        parts.tell(self.failed, ending.why(opened) if opened is not None and opened.state == "failed" else engine.note)
         self.form.enable(self.viewer.may_run, going is None)
         self.out.enable(self.viewer.may_run)
         self.choose.disabled = not self.viewer.may_run or going is not None
@@ -69,9 +69,11 @@ class DataTab(Tab):
         )
         parts.tell(self.others, f"{told}A run replaces them; choose another folder to keep them." if whose else "")
         check = engine.checked
-        if self._new("check", (id(check), check.state) if check is not None else None):
+        if self._new("check", (check, check.state) if check is not None else None):
             self.checked[:] = _outcome(check) if check is not None and check.snapshot.ended else []
-        if self._new("session", (id(engine.session), busy)):
+        if self._new("session", engine.session) and engine.session is not None:
+            self.form_card.collapsed = True  # not before a check: its form may have to be mended
+        if self._new("held", (engine.session, busy and engine.session is None, self.viewer.may_run)):
             self._hold(engine.session, busy)
         self.movies.refresh()
 
@@ -84,7 +86,6 @@ class DataTab(Tab):
         if session is None:
             self.held[:] = [] if busy else self._nothing()
             return
-        self.form_card.collapsed = True
         self.held[:] = [parts.card("What is open", parts.words(summary(session.data)))]
 
     def _nothing(self) -> list[Any]:
@@ -157,7 +158,7 @@ def _files(data: Dataset) -> list[tuple[str, str]]:
 def _outcome(run: Any) -> list[Any]:
     """Return what a check found, as a card."""
     if run.state == "failed":
-        return [parts.problem(run.error)]
+        return [parts.problem(ending.why(run))]
     if run.state != "done":
         return []
     found: Check = run.result

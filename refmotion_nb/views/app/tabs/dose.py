@@ -15,6 +15,7 @@ from refmotion_nb.stages.weight_edits import WeightEdits, edit_weights, factors_
 from refmotion_nb.views import plots
 from refmotion_nb.views.app import ending, parts
 from refmotion_nb.views.app.engine import Engine, Viewer
+from refmotion_nb.views.app.fields import UNSET, WIDTH
 from refmotion_nb.views.app.figure import Same
 from refmotion_nb.views.app.reuse_form import DOSE_WEIGHTS, ReuseForm
 from refmotion_nb.views.app.tab import Tab
@@ -42,8 +43,7 @@ class DoseTab(Tab):
     def __init__(self, engine: Engine, viewer: Viewer):
         """Make the widgets."""
         super().__init__(engine, viewer)
-        self.start = pn.widgets.Button(label="Measure dose weights", color="primary")
-        self.start.on_click(lambda _: self.attempt(self.engine.run, "dose-weights"))
+        self.start = parts.button("Measure dose weights", self._start, color="primary")
         self.status = parts.words("")
         self.ended = parts.words("")
         self.what = pn.widgets.RadioButtonGroup(label="Plot", options=list(PLOTS), value="FCC")
@@ -54,10 +54,14 @@ class DoseTab(Tab):
         for widget in (self.what, self.group, self.beside):
             widget.param.watch(lambda _: self.update(), "value")
         self.editor = _Editor(self)
+        self.last_frequency = pn.widgets.FloatInput(
+            label="dose_weights_last_frequency_per_A", value=None, placeholder=UNSET, width=WIDTH, margin=(2, 5),
+            description="Frequency (1/Å) of the last bin of refm_empirical_dw.npy, where the files beside it do not tell.",
+        )  # fmt: skip
         self.reuse = ReuseForm(
-            "Dose weights of another run", engine.roots, DOSE_WEIGHTS,
+            "Dose weights of another run", self.engine.roots, DOSE_WEIGHTS,
             "dose_weights.nc, refm_empirical_dw.npy, hyperparams.cs or .csg, or RELION's bfactors.star", self.attempt,
-            lambda path: self.engine.use(path, self.engine.hyperparameters_file),
+            lambda path: self.engine.use_dose_weights(path, self.last_frequency.value), self.last_frequency,
         )  # fmt: skip
         self.view[:] = [
             self.problem, pn.Row(self.start, self.status, sizing_mode="stretch_width"), self.ended,
@@ -65,13 +69,17 @@ class DoseTab(Tab):
             self.editor.view, self.reuse.view,
         ]  # fmt: skip
 
+    def _start(self) -> None:
+        self.attempt(self.engine.run, "dose-weights")
+        self.update()
+
     def refresh(self) -> None:
         """Show the newest FCC: unfinished while it is measured."""
         run = self.engine.last(DoseWeights)
         table, told = self._table()
         self.start.disabled = not self.viewer.may_run or self.engine.session is None or self.engine.live is not None
         self.status.object = escape(told)
-        self.ended.object = ending.told(ending.last_ended(self.engine, DoseWeights, "dose-weights"))
+        parts.say(self.ended, ending.told(ending.last_ended(self.engine, DoseWeights, "dose-weights")))
         self.reuse.view.visible = self.engine.session is not None
         self.reuse.refresh(self.viewer.may_run, self.engine.dose_weights_file)
         self.beside.param.update(options=list(self.engine.compared), visible=bool(self.engine.compared))
@@ -100,19 +108,23 @@ class DoseTab(Tab):
         if run is not None and not run.snapshot.ended:
             work = run.snapshot.works[-1] if run.snapshot.works else None
             counted = f"{work.done} of {work.total} micrographs measured" if work else "starting"
-            return run.snapshot.so_far, counted
-        found = self.engine.result("dose_weights")
-        if found is None:
-            return None, ""
-        if self.engine.dose_weights_file is not None:
-            return found, f"from {self.engine.dose_weights_file.name}"
-        particles = int(found["particles"].values[0]) if "particles" in found else 0
-        return found, f"measured on {particles} particles" if particles else "taken from a file"
+            return run.snapshot.so_far, "stopping …" if run.stopping else counted
+        found, file = self.engine.result("dose_weights"), self.engine.dose_weights_file
+        origin = "" if found is None else origin_in_words(found)
+        follows = f"the next run takes {file.name}" if file is not None and origin != f"from {file.name}" else ""
+        return found, "; ".join(filter(None, (origin, follows)))
 
     def _next(self) -> str:
         if self.engine.session is None:
-            return "Open data in the Data tab first; then the decay of signal with dose can be measured here."
+            return "Open data on the Data tab first; then the decay of signal with dose can be measured here."
         return "Nothing measured yet. “Measure dose weights” searches the hyperparameters first, if that has not been done."
+
+
+def origin_in_words(table: xr.Dataset) -> str:
+    """Return where dose weights come from."""
+    if "from_file" in table.attrs:
+        return f"from {table.attrs['from_file']}"
+    return f"measured on {int(table['particles'].values[0])} particles" if "particles" in table else ""
 
 
 class _Editor:
@@ -129,10 +141,8 @@ class _Editor:
             label="Standard curve beyond (Å); 0: never", start=0, value=0, step=0.5, width=220
         )
         self.path = pn.widgets.TextInput(label="Save as (in the output folder)", value=EDITED, width=280)
-        self.save = pn.widgets.Button(label="Save and use", color="primary")
-        self.back = pn.widgets.Button(label="Use the measured weights")
-        self.save.on_click(lambda _: tab.attempt(self._save))
-        self.back.on_click(lambda _: tab.attempt(self._back))
+        self.save = parts.button("Save and use", lambda: tab.attempt(self._save), color="primary")
+        self.back = parts.button("Use the measured weights", lambda: tab.attempt(self._back))
         self.told = parts.words("")
         self.wrong = parts.problem()
         self.figure = tab.new_figure()
@@ -149,6 +159,9 @@ class _Editor:
     def refresh(self, table: xr.Dataset | None) -> None:
         """Offer the editor for finished weights."""
         self.view.visible = table is not None and self.tab.viewer.may_run
+        file = self.tab.engine.dose_weights_file
+        self.back.disabled = file is None
+        parts.say(self.told, "" if file is None else f"The next correction takes {escape(file.name)}.")
         if table is not None:
             self.table = table
             self._draw()
@@ -167,7 +180,7 @@ class _Editor:
             return
         parts.tell(self.wrong, "")
         if table is None or edits == WeightEdits():
-            self.figure.instead("Edited weights are drawn here beside the measured ones.")
+            self.figure.instead("Edited weights are drawn here beside those above.")
             return
 
         def both() -> Any:
@@ -186,9 +199,9 @@ class _Editor:
         if path == out / "dose_weights.nc":
             raise InputError("dose_weights.nc is what the run writes itself; give another name")
         write_netcdf(path, edit_weights(self.table, self.edits()))
-        self.tab.engine.use(path, self.tab.engine.hyperparameters_file)
-        self.told.object = f"saved; the next correction takes {escape(path.name)}"
+        self.tab.engine.use_dose_weights(path)
+        self.tab.update()
 
     def _back(self) -> None:
-        self.tab.engine.use(None, self.tab.engine.hyperparameters_file)
-        self.told.object = "the next correction takes the measured weights"
+        self.tab.engine.use_dose_weights(None)
+        self.tab.update()

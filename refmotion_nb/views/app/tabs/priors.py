@@ -9,7 +9,7 @@ import panel as pn
 
 from refmotion_nb.stages.runs import Run
 from refmotion_nb.stages.search import HyperparameterSearch
-from refmotion_nb.views.app import in_force, parts
+from refmotion_nb.views.app import ending, in_force, parts
 from refmotion_nb.views.app.design import page_is_dark
 from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.explorer import ExplorerPane, explorer_pane
@@ -23,6 +23,7 @@ _WHAT = (
 )
 NO_DATA = "No data are open. Open some on the Data tab, then try priors on one of its micrographs here."
 NOT_YET = "Choose a micrograph above and press Explore: it is read once, then the sliders act at once."
+NOTHING_TO_SEE = "No micrograph is explored yet; who runs this app chooses one."
 
 
 class PriorsTab(Tab):
@@ -54,26 +55,26 @@ class PriorsTab(Tab):
             "Try a prior on one micrograph", parts.words(f"<small>{_WHAT}</small>"), above, self.status
         )
         self.reuse = ReuseForm(
-            "Hyperparameters of another run", engine.roots, HYPERPARAMETERS,
+            "Hyperparameters of another run", self.engine.roots, HYPERPARAMETERS,
             "hyperparameters.json, hyperparams.cs or .csg, or RELION's opt_params_all_groups.txt", self.attempt,
-            lambda path: self.engine.use(self.engine.dose_weights_file, path),
+            self.engine.use_hyperparameters,
         )  # fmt: skip
         self.view[:] = [self.problem, self.card, self.reuse.view, self.empty, self.place]
 
     def _explore(self) -> None:
         self.attempt(explore, self.engine, self.micrograph.value)
-        self.refresh()
+        self.update()
 
     def _use(self) -> None:
         if self.pane is not None:
             model = self.pane.model
             prior = model.exploration.prior.with_hyperparameters(model.wanted)
             self.attempt(in_force.use, self.engine, prior, model.exploration.settings.energy)
-        self.refresh()
+        self.update()
 
     def _instead(self) -> None:
         self.attempt(in_force.search_instead, self.engine)
-        self.refresh()
+        self.update()
 
     def refresh(self) -> None:
         """Bring it up to date."""
@@ -85,12 +86,12 @@ class PriorsTab(Tab):
         self.card.visible = self.reuse.view.visible = session is not None
         self.reuse.refresh(may, self.engine.hyperparameters_file)
         self.empty.visible = not ready and not going
-        self.empty.object = escape(NO_DATA if session is None else NOT_YET)
+        self.empty.object = escape(NO_DATA if session is None else NOT_YET if may else NOTHING_TO_SEE)
         self.micrograph.disabled, self.go.disabled = not may, going or not may
         self.use.disabled, self.instead.disabled = not (ready and may), not (may and in_force.are_given(self.engine))
         whose = "" if may else " <small>You look on: the owner moves the sliders, your page follows.</small>"
         self.force.object = f"{escape(in_force.in_force(self.engine))}{whose}"
-        self.status.object = self._said(run)
+        parts.say(self.status, self._said(run))
         if self.pane is not None:
             for widget in (
                 *self.pane.sliders.values(),
@@ -128,7 +129,7 @@ class PriorsTab(Tab):
         if run is None:
             return ""
         if run.state == "failed":
-            return f'<p role="alert"><b>{escape(run.stage.micrograph)} cannot be explored:</b> {escape(run.error)}</p>'
+            return f'<p role="alert"><b>{escape(run.stage.micrograph)} cannot be explored:</b> {escape(ending.why(run))}</p>'
         if not run.snapshot.ended:
             work = run.snapshot.works[-1] if run.snapshot.works else None
             done = (work.done, work.total) if work else (0, 0)

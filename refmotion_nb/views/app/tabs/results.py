@@ -56,24 +56,25 @@ class ResultsTab(Tab):
             "images": parts.card("Particles, low-pass filtered to 10 Å", self.micrograph, self.images.view),
             "written": parts.card("Particles and files", self.written.view, self.files),
         }
-        code = parts.card(
+        self.cards["code"] = parts.card(
             "The same in a notebook",
             parts.words("Code that opens these data and does what was done here, with the settings in force."),
             pn.Row(self.copy, self.notebook), self.code,
         )  # fmt: skip
-        self.view[:] = [self.problem, self.ended, self.nothing, *self.cards.values(), code]
+        self.view[:] = [self.problem, self.ended, self.nothing, *self.cards.values()]
         self._listed: Any = None
 
     def refresh(self) -> None:
         """Show what there is."""
         engine, validation, store = self.engine, self.engine.result("validation"), self.engine.store
         there = store is not None and store.has("particles")
-        self.ended.object = ending.told(ending.last_ended(engine, Validation, "correct", "validate"))
+        parts.say(self.ended, ending.told(ending.last_ended(engine, Validation, "correct", "validate")))
         self.nothing.param.update(visible=validation is None and not there, object=escape(self._next()))
         self.cards["fsc"].visible = validation is not None
         if validation is not None:
             self.table.show(Same(validation), lambda: parts.words(gained(validation)))
             self.fsc.show(Same(validation), lambda: comparing.every_fsc({"": validation}))
+        self.cards["code"].visible = engine.session is not None
         self.code.value = code_of(engine)
         self._maps(validation)
         self._images()
@@ -85,8 +86,8 @@ class ResultsTab(Tab):
 
     def _next(self) -> str:
         if self.engine.session is None:
-            return "Open data in the Data tab first, or start the app on a folder with results."
-        return "Nothing corrected yet: start it in the Correct tab. “Correct and validate” also tells what was gained."
+            return "Open data on the Data tab first, or start the app on a folder with results."
+        return "Nothing corrected yet: start it on the Correct tab. “Correct and validate” also tells what was gained."
 
     def _maps(self, validation: xr.Dataset | None) -> None:
         found = [] if validation is None else written.maps_in(self.engine.out, self.engine.roots)

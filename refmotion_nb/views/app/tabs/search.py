@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import panel as pn
 
+from refmotion_nb.stages.runs import Run
 from refmotion_nb.stages.search import HyperparameterSearch
 from refmotion_nb.views import plots
 from refmotion_nb.views.app import in_force, parts, search_state
 from refmotion_nb.views.app.design import page_is_dark
-from refmotion_nb.views.app.engine import Engine, Viewer
+from refmotion_nb.views.app.engine import Engine, Viewer, words_of
 from refmotion_nb.views.app.fields import Field
 from refmotion_nb.views.app.figure import Same
 from refmotion_nb.views.app.live_rays import LiveRays, legend
@@ -51,7 +52,7 @@ class SearchTab(Tab):
         self.going, self.status = parts.words(""), parts.words("")
         self.chosen = parts.words("")
         self.warning = parts.problem()
-        self.empty = parts.empty("Nothing is searched yet. Open data on the Data tab, then press Start search.")
+        self.empty = parts.empty("")
         self.choice = pn.widgets.RadioButtonGroup(options=[LIVE, *DRAWN], value=LIVE, margin=(4, 8))
         self.shown = pn.widgets.Select(options={"all distances": ALL}, value=ALL, width=190, margin=(4, 8))
         self.key = parts.words("")
@@ -88,7 +89,8 @@ class SearchTab(Tab):
         self.update()
 
     def _pause(self) -> None:
-        paused = self.engine.going is not None and self.engine.going.state == "paused"
+        going = self.engine.going
+        paused = going is not None and going.state == "paused"
         self.attempt(self.engine.resume if paused else self.engine.pause)
         self.update()
 
@@ -114,30 +116,39 @@ class SearchTab(Tab):
         self._buttons(now)
         self.told.visible = now.state != "none"
         self.empty.visible = now.state == "none"
-        if now.state == "none" and self.engine.session is not None:
-            self.empty.object = "Nothing is searched yet. Press Start search: rays will step outwards here."
+        self.empty.object = self._next()
         self._status(now)
         self._pictures(now)
 
+    def _next(self) -> str:
+        """Return what stands where the rays will be, before there are any."""
+        if not self.viewer.may_run:
+            return "Nothing is searched yet; who runs this app starts a search."
+        if self.engine.session is None:
+            return "Nothing is searched yet. Open data on the Data tab, then press Start search."
+        return "Nothing is searched yet. Press Start search: rays will step outwards here."
+
     def _buttons(self, now: Standing) -> None:
-        busy, may = self.engine.going is not None, self.viewer.may_run
-        self.start.disabled = busy or not may or self.engine.session is None
+        going, may = self.engine.going, self.viewer.may_run
+        self.start.disabled = going is not None or not may or self.engine.session is None
         self.pause.label = "Resume" if now.state == "paused" else "Pause"
-        self.pause.disabled = self.cancel.disabled = not (now.going and may)
+        self.pause.disabled = not (now.going and may and self.engine.can_pause)
+        self.cancel.disabled = not (now.going and may and self.engine.can_cancel)
         asked = in_force.are_given(self.engine)
         self.instead.visible = asked and may
         self.start.label = "Take them" if asked else "Start search"
-        self.note.object = f"<small>{escape(self._note(now, asked, busy))}</small>"
+        note = self._note(now, asked, going)
+        parts.say(self.note, f"<small>{escape(note)}</small>" if note else "")
 
-    def _note(self, now: Standing, asked: bool, busy: bool) -> str:
+    def _note(self, now: Standing, asked: bool, going: Run | None) -> str:
         if not self.viewer.may_run:
             return "You are looking on: the owner of this app can give you the right to run."
         if asked:
             return in_force.in_force(self.engine)
         if self.engine.session is None:
             return "Open data on the Data tab first."
-        if busy:
-            return "" if now.going else f"Waiting for what is going on now: {self.engine.going.name}."
+        if going is not None:
+            return "" if now.going else f"Waiting for what is going on now: {words_of(going)}."
         if search_state.searched_already(now, self.engine.settings):
             return "This search has been made with these settings; change one to search anew."
         return ""
@@ -147,7 +158,7 @@ class SearchTab(Tab):
         self.going.visible = now.going
         if now.going:
             self.going.object = f'<div role="status">{parts.bar(*search_state.progress(now))}</div>'
-        self.status.object = "" if now.going else self._ended(now)
+        parts.say(self.status, "" if now.going else self._ended(now))
         known = table is not None and "strength" in table.attrs
         said = parts.tiles(search_state.best_tiles(table, dose, now.going)) if known else ""
         counts = f"<p>{escape(search_state.ended_counts(table))}</p>" if now.has_rays else ""
