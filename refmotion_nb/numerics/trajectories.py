@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from refmotion_nb.numerics.backend import beside, kernels_of, one_blas_thread, over_chunks, to_host, xp_of
+from refmotion_nb.numerics.backend import beside, by_row, kernels_of, one_blas_thread, over_chunks, to_host, xp_of
 from refmotion_nb.numerics.correlation import WindowGrid
 from refmotion_nb.numerics.device_sizes import set_work_bytes
 from refmotion_nb.numerics.lbfgs import minimise
@@ -114,7 +114,8 @@ class TrajectoryProblem:
         self.free = np.zeros(self.std.shape[1:])  # 1 where a prior acts
         self.free[:, 1:] = 1
         values, number = windows.values, windows.values.dtype  # products of matrices are as exact as the windows
-        self._spatial, self._temporal = beside(values, self.spatial, number), beside(values, self.temporal, number)
+        # (set, 1, particle, mode), (set, 1, 1 + M, frame): alike for x and y
+        self._spatial, self._temporal = (beside(values, one[:, None], number) for one in (self.spatial, self.temporal))
         self._std, self._rigid, self._mask = (beside(values, one) for one in (self.std, rigid_A, self._prior_mask()))
         self._inverse: Any = None
 
@@ -136,9 +137,7 @@ class TrajectoryProblem:
         xp, shape = xp_of(unknowns), (len(rows), 2, self.n_particles, self.n_frames)
         whitened = unknowns[:, : 2 * self.n_local].reshape(len(rows), 2, *self.std.shape[1:])
         coefficients = (whitened * self._std[beside(unknowns, rows), None]).astype(self._spatial.dtype)
-        local = xp.empty(shape)
-        for i, row in enumerate(rows):  # a set's matrices are large: none is copied
-            local[i] = self._spatial[row] @ (coefficients[i] @ self._temporal[row])
+        local = by_row(_forth, xp.empty(shape), coefficients, rows, self._spatial, self._temporal)
         return local, unknowns[:, 2 * self.n_local :].reshape(len(rows), 2, self.n_frames) * self.common_std
 
     def displacement(self, unknowns: Any, rows: Any) -> Any:
@@ -173,9 +172,7 @@ class TrajectoryProblem:
         xp, shape = xp_of(unknowns), (len(rows), 2, *self.std.shape[1:])
         value, slope = self.windows.sample(self.displacement(unknowns, rows))
         slope = -xp.moveaxis(slope, -1, 1)  # (set, 2, particle, frame)
-        back = xp.empty(shape)
-        for i, row in enumerate(rows):
-            back[i] = self._spatial[row].T @ slope[i] @ self._temporal[row].T
+        back = by_row(_back, xp.empty(shape), slope, rows, self._spatial, self._temporal)
         back *= self._std[beside(unknowns, rows), None]
         common = self.common_std * slope.sum(2, dtype=np.float64)
         gradient = xp.concatenate([back.reshape(len(rows), -1), common.reshape(len(rows), -1)], 1)
@@ -237,7 +234,7 @@ class TrajectoryProblem:
         """Return the approximate inverse Hessian times a gradient (set, n_unknowns)."""
         r, xp = len(rows), xp_of(gradient)
         local = xp.moveaxis(gradient[:, : 2 * self.n_local].reshape(r, 2, *self.std.shape[1:]), 1, 3)
-        local = xp.stack([self._inverse[row] @ local[i] for i, row in enumerate(rows)])
+        local = by_row(_times, xp.empty(local.shape), local, rows, self._inverse)
         local = xp.moveaxis(local, 3, 1)
         common = gradient[:, 2 * self.n_local :].reshape(r, 2, -1) * self._common_inverse
         return xp.concatenate([local.reshape(r, -1), common.reshape(r, -1)], 1)
@@ -275,3 +272,15 @@ class TrajectoryProblem:
             np.moveaxis(local, 1, -1),
             iterations,
         )
+
+
+def _forth(coefficients: Any, spatial: Any, temporal: Any) -> Any:
+    return spatial @ (coefficients @ temporal)
+
+
+def _back(slope: Any, spatial: Any, temporal: Any) -> Any:
+    return spatial.swapaxes(-1, -2) @ slope @ temporal.swapaxes(-1, -2)
+
+
+def _times(values: Any, matrices: Any) -> Any:
+    return matrices @ values
