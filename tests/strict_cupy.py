@@ -38,7 +38,9 @@ class Devices:
         self.fail_with: type[Exception] = OutOfMemoryError
         self.uploaded = 0  # bytes of the largest upload
         self.crossings = [0, 0]  # uploads, and downloads or other waits for a value
-        self.calls = 0  # arrays made, assignments, kernels: what a host has to ask a device for, at some microseconds each
+        self.calls = (
+            0  # arrays made, assignments, kernels: what a host has to ask a device for, at some microseconds each
+        )
         self.moved = 0  # arrays, from device to device
         self.busy = [False] * MOST  # whether anything was asked for since it was last waited for
         self._lock = threading.RLock()
@@ -110,6 +112,7 @@ class ndarray:
         property(lambda self, name=name: getattr(self._a, name))
         for name in ("shape", "ndim", "size", "dtype", "nbytes", "flags", "strides")
     )
+
     @property
     def device(self) -> Device:
         return Device(self._device)

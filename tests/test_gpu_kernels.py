@@ -74,7 +74,7 @@ def test_blocks(cupy, rng, camera):
     for first, end in ((0, 2), (1, 2)):
         out = rng.normal(size=(3, 2, 3))
         expected, found = both(cupy, "block_kernel", *camera, first, end, wanted, out)
-        np.testing.assert_allclose(found, expected, rtol=1e-12)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
         assert np.isnan(expected[:2, 0, 1]).all() == (first == 0)
 
 

@@ -97,7 +97,8 @@ class MicrographSizes:
     ) -> MicrographSizes:
         """Return the sizes of ``n_particles`` in ``n_frames`` frames of ``pixels`` px of ``count_bytes`` each.
 
-        Views reach shell ``k``, windows have ``window`` samples along an axis, frames that are looked at first take ``sample`` bytes.
+        Views reach shell ``k``, windows have ``window`` samples along an axis, frames that are looked at first take
+        ``sample`` bytes.
         """
         patches = n_particles * n_frames
         return cls(

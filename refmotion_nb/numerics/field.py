@@ -68,7 +68,7 @@ def find_hot_pixels(total: Any, gain: Any, bad: Any, threshold: float, threads: 
     for _ in range(_ROUNDS):
         _measure(total, gain, bad, changed, blocks, threads)
         # a new hot pixel changes what is expected in the blocks next to its own, and no farther
-        near = np.lib.stride_tricks.sliding_window_view(np.pad(changed, 1), (3, 3)).any((2, 3))
+        near = np.asarray(np.lib.stride_tricks.sliding_window_view(np.pad(changed, 1), (3, 3)).any((2, 3)))
         expected = (beside(total, one) for one in (near, *map(_smoothed, to_host(blocks)[:2])))
 
         def mark(rows: slice, expected=tuple(expected)) -> None:

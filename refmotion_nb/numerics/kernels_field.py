@@ -44,9 +44,7 @@ def block_kernel(total, gain, bad, y, x, first_row, end_row, wanted, out):
 
 
 @njit(nogil=True, cache=True)
-def hot_kernel(
-    total, gain, bad, y, x, first_row, end_row, wanted, level, variance, threshold, limits, counts, out
-):
+def hot_kernel(total, gain, bad, y, x, first_row, end_row, wanted, level, variance, threshold, limits, counts, out):
     """Mark the hot pixels of the blocks ``wanted`` in some rows of them: out (height, width) bool."""
     height, width = total.shape
     around = np.empty(24, np.float64)

@@ -44,7 +44,14 @@ def repair_kernel(counts, pixel, sources, n_sources, salt):
     """Give each bad pixel (n,) of counts (height · width,) the count of one of its ``sources`` (n, 24), chosen by a hash."""
     sizes = map(np.int32, sources.shape)
     _launch(
-        f"repair_{counts.dtype.itemsize}", (pixel.size, 1, 1), counts, pixel, sources, n_sources, np.uint64(salt), *sizes
+        f"repair_{counts.dtype.itemsize}",
+        (pixel.size, 1, 1),
+        counts,
+        pixel,
+        sources,
+        n_sources,
+        np.uint64(salt),
+        *sizes,
     )
 
 

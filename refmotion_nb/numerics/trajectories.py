@@ -153,19 +153,21 @@ class TrajectoryProblem:
         local_A : (set, particle, frame, 2), the position in the first frame included; or one for all sets
         common_A : (set, frame, 2), none by default
         """
-        values, n_sets = self.windows.values, self.n_sets
-        local = np.moveaxis(np.broadcast_to(local_A, (n_sets, *local_A.shape[-3:])), -1, 1)
-        out = np.zeros((n_sets, self.n_unknowns))
-        inverse: Any = None
-        for i in range(n_sets):
-            if inverse is None or not np.array_equal(self.temporal[i], self.temporal[i - 1]):
-                inverse = np.linalg.pinv(self.temporal[i])  # a profile may come to 0
-            coefficients = self.spatial[i].T @ (local[i] @ inverse)
-            whitened = np.divide(coefficients, self.std[i], out=np.zeros_like(coefficients), where=self.std[i] > 0)
-            out[i, : 2 * self.n_local] = whitened.ravel()
+        xp, rows = xp_of(self._std), np.arange(self.n_sets)
+        local = np.moveaxis(np.broadcast_to(local_A, (self.n_sets, *local_A.shape[-3:])), -1, 1)
+        inverse: list[np.ndarray] = []
+        for i in rows:
+            again = i and np.array_equal(self.temporal[i], self.temporal[i - 1])
+            inverse.append(inverse[-1] if again else np.linalg.pinv(self.temporal[i]))  # a profile may come to 0
+        modes = (beside(self._std, one[:, None]) for one in (self.spatial, np.stack(inverse)))
+        out = xp.empty((self.n_sets, 2, *self.std.shape[1:]))
+        coefficients = by_row(_taken_apart, out, beside(self._std, local), rows, *modes)
+        std = self._std[:, None]
+        whitened = xp.where(std > 0, coefficients / xp.where(std > 0, std, 1), 0)
+        common = np.zeros((self.n_sets, 2 * self.n_frames))
         if common_A is not None and self.common_std > 0:
-            out[:, 2 * self.n_local :] = np.moveaxis(common_A, -1, 1).reshape(n_sets, -1) / self.common_std
-        return beside(values, out)
+            common[:] = np.moveaxis(common_A, -1, 1).reshape(self.n_sets, -1) / self.common_std
+        return xp.concatenate([whitened.reshape(self.n_sets, -1), beside(self._std, common)], 1)
 
     def energy(self, unknowns: Any, rows: Any) -> tuple[Any, Any]:
         """Return the energy (set,) and its gradient (set, n_unknowns) for the given rows."""
@@ -280,6 +282,10 @@ def _forth(coefficients: Any, spatial: Any, temporal: Any) -> Any:
 
 def _back(slope: Any, spatial: Any, temporal: Any) -> Any:
     return spatial.swapaxes(-1, -2) @ slope @ temporal.swapaxes(-1, -2)
+
+
+def _taken_apart(local: Any, spatial: Any, inverse: Any) -> Any:
+    return spatial.swapaxes(-1, -2) @ (local @ inverse)
 
 
 def _times(values: Any, matrices: Any) -> Any:

@@ -216,7 +216,8 @@ def processes(n: int, threads: int = 0) -> Workers:
 def each_gpu(n: int, threads: int = 0) -> Workers:
     """Return ``n`` worker processes on this machine, one for each of its first ``n`` GPUs, for ``Session(data, workers=...)``.
 
-    Where the session's device has its views predicted on the first GPU, the first is left out. They share ``threads`` processors, 0: all.
+    Where the session's device has its views predicted on the first GPU, the first is left out. They share ``threads``
+    processors, 0: all.
 
     Raises
     ------

@@ -100,9 +100,7 @@ def read_spectra(
     return spectra
 
 
-def _decoded_ahead(
-    pool: ThreadPoolExecutor, decode: Callable[[int], Any], n_frames: int, ahead: int
-) -> Iterator[Any]:
+def _decoded_ahead(pool: ThreadPoolExecutor, decode: Callable[[int], Any], n_frames: int, ahead: int) -> Iterator[Any]:
     """Yield frames in their order while the next ones, up to ``ahead``, are being decoded."""
     under_way = deque[Future[Any]]()
     for f in range(n_frames):

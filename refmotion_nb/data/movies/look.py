@@ -68,7 +68,13 @@ def here(array: Any) -> Any:
 
 
 def look_at(
-    movie: Movie, reader: Frames, repair: bool, flatten: bool, threads: int = 1, put: Put = here, keep: Put | None = None
+    movie: Movie,
+    reader: Frames,
+    repair: bool,
+    flatten: bool,
+    threads: int = 1,
+    put: Put = here,
+    keep: Put | None = None,
 ) -> Look:
     """Find out what is needed to read a movie; ``repair`` bad pixels, ``flatten`` its background.
 
