@@ -157,13 +157,13 @@ def test_workers_take_the_other_gpus_in_turn(strict, tiny, tmp_path):
 
 def test_views_from_another_gpu_need_two(strict):
     assert Execution(gpus=2, slicing_gpu_also_aligns=False).check() is None
-    one = Execution(slicing_gpu_also_aligns=False)
-    with pytest.raises(rm.InputError, match=r"^gpus is 1; with slicing_gpu_also_aligns off one GPU .* gpus 2 or more"):
-        one.check()
+    for ask in (Execution.check, Execution.choose_device):
+        with pytest.raises(rm.InputError, match=r"^gpus is 1; with slicing_gpu_also_aligns off one .* gpus 2 or more"):
+            ask(Execution(slicing_gpu_also_aligns=False))
     strict_cupy.devices.count = 1
     with pytest.raises(rm.InputError, match=r"gpus 2: there is cuda:0"):
         Execution(gpus=2, slicing_gpu_also_aligns=False).check()
     with pytest.raises(
         rm.InputError, match=r"^there is one GPU, cuda:0 \(Stand-in 0\); with slicing_gpu_also_aligns off"
     ):
-        one.choose_device()
+        Execution(gpus=2, slicing_gpu_also_aligns=False).choose_device()

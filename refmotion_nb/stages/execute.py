@@ -73,10 +73,9 @@ class Execution(Stage):
         choose(self.device, self.gpu_oversubscription_GB)
         if self.cache_bytes <= 0:
             raise InputError(f"cache_size_GB is {self.cache_size_GB}; give GB above 0, or a share such as 60%")
-        if not self.slicing_gpu_also_aligns and self.gpus < 2:
-            raise InputError(f"gpus is {self.gpus}; {APART}")
         if self.gpus > 1:
             self._check_gpus()
+        self.choose_device()
 
     def _check_gpus(self) -> None:
         if self.dask or self.workers > 1:
@@ -90,6 +89,8 @@ class Execution(Stage):
     def choose_device(self) -> Device:
         """Return the device that these settings name; InputError where there is none."""
         if not self.slicing_gpu_also_aligns:
+            if self.gpus < 2:
+                raise InputError(f"gpus is {self.gpus}; {APART}")
             return choose_apart(self.gpu_oversubscription_GB)
         return choose(self.device, self.gpu_oversubscription_GB)
 
