@@ -103,22 +103,24 @@ def reading(session: rm.Session, settings: rm.MotionCorrection, clock: Clock, co
         clock.stage(
             f"decode ({movie.path.suffix}, {threads} threads)", lambda: over_chunks(n_frames, decode, threads, 1)
         )
-        look = clock.stage("hot pixels, background (CPU)", lambda: look_at(movie, reader, True, True, threads))
+        look = clock.stage(
+            "look: sample, hot pixels, background",
+            lambda: look_at(movie, reader, True, True, threads, device.put, session._gain.put),
+        )
     counts = sum(frame.nbytes for frame in raw)
     frames = clock.stage("upload of raw counts", lambda: [device.put(frame) for frame in raw], counts / upload)
-    gain = device.put(look.gain)
     spectra = PatchSpectra.empty(n, n_frames, box, device.xp)
     spectra.offset_px[:] = np.rint(placement.initial_A / movie.pixel_size_A)
 
     def transform(part: slice) -> None:
         for f in range(part.start, part.stop):
             corners = patch_corners(placement.centre_px, box, spectra.offset_px[:, f])
-            spectra.add_frame(f, frames[f], gain, corners, look.background)
+            spectra.add_frame(f, look.repaired(frames[f], f), look.gain, corners, look.background)
 
     patches, stored = n * n_frames * box * box * 4, spectra.stored.nbytes
     at_once = n_frames if device.is_gpu else 1
     clock.stage(
-        "cut, transform, store", lambda: over_chunks(n_frames, transform, 1 if device.is_gpu else threads, at_once),
+        "repair, cut, transform, store", lambda: over_chunks(n_frames, transform, 1 if device.is_gpu else threads, at_once),
         (counts + 4 * patches + 2 * stored) / copy,
     )  # fmt: skip
     clock.stage("noise spectrum", lambda: particle_power(spectra, threads), stored / copy)

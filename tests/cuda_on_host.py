@@ -31,6 +31,7 @@ static inline void sincospif(float a, float *s, float *c) { *s = float(sin(M_PI 
 """
 TYPES = {
     "float": np.float32, "double": np.float64, "short": np.int16, "unsigned short": np.uint16, "int": np.int32,
+    "unsigned int": np.uint32, "uint64": np.uint64,
     "signed char": np.int8, "unsigned char": np.uint8, "int64": np.int64, "float2": np.complex64, "short2": np.int16,
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ import numpy as np
 from scipy import fft
 
 BINARY = "add sub mul truediv floordiv mod pow matmul and or lt le gt ge eq ne".split()
-SAME = "asarray ascontiguousarray".split()
+MOST = 4  # devices
 
 
 class OutOfMemoryError(MemoryError):
@@ -32,11 +32,17 @@ class Devices:
     def __init__(self) -> None:
         self._thread = threading.local()  # of earlier tests: their plans are gone before counting begins
         self.count, self.total = 2, 8 << 30
-        self.used, self.most = [0, 0], [0, 0]  # bytes
+        self.used, self.most = [0] * MOST, [0] * MOST  # bytes
+        self.kernels: set[tuple[int, str]] = set()  # that ran, by device
         self.fail_at = -1  # allocations until one fails
         self.fail_with: type[Exception] = OutOfMemoryError
         self.uploaded = 0  # bytes of the largest upload
-        self.crossings = [0, 0]  # uploads and downloads
+        self.crossings = [0, 0]  # uploads, and downloads or other waits for a value
+        self.calls = (
+            0  # arrays made, assignments, kernels: what a host has to ask a device for, at some microseconds each
+        )
+        self.moved = 0  # arrays, from device to device
+        self.busy = [False] * MOST  # whether anything was asked for since it was last waited for
         self._lock = threading.RLock()
 
     @property
@@ -93,6 +99,7 @@ class ndarray:
         self._device = devices.current
         if self._a.base is None:
             devices.take(self)
+            devices.calls += 1
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
@@ -105,6 +112,11 @@ class ndarray:
         property(lambda self, name=name: getattr(self._a, name))
         for name in ("shape", "ndim", "size", "dtype", "nbytes", "flags", "strides")
     )
+
+    @property
+    def device(self) -> Device:
+        return Device(self._device)
+
     real, imag, T = (
         property(lambda self, name=name: view(self, getattr(host(self), name))) for name in ("real", "imag", "T")
     )
@@ -116,19 +128,22 @@ class ndarray:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, key: Any) -> ndarray:
+        if any(isinstance(one, ndarray) and one.dtype == bool for one in (key if isinstance(key, tuple) else (key,))):
+            raise IndexError("how many are true has to be waited for; say where they are")
         return view(self, host(self)[index(key)])
 
     def __setitem__(self, key: Any, value: Any) -> None:
+        devices.calls += 1
         host(self)[index(key)] = host(value)
 
     def __bool__(self) -> bool:
-        return bool(host(self))
+        return bool(self.get())
 
     def __float__(self) -> float:
-        return float(host(self))
+        return float(self.get())
 
     def __int__(self) -> int:
-        return int(host(self))
+        return int(self.get())
 
     def __neg__(self) -> ndarray:
         return ndarray(-host(self))
@@ -147,6 +162,7 @@ def host(value: Any, arrays_only: bool = False) -> Any:
     if isinstance(value, ndarray):
         if value._device != devices.current:
             raise ValueError(f"the array is on device {value._device}, the thread works on device {devices.current}")
+        devices.busy[value._device] = True
         return value._a
     if isinstance(value, (tuple, list)):
         return type(value)(host(one) for one in value)
@@ -174,6 +190,7 @@ def _operator(name: str) -> None:
         return ndarray(getattr(np.ndarray, f"__r{name}__")(host(self), host(other)))
 
     def in_place(self: ndarray, other: Any) -> ndarray:
+        devices.calls += 1
         getattr(np.ndarray, f"__i{name}__")(host(self), host(other))
         return self
 
@@ -213,7 +230,12 @@ def _maker(name: str) -> Any:
 
 
 def asarray(values: Any, dtype: Any = None) -> ndarray:
-    """Upload, or return the array itself."""
+    """Upload, return the array itself, or copy it from another device, which has to have been waited for."""
+    if isinstance(values, ndarray) and values._device != devices.current:
+        if devices.busy[values._device]:
+            raise RuntimeError(f"device {values._device} may still be writing what is copied from it")
+        devices.moved += 1
+        return ndarray(np.array(values._a, dtype))
     if isinstance(values, ndarray):
         return values if dtype is None or values.dtype == dtype else values.astype(dtype)
     devices.crossings[0] += 1
@@ -261,6 +283,8 @@ class RawModule:
             for one in arguments:
                 if not isinstance(one, (ndarray, np.generic)):
                     raise TypeError(f"kernel {name}: {type(one)}; give arrays of the device and NumPy's scalars")
+            devices.calls += 1
+            devices.kernels.add((devices.current, name))
             cuda_on_host.launch(self.code, name, grid, block, tuple(host(one) for one in arguments))
 
         return kernel
@@ -279,6 +303,16 @@ def _transform(name: str) -> Any:
     return function
 
 
+def flatnonzero(array: ndarray) -> ndarray:
+    """As CuPy's, which waits for how many there are."""
+    devices.crossings[1] += 1
+    return ndarray(np.flatnonzero(host(array, True)))
+
+
+def _wait() -> None:
+    devices.busy[devices.current] = False
+
+
 def _properties(number: int) -> dict[str, Any]:
     return {"name": f"Stand-in {number}".encode(), "major": 9, "minor": 0}
 
@@ -295,11 +329,12 @@ def modules() -> dict[str, ModuleType]:
     }
     runtime = SimpleNamespace(
         getDevice=lambda: devices.current, getDeviceCount=lambda: devices.count, getDeviceProperties=_properties,
-        memGetInfo=lambda: (devices.total - devices.used[devices.current], devices.total), deviceSynchronize=lambda: None,
+        memGetInfo=lambda: (devices.total - devices.used[devices.current], devices.total), deviceSynchronize=_wait,
     )  # fmt: skip
     pool = SimpleNamespace(free_bytes=lambda: 0, free_all_blocks=lambda: None)
     vars(cupy).update(
         makers, **functions, ndarray=ndarray, asarray=asarray, ascontiguousarray=ascontiguousarray, RawModule=RawModule,
+        flatnonzero=flatnonzero,
         linalg=SimpleNamespace(inv=lambda a: ndarray(np.linalg.inv(host(a, True)))),
         cuda=SimpleNamespace(
             Device=Device, runtime=runtime, memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),

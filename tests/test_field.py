@@ -13,7 +13,8 @@ from refmotion_nb.data.movies.reader import open_movie
 from refmotion_nb.data.relion.motion import read_motion
 from refmotion_nb.data.schema import Background, Movie
 from refmotion_nb.data.synthetic.images import illumination
-from refmotion_nb.numerics.field import _LEAST, _MOST, _limits, block_level, find_hot_pixels, smooth_background
+from refmotion_nb.numerics.field import _limits, block_level, find_hot_pixels, smooth_background
+from refmotion_nb.numerics.kernels_field import LEAST, MOST
 
 H, W = 700, 900
 
@@ -43,7 +44,7 @@ def as_set(xy):
 
 @pytest.mark.parametrize("threshold", [3, 6, 9])
 def test_limits_are_those_of_poisson_counts(threshold):
-    mean = np.geomspace(_LEAST, _MOST, len(_limits(threshold)))
+    mean = np.geomspace(LEAST, MOST, len(_limits(threshold)))
     rare = norm.sf(threshold)
     for m, limit in zip(mean[::20], _limits(threshold)[::20]):
         count = np.ceil(m + limit * np.sqrt(m) - 1e-9)  # the smallest that is called hot

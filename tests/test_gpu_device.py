@@ -5,6 +5,7 @@ import pytest
 import strict_cupy
 
 import refmotion_nb as rm
+from refmotion_nb.data.movies.look import sample_bytes
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.numerics import gpu
 from refmotion_nb.numerics.backend import irfft2, over_chunks, rfft2
@@ -96,10 +97,13 @@ def test_sizes_are_those_of_the_arrays(tiny):
 
 
 def test_a_large_movie_needs_what_was_computed_by_hand():
-    sizes = MicrographSizes.of(250, 40, 320, 100, 41, 4096 * 4096, 1)
+    pixels = 4096 * 4096
+    sizes = MicrographSizes.of(250, 40, 320, 100, 41, pixels, 1, sample_bytes(40, pixels))
     assert sizes.spectra == 250 * 40 * 320 * 161 * 2 * 2
     assert sizes.views == 250 * 201 * 101 * (8 + 8 + 4)
-    assert 2.3e9 < sizes.total < 2.6e9
+    assert sizes.frames == pixels * (8 + 2 + 8) and sizes.gain == pixels * 4
+    assert 2.4e9 < sizes.total < 2.7e9
+    assert [sample_bytes(n, size) for n, size in ((3, 100), (40, 300 << 20), (40, 2 << 30))] == [300, 1 << 30, 2 << 30]
 
 
 def test_batches_fit_into_the_memory_that_is_free(strict):

@@ -5,9 +5,11 @@ import inspect
 import numpy as np
 import pytest
 
+from refmotion_nb.data.movies.detector import _hash, _mixed
 from refmotion_nb.numerics import kernels_cpu, kernels_gpu
 from refmotion_nb.numerics.backend import irfft2, kernels_of, rfft2, to_host
 from refmotion_nb.numerics.correlation import B_SPLINE_TAPS
+from refmotion_nb.numerics.field import _limits, block_level, blocks_of
 from refmotion_nb.numerics.fourier import half_plane_indices, hermitian_weight, shell_floor, shell_round
 
 KERNELS = [name for name in vars(kernels_gpu) if name.endswith("_kernel")]
@@ -52,6 +54,57 @@ def test_every_kernel_has_a_twin_and_a_test():
     assert KERNELS == [name for name in vars(kernels_cpu) if name.endswith("_kernel")]
     tests = "".join(inspect.getsource(one) for name, one in globals().items() if name.startswith("test_"))
     assert all(f'"{name}"' in tests for name in KERNELS)
+
+
+@pytest.fixture
+def camera(rng):
+    """Sum of frames, gain and bad pixels in blocks of unequal sizes; one block has no good pixel, others have hot ones."""
+    gain = rng.uniform(0.5, 2, (150, 201)).astype(np.float32)
+    total = rng.poisson(8 / gain).astype(np.float32)
+    y, x = blocks_of(gain.shape)
+    bad = rng.uniform(size=gain.shape) < 0.01
+    bad[: y[1], x[1] : x[2]] = True
+    total[rng.integers(0, 150, 40), rng.integers(0, 201, 40)] += 30
+    total[[0, 0, -1, -1, 75], [0, -1, 0, -1, 66]] = 60  # corners, and where four blocks meet
+    return total, gain, bad, y, x
+
+
+def test_blocks(cupy, rng, camera):
+    wanted = np.array([[True, True, False], [True, True, True]])
+    for first, end in ((0, 2), (1, 2)):
+        out = rng.normal(size=(3, 2, 3))
+        expected, found = both(cupy, "block_kernel", *camera, first, end, wanted, out)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        assert np.isnan(expected[:2, 0, 1]).all() == (first == 0)
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_hot_pixels(cupy, camera, counts):
+    total, gain, bad, y, x = camera
+    level, variance, _ = np.nan_to_num(block_level(total, gain, bad))
+    wanted = np.ones(level.shape, bool)
+    wanted[1, 0] = False
+    limits = _limits(5.0)
+    expected, found = both(
+        cupy, "hot_kernel", *camera, 0, 2, wanted, level, variance, 5.0, limits, counts, np.zeros(total.shape, bool)
+    )
+    np.testing.assert_array_equal(found, expected)
+    assert expected.sum() > 10 and not expected[y[1] :, : x[1]].any() and not expected[bad].any()
+    assert expected[0, 0] and expected[0, -1] and expected[-1, -1]
+
+
+@pytest.mark.parametrize("kind", ["u1", "u2", "u4", "u8"])
+def test_repair(cupy, rng, kind):
+    pixel = np.sort(rng.permutation(500)[:60]).astype(np.int64)
+    sources = rng.choice(np.setdiff1d(np.arange(500), pixel), (60, 24)).astype(np.uint32)
+    n_sources = rng.integers(1, 25, 60)
+    counts = rng.integers(0, 200, 500).astype(kind)
+    plain = counts.copy()
+    plain[pixel] = plain[sources[np.arange(60), _hash(pixel, np.uint64(12345)) % n_sources]]
+    salt = _mixed(12345)
+    expected, found = both(cupy, "repair_kernel", counts, pixel, sources, n_sources, salt, result=0)
+    np.testing.assert_array_equal(expected, plain)
+    np.testing.assert_array_equal(found, plain)
 
 
 def test_ctf(cupy, rng):

@@ -441,7 +441,7 @@ def test_box_size_that_does_not_fit(tiny, tmp_path, capsys, box):
         (["--gpus", "0"], "gpus"),
         (
             ["--no-slicing-gpu-also-aligns"],
-            "slicing_gpu_also_aligns off: in this version every GPU does both; leave it on",
+            "gpus is 1; with slicing_gpu_also_aligns off one GPU predicts views and others align: give gpus 2 or more",
         ),
         (["--gpu-oversubscription-GB", "-1"], "gpu_oversubscription_GB"),
     ],

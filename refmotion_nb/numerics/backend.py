@@ -52,6 +52,23 @@ def kernels_of(array: Any) -> ModuleType:
     return kernels_gpu
 
 
+def by_row(work: Callable[..., Any], out: Any, values: Any, rows: np.ndarray, *sets: Any) -> Any:
+    """Fill ``out`` with ``work(value, matrix, ...)`` of every value (row, ...) and the matrices of its row, (set, ...) each.
+
+    ``rows`` are in their order. On the CPU one comes after another, so that none of the large matrices is copied; on a GPU,
+    where a call costs more than a copy, all at once: ``work`` may only multiply matrices and exchange their axes.
+    """
+    if xp_of(out) is np:
+        for i, row in enumerate(rows):
+            out[i] = work(values[i], *(each[row] for each in sets))
+        return out
+    if len(rows) < len(sets[0]):
+        some = beside(out, rows)
+        sets = tuple(each[some] for each in sets)
+    out[...] = work(values, *sets)
+    return out
+
+
 def rfft2(images: Any) -> Any:
     """Return the half planes (image, y, x // 2 + 1) of images (image, y, x), forward normalised."""
     if xp_of(images) is np:
@@ -87,13 +104,13 @@ def _device_fft() -> Any:
 
 
 def _transformed_together(n: int, box: int) -> Iterator[slice]:
-    """Yield consecutive slices of ``range(n)`` of few sizes: for each CuPy makes, and keeps, a plan with room to work in."""
-    start, size = 0, transform_batch(n, box)
-    while start < n:
-        while size > n - start:
-            size //= 4
-        yield slice(start, start + size)
-        start += size
+    """Yield slices of one size that cover ``range(n)``: for each size CuPy makes, and keeps, a plan with room to work in.
+
+    The last one reaches back over what is transformed already, which costs less than calls for ever smaller rests.
+    """
+    size = transform_batch(n, box)
+    for start in range(0, n, size):
+        yield slice(min(start, n - size), min(start, n - size) + size)
 
 
 def cpu_count() -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 TRANSFORMED_BYTES = 32 << 20  # of half planes that are transformed together, at most: enough to keep a GPU busy
 MOST_TRANSFORMED = 256  # images
 DOUBLE, COMPLEX, REAL, SHORT = 8, 8, 4, 2  # bytes of float64, complex64, float32, int16
+LOOK = 8  # bytes per pixel while hot pixels are looked for (sum of frames, three masks, sums of columns of blocks)
 
 
 def half_plane(box: int) -> int:
@@ -30,6 +31,11 @@ def transform_batch(n: int, box: int) -> int:
 def plan_bytes(n: int, box: int) -> int:
     """Return what cuFFT's plans take: three kinds, of the largest batch and of quarters of it, with as much room as data."""
     return 4 * COMPLEX * half_plane(box) * transform_batch(n, box)
+
+
+def block_work_bytes(width: int) -> int:
+    """Return the bytes per row of blocks while its pixels are added up."""
+    return 4 * DOUBLE * width
 
 
 def cut_work_bytes(box: int) -> int:
@@ -75,29 +81,32 @@ class MicrographSizes:
     spectra: int  # transforms of all patches
     views: int  # two predicted views and the CTF
     windows: int  # of one alignment, scaled and not
-    frames: int  # raw frames under way, gain
+    frames: int  # raw frames: those looked at first, two under way; the look, or the gain without bad pixels
+    gain: int  # as it is stored
     work: int  # of one frame's patches, or what of them a batch must hold at least
     plans: int  # of transforms
 
     @property
     def total(self) -> int:
-        """Bytes while the micrograph is worked on."""
-        return self.spectra + self.views + max(self.windows, self.frames) + self.work + self.plans
+        """Bytes while the micrograph is read, its views not there yet, or worked on, its frames gone."""
+        return self.spectra + max(self.views + self.windows, self.frames) + self.gain + self.work + self.plans
 
     @classmethod
     def of(
-        cls, n_particles: int, n_frames: int, box: int, k: int, window: int, pixels: int, count_bytes: int
+        cls, n_particles: int, n_frames: int, box: int, k: int, window: int, pixels: int, count_bytes: int, sample: int
     ) -> MicrographSizes:
         """Return the sizes of ``n_particles`` in ``n_frames`` frames of ``pixels`` px of ``count_bytes`` each.
 
-        Views reach shell ``k``, windows have ``window`` samples along an axis.
+        Views reach shell ``k``, windows have ``window`` samples along an axis, frames that are looked at first take
+        ``sample`` bytes.
         """
         patches = n_particles * n_frames
         return cls(
             spectra=patches * 2 * SHORT * half_plane(box),
             views=n_particles * (2 * COMPLEX + REAL) * band(k),
             windows=2 * patches * REAL * window * window,
-            frames=pixels * (2 * count_bytes + REAL),
+            frames=sample + pixels * (2 * count_bytes + LOOK),
+            gain=pixels * REAL,
             work=max(cut_work_bytes(box), n_frames * window_work_bytes(k, window)),
             plans=plan_bytes(n_particles, box),
         )

@@ -6,7 +6,8 @@ import importlib
 import importlib.util
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from threading import Lock
@@ -71,14 +72,26 @@ def use(number: int) -> None:
     _cupy().cuda.Device(number).use()
 
 
+@contextmanager
+def using(number: int) -> Iterator[None]:
+    """Make a GPU the one of the calling thread as long as the context lasts."""
+    with _cupy().cuda.Device(number):
+        yield
+
+
 def array_module() -> ModuleType:
     """Return CuPy."""
     return _cupy()
 
 
 def upload(array: Any) -> Any:
-    """Return an array on the thread's GPU, itself if it is there; CuPy copies through pinned memory, without waiting."""
+    """Return an array on the thread's GPU, itself if it is there; CuPy copies through pinned memory, without waiting.
+
+    From another GPU it is moved, and what both have under way is waited for.
+    """
     cupy = _cupy()
+    if isinstance(array, cupy.ndarray):
+        return _moved(cupy, array)
     if not isinstance(array, np.ndarray) or array.nbytes <= UPLOAD_BYTES:
         return cupy.asarray(array)
     there = cupy.empty(array.shape, array.dtype)
@@ -86,6 +99,16 @@ def upload(array: Any) -> Any:
     step = UPLOAD_BYTES // array.itemsize
     for start in range(0, len(source), step):
         target[start : start + step] = cupy.asarray(source[start : start + step])
+    return there
+
+
+def _moved(cupy: ModuleType, array: Any) -> Any:
+    if array.device.id == cupy.cuda.runtime.getDevice():
+        return array
+    with array.device:
+        synchronise()  # the copy is given to this GPU, which knows nothing of the other's work
+    there = cupy.asarray(array)
+    synchronise()  # before the other may use the array's memory for something else
     return there
 
 

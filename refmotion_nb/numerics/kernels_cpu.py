@@ -10,6 +10,10 @@ import math
 import numpy as np
 from numba import njit
 
+from refmotion_nb.numerics.kernels_field import block_kernel as block_kernel
+from refmotion_nb.numerics.kernels_field import hot_kernel as hot_kernel
+from refmotion_nb.numerics.kernels_field import repair_kernel as repair_kernel
+
 _jit = njit(nogil=True, cache=True, fastmath={"contract", "arcp", "nsz"})
 
 

@@ -3,6 +3,7 @@
 // coalesced. x of the grid counts elements, y frames or maps, z particles. Arrays are C-contiguous, see kernels_gpu.py.
 
 typedef long long int64;
+typedef unsigned long long uint64;
 
 // this thread's element; threads beyond the last have nothing to do
 #define ELEMENT(n)                                               \
@@ -31,6 +32,138 @@ __device__ inline float2 between(float2 a, float2 b, float t)
 __device__ inline int clamped(int64 value, int last)
 {
     return value < 0 ? 0 : value > last ? last : int(value);
+}
+
+// a bad pixel takes the count of one of its sources, which are good: none that is read is written
+template <typename Count>
+__device__ inline void repair(Count *__restrict__ counts, const int64 *__restrict__ pixel,
+                              const unsigned int *__restrict__ sources, const int64 *__restrict__ n_sources, uint64 salt,
+                              int n, int stride)
+{
+    ELEMENT(n);
+    uint64 z = uint64(pixel[at]) * 0x9E3779B97F4A7C15ull + salt;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    const int64 pick = int64((z ^ (z >> 31)) >> 33) % n_sources[at];
+    counts[pixel[at]] = counts[sources[size_t(at) * stride + pick]];
+}
+
+#define REPAIR(name, Count)                                                                                          \
+    extern "C" __global__ void name(Count *__restrict__ counts, const int64 *__restrict__ pixel,                     \
+                                    const unsigned int *__restrict__ sources, const int64 *__restrict__ n_sources,   \
+                                    uint64 salt, int n, int stride)                                                  \
+    {                                                                                                                \
+        repair<Count>(counts, pixel, sources, n_sources, salt, n, stride);                                           \
+    }
+
+REPAIR(repair_1, unsigned char)
+REPAIR(repair_2, unsigned short)
+REPAIR(repair_4, unsigned int)
+REPAIR(repair_8, uint64)
+
+// of each column of pixels within a row of blocks: number, Σ value, Σ value², Σ gain of good pixels, (4, row of blocks, x)
+extern "C" __global__ void block_columns(const float *__restrict__ total, const float *__restrict__ gain,
+                                         const unsigned char *__restrict__ bad, const int64 *__restrict__ y, int width,
+                                         int first_row, double *__restrict__ out)
+{
+    ELEMENT(width);
+    double n = 0, first = 0, second = 0, gains = 0;
+    for (int64 i = y[first_row + blockIdx.z]; i < y[first_row + blockIdx.z + 1]; ++i) {
+        const size_t pixel = size_t(i) * width + at;
+        if (bad[pixel]) continue;
+        const double factor = gain[pixel], value = total[pixel] * factor;
+        n += 1;
+        first += value;
+        second += value * value;
+        gains += factor;
+    }
+    const size_t plane = size_t(gridDim.z) * width, here = size_t(blockIdx.z) * width + at;
+    out[here] = n;
+    out[plane + here] = first;
+    out[2 * plane + here] = second;
+    out[3 * plane + here] = gains;
+}
+
+// level, variance per gain and number of good pixels (3, ky, kx) from the sums of columns; not a number where there is none
+extern "C" __global__ void block(const double *__restrict__ columns, const int64 *__restrict__ x,
+                                 const unsigned char *__restrict__ wanted, int width, int n_y, int n_x, int first_row,
+                                 double *__restrict__ out)
+{
+    ELEMENT(n_x);
+    const size_t here = size_t(first_row + blockIdx.z) * n_x + at, plane = size_t(n_y) * n_x;
+    if (!wanted[here]) return;
+    double sums[4] = {0, 0, 0, 0};
+    for (int q = 0; q < 4; ++q) {
+        const double *row = columns + (size_t(q) * gridDim.z + blockIdx.z) * width;
+        for (int64 j = x[at]; j < x[at + 1]; ++j) sums[q] += row[j];
+    }
+    const double spread = sums[2] - sums[1] * sums[1] / sums[0];
+    out[here] = sums[1] / sums[0];
+    out[plane + here] = (spread > 0 ? spread : 0) / sums[3];
+    out[2 * plane + here] = sums[0];
+}
+
+// median of n numbers, which come to stand in their order
+__device__ inline double median(double *values, int n)
+{
+    for (int i = 1; i < n; ++i) {
+        const double one = values[i];
+        int j = i;
+        for (; j > 0 && values[j - 1] > one; --j) values[j] = values[j - 1];
+        values[j] = one;
+    }
+    return n % 2 ? values[n / 2] : 0.5 * (values[n / 2 - 1] + values[n / 2]);
+}
+
+// how many standard deviations a pixel may exceed its level by; limits are tabulated for the logarithm of mean counts
+__device__ inline double limit_of(double level, double variance, double threshold, const double *__restrict__ limits,
+                                  int n_limits, double least, double most)
+{
+    if (level <= 0 || variance <= 0) return threshold;
+    const double place = (log(level * level / variance) - log(least)) / (log(most) - log(least)) * (n_limits - 1);
+    if (place >= n_limits - 1) return threshold;
+    const double inside = place > 0 ? place : 0;
+    const int left = int(inside);
+    return limits[left] + (inside - left) * (limits[left + 1] - limits[left]);
+}
+
+// a thread goes down one column of a row of blocks
+extern "C" __global__ void hot(const float *__restrict__ total, const float *__restrict__ gain,
+                               const unsigned char *__restrict__ bad, const int64 *__restrict__ y,
+                               const int64 *__restrict__ x, const unsigned char *__restrict__ wanted,
+                               const double *__restrict__ level, const double *__restrict__ variance, double threshold,
+                               const double *__restrict__ limits, int n_limits, double least, double most, int counts,
+                               int height, int width, int n_x, int first_row, unsigned char *__restrict__ out)
+{
+    ELEMENT(width);
+    const int row = first_row + blockIdx.z;
+    int column = int(int64(at) * n_x / width);
+    while (at >= x[column + 1]) ++column;
+    const size_t mine = size_t(row) * n_x + column;
+    const double mean = level[mine];
+    if (!wanted[mine] || !(variance[mine] > 0)) return;
+    for (int i = int(y[row]); i < y[row + 1]; ++i) {
+        const size_t pixel = size_t(i) * width + at;
+        double spread = variance[mine] * gain[pixel], excess = double(total[pixel]) * gain[pixel] - mean;
+        if (bad[pixel] || spread <= 0 || excess <= threshold * sqrt(spread)) continue;
+        double around[24], expected = mean;
+        int n = 0;
+        for (int di = -2; di <= 2; ++di) {
+            for (int dj = -2; dj <= 2; ++dj) {
+                const int ii = i + di, jj = at + dj;
+                const bool here = (di || dj) && ii >= 0 && ii < height && jj >= 0 && jj < width;
+                const size_t one = here ? size_t(ii) * width + jj : pixel;
+                if (here && !bad[one]) around[n++] = double(total[one]) * gain[one];
+            }
+        }
+        const double near = n ? median(around, n) : mean;
+        if (near > mean) {
+            if (counts && mean > 0) spread *= near / mean;
+            excess -= near - mean;
+            expected = near;
+        }
+        if (excess > limit_of(expected, spread, threshold, limits, n_limits, least, most) * sqrt(spread)) out[pixel] = 1;
+    }
 }
 
 extern "C" __global__ void ctf(const double *__restrict__ x, const double *__restrict__ y,

@@ -12,10 +12,47 @@ from typing import Any
 
 import numpy as np
 
+from refmotion_nb.numerics.kernels_field import LEAST, MOST
+
 SOURCE = "kernels_gpu.cu"
 OPTIONS = ("--std=c++14",)  # no fast mathematics: sines of large phases would lose their digits
 _THREADS = 256  # per block
 COUNTS = ("uint8", "int8", "uint16", "int16", "float32")  # of raw frames; others are turned into float32 first
+
+
+def block_kernel(total, gain, bad, y, x, first_row, end_row, wanted, out):
+    """Level, variance per gain and number of good pixels of the blocks ``wanted`` in some rows of them: out (3, ky, kx)."""
+    rows, width = end_row - first_row, total.shape[1]
+    columns = _cupy().empty((4, rows, width))
+    sizes = map(np.int32, (width, first_row))
+    _launch("block_columns", (width, 1, rows), total, gain, _bytes(bad), y, *sizes, columns)
+    sizes = map(np.int32, (width, *out.shape[1:], first_row))
+    _launch("block", (out.shape[2], 1, rows), columns, x, _bytes(wanted), *sizes, out)
+
+
+def hot_kernel(total, gain, bad, y, x, first_row, end_row, wanted, level, variance, threshold, limits, counts, out):
+    """Mark the hot pixels of the blocks ``wanted`` in some rows of them: out (height, width) bool."""
+    height, width = total.shape
+    _launch(
+        "hot", (width, 1, end_row - first_row), total, gain, _bytes(bad), y, x, _bytes(wanted), level, variance,
+        np.float64(threshold), limits, np.int32(limits.size), np.float64(LEAST), np.float64(MOST),
+        *map(np.int32, (counts, height, width, wanted.shape[1], first_row)), _bytes(out),
+    )  # fmt: skip
+
+
+def repair_kernel(counts, pixel, sources, n_sources, salt):
+    """Give each bad pixel (n,) of counts (height · width,) the count of one of its ``sources`` (n, 24), chosen by a hash."""
+    sizes = map(np.int32, sources.shape)
+    _launch(
+        f"repair_{counts.dtype.itemsize}",
+        (pixel.size, 1, 1),
+        counts,
+        pixel,
+        sources,
+        n_sources,
+        np.uint64(salt),
+        *sizes,
+    )
 
 
 def ctf_kernel(x, y, extra, k4, per_particle, out):  # see kernels_cpu
@@ -134,6 +171,10 @@ def _cupy() -> ModuleType:
     import cupy
 
     return cupy
+
+
+def _bytes(mask: Any) -> Any:
+    return mask.view(np.uint8)
 
 
 def _double(array: Any) -> Any:

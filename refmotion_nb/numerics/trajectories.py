@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from refmotion_nb.numerics.backend import beside, kernels_of, one_blas_thread, over_chunks, to_host, xp_of
+from refmotion_nb.numerics.backend import beside, by_row, kernels_of, one_blas_thread, over_chunks, to_host, xp_of
 from refmotion_nb.numerics.correlation import WindowGrid
 from refmotion_nb.numerics.device_sizes import set_work_bytes
 from refmotion_nb.numerics.lbfgs import minimise
@@ -114,7 +114,8 @@ class TrajectoryProblem:
         self.free = np.zeros(self.std.shape[1:])  # 1 where a prior acts
         self.free[:, 1:] = 1
         values, number = windows.values, windows.values.dtype  # products of matrices are as exact as the windows
-        self._spatial, self._temporal = beside(values, self.spatial, number), beside(values, self.temporal, number)
+        # (set, 1, particle, mode), (set, 1, 1 + M, frame): alike for x and y
+        self._spatial, self._temporal = (beside(values, one[:, None], number) for one in (self.spatial, self.temporal))
         self._std, self._rigid, self._mask = (beside(values, one) for one in (self.std, rigid_A, self._prior_mask()))
         self._inverse: Any = None
 
@@ -136,9 +137,7 @@ class TrajectoryProblem:
         xp, shape = xp_of(unknowns), (len(rows), 2, self.n_particles, self.n_frames)
         whitened = unknowns[:, : 2 * self.n_local].reshape(len(rows), 2, *self.std.shape[1:])
         coefficients = (whitened * self._std[beside(unknowns, rows), None]).astype(self._spatial.dtype)
-        local = xp.empty(shape)
-        for i, row in enumerate(rows):  # a set's matrices are large: none is copied
-            local[i] = self._spatial[row] @ (coefficients[i] @ self._temporal[row])
+        local = by_row(_forth, xp.empty(shape), coefficients, rows, self._spatial, self._temporal)
         return local, unknowns[:, 2 * self.n_local :].reshape(len(rows), 2, self.n_frames) * self.common_std
 
     def displacement(self, unknowns: Any, rows: Any) -> Any:
@@ -154,28 +153,28 @@ class TrajectoryProblem:
         local_A : (set, particle, frame, 2), the position in the first frame included; or one for all sets
         common_A : (set, frame, 2), none by default
         """
-        values, n_sets = self.windows.values, self.n_sets
-        local = np.moveaxis(np.broadcast_to(local_A, (n_sets, *local_A.shape[-3:])), -1, 1)
-        out = np.zeros((n_sets, self.n_unknowns))
-        inverse: Any = None
-        for i in range(n_sets):
-            if inverse is None or not np.array_equal(self.temporal[i], self.temporal[i - 1]):
-                inverse = np.linalg.pinv(self.temporal[i])  # a profile may come to 0
-            coefficients = self.spatial[i].T @ (local[i] @ inverse)
-            whitened = np.divide(coefficients, self.std[i], out=np.zeros_like(coefficients), where=self.std[i] > 0)
-            out[i, : 2 * self.n_local] = whitened.ravel()
+        xp, rows = xp_of(self._std), np.arange(self.n_sets)
+        local = np.moveaxis(np.broadcast_to(local_A, (self.n_sets, *local_A.shape[-3:])), -1, 1)
+        inverse: list[np.ndarray] = []
+        for i in rows:
+            again = i and np.array_equal(self.temporal[i], self.temporal[i - 1])
+            inverse.append(inverse[-1] if again else np.linalg.pinv(self.temporal[i]))  # a profile may come to 0
+        modes = (beside(self._std, one[:, None]) for one in (self.spatial, np.stack(inverse)))
+        out = xp.empty((self.n_sets, 2, *self.std.shape[1:]))
+        coefficients = by_row(_taken_apart, out, beside(self._std, local), rows, *modes)
+        std = self._std[:, None]
+        whitened = xp.where(std > 0, coefficients / xp.where(std > 0, std, 1), 0)
+        common = np.zeros((self.n_sets, 2 * self.n_frames))
         if common_A is not None and self.common_std > 0:
-            out[:, 2 * self.n_local :] = np.moveaxis(common_A, -1, 1).reshape(n_sets, -1) / self.common_std
-        return beside(values, out)
+            common[:] = np.moveaxis(common_A, -1, 1).reshape(self.n_sets, -1) / self.common_std
+        return xp.concatenate([whitened.reshape(self.n_sets, -1), beside(self._std, common)], 1)
 
     def energy(self, unknowns: Any, rows: Any) -> tuple[Any, Any]:
         """Return the energy (set,) and its gradient (set, n_unknowns) for the given rows."""
         xp, shape = xp_of(unknowns), (len(rows), 2, *self.std.shape[1:])
         value, slope = self.windows.sample(self.displacement(unknowns, rows))
         slope = -xp.moveaxis(slope, -1, 1)  # (set, 2, particle, frame)
-        back = xp.empty(shape)
-        for i, row in enumerate(rows):
-            back[i] = self._spatial[row].T @ slope[i] @ self._temporal[row].T
+        back = by_row(_back, xp.empty(shape), slope, rows, self._spatial, self._temporal)
         back *= self._std[beside(unknowns, rows), None]
         common = self.common_std * slope.sum(2, dtype=np.float64)
         gradient = xp.concatenate([back.reshape(len(rows), -1), common.reshape(len(rows), -1)], 1)
@@ -237,7 +236,7 @@ class TrajectoryProblem:
         """Return the approximate inverse Hessian times a gradient (set, n_unknowns)."""
         r, xp = len(rows), xp_of(gradient)
         local = xp.moveaxis(gradient[:, : 2 * self.n_local].reshape(r, 2, *self.std.shape[1:]), 1, 3)
-        local = xp.stack([self._inverse[row] @ local[i] for i, row in enumerate(rows)])
+        local = by_row(_times, xp.empty(local.shape), local, rows, self._inverse)
         local = xp.moveaxis(local, 3, 1)
         common = gradient[:, 2 * self.n_local :].reshape(r, 2, -1) * self._common_inverse
         return xp.concatenate([local.reshape(r, -1), common.reshape(r, -1)], 1)
@@ -275,3 +274,19 @@ class TrajectoryProblem:
             np.moveaxis(local, 1, -1),
             iterations,
         )
+
+
+def _forth(coefficients: Any, spatial: Any, temporal: Any) -> Any:
+    return spatial @ (coefficients @ temporal)
+
+
+def _back(slope: Any, spatial: Any, temporal: Any) -> Any:
+    return spatial.swapaxes(-1, -2) @ slope @ temporal.swapaxes(-1, -2)
+
+
+def _taken_apart(local: Any, spatial: Any, inverse: Any) -> Any:
+    return spatial.swapaxes(-1, -2) @ (local @ inverse)
+
+
+def _times(values: Any, matrices: Any) -> Any:
+    return matrices @ values

@@ -91,6 +91,11 @@ class Alignment(Stage):
         """Whether RELION's energy is in use."""
         return self.energy == "relion"
 
+    @property
+    def how_read(self) -> tuple[str, ...]:
+        """All that the numbers of a micrograph in memory depend on, beside the data."""
+        return self.energy, str(self.recenter), str(self.repair_hot_pixels), str(self.box_size)
+
     def kernel(self, ratio: np.ndarray) -> np.ndarray:
         """Return how alike particles move whose distance is ``ratio`` (any shape) times the correlation distance.
 

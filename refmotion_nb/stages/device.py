@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +18,7 @@ from refmotion_nb.numerics.backend import xp_of
 
 USABLE_SHARE = 0.9  # of a GPU's memory; the rest is taken by CUDA, its libraries and fragments
 KEPT_SHARE = 0.5  # of a GPU's memory, at most, for arrays kept between steps
+APART = "with slicing_gpu_also_aligns off one GPU predicts views and others align: give gpus 2 or more, or leave it on"
 _EXTRAS = 'python -m pip install "refmotion-nb[cuda12]", or [cuda13] for a driver of CUDA 13'
 
 
@@ -29,6 +32,7 @@ class Device:
     at_once: int = 2  # micrographs on it at the same time: one in work, one arriving
     note: str = ""  # why it is not a GPU, where one was looked for
     oversubscription_GB: float = 20.0  # that it was chosen with
+    slicer: Device | None = None  # another GPU, which holds the references and predicts views
 
     @property
     def word(self) -> str:
@@ -44,7 +48,8 @@ class Device:
         """Return what work is done on, in words."""
         processors = f"{threads} thread{'s' * (threads > 1)}"
         if self.is_gpu:
-            return f"{self.word} ({self.name}, {self.total_bytes / 1e9:.1f} GB), {processors} reading movies"
+            views = f", views from {self.slicer.word}" if self.slicer else ""
+            return f"{self.word} ({self.name}, {self.total_bytes / 1e9:.1f} GB){views}, {processors} reading movies"
         return f"the CPU, {processors}{f' ({self.note})' if self.note else ''}"
 
     @property
@@ -62,8 +67,27 @@ class Device:
         if self.number is not None:
             gpu.use(self.number)
 
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Make it the device of the calling thread as long as the context lasts."""
+        if self.number is None:
+            yield
+        else:
+            with gpu.using(self.number):
+                yield
+
+    @property
+    def slices_on(self) -> Device:
+        """The device that holds the references and predicts views."""
+        return self.slicer or self
+
+    @property
+    def words(self) -> tuple[str, str]:
+        """The words that choose it and the device that predicts views."""
+        return self.word, self.slices_on.word
+
     def put(self, array: Any) -> Any:
-        """Return an array on the device: itself if it is there."""
+        """Return an array on the device: itself if it is there; it has to be the calling thread's."""
         return gpu.upload(array) if self.is_gpu else array
 
     def keeps(self, array: Any) -> bool:
@@ -95,13 +119,50 @@ class Device:
     @property
     def warnings(self) -> list[str]:
         """What went wrong with its memory, once, in words."""
-        said = "" if self.number is None else gpu.note_of(self.number)
-        return [said] if said else []
+        numbers = (one.number for one in (self, self.slices_on) if one.number is not None)
+        return [said for said in dict.fromkeys(map(gpu.note_of, numbers)) if said]
+
+
+class Kept:
+    """The array that was put on a device last: movies share their gain, which is uploaded once."""
+
+    def __init__(self, put: Callable[[Any], Any]):
+        """Put arrays where ``put`` does."""
+        self._put = put
+        self._array: Any = None
+        self._there: Any = None
+        self._lock = Lock()
+
+    def put(self, array: Any) -> Any:
+        """Return an array where it was put; not to be changed."""
+        with self._lock:
+            if array is not self._array:
+                self._array = self._there = None  # before the next one needs its room
+                self._there, self._array = self._put(array), array
+            return self._there
 
 
 def choices() -> dict[str, str]:
     """Return the words that a person can choose from, by what they stand for: GPUs with name and free memory."""
     return {"auto": "auto", "cpu": "cpu", **{str(one): f"cuda:{one.number}" for one in gpu.gpus()[0]}}
+
+
+def choose_apart(oversubscription_GB: float = 20.0, worker: int = 0, sharing: int = 1) -> Device:
+    """Return a GPU whose views are predicted on the first one, which does nothing else: workers take the others in turn.
+
+    Where several processes are ``sharing`` these, their memory is divided.
+
+    Raises
+    ------
+    InputError
+        There are no two GPUs.
+    """
+    slicer = choose("cuda:0", oversubscription_GB)
+    n = gpu.count() - 1
+    if not n:
+        raise InputError(f"there is one GPU, {slicer.word} ({slicer.name}); {APART}")
+    aligns = choose(f"cuda:{1 + worker % n}", oversubscription_GB, -(-sharing // n))
+    return replace(aligns, slicer=slicer)
 
 
 def choose(word: str, oversubscription_GB: float = 20.0, sharing: int = 1) -> Device:

@@ -17,7 +17,7 @@ from refmotion_nb.data.schema import InputError
 from refmotion_nb.numerics import gpu
 from refmotion_nb.numerics.backend import cpu_count
 from refmotion_nb.stages.base import Stage
-from refmotion_nb.stages.device import Device, choose
+from refmotion_nb.stages.device import APART, Device, choose, choose_apart
 
 if TYPE_CHECKING:
     from refmotion_nb.stages.session import Session
@@ -56,8 +56,9 @@ class Execution(Stage):
     )
     slicing_gpu_also_aligns = param.Boolean(
         default=True,
-        doc="The GPU that slices the references also computes trajectories; in this version every GPU does both.",
-    )
+        doc="GPUs that slice the references also compute trajectories; off: the first one holds the references and predicts "
+        "views, and the others, which have their memory to themselves, compute trajectories (gpus 2 or more).",
+    )  # fmt: skip
 
     def check(self) -> None:
         """Refuse settings that contradict each other or this machine.
@@ -69,13 +70,12 @@ class Execution(Stage):
         """
         if self.dask and self.workers > 1:
             raise InputError("both dask and workers are given; a cluster has workers of its own, leave one out")
-        self.choose_device()
+        choose(self.device, self.gpu_oversubscription_GB)
         if self.cache_bytes <= 0:
             raise InputError(f"cache_size_GB is {self.cache_size_GB}; give GB above 0, or a share such as 60%")
-        if not self.slicing_gpu_also_aligns:
-            raise InputError("slicing_gpu_also_aligns off: in this version every GPU does both; leave it on")
         if self.gpus > 1:
             self._check_gpus()
+        self.choose_device()
 
     def _check_gpus(self) -> None:
         if self.dask or self.workers > 1:
@@ -88,6 +88,10 @@ class Execution(Stage):
 
     def choose_device(self) -> Device:
         """Return the device that these settings name; InputError where there is none."""
+        if not self.slicing_gpu_also_aligns:
+            if self.gpus < 2:
+                raise InputError(f"gpus is {self.gpus}; {APART}")
+            return choose_apart(self.gpu_oversubscription_GB)
         return choose(self.device, self.gpu_oversubscription_GB)
 
     @property
@@ -99,6 +103,11 @@ class Execution(Stage):
     def n_threads(self) -> int:
         """Processors in use."""
         return self.threads or cpu_count()
+
+    @property
+    def _aligning_gpus(self) -> int:
+        """GPUs that compute trajectories."""
+        return self.gpus if self.slicing_gpu_also_aligns else self.gpus - 1
 
     @contextmanager
     def at_work(self, session: Session) -> Iterator[None]:
@@ -126,7 +135,7 @@ class Execution(Stage):
         InputError
             There are no such workers.
         """
-        if not self.dask and self.workers == self.gpus == 1:
+        if not self.dask and self.workers == self._aligning_gpus == 1:
             yield None
             return
         with self._open() as workers:
@@ -136,7 +145,7 @@ class Execution(Stage):
         if self.dask:
             return dask(self.dask, str(self.cache_size_GB))
         if self.gpus > 1:
-            return each_gpu(self.gpus, self.n_threads)
+            return each_gpu(self._aligning_gpus, self.n_threads)
         return processes(self.workers, self.n_threads)
 
 
@@ -221,7 +230,8 @@ def processes(n: int, threads: int = 0) -> Workers:
 def each_gpu(n: int, threads: int = 0) -> Workers:
     """Return ``n`` worker processes on this machine, one for each of its first ``n`` GPUs, for ``Session(data, workers=...)``.
 
-    They share ``threads`` processors, 0: all.
+    Where the session's device has its views predicted on the first GPU, the first is left out. They share ``threads``
+    processors, 0: all.
 
     Raises
     ------

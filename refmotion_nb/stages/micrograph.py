@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from refmotion_nb.data.movies.look import look_at
+from refmotion_nb.data.movies.look import Put, look_at, sample_bytes
 from refmotion_nb.data.movies.reader import open_movie
 from refmotion_nb.data.relion.motion import initial_displacement, rigid_displacement
 from refmotion_nb.data.schema import InputError, Movie, Optics
@@ -63,11 +63,13 @@ def read_spectra(
     threads: int,
     device: Device | None = None,
     room: Room | None = None,
+    keep: Put | None = None,
 ) -> PatchSpectra:
     """Read a movie frame by frame and return the transforms of its patches, on ``device``, by default the CPU.
 
     ``follow`` cuts each frame's patches where motion correction saw the particle, less the background of the movie, else
-    all at one place as they are; ``repair`` replaces hot and defect pixels.
+    all at one place as they are; ``repair`` replaces hot and defect pixels. ``keep`` puts the gain there, for the next
+    movie too.
 
     Raises
     ------
@@ -79,15 +81,15 @@ def read_spectra(
     if follow:
         spectra.offset_px[:] = np.rint(placement.initial_A / movie.pixel_size_A)
     with open_movie(movie) as reader, ThreadPoolExecutor(max(1, threads)) as pool:
-        look = look_at(movie, reader, repair, follow, threads)
-        gain = device.put(look.gain)
+        look = look_at(movie, reader, repair, follow, threads, device.put, keep)
 
-        def decode(f: int) -> np.ndarray:
-            return look.frame(reader, f)
+        def decode(f: int) -> Any:
+            return look.raw(reader, f)
 
-        def add(f: int, frame: np.ndarray) -> None:
+        def add(f: int, raw: Any) -> None:
+            frame = look.repaired(device.put(raw), f)
             corners = patch_corners(placement.centre_px, placement.box, spectra.offset_px[:, f])
-            spectra.add_frame(f, device.put(frame), gain, corners, look.background)
+            spectra.add_frame(f, frame, look.gain, corners, look.background)
 
         if device.is_gpu:  # all threads decode, as raw counts frames go to the GPU, one by one
             for f, frame in enumerate(_decoded_ahead(pool, decode, movie.n_frames, 2 * threads)):
@@ -98,11 +100,9 @@ def read_spectra(
     return spectra
 
 
-def _decoded_ahead(
-    pool: ThreadPoolExecutor, decode: Callable[[int], np.ndarray], n_frames: int, ahead: int
-) -> Iterator[np.ndarray]:
+def _decoded_ahead(pool: ThreadPoolExecutor, decode: Callable[[int], Any], n_frames: int, ahead: int) -> Iterator[Any]:
     """Yield frames in their order while the next ones, up to ``ahead``, are being decoded."""
-    under_way = deque[Future[np.ndarray]]()
+    under_way = deque[Future[Any]]()
     for f in range(n_frames):
         while len(under_way) <= ahead and f + len(under_way) < n_frames:
             under_way.append(pool.submit(decode, f + len(under_way)))
@@ -130,6 +130,11 @@ class Micrograph:
     def n(self) -> int:
         """Number of particles."""
         return self.spectra.n_particles
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its transforms and views."""
+        return self.spectra.stored.nbytes + self.own.nbytes + self.opposite.nbytes + self.ctf.nbytes
 
     @property
     def extent_A(self) -> float:
@@ -216,14 +221,21 @@ def load_micrograph(
     threads: int,
     device: Device | None = None,
     room: Room | None = None,
+    keep: Put | None = None,
 ) -> Micrograph:
-    """Read a movie and predict its particles; with ``relion`` exactly as RELION normalises and cuts them."""
+    """Read a movie and predict its particles; with ``relion`` exactly as RELION normalises and cuts them.
+
+    Views are predicted where the references are, and moved. ``room`` and ``keep`` as ``read_spectra`` takes them.
+    """
+    device = device or Device()
     placement = place(movie, particles, extent_A, recenter)
-    spectra = read_spectra(movie, placement, not relion, repair, threads, device, room)
+    spectra = read_spectra(movie, placement, not relion, repair, threads, device, room, keep)
     noise = _relion_noise(spectra, threads) if relion else _noise(spectra, movie, threads)
     extent = spectra.box * movie.pixel_size_A
     k = _last_shell(spectra.box, extent, references)
-    transfer, own, opposite = _predict(movie, particles, placement, optics, references, k, threads, device or Device())
+    with device.slices_on.current():
+        views = _predict(movie, particles, placement, optics, references, k, threads, device.slices_on)
+    transfer, own, opposite = map(device.put, views)
     which = particles["reference"].values
     shells = np.arange(spectra.box // 2 + 1)
     curves = np.stack(
@@ -260,7 +272,9 @@ def device_sizes(
     box = movie_box(extent_A, movie.pixel_size_A)
     k = _last_shell(box, box * movie.pixel_size_A, references)
     window = spline_grid(max(k, 1), box, reach_A / movie.pixel_size_A).size
-    return MicrographSizes.of(n_particles, movie.n_frames, box, k, window, movie.width * movie.height, _COUNT_BYTES)
+    pixels = movie.width * movie.height
+    sample = sample_bytes(movie.n_frames, pixels * _COUNT_BYTES)
+    return MicrographSizes.of(n_particles, movie.n_frames, box, k, window, pixels, _COUNT_BYTES, sample)
 
 
 def _noise(spectra: PatchSpectra, movie: Movie, threads: int) -> np.ndarray:

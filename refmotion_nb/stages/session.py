@@ -22,7 +22,7 @@ from refmotion_nb.numerics.patches import PatchSpectra, movie_box
 from refmotion_nb.numerics.room import Room
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, Tracks, track
 from refmotion_nb.stages.base import Reporter, Stage
-from refmotion_nb.stages.device import Device
+from refmotion_nb.stages.device import Device, Kept
 from refmotion_nb.stages.device import choose as choose_device
 from refmotion_nb.stages.grey_scale import bring_to_scale, choose, scale_factors
 from refmotion_nb.stages.keys import DataKeys
@@ -71,7 +71,7 @@ class Session:
         self.threads = threads or cpu_count()
         self.cache_bytes = cache_bytes
         self.spool = Spool(cache_bytes, spill_folder)
-        self._room = Room()
+        self._room, self._gain = Room(), Kept(self.device.put)
         self._references: dict[bool, list[PreparedReference]] = {}
         self._factors: dict[tuple[str, ...], np.ndarray] = {}  # of grey scale (reference,), by how micrographs are read
         self._kept: dict[tuple[str, ...], Micrograph] = {}
@@ -110,9 +110,9 @@ class Session:
         self.threads = threads
         if device is not None:
             with self._preparing:
-                if device.word != self.device.word:
+                if device.words != self.device.words:
                     self._references.clear()
-                self.device = device
+                self.device, self._gain = device, Kept(device.put)
         self.cache_bytes = self.spool.limit_bytes = cache_bytes
         self._make_room(0)
         self.failed.clear()
@@ -122,8 +122,9 @@ class Session:
         """Give up what is kept in memory: references, micrographs, trajectories; it is read or found again when needed."""
         with self._preparing:
             self._references.clear()
+            self._gain = Kept(self.device.put)
         with self._lock:
-            held = self._tracks_bytes + sum(map(_size, self._kept.values()))
+            held = self._tracks_bytes + sum(m.nbytes for m in self._kept.values())
             self._kept.clear()
             self.tracks.clear()
             self._tracks_bytes = 0
@@ -222,8 +223,8 @@ class Session:
             if relion not in self._references:
                 start = perf_counter()
                 prepared = prepare_references(self.data, relion, self.threads)
-                self.device.activate()
-                self._references[relion] = [one.on(self.device.put) for one in prepared]
+                with (device := self.device.slices_on).current():
+                    self._references[relion] = [one.on(device.put) for one in prepared]
                 self.seconds["preparing references"] = perf_counter() - start
             return self._references[relion]
 
@@ -240,7 +241,7 @@ class Session:
         n = len(self.data.references)
         if n == 1 or settings.relion:
             return np.ones(n, np.float32)
-        how = _how_read(settings)
+        how = settings.how_read
         with self._scaling:
             if how not in self._factors:
                 names = choose(self.micrographs, n)
@@ -287,7 +288,7 @@ class Session:
         """
         factors = self.grey_scale(settings) if factors is None else factors
         with self._lock:
-            kept = self._kept.get((name, *_how_read(settings)))
+            kept = self._kept.get((name, *settings.how_read))
         self.device.activate()
         return kept.on(self.device.put) if kept else self._read(name, settings, factors)
 
@@ -304,7 +305,7 @@ class Session:
             micrograph = load_micrograph(
                 movie, particles, self.data.optics, references, extent_A=extent_A, relion=settings.relion,
                 recenter=settings.recenter, repair=settings.repair_hot_pixels, threads=self.threads, device=self.device,
-                room=self._room,
+                room=self._room, keep=self._gain.put,
             )  # fmt: skip
         except InputError as error:
             self.failed[name] = str(error)
@@ -319,7 +320,7 @@ class Session:
         self.seconds["reading movies"] = self.seconds.get("reading movies", 0.0) + perf_counter() - start
         if factors is not None and (factors != 1).any():
             bring_to_scale(micrograph, factors)
-        self._keep((name, *_how_read(settings)), micrograph)
+        self._keep((name, *settings.how_read), micrograph)
         return micrograph
 
     def memory_handed_on(self) -> AbstractContextManager[None]:
@@ -344,7 +345,9 @@ class Session:
         return device_sizes(self.micrographs[name][0], self.particle_count(name), references, extent, reach).total
 
     def together(self, sizes: dict[str, int]) -> int:
-        """Return how many micrographs of these sizes may be on the device at a time, beside the references there."""
+        """Return how many micrographs of these sizes may be on the device at a time, beside the references if they are there."""
+        if self.device.slicer:
+            return self.device.together(sizes)
         volumes = (volume for some in list(self._references.values()) for one in some for volume in one.volumes)
         return self.device.together(sizes, sum(volume.ft.nbytes for volume in volumes))
 
@@ -422,20 +425,20 @@ class Session:
         with self._lock:
             while self._kept and self.spool.held_bytes + n_bytes > self.cache_bytes:
                 _, last = self._kept.popitem()
-                self.spool.release(_size(last))
+                self.spool.release(last.nbytes)
 
     def _keep(self, key: tuple[str, ...], micrograph: Micrograph) -> None:
         """Keep a micrograph if it fits; those kept first stay, since stages walk through micrographs in one order."""
-        if key in self._kept or not self.spool.reserve(_size(micrograph)):
+        if key in self._kept or not self.spool.reserve(micrograph.nbytes):
             return
         try:
             on_host = micrograph.on(to_host)  # gigabytes from a GPU: nobody waits for them
         except MemoryError:
-            self.spool.release(_size(micrograph))
+            self.spool.release(micrograph.nbytes)
             raise
         with self._lock:
             if self._kept.setdefault(key, on_host) is not on_host:
-                self.spool.release(_size(micrograph))
+                self.spool.release(micrograph.nbytes)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -444,12 +447,3 @@ def _same(a: Any, b: Any) -> bool:
 
 def _shuffled(names: list[str], seed: int) -> list[str]:
     return [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
-
-
-def _how_read(settings: Alignment) -> tuple[str, ...]:
-    """Return all that the numbers of a micrograph in memory depend on, beside the data."""
-    return settings.energy, str(settings.recenter), str(settings.repair_hot_pixels), str(settings.box_size)
-
-
-def _size(m: Micrograph) -> int:
-    return m.spectra.stored.nbytes + m.own.nbytes + m.opposite.nbytes + m.ctf.nbytes

@@ -26,7 +26,7 @@ from refmotion_nb.data.schema import Dataset, InputError
 from refmotion_nb.numerics import gpu
 from refmotion_nb.numerics.backend import one_blas_thread
 from refmotion_nb.numerics.room import reuse_freed_memory
-from refmotion_nb.stages.device import Device, choose
+from refmotion_nb.stages.device import Device, choose, choose_apart
 from refmotion_nb.stages.execute import bytes_of
 from refmotion_nb.stages.places import Task
 from refmotion_nb.stages.session import Session
@@ -175,7 +175,7 @@ class WorkerSession(WorkerPlugin):
     def __init__(self, data: Dataset, cache: float | str, workers: Counter[str], device: Device, spread: bool = False):
         """Take the data, a machine's cache (bytes, or as ``cache_size_GB``), workers by host, and the session's device.
 
-        A worker takes such a device of its own machine; with ``spread`` the GPU that its number falls on.
+        A worker takes such a device of its own machine; with ``spread`` the GPU that its number falls on, of those that align.
         """
         self._data, self._cache, self._workers = data, cache, workers
         self._device, self._spread = device, spread
@@ -183,7 +183,7 @@ class WorkerSession(WorkerPlugin):
     @property
     def settings(self) -> tuple[Any, ...]:
         """What the session of a worker is made with, beside the data."""
-        return self._cache, self._device.kind, self._device.oversubscription_GB
+        return self._cache, self._device.kind, self._device.oversubscription_GB, self._device.slicer is not None
 
     def setup(self, worker: Any) -> None:
         """Begin on a worker."""
@@ -223,6 +223,8 @@ class WorkerSession(WorkerPlugin):
         word, GB = self._device.kind, self._device.oversubscription_GB
         if not (self._spread and self._device.is_gpu):
             return choose(word, GB)
+        if self._device.slicer:
+            return choose_apart(GB, int(self._name), self._sharing)
         n = gpu.count()
         return choose(f"cuda:{int(self._name) % n}", GB, sharing=-(-self._sharing // n))
 

@@ -6,9 +6,11 @@ that of its surroundings, results depend neither on threads nor on order. Its ga
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from refmotion_nb.data.files import admit
 from refmotion_nb.data.movies.eer import is_eer
 from refmotion_nb.data.movies.reader import read_image
 from refmotion_nb.data.schema import Background, Gain, InputError, Movie
+from refmotion_nb.numerics.backend import beside, kernels_of, to_host
 
 _FEWEST = 7  # good neighbours within reach; a pixel with fewer borrows from the nearest good pixels further away
 _SOURCES = 24  # neighbours remembered per bad pixel
@@ -28,23 +31,26 @@ class Detector:
 
     height: int
     width: int
-    gain: np.ndarray | None
+    gain: Any
     bad: np.ndarray
-    sources: np.ndarray  # (n, 24) flat index of good pixels
-    n_sources: np.ndarray  # (n,) how many of them are filled
+    pixel: Any  # (n,) flat index of the bad pixels
+    sources: Any  # (n, 24) flat index of good pixels
+    n_sources: Any  # (n,) how many of them are filled
 
-    def repair(self, frame: np.ndarray, f: int) -> np.ndarray:
-        """Replace the bad pixels of frame ``f``, (height, width) raw counts, in place (in a copy if read-only)."""
+    def on(self, put: Callable[[Any], Any]) -> Detector:
+        """Return the detector with what repairs frames where ``put`` puts it."""
+        return replace(self, pixel=put(self.pixel), sources=put(self.sources), n_sources=put(self.n_sources))
+
+    def repair(self, frame: Any, f: int) -> Any:
+        """Replace the bad pixels of frame ``f``, (height, width) raw counts, where it is and in place (read-only: in a copy)."""
         if frame.shape != (self.height, self.width):
             raise ValueError(f"the frame is {frame.shape}, the detector {(self.height, self.width)}")
         if not len(self.bad):
             return frame
-        if not (frame.flags.writeable and frame.flags.c_contiguous):
+        if isinstance(frame, np.ndarray) and not (frame.flags.writeable and frame.flags.c_contiguous):
             frame = frame.copy()
-        flat = frame.reshape(-1)
-        pixel = self.bad[:, 0].astype(np.int64) * self.width + self.bad[:, 1]
-        pick = _hash(pixel, np.uint64(f + (1 << 20))) % self.n_sources
-        flat[pixel] = flat[self.sources[np.arange(len(pixel)), pick]]
+        counts = frame.reshape(-1).view(f"u{frame.dtype.itemsize}")  # moved, whatever they are
+        kernels_of(frame).repair_kernel(counts, self.pixel, self.sources, self.n_sources, _mixed(f + (1 << 20)))
         return frame
 
 
@@ -78,13 +84,16 @@ def load_camera(movie: Movie) -> tuple[np.ndarray, np.ndarray | None]:
     return bad, gain
 
 
-def make_detector(bad: np.ndarray, gain: np.ndarray | None, reach: int) -> Detector:
-    """Find the replacements of the pixels in ``bad``, a (height, width) mask, within ``reach`` px where there are."""
+def make_detector(bad: np.ndarray, gain: Any, reach: int) -> Detector:
+    """Find the replacements of the pixels in ``bad``, a (height, width) mask, within ``reach`` px where there are.
+
+    The gain stays where it is; the mask, and what is found, are on the host.
+    """
     height, width = bad.shape
     if bad.all():
         raise InputError("gain reference and defects leave no good pixel: check both files")
     pixel = np.flatnonzero(bad)
-    sources = np.zeros((len(pixel), _SOURCES), np.int64 if bad.size > 2**31 else np.int32)
+    sources = np.zeros((len(pixel), _SOURCES), np.uint32)  # enough for frames of 65535 × 65535
     n_sources = np.zeros(len(pixel), np.int64)
     for start in range(0, len(pixel), _CHUNK):
         part = slice(start, start + _CHUNK)
@@ -95,10 +104,12 @@ def make_detector(bad: np.ndarray, gain: np.ndarray | None, reach: int) -> Detec
         n_sources[lonely] = _SOURCES
     if gain is not None and len(pixel):
         gain = gain.copy()
-        known = np.arange(_SOURCES) < n_sources[:, None]
-        gain.reshape(-1)[pixel] = np.where(known, gain.reshape(-1)[sources], 0).sum(1) / n_sources
+        flat, known = gain.reshape(-1), np.arange(_SOURCES) < n_sources[:, None]
+        around = to_host(flat[beside(gain, sources, np.int64)])
+        mean = np.where(known, around, 0).sum(1) / n_sources
+        flat[beside(gain, pixel)] = beside(gain, mean, np.float32)
     yx = np.stack(np.divmod(pixel, width), 1).astype(np.int32)
-    return Detector(height, width, gain, yx, sources, n_sources)
+    return Detector(height, width, gain, yx, pixel, sources, n_sources)
 
 
 def _near(bad: np.ndarray, pixel: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
@@ -150,10 +161,16 @@ def _edge(bad: np.ndarray) -> np.ndarray:
 def _hash(pixel: np.ndarray, salt: np.ndarray | np.uint64) -> np.ndarray:
     """Mix pixel and salt into 31 random bits (the finaliser of splitmix64): same input, same output, everywhere."""
     with np.errstate(over="ignore"):
-        z = pixel.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + salt * np.uint64(0xD1342543DE82EF95)
+        z = pixel.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + _mixed(salt)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return ((z ^ (z >> np.uint64(31))) >> np.uint64(33)).astype(np.int64)
+
+
+def _mixed(salt: np.ndarray | np.uint64 | int) -> Any:
+    """Return the salt as it enters the hash, which ``repair_kernel`` computes too."""
+    with np.errstate(over="ignore"):
+        return np.asarray(salt, np.uint64)[()] * np.uint64(0xD1342543DE82EF95)
 
 
 def load_gain(gain: Gain, shape: tuple[int, int], eer: bool) -> np.ndarray:
