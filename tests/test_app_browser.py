@@ -1,11 +1,16 @@
 """The app as a browser shows it; the fixture ``browser`` also asserts no console errors and no requests to other hosts."""
 
+import http.client
 import urllib.request
 
+import panel as pn
 import pytest
-from app_browser import serving, turn_to
+from app_browser import free_port, serving, turn_to
 from conftest import TINY
+from oauth_provider import providing
 
+from refmotion_nb.cli import _parser
+from refmotion_nb.cli_app import access_of
 from refmotion_nb.views.app.opening import Opening
 
 pytestmark = pytest.mark.browser
@@ -112,3 +117,53 @@ def test_a_login_is_asked_for_where_it_is_set(browser, tmp_path):
         served.until(lambda: served.engine.viewers)
         assert [(viewer.name, viewer.owner) for viewer in served.engine.viewers] == [("ann", True)]
         page.context.close()  # else it asks for the rest of its files when nobody answers any more
+
+
+def live(served, page):
+    """Return the answer to a browser that asks for live updates with the cookies of ``page``."""
+    cookies = "; ".join(f"{one['name']}={one['value']}" for one in page.context.cookies())
+    host, path = served.url.removeprefix("http://").split("/", 1)
+    asked = http.client.HTTPConnection(host, timeout=10)
+    asked.request("GET", f"/{path}ws", headers={
+        "Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13", "Origin": f"http://{host}",
+        "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==", "Cookie": cookies})  # fmt: skip
+    status = asked.getresponse().status
+    asked.close()
+    return status
+
+
+@pytest.mark.parametrize("prefix", ["", "cryo"])
+def test_a_provider_tells_who_logs_in(browser, tmp_path, monkeypatch, prefix):
+    monkeypatch.setattr(pn.state, "encryption", None)
+    with providing() as provider:
+        port = free_port()
+        provider.back = f"http://127.0.0.1:{port}" + (f"/{prefix}/login" if prefix else "")
+        options = ["--port", str(port), "--prefix", prefix, "--owner", "ann", *provider.options]
+        with serving(tmp_path, **vars(access_of(_parser("app").parse_args(["app", *options])))) as served:
+            pages = {name: browser.blank() for name in ("ann", "bob")}
+            assert live(served, pages["ann"]) == 403
+            pages["bob"].goto(served.url)
+            pages["bob"].get_by_role("button", name="Deny").click()
+            pages["bob"].get_by_text("The login failed. access_denied: The person does not want to.").wait_for()
+            assert [line for line in browser.wrong if "401" in line] == browser.wrong
+            browser.wrong.clear()
+            pages["bob"].get_by_text("Try again").click()
+            pages["ann"].goto(served.url)
+            for name, page in pages.items():
+                page.get_by_label("Name").fill(name)
+                page.get_by_role("button", name="Allow").click()
+                page.get_by_role("button", name="Data", exact=True).wait_for()
+            served.until(lambda: len(served.engine.viewers) == 2)
+            pages["bob"].get_by_role("button", name="Looking on").wait_for()
+            pages["ann"].get_by_role("button", name="2 viewers").click()
+            pages["ann"].get_by_text("ann (you): owner").wait_for()
+            pages["ann"].get_by_text("bob: looks on").wait_for()
+            assert live(served, pages["ann"]) == 101
+            kept = {one["name"]: one["value"] for one in pages["ann"].context.cookies()}
+            assert max(map(len, kept.values())) < 200, "the token is not kept"
+            pages["ann"].goto(served.url + "logout")
+            pages["ann"].get_by_text("Log in again").click()
+            pages["ann"].get_by_role("button", name="Allow").wait_for()
+            assert live(served, pages["ann"]) == 403
+            for page in pages.values():
+                page.context.close()

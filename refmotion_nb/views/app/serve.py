@@ -264,6 +264,8 @@ def serve(
         _open_browser(access)
     prefix = access.prefix.strip("/")
     login = {"cookie_secret": secrets.token_hex(32), **_doors(), **access.login} if access.login else {}
+    if login:
+        pn.state.encryption = Forgetful()
     if prefix:
         login["root_path"] = f"/{prefix}/"
     patterns = [
@@ -275,6 +277,14 @@ def serve(
         extra_patterns=patterns, show=False, verbose=False, threaded=threaded,
         server_id=name, **login,
     )  # fmt: skip
+
+
+class Forgetful:
+    """In place of what Panel encrypts a provider's tokens with before it puts them into cookies: only the name is needed."""
+
+    def encrypt(self, token: bytes) -> bytes:
+        """Return nothing of a token."""
+        return b""
 
 
 def _doors() -> dict[str, str]:
