@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from html import escape
 from urllib.parse import urlencode
 
 from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
 KEY, SECRET = "refmotion-app", "not told to browsers"
@@ -98,7 +98,7 @@ class UserInfo(Handler):
 @contextmanager
 def providing() -> Iterator[Provider]:
     """Run a provider in a thread."""
-    listening = socket.create_server(("127.0.0.1", 0))
+    [listening] = bind_sockets(0, "127.0.0.1")
     provider = Provider(listening.getsockname()[1])
     pages = (("authorize", Authorize), ("token", Token), ("userinfo", UserInfo))
     loop, end = asyncio.new_event_loop(), asyncio.Event()

@@ -215,6 +215,7 @@ def document(page: Page, dark: bool) -> Any:
     template = _Document(_html("page.html"), design=Look, theme=Dark if dark else Light)
     template.add_variable("rm_variables", variables(dark))
     template.add_variable("after_paint", _after_paint)
+    template.add_variable("app_favicon", "data:,")  # Panel's is not found where there is a prefix
     template.add_panel("app", page.layout)
     return template
 
