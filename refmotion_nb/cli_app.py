@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import shlex
 import sys
 from contextlib import redirect_stderr
@@ -13,7 +14,19 @@ from typing import Any
 
 from refmotion_nb.data.schema import InputError
 
-OAUTH = ("oauth_provider", "oauth_key", "oauth_secret", "oauth_redirect_uri", "oauth_extra_params")
+OAUTH = {
+    "oauth_provider": ("NAME", "log in through a provider: github, gitlab, google, azurev2, okta, auth0, others that Panel "
+                       "knows, or generic"),
+    "oauth_key": ("ID", "client id that the provider gave this app. Default: PANEL_OAUTH_KEY of the environment"),
+    "oauth_secret": ("SECRET", "client secret that goes with it. Default: PANEL_OAUTH_SECRET of the environment, which other "
+                     "accounts of this machine do not see"),
+    "oauth_redirect_uri": ("URL", "where the provider sends people back to, as registered there: the app's address and /login. "
+                           "Default: the address that the app is asked for by, without a path"),
+    "oauth_extra_params": ("JSON", 'what a provider wants beside; of a generic one its {"AUTHORIZE_URL": …, "TOKEN_URL": …, '
+                           '"USER_URL": …, "USER_KEY": what it calls the name}'),
+}  # fmt: skip
+NO_KEY, NO_SECRET = ("pam",), ("pam", "password", "auth_code")  # providers that do without
+URLS = ("AUTHORIZE_URL", "TOKEN_URL")  # of a generic one
 
 
 def add_app_options(parser: argparse.ArgumentParser) -> None:
@@ -45,8 +58,8 @@ def add_app_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE|PASSWORD",
         help='ask for a login: a JSON file of {"name": "password"}, or one password',
     )
-    for name in OAUTH:
-        group.add_argument("--" + name.replace("_", "-"), help="login through OAuth, as for `panel serve`")
+    for name, (value, about) in OAUTH.items():
+        group.add_argument("--" + name.replace("_", "-"), metavar=value, help=about)
     group.add_argument("--cookie-secret", help="to sign the cookies of logins with. Default: a new one at each start")
     group.add_argument("--owner", action="append", default=[], metavar="NAME",
                        help="who runs after logging in under this name; repeatable")  # fmt: skip
@@ -60,21 +73,60 @@ def access_of(options: argparse.Namespace) -> Any:
     from refmotion_nb.views.app.serve import Access
 
     login = {name: value for name in OAUTH if (value := getattr(options, name))}
-    if "oauth_extra_params" in login:
-        try:
-            login["oauth_extra_params"] = json.loads(login["oauth_extra_params"])
-        except ValueError as error:
-            raise InputError(f"--oauth-extra-params is no JSON ({error}); give {{...}}") from None
     if options.basic_auth:
         if login:
             raise InputError("both --basic-auth and OAuth are given; give one")
         login["basic_auth"] = options.basic_auth
-    elif login and "oauth_provider" not in login:
-        raise InputError(f"--{min(login).replace('_', '-')} without --oauth-provider; name the provider")
+    elif login:
+        _check_oauth(login, behind=bool(options.prefix or options.unix_socket))
     if login and options.cookie_secret:
         login["cookie_secret"] = options.cookie_secret
     return Access(options.port, options.address, options.prefix, tuple(options.allow_websocket_origin), login,
                   tuple(options.owner), options.open_to_all, options.everybody_runs, options.unix_socket)  # fmt: skip
+
+
+def _check_oauth(login: dict[str, Any], behind: bool) -> None:
+    """Read the extra parameters of OAuth, and refuse what people could not log in with; ``behind`` is behind a proxy.
+
+    Raises
+    ------
+    InputError
+        Something is missing, or cannot be read.
+    """
+    from panel.auth import AUTH_PROVIDERS
+
+    provider = login.get("oauth_provider")
+    if provider is None:
+        raise InputError(f"--{min(login).replace('_', '-')} without --oauth-provider; name the provider")
+    if provider not in AUTH_PROVIDERS:
+        raise InputError(f"--oauth-provider {provider} is not known; give one of {', '.join(AUTH_PROVIDERS)}")
+    for name, without in (("oauth_key", NO_KEY), ("oauth_secret", NO_SECRET)):
+        if provider not in without and not _given(login, name):
+            raise InputError(
+                f"--oauth-provider {provider} needs --{name.replace('_', '-')}, or PANEL_{name.upper()} in the environment: "
+                "the provider gave it when the app was registered there"
+            )
+    try:
+        extra = login["oauth_extra_params"] = json.loads(login.get("oauth_extra_params", "{}"))
+    except ValueError as error:
+        raise InputError(f"--oauth-extra-params is no JSON ({error}); give {{...}}") from None
+    if not isinstance(extra, dict):
+        raise InputError('--oauth-extra-params is no JSON object; give {"NAME": "value"}')
+    wanted = [name for name in URLS if not (extra.get(name) or os.environ.get(f"PANEL_OAUTH_{name}"))]
+    if wanted and provider in ("generic", "auth_code"):
+        raise InputError(
+            f"--oauth-provider {provider} needs {' and '.join(wanted)} in --oauth-extra-params, or "
+            f"{' and '.join(f'PANEL_OAUTH_{name}' for name in wanted)} in the environment"
+        )
+    if behind and provider not in NO_KEY and not _given(login, "oauth_redirect_uri"):
+        raise InputError(
+            "behind a proxy the app does not know the address that a provider sends people back to; give "
+            "--oauth-redirect-uri https://HOST/PREFIX/login, the same as registered there"
+        )
+
+
+def _given(login: dict[str, Any], name: str) -> bool:
+    return bool(login.get(name) or os.environ.get(f"PANEL_{name.upper()}"))  # Panel looks there
 
 
 def serve_app(options: argparse.Namespace) -> int:

@@ -37,6 +37,13 @@ class Served:
         return found
 
 
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @contextmanager
 def serving(folder: Path, **access: Any) -> Iterator[Served]:
     """Serve an app that may use ``folder``; ``access`` are arguments of ``Access``."""
@@ -46,10 +53,7 @@ def serving(folder: Path, **access: Any) -> Iterator[Served]:
     from refmotion_nb.views.app.roots import Roots
     from refmotion_nb.views.app.serve import Access, serve
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    engine, where = Engine(Roots([folder])), Access(port=port, **access)
+    engine, where = Engine(Roots([folder])), Access(**{"port": free_port(), **access})
     serve(engine, where, threaded=True)
     served = Served(engine, where)
     try:

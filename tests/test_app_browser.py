@@ -1,11 +1,19 @@
 """The app as a browser shows it; the fixture ``browser`` also asserts no console errors and no requests to other hosts."""
 
+import http.client
+import re
 import urllib.request
+from contextlib import contextmanager
+from urllib.parse import urlencode
 
+import panel as pn
 import pytest
-from app_browser import serving, turn_to
+from app_browser import free_port, serving, turn_to
 from conftest import TINY
+from oauth_provider import providing
 
+from refmotion_nb.cli import _parser
+from refmotion_nb.cli_app import access_of
 from refmotion_nb.views.app.opening import Opening
 
 pytestmark = pytest.mark.browser
@@ -129,3 +137,67 @@ def test_a_login_is_asked_for_where_it_is_set(browser, tmp_path):
         served.until(lambda: served.engine.viewers)
         assert [(viewer.name, viewer.owner) for viewer in served.engine.viewers] == [("ann", True)]
         page.context.close()  # else it asks for the rest of its files when nobody answers any more
+
+
+def live(served, page):
+    """Return the answer to a browser that asks for live updates with the cookies of ``page``."""
+    cookies = "; ".join(f"{one['name']}={one['value']}" for one in page.context.cookies())
+    host, path = served.url.removeprefix("http://").split("/", 1)
+    asked = http.client.HTTPConnection(host, timeout=10)
+    asked.request("GET", f"/{path}ws", headers={
+        "Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13", "Origin": f"http://{host}",
+        "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==", "Cookie": cookies})  # fmt: skip
+    status = asked.getresponse().status
+    asked.close()
+    return status
+
+
+@contextmanager
+def behind_a_provider(folder, prefix=""):
+    """Serve an app whose people log in through a provider; ann is the owner."""
+    with providing() as provider:
+        port = free_port()
+        provider.back = f"http://127.0.0.1:{port}" + (f"/{prefix}/login" if prefix else "")
+        options = ["app", "--port", str(port), "--prefix", prefix, "--owner", "ann", *provider.options]
+        with serving(folder, **vars(access_of(_parser("app").parse_args(options)))) as served:
+            yield served
+
+
+def test_a_provider_tells_who_logs_in(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr(pn.state, "encryption", None)
+    with behind_a_provider(tmp_path) as served:
+        ann, bob = browser.blank(), browser.blank()
+        assert live(served, ann) == 403
+        bob.goto(served.url)
+        bob.get_by_role("button", name="Deny").click()
+        bob.get_by_text("The login failed. access_denied: The person does not want to.").wait_for()
+        assert all("401" in line for line in browser.wrong)
+        browser.wrong.clear()
+        bob.get_by_text("Try again").click()
+        ann.goto(served.url)
+        for page, name in ((ann, "ann"), (bob, "bob")):
+            page.get_by_label("Name").fill(name)
+            page.get_by_role("button", name="Allow").click()
+            page.get_by_role("button", name="Data", exact=True).wait_for()
+        bob.get_by_role("button", name="Looking on").wait_for()
+        ann.get_by_role("button", name="2 viewers").click()
+        ann.get_by_text("ann (you): owner").wait_for()
+        ann.get_by_text("bob: looks on").wait_for()
+        assert live(served, ann) == 101
+        assert max(len(one["value"]) for one in ann.context.cookies()) < 200, "the token is kept"
+        ann.goto(served.url + "logout")
+        ann.get_by_text("Log in again").click()
+        ann.get_by_role("button", name="Allow").wait_for()
+        assert live(served, ann) == 403
+        for page in (ann, bob):
+            page.context.close()
+
+
+def test_a_login_finds_back_behind_a_prefix(tmp_path, monkeypatch):
+    monkeypatch.setattr(pn.state, "encryption", None)
+    with behind_a_provider(tmp_path, "cryo") as served:
+        person = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        asked = person.open(served.url)
+        state = re.search(r'name="state" type="hidden" value="(.*?)"', asked.read().decode())[1]
+        answer = person.open(asked.url, urlencode({"state": state, "name": "ann"}).encode())
+        assert answer.url == served.url and "The app needs JavaScript" in answer.read().decode()

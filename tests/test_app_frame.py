@@ -540,6 +540,9 @@ def access(*arguments):
     return access_of(parser.parse_args(["app", *arguments]))
 
 
+GITHUB = ["--oauth-provider", "github", "--oauth-key", "key", "--oauth-secret", "secret"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -548,6 +551,16 @@ def access(*arguments):
         (["--basic-auth", "password", "--owner", "ann"], "anybody can log in under the name of an --owner"),
         (["--basic-auth", "x", "--oauth-provider", "github"], "give one"),
         (["--oauth-key", "x"], "--oauth-key without --oauth-provider"),
+        (["--oauth-provider", "githb"], "--oauth-provider githb is not known; give one of"),
+        ([*GITHUB[:2]], "github needs --oauth-key, or PANEL_OAUTH_KEY in the environment"),
+        ([*GITHUB[:4]], "github needs --oauth-secret, or PANEL_OAUTH_SECRET in the environment"),
+        ([*GITHUB, "--oauth-extra-params", "[]"], "--oauth-extra-params is no JSON object"),
+        ([*GITHUB, "--oauth-extra-params", "{'a': 1}"], "--oauth-extra-params is no JSON (Expecting"),
+        ([*GITHUB, "--prefix", "cryo"], "give --oauth-redirect-uri https://HOST/PREFIX/login"),
+        (
+            ["--oauth-provider", "generic", *GITHUB[2:], "--oauth-extra-params", '{"TOKEN_URL": "http://x"}'],
+            "generic needs AUTHORIZE_URL in --oauth-extra-params, or PANEL_OAUTH_AUTHORIZE_URL in the environment",
+        ),
         (["--everybody-runs"], "every account of this machine that reaches port 5006 would run; give --unix-socket"),
         (["--unix-socket", "app.sock"], "does not know its address; give --allow-websocket-origin"),
     ],
@@ -558,7 +571,8 @@ def test_strangers_are_kept_out(arguments, message):
 
 
 @pytest.mark.parametrize("arguments", [[], ["--address", "::1"], ["--address", "0.0.0.0", "--open-to-all"],
-                                       ["--address", "0.0.0.0", "--basic-auth", "password"]])  # fmt: skip
+                                       ["--address", "0.0.0.0", "--basic-auth", "password"],
+                                       ["--address", "0.0.0.0", "--owner", "ann", *GITHUB]])  # fmt: skip
 def test_the_rest_may_be_served(arguments):
     access(*arguments).check()
 

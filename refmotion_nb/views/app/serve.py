@@ -217,6 +217,7 @@ def document(page: Page, dark: bool) -> Any:
     template = _Document(_html("page.html"), design=Look, theme=Dark if dark else Light)
     template.add_variable("rm_variables", variables(dark))
     template.add_variable("after_paint", _after_paint)
+    template.add_variable("app_favicon", "data:,")  # Panel's is not found where there is a prefix
     template.add_panel("app", page.layout)
     return template
 
@@ -267,6 +268,8 @@ def serve(
         _open_browser(access)
     prefix = access.prefix.strip("/")
     login = {"cookie_secret": secrets.token_hex(32), **_doors(), **access.login} if access.login else {}
+    if login:
+        pn.state.encryption = Forgetful()
     if prefix:
         login["root_path"] = f"/{prefix}/"
     patterns = [
@@ -278,6 +281,14 @@ def serve(
         extra_patterns=patterns, show=False, verbose=False, threaded=threaded,
         server_id=name, **login,
     )  # fmt: skip
+
+
+class Forgetful:
+    """In place of what Panel encrypts a provider's tokens with before it puts them into cookies: only the name is needed."""
+
+    def encrypt(self, token: bytes) -> bytes:
+        """Return nothing of a token."""
+        return b""
 
 
 def _doors() -> dict[str, str]:
