@@ -187,12 +187,17 @@ def _data_key(session: Session, name: str, shared: str) -> str:
     return hash_of(shared, session.keys.of([name]))
 
 
-def remove_tracks_of_other_data(store: ResultStore, session: Session) -> None:
-    """Remove trajectories, with the noise, of micrographs that the session does not have, or has with other data."""
-    for name in {group.partition("/")[2] for section in ("tracks", "noise") for group in store.groups(section)}:
-        if store.key(f"tracks/{name}").partition("-")[0] != _data_key(session, name, session.keys.shared):
-            store.remove(f"tracks/{name}")
-            store.remove(f"noise/{name}")
+def remove_tracks_of_other_data(store: ResultStore, session: Session) -> int:
+    """Remove trajectories, with the noise, of micrographs that the session lacks, or has with other data; return how many."""
+    names = {group.partition("/")[2] for section in ("tracks", "noise") for group in store.groups(section)}
+    void = [
+        name for name in names
+        if store.key(f"tracks/{name}").partition("-")[0] != _data_key(session, name, session.keys.shared)
+    ]  # fmt: skip
+    for name in void:
+        store.remove(f"tracks/{name}")
+        store.remove(f"noise/{name}")
+    return len(void)
 
 
 def tracks_table(m: Micrograph, tracks: Tracks, box: int, pixel_size_A: float) -> xr.Dataset:

@@ -292,7 +292,8 @@ class Job:
                     store.remove(name)
             store.remove("particles")
             store.remove("validation")
-            remove_tracks_of_other_data(store, session)
+            if n := remove_tracks_of_other_data(store, session):
+                self.say(f"{self.out} held trajectories of other data: those of {n} micrographs are removed")
         reused = dict(zip(REUSED, (self.hyperparameters_file, self.dose_weights_file)))
         store.update_attrs(**record((Inputs, *STAGES), self.settings, describe_inputs(self.data, reused), self.command))
 
