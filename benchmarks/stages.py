@@ -3,8 +3,9 @@
     python benchmarks/stages.py DATASET [--threads 2]
 
 DATASET is a folder laid out as by `refmotion simulate`. The floor of a stage is what the machine needs at least: its bytes at
-the rate of copying memory, its transforms at the rate of transforms of the same size that stay in the cache, or its other
-operations at the rate of a large single-precision matrix product, whichever is longer. The rates are measured first, by all
+the rate of copying memory, its transforms at the rate of transforms of the same size that stay in the cache, LZW at the rate of
+the faster of two decoders (imagecodecs' and our own) on strips that stay there, or its other operations at the rate of a large
+single-precision matrix product, whichever is longer. The rates are measured first, by all
 threads together. Beside the shortest time on the clock stands the least processor time, shared by the threads: on a machine
 with other work it is the one to look at.
 """
@@ -18,10 +19,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
+import tifffile
 from scipy import fft
 
 import refmotion_nb as rm
+from refmotion_nb.data.movies import lzw
 from refmotion_nb.data.movies.look import look_at, sample_of
 from refmotion_nb.data.movies.reader import open_movie
 from refmotion_nb.data.relion.results import open_postprocess
@@ -68,6 +72,40 @@ def transform_operations(n: int, box: int) -> float:
     return 2.5 * n * box * box * float(np.log2(box * box))
 
 
+def decode_rate(path: Path, threads: int) -> float:
+    """Return bytes per second that the threads decode of a TIFF's first strips in the cache; infinite where it is no LZW."""
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        if page.compression != tifffile.COMPRESSION.LZW:
+            return float("inf")
+        rows = page.rowsperstrip
+        n = max(1, min(len(page.dataoffsets), (1 << 18) // (rows * page.imagewidth * page.dtype.itemsize)))
+        strips = [
+            tiff.filehandle.read_segments(page.dataoffsets[i : i + 1], page.databytecounts[i : i + 1]) for i in range(n)
+        ]
+        packed = [segment for one in strips for segment, _ in one]
+        row_bytes = page.imagewidth * page.dtype.itemsize
+    counts = np.array([len(one) for one in packed])
+    data = np.frombuffer(b"".join(packed) + bytes(lzw.PADDING), np.uint8)
+    times = 16 * threads
+
+    def ours(part: slice) -> None:
+        out = np.empty((n * rows, row_bytes), np.uint8)
+        for _ in range(part.start, part.stop):
+            assert lzw.decode_strips(data, np.cumsum(counts) - counts, counts, rows, out)
+
+    def theirs(part: slice) -> None:
+        out = np.empty(rows * row_bytes, np.uint8)
+        for _ in range(part.start, part.stop):
+            for one in packed:
+                imagecodecs.lzw_decode(one, out=out)
+
+    found = [least(best_of(lambda: over_chunks(times, work, threads), 5), threads) for work in (ours, theirs)]  # noqa: B023
+    rates = [times * n * rows * row_bytes / seconds for seconds in found]
+    print(f"LZW: {rates[0] / 1e9:.2f} GB/s, by imagecodecs {rates[1] / 1e9:.2f} GB/s")
+    return max(rates)
+
+
 def machine(threads: int) -> tuple[float, float]:
     """Return floating-point operations and bytes per second that the threads reach together."""
     a = np.random.default_rng(0).random((1024, 1024), np.float32)
@@ -98,10 +136,11 @@ def main() -> None:
     flops, bandwidth = machine(threads)
 
     def show(
-        what: str, found: tuple[float, float, Any], operations: float = 0.0, moved: float = 0.0, ffts: float = 0.0
-    ) -> Any:
+        what: str, found: tuple[float, float, Any], operations: float = 0.0, moved: float = 0.0, ffts: float = 0.0,
+        unpacked: float = 0.0,
+    ) -> Any:  # fmt: skip
         seconds, cpu, result = found
-        floor = max(operations / flops, moved / bandwidth, ffts / rate)
+        floor = max(operations / flops, moved / bandwidth, ffts / rate, unpacked / decoding)
         ratio = f"{floor:9.3f}{least(found, threads) / floor:7.1f}" if floor else ""
         print(f"{what:34s}{seconds:9.3f}{cpu / threads:11.3f}{ratio}", flush=True)
         return result
@@ -116,6 +155,7 @@ def main() -> None:
     references = first[2]
     box = movie_box(references[0].extent_A, data.movies[0].pixel_size_A)
     rate = transform_rate(threads, box)
+    decoding = decode_rate(data.movies[0].path, threads)
     print(f"{threads} threads: {flops / 1e9:.0f} GFlop/s, {bandwidth / 1e9:.1f} GB/s, transforms of {box} px {rate / 1e9:.1f} "
           "GFlop/s\n")  # fmt: skip
     print(f"{'stage':34s}{'seconds':>9s}{'processor':>11s}{'floor':>9s}{'ratio':>7s}")
@@ -134,7 +174,8 @@ def main() -> None:
                 decoded[i] = reader.frame(i)
 
         work = best_of(lambda: over_chunks(f, decode, threads, chunk=1), 2)
-        show(f"decode ({movie.path.suffix})", work, 0, 2 * pixels * reader.dtype.itemsize)
+        n_bytes = pixels * reader.dtype.itemsize
+        show(f"decode ({movie.path.suffix})", work, 0, 2 * n_bytes, unpacked=n_bytes)
         look = show("camera, mean frame, background", best_of(lambda: look_at(movie, reader, True, True, threads)), 0,
                     movie.height * movie.width * (4 + 4 + 1 + 4 + len(sample_of(reader))))  # fmt: skip
     spectra = PatchSpectra.empty(n, f, box)
