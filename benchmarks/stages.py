@@ -31,10 +31,12 @@ from refmotion_nb.data.movies.reader import open_movie
 from refmotion_nb.data.relion.results import open_postprocess
 from refmotion_nb.numerics.backend import one_blas_thread, over_chunks
 from refmotion_nb.numerics.patches import PatchSpectra, movie_box, particle_power, patch_corners
+from refmotion_nb.numerics.projection import _support
 from refmotion_nb.numerics.recombine import recombine
 from refmotion_nb.stages import micrograph as steps
 from refmotion_nb.stages.alignment import Geometry, MotionPrior, alignment_windows, score_windows, solve
 from refmotion_nb.stages.dose_weights import micrograph_fcc_sums
+from refmotion_nb.stages.references import PreparedReference
 
 
 def least(found: tuple[float, float, Any], threads: int) -> float:
@@ -70,6 +72,15 @@ def transform_rate(threads: int, box: int) -> float:
 def transform_operations(n: int, box: int) -> float:
     """Return the usual count of operations of n real transforms of boxes."""
     return 2.5 * n * box * box * float(np.log2(box * box))
+
+
+def reference_operations(reference: rm.Reference, prepared: PreparedReference) -> float:
+    """Return the usual count of operations of both half maps' padded transforms, only where there is and is kept something."""
+    depth, height, _ = (axis.stop - axis.start for axis in _support(rm.read_map(reference.mask)[0]))
+    kept, _, n_x = prepared.volumes[0].ft.shape
+    size = prepared.volumes[0].padding * prepared.box
+    line = 2.5 * size * float(np.log2(size))  # a real one; complex ones take twice as much
+    return 2 * line * (depth * height + 2 * depth * n_x + 2 * kept * n_x)
 
 
 def decode_rate(path: Path, threads: int) -> float:
@@ -160,7 +171,7 @@ def main() -> None:
           "GFlop/s\n")  # fmt: skip
     print(f"{'stage':34s}{'seconds':>9s}{'processor':>11s}{'floor':>9s}{'ratio':>7s}")
     n_map = references[0].box
-    show("references: load, transform", first, 0, 3 * 2 * 4 * n_map**3)
+    show("references: load, transform", first, 0, 3 * 2 * 4 * n_map**3, reference_operations(reference, references[0]))
     settings = rm.MotionCorrection()
     movie, particles = next(iter(session.micrographs.values()))
     placement = steps.place(movie, particles, references[0].extent_A, True)
@@ -177,7 +188,8 @@ def main() -> None:
         n_bytes = pixels * reader.dtype.itemsize
         show(f"decode ({movie.path.suffix})", work, 0, 2 * n_bytes, unpacked=n_bytes)
         look = show("camera, mean frame, background", best_of(lambda: look_at(movie, reader, True, True, threads)), 0,
-                    movie.height * movie.width * (4 + 4 + 1 + 4 + len(sample_of(reader))))  # fmt: skip
+                    movie.height * movie.width * (4 + 4 + 1 + 4 + len(sample_of(reader))),
+                    unpacked=len(sample_of(reader)) * n_bytes / f)  # fmt: skip
     spectra = PatchSpectra.empty(n, f, box)
     spectra.offset_px[:] = np.rint(placement.initial_A / movie.pixel_size_A)
 
