@@ -301,11 +301,11 @@ def test_a_table_of_weights_travels_without_what_it_was_found_from(alone):
 
 def test_workers_begin_afresh_for_another_job(tiny, workers):
     session = Session(tiny.open(), cache_bytes=1e9, workers=workers)
-    plugins = [session.place._plugin for _ in range(2)]
+    plugins = [session.place.plugin for _ in range(2)]
     session.begin(1, 5e8)
-    assert plugins[0] == plugins[1] != session.place._plugin
+    assert plugins[0] == plugins[1] != session.place.plugin
     known = list(workers.client.run(lambda dask_worker: [*dask_worker.plugins]).values())
-    assert all(plugins[0] not in one and session.place._plugin in one for one in known)
+    assert all(plugins[0] not in one and session.place.plugin in one for one in known)
 
 
 def test_processes_are_started_and_stopped(tiny, alone):

@@ -303,8 +303,8 @@ class There:
 
     def _begin(self, name: str, work: Future) -> Future:
         """Have a task done, by the worker that read the micrograph before if it is not too busy."""
-        there = [self._read_at[name]] if name in self._read_at else None
-        return self._submit(_on_micrograph, name, work, workers=there, allow_other_workers=there is not None)
+        there = {"workers": [self._read_at[name]], "allow_other_workers": True} if name in self._read_at else {}
+        return self._submit(_on_micrograph, name, work, **there)
 
     def _submit(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Future:
         with _answering(self._address):
