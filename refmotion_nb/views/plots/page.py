@@ -12,6 +12,7 @@ from typing import Any
 import holoviews as hv
 from bokeh.models import CustomJS, Plot, Toolbar
 from bokeh.models.ui import UIElement
+from panel.config import config
 from panel.io.notebook import patch_inline_stylesheets
 from panel.viewable import Viewable
 
@@ -41,9 +42,26 @@ def _without(module: str) -> Iterator[None]:
             del sys.modules[module]
 
 
+@contextmanager
+def sending_all() -> Iterator[None]:
+    """Let Panel not ask the Jupyter server for scripts too, which it does from 1.10 on.
+
+    It asks at the root of the host: behind JupyterHub, or another prefix, in vain, which a red line says above the cell.
+    """
+    before = getattr(config, "notebook_resources", None)
+    if before is not None:
+        config.notebook_resources = "cdn"  # asked for nothing, as all is inline
+    try:
+        yield
+    finally:
+        if before is not None:
+            config.notebook_resources = before
+
+
 def _load() -> None:
     """Make HoloViews draw with Bokeh, and send a notebook's page the scripts for it."""
-    with _without("nbformat"):  # only for HoloViews' archive; beside JupyterLab its import takes several seconds
+    # nbformat is only for HoloViews' archive; beside JupyterLab its import takes several seconds
+    with _without("nbformat"), sending_all():
         hv.extension("bokeh", logo=False, inline=True)  # without it the page asks a CDN
 
 
