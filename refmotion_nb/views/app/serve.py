@@ -29,7 +29,7 @@ from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.page import Page
 from refmotion_nb.views.app.roots import Roots
 from refmotion_nb.views.app.written import ADDRESS, Download
-from refmotion_nb.views.plots.page import load
+from refmotion_nb.views.plots.page import ask_nobody, load
 
 
 def app(
@@ -40,6 +40,7 @@ def app(
     ``out`` is where results are written, ``browse`` names the folders that may be read and written. It is dark where the
     notebook is. One opened before on the same data ends: a cell that is run again would leave it at work for ever.
     """
+    ask_nobody()
     pn.extension(inline=True)  # style sheets too: without it a notebook asks another host for them
     load()  # here: figures are made in a thread, which belongs to no cell
     engine = Engine(Roots(browse), out=None if out is None else Path(out).resolve())

@@ -10,6 +10,7 @@ from importlib import resources
 from typing import Any
 
 import holoviews as hv
+import panel as pn
 from bokeh.models import CustomJS, Plot, Toolbar
 from bokeh.models.ui import UIElement
 from panel.io.notebook import patch_inline_stylesheets
@@ -41,8 +42,18 @@ def _without(module: str) -> Iterator[None]:
             del sys.modules[module]
 
 
+def ask_nobody() -> None:
+    """Keep Panel from looking for its scripts at the Jupyter server: they are sent along.
+
+    Panel 1.10 looks at an address that JupyterHub and Binder have elsewhere, and shows an error in the notebook.
+    """
+    if "_notebook_resources" in pn.config.param:  # not before Panel 1.10
+        pn.config.notebook_resources = "cdn"
+
+
 def _load() -> None:
     """Make HoloViews draw with Bokeh, and send a notebook's page the scripts for it."""
+    ask_nobody()
     with _without("nbformat"):  # only for HoloViews' archive; beside JupyterLab its import takes several seconds
         hv.extension("bokeh", logo=False, inline=True)  # without it the page asks a CDN
 
