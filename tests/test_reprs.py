@@ -14,6 +14,7 @@ from fake_results import fake_dose_weights, fake_search, fill
 import refmotion_nb as rm
 from refmotion_nb.data.schema import Skipped
 from refmotion_nb.stages.base import Cancelled, Stage
+from refmotion_nb.views.live_rays import rays_drawing
 from refmotion_nb.views.repr_page import Page, Part, Row, html_of, text_of
 
 NASTY = "<script>alert('x')</script> & \"quoted\""
@@ -202,3 +203,44 @@ def test_where_particles_lie_is_worked_out_once_and_for_html_only(data, monkeypa
     repr(data), str(data)
     assert not asked
     assert "where the particles lie" in data._repr_html_() and len(asked) == 1
+
+
+VSCODE = {  # what the body of a notebook's output has in each theme, and its --vscode-editor-background and -foreground
+    "vscode-light": ("#ffffff", "#000000"),
+    "vscode-dark": ("#1e1e1e", "#d4d4d4"),
+    "vscode-high-contrast": ("#000000", "#ffffff"),
+    "vscode-high-contrast vscode-high-contrast-light": ("#ffffff", "#292929"),
+}
+FAINTEST = """() => {
+    const rgba = text => text.match(/[\\d.]+/g).map(Number)
+    const light = rgb => rgb.map(v => v / 255).map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+        .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], .05)
+    const page = rgba(getComputedStyle(document.body).backgroundColor).slice(0, 3)
+    const contrast = element => {
+        const style = getComputedStyle(element)
+        const [r, g, b, alpha = 1] = rgba(element instanceof SVGElement ? style.fill : style.color)
+        let shown = alpha
+        for (let e = element; e; e = e.parentElement) shown *= getComputedStyle(e).opacity
+        const [low, high] = [light([r, g, b].map((v, i) => v * shown + page[i] * (1 - shown))), light(page)].sort((a, b) => a - b)
+        return high / low
+    }
+    return [...document.querySelectorAll(".rm-page *:not(title)")]
+        .filter(e => [...e.childNodes].some(n => n.nodeType == 3 && n.data.trim()))
+        .map(e => [contrast(e), e.outerHTML]).sort((a, b) => a[0] - b[0])[0]
+}"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("theme", VSCODE)
+def test_words_can_be_read_in_the_themes_of_vs_code(browser, theme):
+    background, foreground = VSCODE[theme]
+    rows = (Row("box_size", "160", "default 0", changed=True), Row("seed", "0"))
+    drawing = Part("rays", (), True, rays_drawing(fake_search(), True))
+    shown = [
+        html_of(Page("A", state, rows, (drawing,)), "") for state in ("done in 2 s", "failed after 2 s", "running")
+    ]
+    page = browser.blank()
+    page.set_content(f"<body class='{theme}' style='background: {background}; --vscode-editor-background: {background}; "
+                     f"--vscode-editor-foreground: {foreground}'>{''.join(shown)}</body>")  # fmt: skip
+    contrast, element = page.evaluate(FAINTEST)
+    assert contrast > 4.5, element

@@ -6,8 +6,9 @@ import re
 from functools import cache
 from importlib import resources
 
-DARK = (
-    '[data-jp-theme-light="false"]', ".vscode-dark", ".vscode-high-contrast", '[data-theme="dark"]', 'html[theme="dark"]',
+DARK = (  # the light high-contrast theme of VS Code has the name of the dark one, too
+    '[data-jp-theme-light="false"]', ".vscode-dark", ".vscode-high-contrast:not(.vscode-high-contrast-light)",
+    '[data-theme="dark"]', 'html[theme="dark"]',
 )  # fmt: skip
 _DRAWING = (
     "svg",
