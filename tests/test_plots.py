@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import xarray as xr
 from fake_results import FREQUENCY, N_FRAMES, fake_dose_weights, fake_noise, fake_search, fake_tracks, fake_validation
+from panel.io import resources
+from panel.io.notebook import load_notebook
 
 import refmotion_nb as rm
 from refmotion_nb import plots
@@ -348,3 +350,15 @@ def test_a_page_that_comes_later_is_sent_the_scripts_once():
     for Kernel.page in ("first", "first", "reloaded", "reloaded", "first", "other"):
         pages.look()
     assert loaded == ["reloaded", "other"]
+
+
+def test_a_notebook_is_sent_its_scripts_without_asking_the_jupyter_server(monkeypatch):
+    """Panel would ask at the root of the host, which behind JupyterHub is another's, and say in red that it failed."""
+    sent = []
+    monkeypatch.setenv("PANEL_JUPYTER_ENDPOINT", "1")
+    monkeypatch.setattr("IPython.display.publish_display_data", lambda data, **_: sent.append(str(data)))
+    monkeypatch.setattr("bokeh.io.state.State.output_notebook", lambda *_: None)
+    monkeypatch.setattr(resources, "RESOURCE_MODE", resources.RESOURCE_MODE)  # Panel changes it
+    with page.sending_all():
+        load_notebook(inline=True)
+    assert sent and not any('method: "HEAD"' in one for one in sent)
