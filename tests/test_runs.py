@@ -52,22 +52,6 @@ def test_a_run_in_the_foreground_is_among_the_runs_of_the_session(session):
     assert run.snapshot.micrographs == ("m0", "m1", "m2") and run.snapshot.so_far is None
 
 
-def test_every_ray_is_seen_to_end_while_the_prior_is_refined(session):
-    """What runs keep to look at is not made too often: what is shown as the last ray ends may be left out."""
-    seen = []
-
-    class Looking(Silent):
-        def start(self, total, what):
-            self.what = what
-
-        def show(self, make):
-            seen.append((self.what, make()["reason"].values.astype(str)))
-
-    found = rm.HyperparameterSearch().run(session, Looking())
-    last = [reasons for what, reasons in seen if what == "refining the prior"]
-    assert len(last) >= 2 and all((one == found["reason"].values.astype(str)).all() for one in last)
-
-
 def test_an_unfinished_result_is_worked_out_for_who_watches(session):
     Counting().run(session)
     assert session.runs[0].snapshot.so_far is None
