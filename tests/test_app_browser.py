@@ -50,22 +50,6 @@ def test_the_owner_opens_the_example_and_who_looks_on_sees_it(app, browser):
     app.engine.take(data)
 
 
-def test_all_pages_are_updated_in_one_thread(app, browser, monkeypatch):
-    """Panel's layouts are not made for several: parts of pages lost their style sheet."""
-    threads, refresh = [], Page.refresh
-
-    def watched(page, force=False):
-        threads.append(threading.current_thread())
-        refresh(page, force)
-
-    monkeypatch.setattr(Page, "refresh", watched)
-    for page in (browser.open(app.owner_url), browser.open(app.url)):
-        turn_to(page, "Search")
-        page.get_by_role("button", name="Start search").wait_for()
-    app.until(lambda: len(threads) > 12)
-    assert len(set(threads)) == 1, threads
-
-
 def test_who_looks_on_cannot_run_until_the_owner_lets_them(app, browser):
     owner, other = browser.open(app.owner_url), browser.open(app.url)
     other.get_by_role("button", name="Looking on").wait_for()
@@ -219,3 +203,19 @@ def test_a_login_finds_back_behind_a_prefix(tmp_path, monkeypatch):
         state = re.search(r'name="state" type="hidden" value="(.*?)"', asked.read().decode())[1]
         answer = person.open(asked.url, urlencode({"state": state, "name": "ann"}).encode())
         assert answer.url == served.url and "The app needs JavaScript" in answer.read().decode()
+
+
+def test_all_pages_are_updated_in_one_thread(app, browser, monkeypatch):
+    """Panel's layouts are not made for several: parts of pages lost their style sheet."""
+    threads, refresh = [], Page.refresh
+
+    def watched(page, force=False):
+        threads.append(threading.current_thread())
+        refresh(page, force)
+
+    monkeypatch.setattr(Page, "refresh", watched)
+    for page in (browser.open(app.owner_url), browser.open(app.url)):
+        turn_to(page, "Search")
+        page.get_by_role("button", name="Start search").wait_for()
+    app.until(lambda: len(threads) > 12)
+    assert len(set(threads)) == 1, threads
