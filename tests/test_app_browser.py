@@ -2,7 +2,6 @@
 
 import http.client
 import re
-import threading
 import urllib.request
 from contextlib import contextmanager
 from urllib.parse import urlencode
@@ -16,7 +15,6 @@ from oauth_provider import providing
 from refmotion_nb.cli import _parser
 from refmotion_nb.cli_app import access_of
 from refmotion_nb.views.app.opening import Opening
-from refmotion_nb.views.app.page import Page
 
 pytestmark = pytest.mark.browser
 
@@ -203,19 +201,3 @@ def test_a_login_finds_back_behind_a_prefix(tmp_path, monkeypatch):
         state = re.search(r'name="state" type="hidden" value="(.*?)"', asked.read().decode())[1]
         answer = person.open(asked.url, urlencode({"state": state, "name": "ann"}).encode())
         assert answer.url == served.url and "The app needs JavaScript" in answer.read().decode()
-
-
-def test_all_pages_are_updated_in_one_thread(app, browser, monkeypatch):
-    """Panel's layouts are not made for several: parts of pages lost their style sheet."""
-    threads, refresh = [], Page.refresh
-
-    def watched(page, force=False):
-        threads.append(threading.current_thread())
-        refresh(page, force)
-
-    monkeypatch.setattr(Page, "refresh", watched)
-    for page in (browser.open(app.owner_url), browser.open(app.url)):
-        turn_to(page, "Search")
-        page.get_by_role("button", name="Start search").wait_for()
-    app.until(lambda: len(threads) > 12)
-    assert len(set(threads)) == 1, threads

@@ -9,9 +9,7 @@ import secrets
 import socket
 import threading
 import webbrowser
-from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,7 +20,6 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import panel as pn
-from tornado.ioloop import IOLoop
 from tornado.web import RequestHandler
 
 from refmotion_nb.data.schema import Dataset, InputError
@@ -279,39 +276,12 @@ def serve(
     patterns = [
         (r"/owner", OwnerLink, {"access": access}), (rf"/{ADDRESS}([^/]+)", Download, {"engine": engine}),
     ]  # fmt: skip
-    if not threaded:
-        _in_one_thread(IOLoop.current().asyncio_loop)  # type: ignore[attr-defined]
-    server = pn.serve(
+    return pn.serve(
         {"/": page}, port=access.port, address=access.address, unix_socket=access.unix_socket or None, prefix=prefix,
         title="refmotion", websocket_origin=[one for one in origins if "[" not in one],
         extra_patterns=patterns, show=False, verbose=False, threaded=threaded,
         server_id=name, **login,
     )  # fmt: skip
-    if threaded:
-        _in_one_thread(server.asyncio_loop)
-    return server
-
-
-class _AtOnce(ThreadPoolExecutor):
-    """Runs what it is given in the thread that gives it."""
-
-    def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Return what has come of a call."""
-        future: Future[Any] = Future()
-        try:
-            future.set_result(call(*args, **kwargs))
-        except BaseException as error:
-            future.set_exception(error)
-        return future
-
-
-def _in_one_thread(loop: AbstractEventLoop) -> None:
-    """Have all pages made and updated in the server's thread.
-
-    Bokeh does so in a thread for each from 3.10 on, for which Panel's layouts are not made: ``Panel._batch_update`` is one
-    for all pages, and once two have changed it at a time, whatever is put into a page later lacks the style sheet.
-    """
-    loop.set_default_executor(_AtOnce(1))
 
 
 class Forgetful:

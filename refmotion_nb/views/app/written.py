@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from html import escape
 from pathlib import Path
@@ -33,7 +32,6 @@ FOLDERS = {
 }  # fmt: skip
 ADDRESS = "files/"  # of the files, from that of the page
 PIECE = 1 << 20  # bytes read at a time
-READERS = ThreadPoolExecutor(4, thread_name_prefix="refmotion download")  # a disk may be slow
 
 
 def files_in(out: Path, roots: Roots) -> dict[str, str]:
@@ -117,6 +115,6 @@ class Download(AuthRequestHandler):
             self.set_header("Content-Length", str(os.fstat(file.fileno()).st_size))
             self.set_header("X-Content-Type-Options", "nosniff")
             self.set_header("Cache-Control", "no-store")
-            while piece := await IOLoop.current().run_in_executor(READERS, file.read, PIECE):
+            while piece := await IOLoop.current().run_in_executor(None, file.read, PIECE):
                 self.write(piece)
                 await self.flush()
