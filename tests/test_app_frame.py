@@ -688,19 +688,3 @@ def test_exposures_of_cryosparc_come_from_as_many_files_as_there_are(engine):
     for name in ("particles", "volume"):
         form.references[0].fields[name].input.value = f"{name}.cs"
     assert form.opening(Inputs()).arguments["exposures"] == [Path("one.cs"), Path("two.cs")]
-
-
-def test_clicks_in_a_notebook_wait_until_a_change_of_the_page_is_made(engine, monkeypatch):
-    page, handled, held = Page(engine, OWNER), [], []
-    monkeypatch.setattr(pn.Column, "_on_msg", lambda *message: handled.append(message))
-    click = threading.Thread(target=page.layout._on_msg, args=("page", None, None))
-
-    def update():
-        click.start()
-        click.join(0.2)
-        held.append(not handled)
-
-    monkeypatch.setattr(page.header, "refresh", update)
-    page.refresh(force=True)
-    click.join(10)
-    assert held == [True] and len(handled) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from threading import RLock
 from typing import Any
 
 import panel as pn
@@ -18,22 +17,6 @@ from refmotion_nb.views.app.tabs import TABS
 POLL_MS = 250
 SENT_MS = 20  # in which a browser is sent what there is
 QUERY = "tab"  # of the address: which tab is in front
-
-
-class Layout(pn.Column):
-    """What a page shows. A notebook's clicks are handled while nothing else changes it (``lock``).
-
-    JupyterLab has them handled in a thread beside that of the cells, and Panel sends each change in several messages:
-    mixed with those of another change they are lost.
-    """
-
-    def __init__(self, *objects: Any, **params: Any):
-        super().__init__(*objects, **params)
-        self.lock = RLock()
-
-    def _on_msg(self, ref: str, manager: Any, msg: Any) -> None:
-        with self.lock:
-            super()._on_msg(ref, manager, msg)
 
 
 class Page:
@@ -57,7 +40,7 @@ class Page:
         self.opening = parts.words("opening …", visible=False)
         self.body = pn.Column(self.opening, sizing_mode="stretch_width", css_classes=["rm-main"])
         look = Look(theme=DARK if dark else "default")  # a document of ours applies it by itself
-        self.layout = Layout(
+        self.layout = pn.Column(
             pn.Column(self.header.view, self.front, sizing_mode="stretch_width", css_classes=["rm-top"]), self.body,
             sizing_mode="stretch_width", css_classes=["rm-app"], design=look, hooks=[] if served else [look.dress],
             stylesheets=[f":host {{ {variables(dark)} }} :host(.rm-dark) {{ {variables(dark=True)} }}"],
@@ -125,10 +108,6 @@ class Page:
 
     def refresh(self, force: bool = False) -> None:
         """Bring the header and the tab in front up to date, if something changed since they were drawn."""
-        with self.layout.lock:
-            self._refresh(force)
-
-    def _refresh(self, force: bool) -> None:
         for run in self.engine.runs[-20:]:
             run.watched = True
         stamp, active = (self.engine.stamp(), self.viewer.may_run), self.active
