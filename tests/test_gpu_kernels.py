@@ -211,11 +211,11 @@ def test_recombined(cupy, rng, box, box_out):
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 def test_sampling(cupy, rng, kind):
     windows = rng.normal(size=(3, 5, 9, 9)).astype(kind)
-    position = rng.uniform(-3, 12, (2, 3, 5, 2)).astype(kind)  # beyond all edges too
-    position[0, 0, 0], position[0, 0, 1] = (1, 7), (4, 4)  # exactly on the edge, on a sample
+    position = rng.uniform(-3, 12, (2, 2, 3, 5)).astype(kind)  # beyond all edges too
+    position[0, :, 0, 0], position[0, :, 0, 1] = (1, 7), (4, 4)  # exactly on the edge, on a sample
     taps = B_SPLINE_TAPS.astype(kind)
     slopes = taps[:, 1:] * np.arange(1, 4, dtype=kind)
-    value, gradient = np.empty(position.shape[:-1], kind), np.empty(position.shape, kind)
+    value, gradient = np.empty((2, 3, 5), kind), np.empty(position.shape, kind)
     on_device = [cupy.asarray(one) for one in (windows, position, taps, slopes, value, gradient)]
     kernels_gpu.sample_kernel(*on_device)
     expected, found = both(cupy, "sample_kernel", windows, position, taps, slopes, value, gradient)

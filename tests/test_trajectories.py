@@ -1,5 +1,7 @@
 """The prior, the trajectories under it and the search's geometry against their definitions in plain NumPy."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from refmotion_nb.numerics.prior import (
     Hyperparameters,
     PriorModes,
     dose_modes,
-    mode_std,
+    mode_precisions,
     spatial_modes,
 )
 from refmotion_nb.numerics.trajectories import TrajectoryProblem, Windows
@@ -27,7 +29,7 @@ def rng():
 def prior_modes(position, dose, profile, h):
     vectors, values = spatial_modes(position, h.distance_A)
     temporal, beta = dose_modes(dose, profile)
-    return PriorModes(vectors, temporal, mode_std(values, beta, h))
+    return PriorModes(vectors, temporal, *mode_precisions(values, beta, h))
 
 
 def prior_energy(displacement, position, dose, profile, h):
@@ -172,7 +174,7 @@ def test_a_trajectory_found_under_one_prior_is_the_start_under_another(rng):
     at = rng.normal(size=(2, problem.n_unknowns))
     local, common = (np.moveaxis(part, 1, -1) for part in problem.parts(at, np.arange(2)))
     modes = [
-        PriorModes(problem.spatial[i], problem.temporal[i, 1:], problem.std[i, :, 1:] / ratio)
+        PriorModes(problem.spatial[i], problem.temporal[i, 1:], *(ratio**2 * one for one in problem.precisions[i]))
         for i, ratio in enumerate((2.0, 3.0))
     ]
     other = TrajectoryProblem(problem.windows, modes, 2 * problem.common_std, problem.rigid_A)
@@ -330,16 +332,16 @@ def test_activity_is_the_75th_percentile_of_length():
 
 
 class Bowls:
-    """Windows that all bend alike in a frame, around places of their own."""
+    """Windows that all bend alike in a frame, around places of their own; a sample is an Å."""
 
-    values = np.zeros(1)
+    values, grid, pixel_A, step_A = np.zeros(1), SimpleNamespace(half=3), 1.0, 1.0
 
     def __init__(self, bend, centre_A):
-        self.bend, self.centre_A = bend, centre_A
+        self.bend, self.centre_px = bend, centre_A
 
-    def sample(self, displacement_A):
-        away = displacement_A - self.centre_A
-        return -0.5 * self.bend * (away**2).sum(-1), -self.bend[:, None] * away
+    def sample_at(self, position):
+        away = position - self.grid.half
+        return -0.5 * self.bend * (away**2).sum(1), -self.bend * away
 
 
 @pytest.mark.parametrize("common_std_A", [0.0, 0.7])

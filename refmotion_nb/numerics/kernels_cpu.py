@@ -324,20 +324,20 @@ def _turns(angle, first, scale, out):
 def sample_kernel(windows, position, taps, slopes, value, gradient):
     """Sample correlation windows and their gradients by 4 × 4 piecewise-cubic interpolation.
 
-    windows (particle, frame, y, x), position (set, particle, frame, 2) x y in window px from the first sample, taps
+    windows (particle, frame, y, x), position (set, 2, particle, frame) x y in window px from the first sample, taps
     (4, 4): weight of tap t is Σ_n taps[t, n] u^n, slopes (4, 3): its derivative -> value (set, particle, frame),
-    gradient (..., 2) per px. Beyond the window's edge the value at the edge continues. All of one float type.
+    gradient (set, 2, particle, frame) per px. Beyond the window's edge the value at the edge continues. All of one float type.
     """
     number = position.dtype.type
     size = windows.shape[2]
     low = number(1)
     high = number(size - 2)
     zero = number(0)
-    for p in range(position.shape[1]):
-        for f in range(position.shape[2]):
+    for p in range(position.shape[2]):
+        for f in range(position.shape[3]):
             for s in range(position.shape[0]):  # of all sets at once: a window is read once
-                x = min(max(position[s, p, f, 0], low), high)
-                y = min(max(position[s, p, f, 1], low), high)
+                x = min(max(position[s, 0, p, f], low), high)
+                y = min(max(position[s, 1, p, f], low), high)
                 ix = min(int(x), size - 3)
                 iy = min(int(y), size - 3)
                 u = x - number(ix)
@@ -359,8 +359,8 @@ def sample_kernel(windows, position, taps, slopes, value, gradient):
                     gy += dy[t] * row
                     gx += wy[t] * (w0 * dx0 + w1 * dx1 + w2 * dx2 + w3 * dx3)
                 value[s, p, f] = total
-                gradient[s, p, f, 0] = gx if x == position[s, p, f, 0] else zero
-                gradient[s, p, f, 1] = gy if y == position[s, p, f, 1] else zero
+                gradient[s, 0, p, f] = gx if x == position[s, 0, p, f] else zero
+                gradient[s, 1, p, f] = gy if y == position[s, 1, p, f] else zero
 
 
 @_jit

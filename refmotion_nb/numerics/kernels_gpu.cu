@@ -368,7 +368,8 @@ __device__ inline void sample(const Real *__restrict__ windows, const Real *__re
 {
     ELEMENT(n_patches);
     const size_t here = size_t(blockIdx.z) * n_patches + at;
-    const Real low = 1, high = size - 2, px = position[2 * here], py = position[2 * here + 1];
+    const size_t along_x = here + size_t(blockIdx.z) * n_patches, along_y = along_x + n_patches;
+    const Real low = 1, high = size - 2, px = position[along_x], py = position[along_y];
     const Real x = px < low ? low : px > high ? high : px, y = py < low ? low : py > high ? high : py;
     const int ix = int(x) < size - 3 ? int(x) : size - 3, iy = int(y) < size - 3 ? int(y) : size - 3;
     const Real u = x - ix, v = y - iy;
@@ -388,8 +389,8 @@ __device__ inline void sample(const Real *__restrict__ windows, const Real *__re
         gx += wy * (w[0] * dx[0] + w[1] * dx[1] + w[2] * dx[2] + w[3] * dx[3]);
     }
     value[here] = total;
-    gradient[2 * here] = x == px ? gx : Real(0);
-    gradient[2 * here + 1] = y == py ? gy : Real(0);
+    gradient[along_x] = x == px ? gx : Real(0);
+    gradient[along_y] = y == py ? gy : Real(0);
 }
 
 #define SAMPLE(name, Real)                                                                                           \

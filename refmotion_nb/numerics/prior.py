@@ -65,7 +65,14 @@ class PriorModes:
 
     spatial: np.ndarray  # (particle, mode) orthonormal
     temporal: np.ndarray  # (M, frame) Å of displacement per unit coefficient, 0 in the first frame
-    std: np.ndarray  # (mode, M) standard deviation of each coefficient under the prior
+    # precisions of the coefficients under the prior, those of the spatial and of the acceleration prior added up
+    spatial_precision: np.ndarray  # (mode,), infinite where nothing moves
+    acceleration_precision: np.ndarray  # (M,)
+
+    @property
+    def std(self) -> np.ndarray:
+        """Standard deviation (mode, M) of each coefficient under the prior."""
+        return 1 / np.sqrt(self.spatial_precision[:, None] + self.acceleration_precision)
 
 
 def exponential(ratio: np.ndarray) -> np.ndarray:
@@ -104,9 +111,11 @@ def dose_modes(frame_dose: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray,
     return np.ascontiguousarray(temporal), np.maximum(beta, 0)
 
 
-def mode_std(eigenvalues: np.ndarray, beta: np.ndarray, hyperparameters: Hyperparameters) -> np.ndarray:
-    """Return the prior standard deviation (mode, M) of the coefficients."""
-    inverse = np.divide(1.0, eigenvalues, out=np.full_like(eigenvalues, np.inf), where=eigenvalues > 0)[:, None]
+def mode_precisions(
+    eigenvalues: np.ndarray, beta: np.ndarray, hyperparameters: Hyperparameters
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the precisions (mode,) and (M,) of coefficients under the spatial and the acceleration prior, which add up."""
+    inverse = np.divide(1.0, eigenvalues, out=np.full_like(eigenvalues, np.inf), where=eigenvalues > 0)
     # at θ = 90° a constant velocity costs nothing; a trace of the spatial prior keeps the problem proper
     spatial = max(hyperparameters.spatial_strength, 1e-6 * hyperparameters.strength)
-    return 1 / np.sqrt(spatial * inverse + hyperparameters.acceleration_strength * beta)
+    return spatial * inverse, hyperparameters.acceleration_strength * beta

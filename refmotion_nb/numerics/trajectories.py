@@ -36,14 +36,26 @@ class Windows:
 
         They are where the windows are, wherever the displacements come from.
         """
-        step_A, xp = self.grid.step_px * self.pixel_A, xp_of(self.values)
-        position = (beside(self.values, displacement_A) - self._centre_A) / step_A + self.grid.half
-        number = self.values.dtype
-        position = xp.ascontiguousarray(position, number)
-        value = xp.empty(position.shape[:-1], number)
-        gradient = xp.empty(position.shape, number)
+        xp = xp_of(self.values)
+        away = (beside(self.values, displacement_A) - self._centre_A) / self.step_A + self.grid.half
+        value, gradient = self.sample_at(xp.ascontiguousarray(xp.moveaxis(away, -1, 1), self.values.dtype))
+        return value, xp.moveaxis(gradient, 1, -1)
+
+    def sample_at(self, position: Any) -> tuple[Any, Any]:
+        """Return values (set, particle, frame) and gradients (set, 2, particle, frame) per Å at positions like these.
+
+        Positions are in samples from the first one of each window, of the windows' type, and where they are.
+        """
+        xp, number = xp_of(position), position.dtype
+        value, gradient = xp.empty((len(position), *position.shape[2:]), number), xp.empty(position.shape, number)
         kernels_of(self.values).sample_kernel(self.values, position, *self._taps, value, gradient)
-        return value, gradient / number.type(step_A)
+        gradient *= number.type(1 / self.step_A)
+        return value, gradient
+
+    @property
+    def step_A(self) -> float:
+        """Å from sample to sample."""
+        return self.grid.step_px * self.pixel_A
 
     def on(self, put: Callable[[Any], Any]) -> Windows:
         """Return the windows with their values where ``put`` puts them; themselves if they are there."""
@@ -107,6 +119,7 @@ class TrajectoryProblem:
         self.rigid_A = rigid_A
         self.common_std = common_std_A
         self.spatial = np.stack([m.spatial for m in modes])  # (set, particle, mode)
+        self.precisions = [(m.spatial_precision, m.acceleration_precision) for m in modes]
         self.std = np.stack([np.pad(m.std, ((0, 0), (1, 0)), constant_values=1.0) for m in modes])  # (set, mode, 1 + M)
         self.temporal = np.stack([np.pad(m.temporal, ((1, 0), (0, 0)), constant_values=1.0) for m in modes])
         self.n_sets, self.n_particles, self.n_frames = len(modes), self.spatial.shape[1], self.temporal.shape[2]
@@ -117,13 +130,17 @@ class TrajectoryProblem:
         # (set, 1, particle, mode), (set, 1, 1 + M, frame): alike for x and y
         self._spatial, self._temporal = (beside(values, one[:, None], number) for one in (self.spatial, self.temporal))
         self._std, self._rigid, self._mask = (beside(values, one) for one in (self.std, rigid_A, self._prior_mask()))
-        self._inverse: Any = None
+        # where rigid motion is in the windows (2, particle, frame), samples
+        there = (rigid_A - windows.centre_px * windows.pixel_A) / windows.step_A + windows.grid.half
+        self._start = beside(values, np.ascontiguousarray(np.moveaxis(there, -1, 0)), number)
+        self._curved: tuple[Any, ...] | None = None
 
     def some(self, sets: slice) -> TrajectoryProblem:
         """Return the problem of some of its sets."""
         part = copy(self)
-        for name in ("spatial", "std", "temporal", "_spatial", "_std", "_temporal", "_inverse"):
-            setattr(part, name, None if getattr(self, name) is None else getattr(self, name)[sets])
+        for name in ("spatial", "std", "temporal", "precisions", "_spatial", "_std", "_temporal"):
+            setattr(part, name, getattr(self, name)[sets])
+        part._curved = None if self._curved is None else tuple(one[sets] for one in self._curved)
         part.n_sets = len(part.std)
         return part
 
@@ -134,10 +151,11 @@ class TrajectoryProblem:
 
     def parts(self, unknowns: Any, rows: Any) -> tuple[Any, Any]:
         """Return local motion with the first position (set, 2, particle, frame) and common motion (set, 2, frame), Å."""
-        xp, shape = xp_of(unknowns), (len(rows), 2, self.n_particles, self.n_frames)
+        xp, number = xp_of(unknowns), self._spatial.dtype
         whitened = unknowns[:, : 2 * self.n_local].reshape(len(rows), 2, *self.std.shape[1:])
-        coefficients = (whitened * self._std[beside(unknowns, rows), None]).astype(self._spatial.dtype)
-        local = by_row(_forth, xp.empty(shape), coefficients, rows, self._spatial, self._temporal)
+        coefficients = (whitened * self._std[beside(unknowns, rows), None]).astype(number)
+        local = xp.empty((len(rows), 2, self.n_particles, self.n_frames), number)
+        local = by_row(_forth, local, coefficients, rows, self._spatial, self._temporal)
         return local, unknowns[:, 2 * self.n_local :].reshape(len(rows), 2, self.n_frames) * self.common_std
 
     def displacement(self, unknowns: Any, rows: Any) -> Any:
@@ -172,14 +190,17 @@ class TrajectoryProblem:
     def energy(self, unknowns: Any, rows: Any) -> tuple[Any, Any]:
         """Return the energy (set,) and its gradient (set, n_unknowns) for the given rows."""
         xp, shape = xp_of(unknowns), (len(rows), 2, *self.std.shape[1:])
-        value, slope = self.windows.sample(self.displacement(unknowns, rows))
-        slope = -xp.moveaxis(slope, -1, 1)  # (set, 2, particle, frame)
+        moved, common = self.parts(unknowns, rows)
+        moved += common[:, :, None].astype(moved.dtype)
+        moved *= moved.dtype.type(1 / self.windows.step_A)
+        moved += self._start
+        value, slope = self.windows.sample_at(moved)
         back = by_row(_back, xp.empty(shape), slope, rows, self._spatial, self._temporal)
         back *= self._std[beside(unknowns, rows), None]
         common = self.common_std * slope.sum(2, dtype=np.float64)
-        gradient = xp.concatenate([back.reshape(len(rows), -1), common.reshape(len(rows), -1)], 1)
+        uphill = xp.concatenate([back.reshape(len(rows), -1), common.reshape(len(rows), -1)], 1)
         prior = unknowns * self._mask
-        return -value.sum((1, 2), dtype=np.float64) + 0.5 * (prior * unknowns).sum(1), gradient + prior
+        return 0.5 * (prior * unknowns).sum(1) - value.sum((1, 2), dtype=np.float64), prior - uphill
 
     def _prior_mask(self) -> np.ndarray:
         return np.concatenate([np.broadcast_to(self.free, (2, *self.free.shape)).ravel(), np.ones(2 * self.n_frames)])
@@ -187,21 +208,22 @@ class TrajectoryProblem:
     def set_curvature(self, curvature: np.ndarray) -> None:
         """Precondition with the Hessian that windows of the given mean curvature (frame,) per Å² would have.
 
-        With one curvature for all particles of a frame the Hessian splits into one small block per mode of K_z.
+        With one curvature for all particles of a frame the Hessian of a mode of K_z is D (H + c E) D: D its standard
+        deviations, H = T B Tᵀ and the precisions of the acceleration prior, the same for all modes, c the precision of the
+        spatial prior on this one, which the position in the first frame does not have. With that position eliminated the
+        eigenvectors of H serve all modes: (H + c E)⁻¹ = Q diag(d) Qᵀ, in which only d depends on the mode.
         """
-        xp, bend = xp_of(self._std), beside(self._std, curvature)
-        temporal, std, free = beside(bend, self.temporal), self._std, beside(bend, self.free + 1e-9)
-        index = xp.arange(std.shape[-1])
-        self._inverse = xp.empty((*std.shape, std.shape[-1]))
-
-        def invert(some: slice) -> None:
-            for i in range(some.start, some.stop):
-                block = std[i, :, :, None] * ((temporal[i] * bend) @ temporal[i].T) * std[i, :, None, :]
-                block[:, index, index] += free
-                self._inverse[i] = xp.linalg.inv(block)
-
-        over_chunks(self.n_sets, invert, self.threads, self._share, like=std, item_bytes=4 * self._inverse[0].nbytes)
-        self._common_inverse = 1 / (1 + self.common_std**2 * self.n_particles * bend)
+        n = self.temporal.shape[1]
+        turn, gain = np.zeros((self.n_sets, 1, n, n)), np.empty((self.n_sets, 1, *self.std.shape[1:]))
+        for i, (spatial, acceleration) in enumerate(self.precisions):
+            hessian = (self.temporal[i] * curvature) @ self.temporal[i].T
+            first, along = hessian[0, 0], hessian[0, 1:] / hessian[0, 0]
+            values, vectors = np.linalg.eigh(hessian[1:, 1:] - first * np.outer(along, along) + np.diag(acceleration))
+            turn[i, 0, 1:, :-1], turn[i, 0, 0, :-1], turn[i, 0, 0, -1] = vectors, -along @ vectors, 1
+            gain[i, 0, :, :-1], gain[i, 0, :, -1] = 1 / (np.maximum(values, 0) + spatial[:, None]), 1 / first
+        whitening = np.divide(1, self.std, out=np.zeros_like(self.std), where=self.std > 0)[:, None]
+        self._curved = tuple(beside(self._std, one) for one in (turn, gain, whitening))
+        self._common_inverse = 1 / (1 + self.common_std**2 * self.n_particles * beside(self._std, curvature))
 
     @property
     def _share(self) -> int:
@@ -235,9 +257,9 @@ class TrajectoryProblem:
     def precondition(self, gradient: Any, rows: Any) -> Any:
         """Return the approximate inverse Hessian times a gradient (set, n_unknowns)."""
         r, xp = len(rows), xp_of(gradient)
-        local = xp.moveaxis(gradient[:, : 2 * self.n_local].reshape(r, 2, *self.std.shape[1:]), 1, 3)
-        local = by_row(_times, xp.empty(local.shape), local, rows, self._inverse)
-        local = xp.moveaxis(local, 3, 1)
+        assert self._curved is not None, "set_curvature comes first"
+        local = gradient[:, : 2 * self.n_local].reshape(r, 2, *self.std.shape[1:])
+        local = by_row(_preconditioned, xp.empty(local.shape), local, rows, *self._curved)
         common = gradient[:, 2 * self.n_local :].reshape(r, 2, -1) * self._common_inverse
         return xp.concatenate([local.reshape(r, -1), common.reshape(r, -1)], 1)
 
@@ -255,7 +277,7 @@ class TrajectoryProblem:
         def work(part: slice) -> tuple[Any, np.ndarray]:
             some = self.some(part)
             return minimise(
-                some.energy, start[part], precondition=some.precondition if self._inverse is not None else None,
+                some.energy, start[part], precondition=some.precondition if some._curved else None,
                 tolerance=tolerance, max_iterations=max_iterations,
             )  # fmt: skip
 
@@ -288,5 +310,5 @@ def _taken_apart(local: Any, spatial: Any, inverse: Any) -> Any:
     return spatial.swapaxes(-1, -2) @ (local @ inverse)
 
 
-def _times(values: Any, matrices: Any) -> Any:
-    return matrices @ values
+def _preconditioned(values: Any, turn: Any, gain: Any, whitening: Any) -> Any:
+    return ((values * whitening) @ turn * gain) @ turn.swapaxes(-1, -2) * whitening

@@ -21,7 +21,14 @@ from refmotion_nb.numerics.energy import (
     spectral_weight,
 )
 from refmotion_nb.numerics.fourier import raised_cosine
-from refmotion_nb.numerics.prior import Hyperparameters, PriorModes, dose_modes, exponential, mode_std, spatial_modes
+from refmotion_nb.numerics.prior import (
+    Hyperparameters,
+    PriorModes,
+    dose_modes,
+    exponential,
+    mode_precisions,
+    spatial_modes,
+)
 from refmotion_nb.numerics.trajectories import Solution, TrajectoryProblem, Windows
 from refmotion_nb.stages.base import Stage, hash_of
 from refmotion_nb.stages.micrograph import Micrograph
@@ -172,7 +179,7 @@ class Geometry:
             self._temporal[shape] = dose_modes(self.frame_dose, prior.profile(self.step_dose))
         vectors, values = self._spatial[h.distance_A]
         temporal, beta = self._temporal[shape]
-        return PriorModes(vectors, temporal, mode_std(values, beta, h))
+        return PriorModes(vectors, temporal, *mode_precisions(values, beta, h))
 
 
 def trajectory_problem(
