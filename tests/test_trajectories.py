@@ -214,6 +214,32 @@ def test_numbers_do_not_depend_on_threads(rng):
     assert found[0].iterations.min() > 2
 
 
+@pytest.mark.parametrize("common_std_A", [0.0, 0.7])
+@pytest.mark.parametrize("kind, apart_A", [(np.float64, 1e-6), (np.float32, 1e-3)])
+def test_compiled_steps_lead_where_those_on_arrays_do(rng, kind, apart_A, common_std_A):
+    grid, n, n_frames = spline_grid(12, 48, 9.0), 20, 9
+    values = rng.normal(size=(n, n_frames, grid.size, grid.size)).astype(kind)
+    centre, position = rng.integers(-3, 4, (n, n_frames, 2)).astype(float), rng.uniform(0, 4000, (n, 2))
+    position[1] = position[0]  # a mode without a prior deviation
+    dose, rigid = rng.uniform(0.5, 2, n_frames), rng.normal(size=(n_frames, 2))
+    profile = np.r_[1.0, 0.3, np.full(n_frames - 3, 0.15)]
+    modes = [prior_modes(position, dose, profile, Hyperparameters(s, 40.0, 800.0)) for s in (0.1, 3.0, 30.0)]
+    problem = TrajectoryProblem(Windows(values, grid, centre, 1.3), modes, common_std_A, rigid)
+    problem.set_curvature(np.full(n_frames, 2.0))
+    start = problem.unknowns_of(rng.normal(size=(n, n_frames, 2)))
+    tolerance = 1e-10 * n * n_frames if kind is np.float64 else 1e-6
+    expected, steps = minimise(problem.energy, start, precondition=problem.precondition, tolerance=tolerance)
+    found, iterations = problem._minimised(start, tolerance, 300)
+    rows = np.arange(3)
+    assert steps.min() > 10
+    assert np.abs(iterations / steps - 1).max() < (0.03 if kind is np.float64 else 0.2)
+    moved = [problem.displacement(unknowns, rows) for unknowns in (found, expected)]
+    assert np.abs(moved[0] - moved[1]).max() < apart_A
+    if kind is np.float64:
+        np.testing.assert_allclose(problem.energy(found, rows)[0], problem.energy(expected, rows)[0], rtol=1e-10)
+    np.testing.assert_array_equal(problem._minimised(start, tolerance, 4)[1], 4)
+
+
 def quadratic(problem, curvature):
     """Give all windows of a problem the same bowl per frame; Keys' interpolation of a parabola is exact."""
     grid = problem.windows.grid

@@ -13,6 +13,7 @@ from numba import njit
 from refmotion_nb.numerics.kernels_field import block_kernel as block_kernel
 from refmotion_nb.numerics.kernels_field import hot_kernel as hot_kernel
 from refmotion_nb.numerics.kernels_field import repair_kernel as repair_kernel
+from refmotion_nb.numerics.kernels_motion import sample_kernel as sample_kernel
 
 _jit = njit(nogil=True, cache=True, fastmath={"contract", "arcp", "nsz"})
 
@@ -318,68 +319,3 @@ def _turns(angle, first, scale, out):
         out[0, j] = turn.real
         out[1, j] = turn.imag
         turn *= step
-
-
-@_jit
-def sample_kernel(windows, position, taps, slopes, value, gradient):
-    """Sample correlation windows and their gradients by 4 × 4 piecewise-cubic interpolation.
-
-    windows (particle, frame, y, x), position (set, 2, particle, frame) x y in window px from the first sample, taps
-    (4, 4): weight of tap t is Σ_n taps[t, n] u^n, slopes (4, 3): its derivative -> value (set, particle, frame),
-    gradient (set, 2, particle, frame) per px. Beyond the window's edge the value at the edge continues. All of one float type.
-    """
-    number = position.dtype.type
-    size = windows.shape[2]
-    low = number(1)
-    high = number(size - 2)
-    zero = number(0)
-    for p in range(position.shape[2]):
-        for f in range(position.shape[3]):
-            for s in range(position.shape[0]):  # of all sets at once: a window is read once
-                x = min(max(position[s, 0, p, f], low), high)
-                y = min(max(position[s, 1, p, f], low), high)
-                ix = min(int(x), size - 3)
-                iy = min(int(y), size - 3)
-                u = x - number(ix)
-                v = y - number(iy)
-                x0, x1, x2, x3 = _cubics(taps, u)
-                dx0, dx1, dx2, dx3 = _quadratics(slopes, u)
-                wy = _cubics(taps, v)
-                dy = _quadratics(slopes, v)
-                total = zero
-                gx = zero
-                gy = zero
-                for t in range(4):
-                    w0 = windows[p, f, iy - 1 + t, ix - 1]
-                    w1 = windows[p, f, iy - 1 + t, ix]
-                    w2 = windows[p, f, iy - 1 + t, ix + 1]
-                    w3 = windows[p, f, iy - 1 + t, ix + 2]
-                    row = w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3
-                    total += wy[t] * row
-                    gy += dy[t] * row
-                    gx += wy[t] * (w0 * dx0 + w1 * dx1 + w2 * dx2 + w3 * dx3)
-                value[s, p, f] = total
-                gradient[s, 0, p, f] = gx if x == position[s, 0, p, f] else zero
-                gradient[s, 1, p, f] = gy if y == position[s, 1, p, f] else zero
-
-
-@_jit
-def _cubics(c, u):
-    """Four cubics, of coefficients (4, 4), at u."""
-    return (
-        c[0, 0] + u * (c[0, 1] + u * (c[0, 2] + u * c[0, 3])),
-        c[1, 0] + u * (c[1, 1] + u * (c[1, 2] + u * c[1, 3])),
-        c[2, 0] + u * (c[2, 1] + u * (c[2, 2] + u * c[2, 3])),
-        c[3, 0] + u * (c[3, 1] + u * (c[3, 2] + u * c[3, 3])),
-    )
-
-
-@_jit
-def _quadratics(c, u):
-    """Four quadratics, of coefficients (4, 3), at u."""
-    return (
-        c[0, 0] + u * (c[0, 1] + u * c[0, 2]),
-        c[1, 0] + u * (c[1, 1] + u * c[1, 2]),
-        c[2, 0] + u * (c[2, 1] + u * c[2, 2]),
-        c[3, 0] + u * (c[3, 1] + u * c[3, 2]),
-    )

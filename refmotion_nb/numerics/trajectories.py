@@ -18,6 +18,7 @@ import numpy as np
 from refmotion_nb.numerics.backend import beside, by_row, kernels_of, one_blas_thread, over_chunks, to_host, xp_of
 from refmotion_nb.numerics.correlation import WindowGrid
 from refmotion_nb.numerics.device_sizes import set_work_bytes
+from refmotion_nb.numerics.kernels_motion import solve_kernel
 from refmotion_nb.numerics.lbfgs import minimise
 from refmotion_nb.numerics.prior import PriorModes
 
@@ -48,7 +49,7 @@ class Windows:
         """
         xp, number = xp_of(position), position.dtype
         value, gradient = xp.empty((len(position), *position.shape[2:]), number), xp.empty(position.shape, number)
-        kernels_of(self.values).sample_kernel(self.values, position, *self._taps, value, gradient)
+        kernels_of(self.values).sample_kernel(self.values, position, *self.taps, value, gradient)
         gradient *= number.type(1 / self.step_A)
         return value, gradient
 
@@ -67,7 +68,7 @@ class Windows:
         return beside(self.values, self.centre_px * self.pixel_A)
 
     @cached_property
-    def _taps(self) -> tuple[Any, Any]:
+    def taps(self) -> tuple[Any, Any]:
         """Interpolation weights (4, 4) and those of the derivative (4, 3)."""
         taps = self.grid.taps.astype(self.values.dtype)
         slopes = taps[:, 1:] * np.arange(1, 4, dtype=self.values.dtype)
@@ -275,11 +276,7 @@ class TrajectoryProblem:
         start = beside(self.windows.values, start)
 
         def work(part: slice) -> tuple[Any, np.ndarray]:
-            some = self.some(part)
-            return minimise(
-                some.energy, start[part], precondition=some.precondition if some._curved else None,
-                tolerance=tolerance, max_iterations=max_iterations,
-            )  # fmt: skip
+            return self.some(part)._minimised(start[part], tolerance, max_iterations)
 
         with one_blas_thread():  # all sets at once, unless the memory of a GPU ends
             parts = over_chunks(
@@ -296,6 +293,22 @@ class TrajectoryProblem:
             np.moveaxis(local, 1, -1),
             iterations,
         )
+
+    def _minimised(self, start: Any, tolerance: float, max_iterations: int) -> tuple[Any, np.ndarray]:
+        """Return unknowns of lowest energy and iterations of all sets: compiled on the CPU, else step by step on arrays."""
+        if xp_of(start) is not np or self._curved is None:
+            return minimise(
+                self.energy, start, precondition=None if self._curved is None else self.precondition,
+                tolerance=tolerance, max_iterations=max_iterations,
+            )  # fmt: skip
+        found, iterations = np.array(start, order="C"), np.zeros(self.n_sets, int)
+        windows, number = self.windows, self._start.dtype.type
+        solve_kernel(
+            windows.values, *windows.taps, self._start, number(1 / windows.step_A), self._spatial[:, 0], self._temporal[:, 0],
+            self._std, float(self.common_std), *(one[:, 0] for one in self._curved), self._common_inverse, float(tolerance),
+            max_iterations, found, iterations,
+        )  # fmt: skip
+        return found, iterations
 
 
 def _forth(coefficients: Any, spatial: Any, temporal: Any) -> Any:

@@ -1,0 +1,269 @@
+"""Sampling of correlation windows, and the trajectories of a micrograph found in one go, without the interpreter.
+
+On a GPU the latter is ``lbfgs.minimise``, which is also what it is tested against: the same steps, on arrays.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+_jit = njit(nogil=True, cache=True, fastmath={"contract", "arcp", "nsz"})
+MEMORY = 8  # steps of L-BFGS that are remembered
+
+
+@_jit
+def sample_kernel(windows, position, taps, slopes, value, gradient):
+    """Sample correlation windows and their gradients by 4 × 4 piecewise-cubic interpolation.
+
+    windows (particle, frame, y, x), position (set, 2, particle, frame) x y in window px from the first sample, taps
+    (4, 4): weight of tap t is Σ_n taps[t, n] u^n, slopes (4, 3): its derivative -> value (set, particle, frame),
+    gradient (set, 2, particle, frame) per px. Beyond the window's edge the value at the edge continues. All of one float type.
+    """
+    number = position.dtype.type
+    size = windows.shape[2]
+    low = number(1)
+    high = number(size - 2)
+    zero = number(0)
+    for p in range(position.shape[2]):
+        for f in range(position.shape[3]):
+            for s in range(position.shape[0]):  # of all sets at once: a window is read once
+                x = min(max(position[s, 0, p, f], low), high)
+                y = min(max(position[s, 1, p, f], low), high)
+                ix = min(int(x), size - 3)
+                iy = min(int(y), size - 3)
+                u = x - number(ix)
+                v = y - number(iy)
+                x0, x1, x2, x3 = _cubics(taps, u)
+                dx0, dx1, dx2, dx3 = _quadratics(slopes, u)
+                wy = _cubics(taps, v)
+                dy = _quadratics(slopes, v)
+                total = zero
+                gx = zero
+                gy = zero
+                for t in range(4):
+                    w0 = windows[p, f, iy - 1 + t, ix - 1]
+                    w1 = windows[p, f, iy - 1 + t, ix]
+                    w2 = windows[p, f, iy - 1 + t, ix + 1]
+                    w3 = windows[p, f, iy - 1 + t, ix + 2]
+                    row = w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3
+                    total += wy[t] * row
+                    gy += dy[t] * row
+                    gx += wy[t] * (w0 * dx0 + w1 * dx1 + w2 * dx2 + w3 * dx3)
+                value[s, p, f] = total
+                gradient[s, 0, p, f] = gx if x == position[s, 0, p, f] else zero
+                gradient[s, 1, p, f] = gy if y == position[s, 1, p, f] else zero
+
+
+@_jit
+def _cubics(c, u):
+    """Four cubics, of coefficients (4, 4), at u."""
+    return (
+        c[0, 0] + u * (c[0, 1] + u * (c[0, 2] + u * c[0, 3])),
+        c[1, 0] + u * (c[1, 1] + u * (c[1, 2] + u * c[1, 3])),
+        c[2, 0] + u * (c[2, 1] + u * (c[2, 2] + u * c[2, 3])),
+        c[3, 0] + u * (c[3, 1] + u * (c[3, 2] + u * c[3, 3])),
+    )
+
+
+@_jit
+def _quadratics(c, u):
+    """Four quadratics, of coefficients (4, 3), at u."""
+    return (
+        c[0, 0] + u * (c[0, 1] + u * c[0, 2]),
+        c[1, 0] + u * (c[1, 1] + u * c[1, 2]),
+        c[2, 0] + u * (c[2, 1] + u * c[2, 2]),
+        c[3, 0] + u * (c[3, 1] + u * c[3, 2]),
+    )
+
+
+@_jit
+def solve_kernel(
+    windows, taps, slopes, first, samples_per_A, spatial, temporal, std, common_std, turn, gain, whitening, common_inverse,
+    tolerance, max_iterations, x, iterations,
+):  # fmt: skip
+    """Minimise the energy of every set (see ``TrajectoryProblem``) by preconditioned L-BFGS with backtracking, in place.
+
+    windows (particle, frame, y, x), first (2, particle, frame): where no motion is in them, spatial (set, particle, mode),
+    temporal (set, 1 + M, frame), std, gain, whitening (set, mode, 1 + M), turn (set, 1 + M, 1 + M), common_inverse
+    (frame,) -> x (set, unknown), on entry where to start, and iterations (set,). Steps are those of ``lbfgs.minimise``.
+    """
+    n_sets = x.shape[0]
+    problem = windows, taps, slopes, first, samples_per_A, spatial, temporal, std, common_std
+    inverse = turn, gain, whitening, common_inverse
+    room = _room(windows, first, std, n_sets)
+    pairs = np.empty((MEMORY, *x.shape)), np.empty((MEMORY, *x.shape)), np.zeros((MEMORY, n_sets))
+    here = x, np.empty(n_sets), np.empty_like(x)  # unknowns, energy, gradient
+    there = x.copy(), np.empty(n_sets), np.empty_like(x)  # one step on
+    direction, slope = np.empty_like(x), np.empty(n_sets)
+    live = np.arange(n_sets)
+    _energies(problem, room, live, *here)
+    for iteration in range(max_iterations):
+        for r in live:
+            slope[r] = _descend(here[2][r], pairs, r, iteration, inverse, room, direction[r])
+        live = live[-0.5 * slope[live] >= tolerance]
+        iterations[live] += 1
+        _step(problem, room, live, here, direction, slope, there)
+        live = live[there[1][live] < here[1][live]]  # others stay where they are
+        for r in live:
+            _take(r, iteration % MEMORY, here, there, pairs)
+        if live.size == 0:
+            return
+
+
+@_jit
+def _room(windows, first, std, n_sets):
+    """Arrays for what ``_energies`` and ``_precondition`` need in between."""
+    kind = windows.dtype
+    rows, width = 2 * std.shape[1], std.shape[2]
+    n_particles, n_frames = first.shape[1:]
+    coefficients, over_dose = np.empty((rows, width), kind), np.empty((rows, n_frames), kind)
+    position, slope = np.empty((n_sets, *first.shape), kind), np.empty((n_sets, *first.shape), kind)
+    value = np.empty((n_sets, n_particles, n_frames), kind)
+    return coefficients, over_dose, position, value, slope, np.empty((rows, width)), np.empty((rows, width))
+
+
+@_jit
+def _descend(gradient, pairs, r, iteration, inverse, room, q):
+    """Fill in the quasi-Newton direction (unknown,) of a row (two-loop recursion); return how steep it falls."""
+    steps, changes, rho = pairs
+    alpha = np.empty(MEMORY)
+    q[:] = gradient
+    n_pairs = min(iteration, MEMORY)
+    for back in range(1, n_pairs + 1):
+        i = (iteration - back) % MEMORY
+        alpha[i] = rho[i, r] * _dot(steps[i, r], q)
+        _add(q, -alpha[i], changes[i, r])
+    _precondition(q, r, inverse, room[5], room[6])
+    for back in range(n_pairs, 0, -1):
+        i = (iteration - back) % MEMORY
+        _add(q, alpha[i] - rho[i, r] * _dot(changes[i, r], q), steps[i, r])
+    q[:] = -q
+    slope = _dot(q, gradient)
+    if slope < 0:
+        return slope
+    q[:] = -gradient
+    return -_dot(gradient, gradient)
+
+
+@_jit
+def _step(problem, room, live, here, direction, slope, there):
+    """Go along the direction of each live row until its energy falls enough, by ever shorter steps."""
+    length = np.ones(slope.size)
+    again = live
+    for _ in range(13):
+        for r in again:
+            there[0][r] = here[0][r]
+            _add(there[0][r], length[r], direction[r])
+        _energies(problem, room, again, *there)
+        again = again[there[1][again] > here[1][again] + 1e-4 * length[again] * slope[again]]
+        if again.size == 0:
+            break
+        length[again] *= 0.4
+
+
+@_jit
+def _take(r, i, here, there, pairs):
+    """Move a row to where its step led, and remember the step as the ``i``-th."""
+    steps, changes, rho = pairs
+    x, gradient, new_x, new_gradient = here[0][r], here[2][r], there[0][r], there[2][r]
+    for j in range(x.size):
+        steps[i, r, j] = new_x[j] - x[j]
+        changes[i, r, j] = new_gradient[j] - gradient[j]
+    product = _dot(steps[i, r], changes[i, r])
+    rho[i, r] = 1 / product if product > 1e-12 * _dot(changes[i, r], changes[i, r]) else 0.0
+    x[:] = new_x
+    gradient[:] = new_gradient
+    here[1][r] = there[1][r]
+
+
+@_jit
+def _energies(problem, room, rows, x, energy, gradient):
+    """Fill in energy (set,) and gradient (set, unknown) of some ``rows``."""
+    windows, taps, slopes, first, samples_per_A, spatial, temporal, std, common_std = problem
+    coefficients, over_dose, position, value, slope, _, _ = room
+    modes = std.shape[1]
+    n_local = 2 * std[0].size
+    n_frames = first.shape[2]
+    for k in range(rows.size):
+        r = rows[k]
+        for i in range(2 * modes):
+            for j in range(coefficients.shape[1]):
+                coefficients[i, j] = x[r, i * coefficients.shape[1] + j] * std[r, i % modes, j]
+        np.dot(coefficients, temporal[r], over_dose)
+        for a in range(2):
+            np.dot(spatial[r], over_dose[a * modes : (a + 1) * modes], position[k, a])
+            common = (common_std * x[r, n_local + a * n_frames : n_local + (a + 1) * n_frames]).astype(windows.dtype)
+            for p in range(first.shape[1]):
+                for f in range(n_frames):
+                    position[k, a, p, f] = (position[k, a, p, f] + common[f]) * samples_per_A + first[a, p, f]
+    n = rows.size
+    sample_kernel(windows, position[:n], taps, slopes, value[:n], slope[:n])
+    for k in range(n):
+        r = rows[k]
+        for a in range(2):
+            along = gradient[r, n_local + a * n_frames : n_local + (a + 1) * n_frames]
+            along[:] = 0
+            for p in range(first.shape[1]):
+                for f in range(n_frames):
+                    slope[k, a, p, f] *= samples_per_A
+                    along[f] -= common_std * slope[k, a, p, f]
+            np.dot(spatial[r].T, slope[k, a], over_dose[a * modes : (a + 1) * modes])
+        np.dot(over_dose, temporal[r].T, coefficients)
+        energy[r] = _with_prior(x[r], coefficients, std[r], gradient[r])
+        for one in value[k].flat:
+            energy[r] -= one
+
+
+@_jit
+def _with_prior(x, uphill, std, gradient):
+    """Return the energy of the prior of one set; fill in the gradient of local motion, add the prior's to the common one's."""
+    modes, width = std.shape
+    energy = 0.0
+    for i in range(2 * modes):
+        gradient[i * width] = -uphill[i, 0] * std[i % modes, 0]  # the position in the first frame is free
+        for j in range(1, width):
+            one = x[i * width + j]
+            energy += 0.5 * one * one
+            gradient[i * width + j] = one - uphill[i, j] * std[i % modes, j]
+    for j in range(2 * modes * width, x.size):
+        energy += 0.5 * x[j] * x[j]
+        gradient[j] += x[j]
+    return energy
+
+
+@_jit
+def _precondition(q, r, inverse, whitened, turned):
+    """Multiply a gradient (unknown,) by the approximate inverse Hessian of row ``r``, see ``TrajectoryProblem``."""
+    turn, gain, whitening, common_inverse = inverse
+    modes, width = gain.shape[1:]
+    for i in range(2 * modes):
+        for j in range(width):
+            whitened[i, j] = q[i * width + j] * whitening[r, i % modes, j]
+    np.dot(whitened, turn[r], turned)
+    for i in range(2 * modes):
+        for j in range(width):
+            turned[i, j] *= gain[r, i % modes, j]
+    np.dot(turned, turn[r].T, whitened)
+    for i in range(2 * modes):
+        for j in range(width):
+            q[i * width + j] = whitened[i, j] * whitening[r, i % modes, j]
+    for a in range(2):
+        start = 2 * modes * width + a * common_inverse.size
+        for f in range(common_inverse.size):
+            q[start + f] *= common_inverse[f]
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _dot(a, b):
+    total = 0.0
+    for j in range(a.size):
+        total += a[j] * b[j]
+    return total
+
+
+@_jit
+def _add(out, factor, values):
+    """Add ``factor`` times values (n,) to out (n,)."""
+    for j in range(out.size):
+        out[j] += factor * values[j]
