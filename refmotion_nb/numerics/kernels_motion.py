@@ -5,6 +5,8 @@ On a GPU the latter is ``lbfgs.minimise``, which is also what it is tested again
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -77,89 +79,115 @@ def _quadratics(c, u):
     )
 
 
-@_jit
-def solve_kernel(
-    windows, taps, slopes, first, samples_per_A, spatial, temporal, std, common_std, turn, gain, whitening, common_inverse,
-    tolerance, max_iterations, x, iterations,
-):  # fmt: skip
-    """Minimise the energy of every set (see ``TrajectoryProblem``) by preconditioned L-BFGS with backtracking, in place.
+def solve(
+    problem: tuple[Any, ...], inverse: tuple[Any, ...], start: np.ndarray, tolerance: float, max_iterations: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Minimise the energy of every set (see ``TrajectoryProblem``) by preconditioned L-BFGS with backtracking.
 
-    windows (particle, frame, y, x), first (2, particle, frame): where no motion is in them, spatial (set, particle, mode),
-    temporal (set, 1 + M, frame), std, gain, whitening (set, mode, 1 + M), turn (set, 1 + M, 1 + M), common_inverse
-    (frame,) -> x (set, unknown), on entry where to start, and iterations (set,). Steps are those of ``lbfgs.minimise``.
+    Steps are those of ``lbfgs.minimise``. All arrays are C-contiguous, those of ``problem`` of the windows' type but the last.
+
+    Parameters
+    ----------
+    problem : windows (particle, frame, y, x), taps and slopes of ``sample_kernel``, positions in samples (2, particle, frame)
+        without any motion, samples per Å, spatial (set, particle, mode), temporal (set, 1 + M, frame), std (set, mode, 1 + M)
+        float64, standard deviation of the common motion
+    inverse : turn (set, 1 + M, 1 + M), gain and whitening (set, mode, 1 + M), that of the common motion (frame,)
+    start : (set, unknown) float64
+
+    Returns
+    -------
+    (set, unknown) and (set,) the number of iterations.
     """
-    n_sets = x.shape[0]
-    problem = windows, taps, slopes, first, samples_per_A, spatial, temporal, std, common_std
-    inverse = turn, gain, whitening, common_inverse
-    room = _room(windows, first, std, n_sets)
-    pairs = np.empty((MEMORY, *x.shape)), np.empty((MEMORY, *x.shape)), np.zeros((MEMORY, n_sets))
-    here = x, np.empty(n_sets), np.empty_like(x)  # unknowns, energy, gradient
-    there = x.copy(), np.empty(n_sets), np.empty_like(x)  # one step on
-    direction, slope = np.empty_like(x), np.empty(n_sets)
-    live = np.arange(n_sets)
-    _energies(problem, room, live, *here)
-    for iteration in range(max_iterations):
-        for r in live:
-            slope[r] = _descend(here[2][r], pairs, r, iteration, inverse, room, direction[r])
-        live = live[-0.5 * slope[live] >= tolerance]
-        iterations[live] += 1
-        _step(problem, room, live, here, direction, slope, there)
-        live = live[there[1][live] < here[1][live]]  # others stay where they are
-        for r in live:
-            _take(r, iteration % MEMORY, here, there, pairs)
-        if live.size == 0:
-            return
+    windows, first, std = problem[0], problem[3], problem[7]
+    n_sets, rows, width = len(start), 2 * std.shape[1], std.shape[2]
+    kind, shape = windows.dtype, (n_sets, *first.shape)
+    room = (
+        np.empty((rows, width), kind), np.empty((rows, first.shape[2]), kind), np.empty(shape, kind), np.empty(shape, kind),
+        np.empty((n_sets, *first.shape[1:]), kind), np.empty((rows, width)), np.empty((rows, width)), np.empty(MEMORY),
+    )  # fmt: skip
+    pairs = np.empty((MEMORY, *start.shape)), np.empty((MEMORY, *start.shape)), np.zeros((MEMORY, n_sets))
+    here, there = ((start.copy(), np.empty(n_sets), np.empty(start.shape)) for _ in range(2))
+    iterations = np.zeros(n_sets, np.int64)
+    _iterate(problem, inverse, room, pairs, here, there, np.empty(start.shape), tolerance, max_iterations, iterations)
+    return here[0], iterations
 
 
 @_jit
-def _room(windows, first, std, n_sets):
-    """Arrays for what ``_energies`` and ``_precondition`` need in between."""
-    kind = windows.dtype
-    rows, width = 2 * std.shape[1], std.shape[2]
-    n_particles, n_frames = first.shape[1:]
-    coefficients, over_dose = np.empty((rows, width), kind), np.empty((rows, n_frames), kind)
-    position, slope = np.empty((n_sets, *first.shape), kind), np.empty((n_sets, *first.shape), kind)
-    value = np.empty((n_sets, n_particles, n_frames), kind)
-    return coefficients, over_dose, position, value, slope, np.empty((rows, width)), np.empty((rows, width))
+def _iterate(problem, inverse, room, pairs, here, there, direction, tolerance, max_iterations, iterations):
+    """Move ``here`` and ``there``, each unknowns (set, unknown), energy (set,) and gradient (set, unknown), to the minima."""
+    n_sets = iterations.size
+    slope = np.empty(n_sets)
+    live = np.arange(n_sets)  # whose first ``n`` are
+    n = n_sets
+    _energies(problem, room, live, n, *here)
+    for iteration in range(max_iterations):
+        moving = n - n  # not 0, which would be a type of its own and compiled for
+        for k in range(n):
+            r = live[k]
+            slope[r] = _descend(here[2][r], pairs, r, iteration, inverse, room, direction[r])
+            if -0.5 * slope[r] >= tolerance:
+                iterations[r] += 1
+                live[moving] = r
+                moving += 1
+        _step(problem, room, live, moving, here, direction, slope, there)
+        n = 0
+        for k in range(moving):
+            r = live[k]
+            if there[1][r] < here[1][r]:  # others stay where they are
+                _take(r, iteration % MEMORY, here, there, pairs)
+                live[n] = r
+                n += 1
+        if n == 0:
+            return
 
 
 @_jit
 def _descend(gradient, pairs, r, iteration, inverse, room, q):
     """Fill in the quasi-Newton direction (unknown,) of a row (two-loop recursion); return how steep it falls."""
     steps, changes, rho = pairs
-    alpha = np.empty(MEMORY)
-    q[:] = gradient
+    whitened, turned, alpha = room[5:]
+    for j in range(q.size):
+        q[j] = -gradient[j]
     n_pairs = min(iteration, MEMORY)
     for back in range(1, n_pairs + 1):
         i = (iteration - back) % MEMORY
         alpha[i] = rho[i, r] * _dot(steps[i, r], q)
         _add(q, -alpha[i], changes[i, r])
-    _precondition(q, r, inverse, room[5], room[6])
+    _precondition(q, r, inverse, whitened, turned)
     for back in range(n_pairs, 0, -1):
         i = (iteration - back) % MEMORY
         _add(q, alpha[i] - rho[i, r] * _dot(changes[i, r], q), steps[i, r])
-    q[:] = -q
     slope = _dot(q, gradient)
     if slope < 0:
         return slope
-    q[:] = -gradient
-    return -_dot(gradient, gradient)
+    for j in range(q.size):
+        q[j] = -gradient[j]
+    return _dot(q, gradient)
 
 
 @_jit
-def _step(problem, room, live, here, direction, slope, there):
-    """Go along the direction of each live row until its energy falls enough, by ever shorter steps."""
+def _step(problem, room, live, n, here, direction, slope, there):
+    """Go along the direction of the first ``n`` rows until the energy of each falls enough, by ever shorter steps."""
     length = np.ones(slope.size)
-    again = live
+    again = np.empty(n, np.int64)
+    for k in range(n):
+        again[k] = live[k]
     for _ in range(13):
-        for r in again:
-            there[0][r] = here[0][r]
-            _add(there[0][r], length[r], direction[r])
-        _energies(problem, room, again, *there)
-        again = again[there[1][again] > here[1][again] + 1e-4 * length[again] * slope[again]]
-        if again.size == 0:
-            break
-        length[again] *= 0.4
+        for k in range(n):
+            r = again[k]
+            for j in range(direction.shape[1]):
+                there[0][r, j] = here[0][r, j] + length[r] * direction[r, j]
+        _energies(problem, room, again, n, *there)
+        left = 0
+        for k in range(n):
+            r = again[k]
+            if there[1][r] > here[1][r] + 1e-4 * length[r] * slope[r]:
+                length[r] *= 0.4
+                again[left] = r
+                left += 1
+        n = left
+        if n == 0:
+            return
 
 
 @_jit
@@ -172,20 +200,22 @@ def _take(r, i, here, there, pairs):
         changes[i, r, j] = new_gradient[j] - gradient[j]
     product = _dot(steps[i, r], changes[i, r])
     rho[i, r] = 1 / product if product > 1e-12 * _dot(changes[i, r], changes[i, r]) else 0.0
-    x[:] = new_x
-    gradient[:] = new_gradient
+    for j in range(x.size):
+        x[j] = new_x[j]
+        gradient[j] = new_gradient[j]
     here[1][r] = there[1][r]
 
 
 @_jit
-def _energies(problem, room, rows, x, energy, gradient):
-    """Fill in energy (set,) and gradient (set, unknown) of some ``rows``."""
+def _energies(problem, room, rows, n, x, energy, gradient):
+    """Fill in energy (set,) and gradient (set, unknown) of the first ``n`` of ``rows``."""
     windows, taps, slopes, first, samples_per_A, spatial, temporal, std, common_std = problem
-    coefficients, over_dose, position, value, slope, _, _ = room
+    coefficients, over_dose, position, slope, value = room[:5]
     modes = std.shape[1]
     n_local = 2 * std[0].size
     n_frames = first.shape[2]
-    for k in range(rows.size):
+    number = windows.dtype.type
+    for k in range(n):
         r = rows[k]
         for i in range(2 * modes):
             for j in range(coefficients.shape[1]):
@@ -193,17 +223,18 @@ def _energies(problem, room, rows, x, energy, gradient):
         np.dot(coefficients, temporal[r], over_dose)
         for a in range(2):
             np.dot(spatial[r], over_dose[a * modes : (a + 1) * modes], position[k, a])
-            common = (common_std * x[r, n_local + a * n_frames : n_local + (a + 1) * n_frames]).astype(windows.dtype)
+            common = x[r, n_local + a * n_frames : n_local + (a + 1) * n_frames]
             for p in range(first.shape[1]):
                 for f in range(n_frames):
-                    position[k, a, p, f] = (position[k, a, p, f] + common[f]) * samples_per_A + first[a, p, f]
-    n = rows.size
+                    moved = position[k, a, p, f] + number(common_std * common[f])
+                    position[k, a, p, f] = moved * samples_per_A + first[a, p, f]
     sample_kernel(windows, position[:n], taps, slopes, value[:n], slope[:n])
     for k in range(n):
         r = rows[k]
         for a in range(2):
             along = gradient[r, n_local + a * n_frames : n_local + (a + 1) * n_frames]
-            along[:] = 0
+            for f in range(n_frames):
+                along[f] = 0
             for p in range(first.shape[1]):
                 for f in range(n_frames):
                     slope[k, a, p, f] *= samples_per_A
@@ -211,8 +242,9 @@ def _energies(problem, room, rows, x, energy, gradient):
             np.dot(spatial[r].T, slope[k, a], over_dose[a * modes : (a + 1) * modes])
         np.dot(over_dose, temporal[r].T, coefficients)
         energy[r] = _with_prior(x[r], coefficients, std[r], gradient[r])
-        for one in value[k].flat:
-            energy[r] -= one
+        for p in range(first.shape[1]):
+            for f in range(n_frames):
+                energy[r] -= value[k, p, f]
 
 
 @_jit

@@ -18,7 +18,7 @@ import numpy as np
 from refmotion_nb.numerics.backend import beside, by_row, kernels_of, one_blas_thread, over_chunks, to_host, xp_of
 from refmotion_nb.numerics.correlation import WindowGrid
 from refmotion_nb.numerics.device_sizes import set_work_bytes
-from refmotion_nb.numerics.kernels_motion import solve_kernel
+from refmotion_nb.numerics.kernels_motion import solve
 from refmotion_nb.numerics.lbfgs import minimise
 from refmotion_nb.numerics.prior import PriorModes
 
@@ -301,14 +301,13 @@ class TrajectoryProblem:
                 self.energy, start, precondition=None if self._curved is None else self.precondition,
                 tolerance=tolerance, max_iterations=max_iterations,
             )  # fmt: skip
-        found, iterations = np.array(start, order="C"), np.zeros(self.n_sets, int)
-        windows, number = self.windows, self._start.dtype.type
-        solve_kernel(
-            windows.values, *windows.taps, self._start, number(1 / windows.step_A), self._spatial[:, 0], self._temporal[:, 0],
-            self._std, float(self.common_std), *(one[:, 0] for one in self._curved), self._common_inverse, float(tolerance),
-            max_iterations, found, iterations,
+        windows = self.windows
+        problem = (
+            windows.values, *windows.taps, self._start, self._start.dtype.type(1 / windows.step_A), self._spatial[:, 0],
+            self._temporal[:, 0], self._std, float(self.common_std),
         )  # fmt: skip
-        return found, iterations
+        inverse = *(one[:, 0] for one in self._curved), self._common_inverse
+        return solve(problem, inverse, np.ascontiguousarray(start), float(tolerance), max_iterations)
 
 
 def _forth(coefficients: Any, spatial: Any, temporal: Any) -> Any:
