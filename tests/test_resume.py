@@ -25,7 +25,7 @@ from refmotion_nb.data import files, spool
 from refmotion_nb.data.store import ResultStore
 from refmotion_nb.data.synthetic.simulate import SimulationSettings, simulate
 from refmotion_nb.numerics.rays import unrested
-from refmotion_nb.stages import correction, session
+from refmotion_nb.stages import audit, correction, session
 from refmotion_nb.stages.base import Cancelled, Silent
 from refmotion_nb.stages.search import still_moving
 
@@ -558,6 +558,21 @@ def test_spool(tmp_path, monkeypatch):
     assert kept.reserve(5000) and not kept.reserve(1)
     del arrays, array
     assert (kept.held_bytes, kept.spilled_bytes, kept.peak_bytes) == (5000, 0, 10_000)
+
+
+@pytest.mark.parametrize(
+    "until, own, shared",
+    [("hyperparameters", 1, 2), ("dose-weights", 2, 2), ("correct", 2, 3), ("validate", 3, 3)],
+)
+def test_what_the_last_stage_reads_is_not_kept(opened, out, monkeypatch, until, own, shared):
+    monkeypatch.setattr(audit, "ENOUGH", 1)  # the check reads one micrograph, the search two, correction all
+    settings = {"target_particles": 9, "max_strength": 0.3, "threads": 2}
+    job = rm.Job(opened, out, settings)
+    job.run(until)
+    assert len(job.session._kept) == own
+    session = rm.Session(opened, 2)
+    rm.Job(session, out.with_name("shared"), settings).run(until)
+    assert len(session._kept) == shared  # who shares a session may want to go on
 
 
 def test_a_full_disk_is_one_line(project, out, monkeypatch, capsys):

@@ -70,7 +70,7 @@ def slice_work_bytes(k: int) -> int:
 
 def set_work_bytes(n_particles: int, n_frames: int, n_unknowns: int) -> int:
     """Return the bytes per set of hyperparameters while its trajectories are solved: modes, steps of L-BFGS, gradients."""
-    modes = 2 * n_particles * n_particles + n_particles * n_frames * n_frames
+    modes = 2 * n_particles * n_particles + 3 * n_particles * n_frames + 2 * n_frames * n_frames
     return DOUBLE * (modes + 30 * n_unknowns)
 
 

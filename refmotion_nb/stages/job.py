@@ -139,6 +139,7 @@ class Job:
         self.out = Path(self.out)
         if isinstance(self.data, Session):
             self.session, self.data = self.data, self.data.data
+        self._shared = self.session is not None  # with others, who may want what is read
 
     def stage(self, kind: type[Stage]) -> Any:
         """Return a stage with those of the settings that it has.
@@ -188,10 +189,15 @@ class Job:
         # that the orientation was found out is no warning
         session.warnings += [n for n in self.data.notes if not n.startswith("orientation ") or " is taken" in n]
         self._describe(store, session)
+        session.keeps_micrographs = True
         self._audit(session, store, reporter)
+        # what the last stage reads, nobody will look at again
+        session.keeps_micrographs = self._shared or until != "hyperparameters"
         self.search = search = self._search(session, store, reporter)
+        session.keeps_micrographs = self._shared or until != "dose-weights"
         if until != "hyperparameters":
             self.dose = dose = self._dose(session, store, search, reporter)
+        session.keeps_micrographs = self._shared or until != "correct"
         if until in ("correct", "validate"):
             with self._timed("correction"):
                 correction: MotionCorrection = self.stage(MotionCorrection)

@@ -75,6 +75,7 @@ class Session:
         self._references: dict[bool, list[PreparedReference]] = {}
         self._factors: dict[tuple[str, ...], np.ndarray] = {}  # of grey scale (reference,), by how micrographs are read
         self._kept: dict[tuple[str, ...], Micrograph] = {}
+        self.keeps_micrographs = True  # those read from now on, if they fit
         self._lock = Lock()
         self._preparing, self._scaling = Lock(), RLock()
         self.tracks: dict[tuple[str, str], Tracks] = {}  # by micrograph and key of prior and settings
@@ -429,7 +430,7 @@ class Session:
 
     def _keep(self, key: tuple[str, ...], micrograph: Micrograph) -> None:
         """Keep a micrograph if it fits; those kept first stay, since stages walk through micrographs in one order."""
-        if key in self._kept or not self.spool.reserve(micrograph.nbytes):
+        if not self.keeps_micrographs or key in self._kept or not self.spool.reserve(micrograph.nbytes):
             return
         try:
             on_host = micrograph.on(to_host)  # gigabytes from a GPU: nobody waits for them
