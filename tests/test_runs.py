@@ -10,6 +10,7 @@ import pytest
 import xarray as xr
 
 import refmotion_nb as rm
+from refmotion_nb.stages import runs
 from refmotion_nb.stages import session as sessions
 from refmotion_nb.stages.base import Cancelled, Silent, Stage
 from refmotion_nb.stages.runs import Run
@@ -61,6 +62,24 @@ def test_an_unfinished_result_is_worked_out_for_who_watches(session):
     gate.release(3)
     run.wait(20)
     assert stage.ran is run and run.snapshot.so_far is not None
+
+
+def test_all_rays_are_seen_to_end_before_the_prior_is_refined(session, monkeypatch):
+    monkeypatch.setattr(runs, "SHOW_EVERY_S", 0.0)
+    monkeypatch.setattr(runs, "SHOW_SHARE", 1e9)
+
+    class Looking(Silent):
+        seen = None
+
+        def advance(self, n=1, **facts):
+            if self.seen is None and run.snapshot.works[-1].what == "refining the prior":
+                self.seen = run.snapshot.so_far["reason"].values
+
+    looking = Looking()
+    run = session.submit(rm.HyperparameterSearch(max_strength=0.3), reporter=looking)
+    run.watched = True
+    assert set(run.wait(60)["reason"].values) == {"maximum strength reached"}
+    assert set(looking.seen) == {"maximum strength reached"}
 
 
 def test_a_submitted_run_can_be_paused_and_cancelled(session):
