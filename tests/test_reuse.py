@@ -28,7 +28,8 @@ from refmotion_nb.stages.alignment import Alignment
 from refmotion_nb.stages.base import Silent
 from refmotion_nb.stages.correction import hash_of_weights
 from refmotion_nb.stages.dose_weights import weights_on
-from refmotion_nb.stages.execute import Execution, memory_bytes
+from refmotion_nb.stages.execute import Execution
+from refmotion_nb.stages.limits import cpu_count, memory_bytes
 from refmotion_nb.stages.reuse import read_prior, read_weights
 
 PARTICLES, MICROGRAPHS = "Extract/particles.star", "MotionCorr/corrected_micrographs.star"
@@ -468,11 +469,32 @@ def test_cache_size_in_gigabytes_or_per_cent():
     ],
 )
 def test_a_share_is_one_of_the_memory_that_a_job_or_container_may_use(tmp_path, cgroup, limits, found):
+    within(tmp_path, cgroup, limits)
+    assert memory_bytes(tmp_path) == found or (found is None and memory_bytes(tmp_path) > 1e9)
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "limits", "found"),
+    [
+        ("0::/job/step\n", {"job/cpu.max": "300000 100000\n", "job/step/cpu.max": "max 100000\n"}, 3),
+        ("0::/../..\n", {"cpu.max": "150000 100000\n"}, 2),  # of a container
+        ("9:cpu,cpuacct:/a\n", {"cpu,cpuacct/a/cpu.cfs_quota_us": "200", "cpu,cpuacct/a/cpu.cfs_period_us": "200"}, 1),
+        ("9:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "200"}, 64),
+        (None, {}, 64),
+    ],
+)
+def test_threads_are_as_many_as_a_job_or_container_may_use(tmp_path, monkeypatch, cgroup, limits, found):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
+    within(tmp_path, cgroup, limits)
+    assert cpu_count(tmp_path) == found
+
+
+def within(root, cgroup, limits):
+    """Write what the system says of the control groups of a process."""
     if cgroup is not None:
-        (tmp_path / "proc/self").mkdir(parents=True)
-        (tmp_path / "proc/self/cgroup").write_text(cgroup)
+        (root / "proc/self").mkdir(parents=True)
+        (root / "proc/self/cgroup").write_text(cgroup)
     for name, value in limits.items():
-        path = tmp_path / "sys/fs/cgroup" / name
+        path = root / "sys/fs/cgroup" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(value)
-    assert memory_bytes(tmp_path) == found or (found is None and memory_bytes(tmp_path) > 1e9)

@@ -7,7 +7,6 @@ exist twice (``kernels_cpu``, ``kernels_gpu``).
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -111,13 +110,6 @@ def _transformed_together(n: int, box: int) -> Iterator[slice]:
     size = transform_batch(n, box)
     for start in range(0, n, size):
         yield slice(min(start, n - size), min(start, n - size) + size)
-
-
-def cpu_count() -> int:
-    """Return the number of processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class OneBlasThread:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -15,9 +14,9 @@ import param
 
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.numerics import gpu
-from refmotion_nb.numerics.backend import cpu_count
 from refmotion_nb.stages.base import Stage
 from refmotion_nb.stages.device import APART, Device, choose, choose_apart
+from refmotion_nb.stages.limits import cpu_count, memory_bytes
 
 if TYPE_CHECKING:
     from refmotion_nb.stages.session import Session
@@ -156,21 +155,6 @@ def bytes_of(cache_size_GB: str) -> float:
         raise InputError(f"cache_size_GB {cache_size_GB!r} is no size; give GB, or a share such as 60%")
     number, percent = found.groups()
     return float(number) * (memory_bytes() / 100 if percent else 1e9)
-
-
-def memory_bytes(root: Path = Path("/")) -> int:
-    """Return the memory that this process may use: the machine's, or the limit of its job or container (cgroups v1 and v2)."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    with suppress(OSError):  # there are no cgroups
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
-            _, controllers, mine = line.split(":", 2)
-            if controllers in ("", "memory"):
-                folder = root / "sys/fs/cgroup" / controllers
-                name = "memory.limit_in_bytes" if controllers else "memory.max"
-                for group in (Path(mine), *Path(mine).parents):  # in a container only the last is to be seen
-                    with suppress(OSError, ValueError):  # no such file, or "max": no limit
-                        limits.append(int((folder / group.relative_to("/") / name).read_text()))
-    return min(limits)
 
 
 def dask(client: Any, cache_size_GB: str = "") -> Workers:

@@ -22,13 +22,13 @@ from refmotion_nb.data.movies.reader import open_movie
 from refmotion_nb.data.relion.motion import initial_displacement, rigid_displacement
 from refmotion_nb.data.schema import AXES, InputError, Movie
 from refmotion_nb.data.store import ResultStore
-from refmotion_nb.numerics.backend import cpu_count
 from refmotion_nb.numerics.dewarp import Camera, binned_shape, grid_nodes, radius_axis, spread, sum_frames
 from refmotion_nb.numerics.energy import grant_grigorieff
 from refmotion_nb.stages.base import Reporter, Silent, Stage, hash_of
 from refmotion_nb.stages.describe import describe_movies, record
 from refmotion_nb.stages.dose_weights import weights_on
 from refmotion_nb.stages.keys import digest
+from refmotion_nb.stages.limits import cpu_count
 from refmotion_nb.stages.particle_motion import ParticleMotion, displacement
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import xarray as xr
 
 from refmotion_nb.data.schema import Dataset, InputError, Movie
 from refmotion_nb.data.spool import Spool
-from refmotion_nb.numerics.backend import cpu_count, to_host
+from refmotion_nb.numerics.backend import to_host
 from refmotion_nb.numerics.patches import PatchSpectra, movie_box
 from refmotion_nb.numerics.room import Room
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, Tracks, track
@@ -26,6 +26,7 @@ from refmotion_nb.stages.device import Device, Kept
 from refmotion_nb.stages.device import choose as choose_device
 from refmotion_nb.stages.grey_scale import bring_to_scale, choose, scale_factors
 from refmotion_nb.stages.keys import DataKeys
+from refmotion_nb.stages.limits import cpu_count
 from refmotion_nb.stages.micrograph import Micrograph, device_sizes, load_micrograph
 from refmotion_nb.stages.places import Here, Place
 from refmotion_nb.stages.references import PreparedReference, prepare_references
