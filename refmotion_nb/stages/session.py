@@ -382,13 +382,12 @@ class Session:
 
     def _largest(self, names: list[str], settings: Alignment) -> int:
         """Return the size of the transforms of the largest of these micrographs."""
-        sizes = [0]
         extent = self.extent_A(settings) if names else 0.0
-        for name in names:
-            movie = self.micrographs[name][0]
-            box = movie_box(extent, movie.pixel_size_A)
-            sizes.append(PatchSpectra.bytes_for(self.particle_count(name), movie.n_frames, box))
-        return max(sizes)
+        sizes = [
+            PatchSpectra.bytes_for(self.particle_count(name), movie.n_frames, movie_box(extent, movie.pixel_size_A))
+            for name, movie in ((name, self.micrographs[name][0]) for name in names)
+        ]
+        return max(sizes, default=0)
 
     def _tell_of_device(self) -> None:
         self.warnings += [line for line in self.device.warnings if line not in self.warnings]
