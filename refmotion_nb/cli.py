@@ -367,11 +367,13 @@ def _simulation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     for field in fields(SimulationSettings):
         kind = str(field.type).split(" |")[0]
-        cast = {"int": int, "float": float, "Path": Path}.get(kind, str)
         known = "" if field.default is None else f". Default: {field.default}"
-        parser.add_argument(
-            "--" + field.name.replace("_", "-"), type=cast, default=None, help=f"{field.metadata['doc']}{known}"
-        )
+        option, about = "--" + field.name.replace("_", "-"), f"{field.metadata['doc']}{known}"
+        if kind == "bool":
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=about)
+        else:
+            cast = {"int": int, "float": float, "Path": Path}.get(kind, str)
+            parser.add_argument(option, type=cast, default=None, help=about)
 
 
 def _simulate(options: argparse.Namespace) -> int:

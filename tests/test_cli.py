@@ -365,6 +365,17 @@ def test_simulate(tmp_path, capsys):
     assert said(capsys) == ["box_px, second_box_px, size_px and height_px must be even"]
 
 
+def test_switches_of_a_simulation_go_both_ways(tmp_path):
+    size = ["--n-micrographs", "1", "--size-px", "256", "--n-frames", "3", "--pixel-size-A", "2.4", "--box-px", "72"]
+    for switch, local in (("--patch-alignment", True), ("--no-patch-alignment", False)):
+        out = tmp_path / switch.strip("-")
+        assert (
+            main(["simulate", "--out", str(out), *size, "--particles-per-micrograph", "3", "--edge-px", "44", switch])
+            == 0
+        )
+        assert ("local_motion_model" in read_star(out / "MotionCorr/Movies/mic0000.star")) is local
+
+
 def test_particles_that_cannot_be_used_stand_in_the_table_with_their_reason(tiny, tmp_path, capsys):
     project = copied(tiny.folder, tmp_path)
     path = project / "Extract/particles.star"
