@@ -240,6 +240,17 @@ def test_a_killed_run_leaves_whole_files_and_a_rerun_goes_on(tiny, tmp_path, qui
         np.testing.assert_array_equal(pixels(stacks(tmp_path)[name])[0], pixels(path)[0])
 
 
+def test_a_run_that_is_told_to_end_says_so_and_cleans_up(tiny, tmp_path):
+    told = KILLED.replace("SIGKILL", "SIGTERM").replace("\nmain(", "\nsys.exit(main(").rstrip() + ")"
+    command = [sys.executable, "-c", told, "run", *inputs(tiny.folder), "--out", str(tmp_path), *GIVEN]
+    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert "refmotion: stopped; what was finished is kept" in ended.stderr and "Traceback" not in ended.stderr
+    assert (tmp_path / "run.log").read_text().splitlines()[-1].endswith("stopped: told to end (SIGTERM)")
+    assert "mic0000.mrcs" in stacks(tmp_path) and not list((tmp_path / "Particles").glob(".*"))
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # as it was, after every command of this process
+
+
 def test_other_settings_are_not_taken_for_the_same(tiny, tmp_path, quick):
     out = tmp_path / "out"
     assert run(tiny.folder, out, *GIVEN) == 0
