@@ -129,6 +129,10 @@ BAD = {
     "mask of another box": (volume("mask.mrc", smaller), "mask.mrc has 96 × 96 × 96 voxels, half map 1 112"),
     "empty mask": (volume("mask.mrc", lambda v: 0 * v), "mask .*mask.mrc is zero everywhere; make it again"),
     "missing half map": (lambda root: (root / "Ref/half1.mrc").unlink(), "half map 1 not found: .*half1.mrc; check"),
+    "a picture for a half map": (
+        lambda root: (root / "Ref/half2.mrc").write_bytes(b"\x89PNG no map" * 500),
+        "half2.mrc is not an MRC map: .*; check the file",
+    ),
     "NaN in a half map": (volume("half1.mrc", put_nan), "half1.mrc holds values that are not numbers; make it again"),
     "no half sets": (
         particles(lambda t: t.drop(columns="rlnRandomSubset")),

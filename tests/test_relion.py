@@ -112,6 +112,20 @@ def test_each_impossible_optics_group_has_its_line(project, label, value, said):
     assert "\n" not in str(error.value)
 
 
+def test_duplicates_are_told(project):
+    assert not [note for note in opened(project).notes if "earlier" in note]
+    edit(project / PARTICLES, "particles", lambda table: pd.concat([table, table.iloc[[0, 3]]], ignore_index=True))
+    (note,) = (note for note in opened(project).notes if "earlier" in note)
+    assert note.startswith("2 of 32 particles lie where an earlier one lies") and "half set" not in note
+
+    def other_half(table):
+        table.loc[31, "rlnRandomSubset"] = 3 - table.loc[3, "rlnRandomSubset"]
+        return table
+
+    edit(project / PARTICLES, "particles", other_half)
+    assert any("1 of them are in the other half set" in note for note in opened(project).notes)
+
+
 def test_relion_30_files_are_refused_with_the_remedy(project):
     blocks = read_star(project / PARTICLES)
     write_star(project / PARTICLES, {"": blocks["particles"]})

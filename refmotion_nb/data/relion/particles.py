@@ -175,6 +175,26 @@ def shared_places(particles: xr.Dataset) -> list[str]:
             "of them: give every particle one reference"]  # fmt: skip
 
 
+def repeated(particles: xr.Dataset) -> list[str]:
+    """Say how many particles have place and origin of an earlier one of their reference, a line for that if any have."""
+    frame = pd.DataFrame({name: particles[name].values for name in ("reference", "half")})
+    for name in ("coordinate", "origin"):
+        frame[[f"{name}_x", f"{name}_y"]] = particles[name].values
+    place = [name for name in frame if name != "half"]
+    if not frame.duplicated(place).any():  # of whatever micrograph: names are slow to compare
+        return []
+    frame["micrograph"] = particles["micrograph"].values
+    place.append("micrograph")
+    again = frame.duplicated(place).to_numpy()
+    if not again.any():
+        return []
+    shared = frame[frame.duplicated(place, keep=False)]
+    crossed = int((shared["half"] != shared.groupby(place)["half"].transform("first")).sum())
+    warning = f"; {crossed} of them are in the other half set, which makes the half maps alike" if crossed else ""
+    return [f"{again.sum()} of {len(again)} particles lie where an earlier one lies: duplicates, or a symmetry-expanded set; "
+            f"each place is aligned once and all are written{warning}: take duplicates out of the file"]  # fmt: skip
+
+
 def particle_dataset(values: Mapping[str, np.ndarray]) -> xr.Dataset:
     """Label particle values (particle, ...) with dimensions, units and names as ``schema.Dataset`` describes them."""
     extra = {"coordinate": ("axis",), "origin": ("axis",), "euler": ("angle",)}
