@@ -349,3 +349,19 @@ def test_weights_that_end_before_the_movie_does(tiny, project, capsys):
     lines = said(capsys)
     assert len(lines) == 1 and "weights are for 0 to 24 e/Å², the movie has 0 to 32; measure" in lines[0]
     assert "mic0000" in lines[0] and not (out / "Particles").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "expected"),
+    [
+        ("--dose-weights", "weights.nc", "weights.nc does not exist; check the path"),
+        ("--dose-weights", "Extract", "Extract is a folder; give a file in it"),
+        ("--hyperparameters", "gain.mrc", "gain.mrc"),
+    ],
+)
+def test_files_of_another_run_are_looked_at_before_any_movie(
+    tiny, tmp_path, monkeypatch, option, name, expected, capsys
+):
+    monkeypatch.setattr("refmotion_nb.stages.session.load_micrograph", None)  # reading a movie would be a TypeError
+    assert run(tiny.folder, tmp_path / "out", option, str(tiny.folder / name)) == 1
+    assert len(lines := said(capsys)) == 1 and expected in lines[0]
