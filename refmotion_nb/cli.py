@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
 from refmotion_nb import __version__
@@ -29,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser(arguments[0] if arguments else "").parse_args(arguments)
     options.arguments = arguments
     try:
-        with one_blas_thread():
+        with one_blas_thread(), _told_to_end():
             return options.command(options)
     except OutputError as error:
         print(f"refmotion: {error}, or choose another --out", file=sys.stderr)
@@ -39,10 +42,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, MemoryError) as error:
         told = failure_in_words(error, "run the same command again", "give a smaller --cache-size-GB")
         print(f"refmotion: {told}", file=sys.stderr)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("refmotion: stopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
-        return 130
+        return 143 if isinstance(stop, Terminated) else 130
     return 1
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was told to end (SIGTERM), as queues do before they kill."""
+
+
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, which leaves temporary files and workers nowhere."""
+
+    def end(*_: object) -> None:
+        raise Terminated("told to end (SIGTERM)")
+
+    if current_thread() is not main_thread():  # only there may signals be caught
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
@@ -325,7 +349,7 @@ class Console:
 
     def __exit__(self, *problem: object) -> None:
         if problem[1] is not None:
-            self._write(f"stopped: {problem[1]}")
+            self._write(f"stopped: {str(problem[1]) or 'by the user'}")
         self.done()
         self._log.close()
 
@@ -367,11 +391,13 @@ def _simulation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     for field in fields(SimulationSettings):
         kind = str(field.type).split(" |")[0]
-        cast = {"int": int, "float": float, "Path": Path}.get(kind, str)
         known = "" if field.default is None else f". Default: {field.default}"
-        parser.add_argument(
-            "--" + field.name.replace("_", "-"), type=cast, default=None, help=f"{field.metadata['doc']}{known}"
-        )
+        option, about = "--" + field.name.replace("_", "-"), f"{field.metadata['doc']}{known}"
+        if kind == "bool":
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=about)
+        else:
+            cast = {"int": int, "float": float, "Path": Path}.get(kind, str)
+            parser.add_argument(option, type=cast, default=None, help=about)
 
 
 def _simulate(options: argparse.Namespace) -> int:

@@ -129,6 +129,10 @@ BAD = {
     "mask of another box": (volume("mask.mrc", smaller), "mask.mrc has 96 × 96 × 96 voxels, half map 1 112"),
     "empty mask": (volume("mask.mrc", lambda v: 0 * v), "mask .*mask.mrc is zero everywhere; make it again"),
     "missing half map": (lambda root: (root / "Ref/half1.mrc").unlink(), "half map 1 not found: .*half1.mrc; check"),
+    "a picture for a half map": (
+        lambda root: (root / "Ref/half2.mrc").write_bytes(b"\x89PNG no map" * 500),
+        "half2.mrc is not an MRC map: .*; check the file",
+    ),
     "NaN in a half map": (volume("half1.mrc", put_nan), "half1.mrc holds values that are not numbers; make it again"),
     "no half sets": (
         particles(lambda t: t.drop(columns="rlnRandomSubset")),
@@ -345,3 +349,19 @@ def test_weights_that_end_before_the_movie_does(tiny, project, capsys):
     lines = said(capsys)
     assert len(lines) == 1 and "weights are for 0 to 24 e/Å², the movie has 0 to 32; measure" in lines[0]
     assert "mic0000" in lines[0] and not (out / "Particles").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "expected"),
+    [
+        ("--dose-weights", "weights.nc", "weights.nc does not exist; check the path"),
+        ("--dose-weights", "Extract", "Extract is a folder; give a file in it"),
+        ("--hyperparameters", "gain.mrc", "gain.mrc"),
+    ],
+)
+def test_files_of_another_run_are_looked_at_before_any_movie(
+    tiny, tmp_path, monkeypatch, option, name, expected, capsys
+):
+    monkeypatch.setattr("refmotion_nb.stages.session.load_micrograph", None)  # reading a movie would be a TypeError
+    assert run(tiny.folder, tmp_path / "out", option, str(tiny.folder / name)) == 1
+    assert len(lines := said(capsys)) == 1 and expected in lines[0]

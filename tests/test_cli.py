@@ -240,6 +240,17 @@ def test_a_killed_run_leaves_whole_files_and_a_rerun_goes_on(tiny, tmp_path, qui
         np.testing.assert_array_equal(pixels(stacks(tmp_path)[name])[0], pixels(path)[0])
 
 
+def test_a_run_that_is_told_to_end_says_so_and_cleans_up(tiny, tmp_path):
+    told = KILLED.replace("SIGKILL", "SIGTERM").replace("\nmain(", "\nsys.exit(main(").rstrip() + ")"
+    command = [sys.executable, "-c", told, "run", *inputs(tiny.folder), "--out", str(tmp_path), *GIVEN]
+    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert "refmotion: stopped; what was finished is kept" in ended.stderr and "Traceback" not in ended.stderr
+    assert (tmp_path / "run.log").read_text().splitlines()[-1].endswith("stopped: told to end (SIGTERM)")
+    assert "mic0000.mrcs" in stacks(tmp_path) and not list((tmp_path / "Particles").glob(".*"))
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # as it was, after every command of this process
+
+
 def test_other_settings_are_not_taken_for_the_same(tiny, tmp_path, quick):
     out = tmp_path / "out"
     assert run(tiny.folder, out, *GIVEN) == 0
@@ -363,6 +374,17 @@ def test_simulate(tmp_path, capsys):
     assert "3 particles on 1 movies" in capsys.readouterr().out
     assert main(["simulate", "--out", str(tmp_path), "--box-px", "71"]) == 1
     assert said(capsys) == ["box_px, second_box_px, size_px and height_px must be even"]
+
+
+def test_switches_of_a_simulation_go_both_ways(tmp_path):
+    size = ["--n-micrographs", "1", "--size-px", "256", "--n-frames", "3", "--pixel-size-A", "2.4", "--box-px", "72"]
+    for switch, local in (("--patch-alignment", True), ("--no-patch-alignment", False)):
+        out = tmp_path / switch.strip("-")
+        assert (
+            main(["simulate", "--out", str(out), *size, "--particles-per-micrograph", "3", "--edge-px", "44", switch])
+            == 0
+        )
+        assert ("local_motion_model" in read_star(out / "MotionCorr/Movies/mic0000.star")) is local
 
 
 def test_particles_that_cannot_be_used_stand_in_the_table_with_their_reason(tiny, tmp_path, capsys):

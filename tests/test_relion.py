@@ -2,6 +2,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from relion_project import MICROGRAPHS, PARTICLES, edit, make_project, motion_blocks, optics, reference
 
@@ -80,6 +81,7 @@ def test_options_replace_what_the_files_say(project):
         (set_to("rlnCoordinateX", [4], "oops"), "rlnCoordinateX is not a number in row 5 of data_particles; take"),
         (set_to("rlnRandomSubset", [0], 0), "no half set .* for row 1 of data_particles"),
         (set_to("rlnRandomSubset", slice(None), 2), "all particles are of half set 2"),
+        (lambda table: table.assign(rlnPhaseShift=[np.nan, *[0.0] * 29]), "rlnPhaseShift is not a number in row 1 of"),
         (set_to("rlnOpticsGroup", [3], 9), "no such group in data_optics for row 4"),
         (lambda table: table.iloc[:0], "holds no particles"),
         (
@@ -93,6 +95,35 @@ def test_each_bad_particle_file_has_its_line(project, change, said):
     with pytest.raises(InputError, match=said) as error:
         opened(project)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("label", "value", "said"),
+    [
+        ("rlnVoltage", 0, "rlnVoltage must be above 0 in every row of data_optics"),
+        ("rlnImagePixelSize", np.nan, "rlnImagePixelSize must be above 0"),
+        ("rlnAmplitudeContrast", np.nan, "rlnAmplitudeContrast is not a number"),
+    ],
+)
+def test_each_impossible_optics_group_has_its_line(project, label, value, said):
+    edit(project / PARTICLES, "optics", lambda table: table.assign(**{label: value}))
+    with pytest.raises(InputError, match=said) as error:
+        opened(project)
+    assert "\n" not in str(error.value)
+
+
+def test_duplicates_are_told(project):
+    assert not [note for note in opened(project).notes if "earlier" in note]
+    edit(project / PARTICLES, "particles", lambda table: pd.concat([table, table.iloc[[0, 3]]], ignore_index=True))
+    (note,) = (note for note in opened(project).notes if "earlier" in note)
+    assert note.startswith("2 of 32 particles lie where an earlier one lies") and "half set" not in note
+
+    def other_half(table):
+        table.loc[31, "rlnRandomSubset"] = 3 - table.loc[3, "rlnRandomSubset"]
+        return table
+
+    edit(project / PARTICLES, "particles", other_half)
+    assert any("1 of them are in the other half set" in note for note in opened(project).notes)
 
 
 def test_relion_30_files_are_refused_with_the_remedy(project):
@@ -128,7 +159,23 @@ def test_a_missing_movie_without_particles_is_only_listed(project):
         (lambda blocks: blocks["general"].pop("rlnImageSizeX"), "lacks rlnImageSizeX in data_general"),
         (lambda blocks: blocks["general"].update(rlnImageSizeX="wide"), "not a whole motion STAR file"),
         (lambda blocks: blocks.pop("global_shift"), "has no data_global_shift"),
+        (
+            lambda blocks: blocks.update(global_shift=blocks["global_shift"].assign(rlnMicrographShiftX=np.nan)),
+            "the shift of frame 1 in data_global_shift is not a number; run motion correction again",
+        ),
+        (lambda blocks: blocks["general"].update(rlnMicrographOriginalPixelSize=0), "OriginalPixelSize is 0, not a"),
         (lambda blocks: blocks["general"].update(rlnMotionModelVersion=1), "has 0 coefficients, not 36"),
+        (
+            lambda blocks: (
+                blocks["general"].update(rlnMotionModelVersion=1)
+                or blocks.update(
+                    local_motion_model=pd.DataFrame(
+                        {"rlnMotionModelCoeffsIdx": range(36), "rlnMotionModelCoeff": np.nan}
+                    )
+                )
+            ),
+            "data_local_motion_model holds a coefficient that is not a number",
+        ),
         (lambda blocks: blocks["general"].update(rlnMicrographStartFrame=9), "StartFrame 9 is not one of its 4"),
         (
             lambda blocks: blocks["general"].update(rlnMicrographGainName="g.mrc"),

@@ -56,7 +56,12 @@ def map_header(path: str | Path) -> tuple[tuple[int, int, int], float]:
     with _opened(path, header_only=True) as file:
         header = file.header
         shape = int(header.nz), int(header.ny), int(header.nx)
-        if (int(header.mapc), int(header.mapr), int(header.maps)) not in {(1, 2, 3), (0, 0, 0)}:
+        axes = int(header.mapc), int(header.mapr), int(header.maps)
+        if sorted(axes) not in ([1, 2, 3], [0, 0, 0]):
+            raise InputError(
+                f"{path} is not an MRC map: its header names the axes {', '.join(map(str, axes))}; check the file"
+            )
+        if axes not in {(1, 2, 3), (0, 0, 0)}:
             raise InputError(f"{path}: its axes are not in the order x, y, z; rewrite it in that order")
         sampling = np.array([header.mx, header.my, header.mz], float)
         cell = np.array([header.cella.x, header.cella.y, header.cella.z], float)

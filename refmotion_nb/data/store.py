@@ -226,6 +226,8 @@ def read_netcdf(path: str | Path) -> xr.Dataset:
     import xarray as xr
 
     admit(path)
+    if Path(path).is_dir():
+        raise InputError(f"{path} is a folder; give a file in it")
     try:
         with xr.open_dataset(path, engine="h5netcdf") as file:
             dataset = file.load()

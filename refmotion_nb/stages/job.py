@@ -25,6 +25,7 @@ from refmotion_nb.data.store import PER_MICROGRAPH, ResultStore, write_netcdf
 from refmotion_nb.numerics.backend import one_blas_thread
 from refmotion_nb.numerics.patches import movie_box
 from refmotion_nb.numerics.prior import Hyperparameters
+from refmotion_nb.stages.alignment import MotionPrior
 from refmotion_nb.stages.audit import InputAudit, findings, summary
 from refmotion_nb.stages.base import Reporter, Silent, Stage, hash_of
 from refmotion_nb.stages.correction import MotionCorrection, check_reach, hash_of_weights, remove_tracks_of_other_data
@@ -184,6 +185,8 @@ class Job:
 
     def _run(self, session: Session, until: str, reporter: Reporter) -> bool:
         store = ResultStore(self.out / "results.zarr")
+        self._given_prior(session)  # files that cannot be used are told before hours of work
+        self._given_weights(session)
         for note in self.data.notes:
             self.say(f"note: {note}")
         # that the orientation was found out is no warning
@@ -324,16 +327,31 @@ class Job:
             self.say(line)
         session.warnings += stage.judge(audit)
 
-    def _search(self, session: Session, store: ResultStore, reporter: Reporter) -> xr.Dataset:
+    def _given_prior(self, session: Session) -> MotionPrior | None:
+        """Return the prior that is given, as values or in a file, or None; InputError if it cannot be used."""
         stage: HyperparameterSearch = self.stage(HyperparameterSearch)
         dose = self.data.movies[0].dose_per_frame_e_A2
         given = self.stage(Overrides).hyperparameters(dose)
-        if given is not None and self.hyperparameters_file is not None:
+        if self.hyperparameters_file is None:
+            return default_prior(given, stage) if given else None
+        if given is not None:
             raise InputError("hyperparameters are given both as values and as a file; give one")
-        prior = default_prior(given, stage) if given else None
-        if self.hyperparameters_file is not None:
-            with only_within(self.within):
-                prior = read_prior(self.hyperparameters_file, stage, dose, session.keys.all)
+        with only_within(self.within):
+            return read_prior(self.hyperparameters_file, stage, dose, session.keys.all)
+
+    def _given_weights(self, session: Session) -> xr.Dataset | None:
+        """Return the dose weights that are given in a file, or None; InputError if they cannot be used."""
+        if self.dose_weights_file is None:
+            return None
+        box = check_reference(self.data.references[0])
+        with only_within(self.within):
+            dose = read_weights(self.dose_weights_file, self.data.movies, *box, self.dose_weights_last_frequency_per_A)
+        check_reach(session, dose)
+        return dose
+
+    def _search(self, session: Session, store: ResultStore, reporter: Reporter) -> xr.Dataset:
+        stage: HyperparameterSearch = self.stage(HyperparameterSearch)
+        prior = self._given_prior(session)
         if prior is not None:
             mine = hash_of(prior_attrs(prior), stage.key(session.keys.shared))
             found = _still_valid(store.read("search", mine), session)
@@ -359,18 +377,14 @@ class Job:
             session.adopt(stage, result=search)
         prior = prior_from_attrs(search.attrs)
         score = float(search.attrs.get("cv_score", np.nan))
+        dose = self.data.movies[0].dose_per_frame_e_A2
         write_prior(self.out / "hyperparameters.json", prior, dose, stage.energy, session.keys.all, score)
         return search
 
     def _dose(self, session: Session, store: ResultStore, search: xr.Dataset, reporter: Reporter) -> xr.Dataset:
         stage: DoseWeights = self.stage(DoseWeights)
-        if self.dose_weights_file is not None:
-            box = check_reference(self.data.references[0])
-            with only_within(self.within):
-                dose = read_weights(
-                    self.dose_weights_file, self.data.movies, *box, self.dose_weights_last_frequency_per_A
-                )
-            check_reach(session, dose)
+        dose = self._given_weights(session)
+        if dose is not None:
             store.write("dose_weights", dose)
             session.adopt(stage, search, self.dose_weights_file, result=dose)
         else:

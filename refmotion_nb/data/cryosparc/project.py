@@ -20,7 +20,7 @@ from refmotion_nb.data.cryosparc.particles import micrograph_shapes, particle_ta
 from refmotion_nb.data.maps import check_reference
 from refmotion_nb.data.micrographs import MovieTable, beside_absolute
 from refmotion_nb.data.relion.micrographs import MovieSet, Options, short_names
-from refmotion_nb.data.relion.particles import ParticleTable, assemble, shared_places
+from refmotion_nb.data.relion.particles import ParticleTable, assemble, repeated, shared_places
 from refmotion_nb.data.relion.results import find_root
 from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference, Skipped
 from refmotion_nb.data.star import table
@@ -137,7 +137,12 @@ def _read(
             notes.append(why)
     dataset, found = _assembled(exposure_tables, particle_rows, references, home, orientation, options)
     problems += found.problems
-    notes += [*_notes(particle_rows, jobs), *found.notes, *shared_places(dataset.particles)]
+    notes += [
+        *_notes(particle_rows, jobs),
+        *found.notes,
+        *shared_places(dataset.particles),
+        *repeated(dataset.particles),
+    ]
     if (n := len(_as_list(volumes))) != len(_as_list(particles)) and n:
         problems.append(f"{len(_as_list(particles))} particle files for {n} volumes; give one for each")
     elif not n:

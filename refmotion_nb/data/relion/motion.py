@@ -137,6 +137,9 @@ def _movie(
     if not 0 <= first_frame < n_frames:
         raise InputError(f"{path}: rlnMicrographStartFrame {first_frame + 1} is not one of its {n_frames} frames; "
                          "run motion correction again")  # fmt: skip
+    if not 0 < float(general["rlnMicrographOriginalPixelSize"]) < math.inf:
+        raise InputError(f"{path}: rlnMicrographOriginalPixelSize is {general['rlnMicrographOriginalPixelSize']}, not a "
+                         "pixel size; run motion correction again with that of the movies")  # fmt: skip
     dose = _first(dose_per_frame_e_A2, general.get("rlnMicrographDoseRate"))
     if dose is None or not 0 < dose < math.inf:
         raise InputError(f"{path} has no dose rate; give dose_per_frame_e_A2 (e/Å² and frame)")
@@ -180,6 +183,9 @@ def _global_shift(blocks: dict[str, Block], path: str | Path, n_frames: int) -> 
     if rows.empty:
         raise InputError(f"{path} has no data_global_shift; run motion correction again")
     shift, observed = _observed(rows, n_frames)
+    if (bad := np.flatnonzero(~np.isfinite(shift).all(axis=1))).size:
+        raise InputError(f"{path}: the shift of frame {bad[0] + 1} in data_global_shift is not a number; "
+                         "run motion correction again")  # fmt: skip
     last = np.maximum.accumulate(np.where(observed, np.arange(n_frames), -1))
     return np.where(last[:, None] >= 0, shift[last], 0.0)
 
@@ -206,6 +212,9 @@ def _local_coefficients(blocks: dict[str, Block], path: str | Path) -> np.ndarra
                          "run motion correction again")  # fmt: skip
     coefficients = np.zeros(36)
     coefficients[rows["rlnMotionModelCoeffsIdx"].to_numpy(int)] = rows["rlnMotionModelCoeff"].to_numpy(float)
+    if not np.isfinite(coefficients).all():
+        raise InputError(f"{path}: data_local_motion_model holds a coefficient that is not a number; "
+                         "run motion correction again")  # fmt: skip
     return coefficients
 
 

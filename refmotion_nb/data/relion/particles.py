@@ -77,7 +77,10 @@ def read_particles(path: str | Path) -> ParticleTable:
         "euler": np.stack([numbers[label] for label in _POSE], axis=1),
         "origin": _origin(numbers, origin or _ORIGINS[0], group, optics),
         **{name: numbers[label] for name, label in zip(("defocus_u", "defocus_v", "defocus_angle"), _CTF)},
-        **{name: _optional(rows, label, default) for name, (label, default) in _OPTIONAL.items()},
+        **{
+            name: _numbers(rows[label], label, path, problems) if label in rows.columns else np.full(len(rows), default)
+            for name, (label, default) in _OPTIONAL.items()
+        },
         "scale": np.ones(len(rows)),  # RELION keeps intensity scales per group, and polishing uses none
     }
     return ParticleTable(Path(path), blocks, optics, rows["rlnMicrographName"].to_numpy(str), values, group,
@@ -97,9 +100,16 @@ def optics_groups(blocks: Mapping[str, Block], path: str | Path) -> dict[int, Op
     if missing := [label for label in needed if label not in rows.columns]:
         raise InputError(f"{path} lacks {', '.join(missing)} in data_optics; {_REMEDY}")
     try:
-        return {int(row["rlnOpticsGroup"]): _optics(row) for row in rows.to_dict("records")}
+        groups = {int(row["rlnOpticsGroup"]): _optics(row) for row in rows.to_dict("records")}
     except ValueError as error:
         raise InputError(f"{path}: data_optics holds a value that is not a number ({error}); {_REMEDY}") from None
+    for label in ("rlnVoltage", "rlnImagePixelSize", "rlnImageSize"):
+        if not (np.isfinite(given := rows[label].to_numpy(float)) & (given > 0)).all():
+            raise InputError(f"{path}: {label} must be above 0 in every row of data_optics; correct it")
+    for label in ("rlnSphericalAberration", "rlnAmplitudeContrast"):
+        if not np.isfinite(rows[label].to_numpy(float)).all():
+            raise InputError(f"{path}: {label} is not a number in a row of data_optics; correct it")
+    return groups
 
 
 def needs_optics(blocks: Mapping[str, Block], path: str | Path) -> pd.DataFrame:
@@ -163,6 +173,26 @@ def shared_places(particles: xr.Dataset) -> list[str]:
     first = f"the first on {name} at x {x:.0f}, y {y:.0f} Å"
     return [f"{len(shared)} particles are listed for more than one reference ({first}); each is aligned once, to the first "
             "of them: give every particle one reference"]  # fmt: skip
+
+
+def repeated(particles: xr.Dataset) -> list[str]:
+    """Say how many particles have place and origin of an earlier one of their reference, a line for that if any have."""
+    frame = pd.DataFrame({name: particles[name].values for name in ("reference", "half")})
+    for name in ("coordinate", "origin"):
+        frame[[f"{name}_x", f"{name}_y"]] = particles[name].values
+    place = [name for name in frame if name != "half"]
+    if not frame.duplicated(place).any():  # of whatever micrograph: names are slow to compare
+        return []
+    frame["micrograph"] = particles["micrograph"].values
+    place.append("micrograph")
+    again = frame.duplicated(place).to_numpy()
+    if not again.any():
+        return []
+    shared = frame[frame.duplicated(place, keep=False)]
+    crossed = int((shared["half"] != shared.groupby(place)["half"].transform("first")).sum())
+    warning = f"; {crossed} of them are in the other half set, which makes the half maps alike" if crossed else ""
+    return [f"{again.sum()} of {len(again)} particles lie where an earlier one lies: duplicates, or a symmetry-expanded set; "
+            f"each place is aligned once and all are written{warning}: take duplicates out of the file"]  # fmt: skip
 
 
 def particle_dataset(values: Mapping[str, np.ndarray]) -> xr.Dataset:
@@ -247,9 +277,3 @@ def _origin(
         return origin
     pixel = {number: one.pixel_size_A for number, one in optics.items()}
     return origin * np.array([pixel.get(number, 1.0) for number in group])[:, None]
-
-
-def _optional(rows: pd.DataFrame, label: str, default: float) -> np.ndarray:
-    if label not in rows.columns:
-        return np.full(len(rows), default)
-    return pd.to_numeric(rows[label], errors="coerce").fillna(default).to_numpy(float)
