@@ -12,7 +12,7 @@ from refmotion_nb.data.schema import InputError
 from refmotion_nb.views.plots import look
 from refmotion_nb.views.plots.look import Runs
 
-_SIDE = 210
+_SIDE = 190
 
 
 def correlation(windows: Runs) -> hv.Layout:

@@ -16,7 +16,7 @@ from refmotion_nb.views.plots import look
 from refmotion_nb.views.plots.look import Runs
 
 _NEEDED = ("strength", "cv_score", "activity_local", "balance", "distance", "retired", "reason")
-_WIDTH = 215  # px of a panel: three and a legend fit a notebook
+_WIDTH = 200  # px of a panel: three and a legend fit a notebook
 _MARKS = ("x", "triangle", "square")  # of the reasons why rays end; a cross is for retired ones
 
 
