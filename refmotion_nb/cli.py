@@ -139,7 +139,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     from refmotion_nb.stages.job import UNTIL
 
     parser.add_argument("--out", type=Path, required=True, help="output folder; the same folder again resumes")
-    parser.add_argument("--until", choices=UNTIL, default="correct", help="last stage")
+    parser.add_argument("--until", choices=UNTIL, default="correct", help="last stage; default: correct")
     parser.add_argument(
         "--hyperparameters", type=Path,
         help="instead of a search: hyperparameters.json or hyperparams.cs of another run, RELION's opt_params*.txt",

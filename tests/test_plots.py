@@ -210,6 +210,24 @@ def test_trajectories_start_at_the_particles_and_are_magnified():
     assert local["moved"].max() < paths["moved"].max()
 
 
+def test_local_motion_is_about_the_mean_however_a_run_shared_it_out():
+    tracks = fake_tracks()
+    other = tracks.assign(common=tracks["common"] * 0, rigid=tracks["rigid"] + 1)
+    both = [next(s for s in elements(plots.local_trajectories(run, magnified=1), hv.Segments) if "moved" in s)
+            for run in (tracks, other)]  # fmt: skip
+    assert np.array_equal(*(paths["moved"] for paths in both))
+    last = both[0].array(["x_end", "y_end"])[N_FRAMES - 2 :: N_FRAMES - 1]
+    assert np.allclose(last.mean(0), tracks["coordinate"].values.mean(0), rtol=1e-4)
+
+
+def test_panels_fit_a_notebook():
+    for panel in panels(plots.scores(TWO["search"]))[:3]:
+        assert title(panel).startswith("one\nCorrelation distance")
+    first, *others = panels(plots.scores(search()))
+    assert "ylabel" not in first.opts.get().kwargs and all(one.opts.get().kwargs["ylabel"] == "" for one in others)
+    assert not hv.renderer("bokeh").center  # or the left is cut off where the page is narrower
+
+
 def test_uncertainty_is_drawn_where_there_is_some():
     tracks = fake_tracks()
     assert not [p for p in elements(plots.trajectories(tracks), hv.Points) if "radius" in p]

@@ -226,6 +226,15 @@ def test_a_choice_refined_beyond_the_rays() -> None:
     assert "−0.061, belongs to a total prior strength of 3.5," in told and "is 1.25 Å for local motion" in told
 
 
+def test_the_fcc_is_drawn_as_far_as_it_was_measured() -> None:
+    dose = fake_dose_weights().isel(group=0)
+    whole = report_dose.damage(dose)[0]
+    dose["fcc"][..., dose.sizes["frequency"] // 2 :] = np.nan
+    cut = report_dose.damage(dose)[0]
+    resolutions = [re.findall(r">([\d.]+) Å<", one) for one in (whole, cut)]
+    assert min(map(float, resolutions[0])) < 5 < min(map(float, resolutions[1]))
+
+
 def test_the_fitted_band_sets_what_is_shown_of_the_fcc() -> None:
     dose = fake_dose_weights()
     dose["fcc"][..., :5] = 0.9

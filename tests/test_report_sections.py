@@ -229,7 +229,7 @@ def test_what_was_gained_by_what(store: ResultStore) -> None:
     shown = text_of(html)
     assert (
         "Reference 1: Compared to rigid (3.84 Å): empirical weights alone account for 0.22 Å (3.62 Å); trajectories alone "
-        "account for 0.53 Å (3.31 Å); both together for 0.69 Å (3.15 Å)." in shown
+        "account for 0.53 Å (3.31 Å); both together account for 0.69 Å (3.15 Å)." in shown
     )
     assert "Reference 2: Compared to rigid (4.34 Å)" in shown
     half = fake_validation(2)["resolution_05"].values
@@ -295,6 +295,10 @@ def test_a_store_of_whole_micrographs_alone_is_not_that_of_an_unfinished_run(
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<h1>Motion-corrected micrographs</h1>" in html and "All 3 micrographs were written" in html
     assert "Not among these results" not in html and "10.7554/eLife.06980" in html and "IUCrJ" not in html
+    store.write("corrected_micrographs", fake_corrected(failed=0).assign_attrs(dose_weights="measured"))
+    html = render_report(store, title="t")
+    assert "dose-weighted, by measured weights, in pixels" in html
+    assert "10.7554/eLife.06980" not in html and "IUCrJ" in html  # where measuring them is described
 
 
 # the run

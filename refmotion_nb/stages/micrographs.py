@@ -118,7 +118,7 @@ class MicrographCorrection(Stage):
             write_relion(work.out, data, written, image_root)
         else:
             write_cryosparc(work.out, data, written)
-        found = _table(written, failed)
+        found = _table(written, failed).assign_attrs(dose_weights="standard" if work.dose is None else "measured")
         work.store.write("corrected_micrographs", found)
         return found
 

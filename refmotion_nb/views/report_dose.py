@@ -176,7 +176,10 @@ def damage(dose: xr.Dataset) -> list[str]:
         top, bottom = max(_percentile(inside, 99.5), 1e-6), min(0.0, _percentile(inside, 0.5))
         title = "Correlation with the reference (FCC)"
         colour = Axis(label(dose["fcc"]), bottom, top)
-        figures.append(figure(title, heat_drawing(title, x, y, dose["fcc"].values, colour), _FCC))
+        finite = np.isfinite(dose["fcc"].values).any(0)
+        measured = slice(max(2, int(np.flatnonzero(finite).max(initial=1)) + 1))
+        within = Axis(label(frequency), *_edges(frequency.values[measured]), resolution=True)
+        figures.append(figure(title, heat_drawing(title, within, y, dose["fcc"].values[:, measured], colour), _FCC))
         figures.append(_fcc_curves(dose))
     names = [name for name in SHORT if name in dose and np.isfinite(dose[name].values).any()]
     if names:

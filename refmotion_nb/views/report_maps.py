@@ -152,7 +152,7 @@ def gains(validation: xr.Dataset) -> list[str]:
 
 def _accounting(name: str) -> str:
     alone = {"+ trajectories": "trajectories alone account for", "+ weights": "empirical weights alone account for",
-             "both": "both together for"}  # fmt: skip
+             "both": "both together account for"}  # fmt: skip
     return alone.get(name, f"{name} accounts for")
 
 

@@ -61,7 +61,9 @@ def tell_micrographs(corrected: xr.Dataset) -> str:
         f"{written.sum():,} of {count(written.size, 'micrograph')} were"
     )  # fmt: skip
     where = f", in pixels of {pixels}, to the folder Micrographs" if written.any() else ""
-    return f"{which} written whole, motion-corrected and dose-weighted{where}."
+    weights = {"standard": ", by the standard curve", "measured": ", by measured weights"}
+    weighted = f"dose-weighted{weights.get(corrected.attrs.get('dose_weights', ''), '')}"
+    return f"{which} written whole, motion-corrected and {weighted}{where}."
 
 
 def _left_out(corrected: xr.Dataset) -> str:

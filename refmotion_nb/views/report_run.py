@@ -89,11 +89,13 @@ def seconds_table(seconds: Mapping[str, float]) -> str:
 def citations(groups: Mapping[str, xr.Dataset], version: str) -> str:
     """Return what to cite for the results there are."""
     used = []
-    if set(groups) != {"corrected_micrographs"}:
+    whole = groups.get("corrected_micrographs")
+    by_measured = whole is not None and whole.attrs.get("dose_weights") == "measured"
+    if set(groups) != {"corrected_micrographs"} or by_measured:
         used.append(
             (BAYESIAN_POLISHING, "the motion model, its priors, and dose weights from Fourier cylinder correlation")
         )
-    if {"dose_weights", "validation", "corrected_micrographs"} & set(groups):
+    if {"dose_weights", "validation"} & set(groups) or (whole is not None and not by_measured):
         used.append((EXPOSURE, "the standard dose weights"))
     if "validation" in groups:
         used.append((RANDOM_PHASES, "the correction of the FSC for the mask, by random phases"))

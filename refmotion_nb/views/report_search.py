@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 MAX_PANELS = 6
+STRENGTH_UNIT = "(e/Å²)/Å²"
 STILL_A = 0.05  # local activity below which nothing moves any more
 
 RAYS = (
@@ -210,16 +211,16 @@ def hyperparameter_tables(search: xr.Dataset, doses: list[float]) -> list[str]:
         return []
     theta = np.deg2rad(attrs["balance_deg"])
     chosen = [
-        ("Total prior strength", number(attrs["strength"], 4)),
+        ("Total prior strength", f"{number(attrs['strength'], 4)} {STRENGTH_UNIT}"),
         ("Acceleration/spatial balance", f"{number(attrs['balance_deg'])}°"),
         ("Correlation distance", f"{number(attrs['distance_A'], 4)} Å"),
-        ("Spatial prior strength", number(attrs["strength"] * np.cos(theta), 4)),
-        ("Acceleration prior strength", number(attrs["strength"] * np.sin(theta), 4)),
+        ("Spatial prior strength", f"{number(attrs['strength'] * np.cos(theta), 4)} {STRENGTH_UNIT}"),
+        ("Acceleration prior strength", f"{number(attrs['strength'] * np.sin(theta), 4)} {STRENGTH_UNIT}"),
     ]
     at = _best_index(search)
     step = float(search["strength"].isel(at)) if at else np.nan
     if abs(step - attrs["strength"]) > 1e-3 * step:
-        chosen.insert(1, ("… before refinement (★)", number(step, 4)))
+        chosen.insert(1, ("… before refinement (★)", f"{number(step, 4)} {STRENGTH_UNIT}"))
     tables = [table(("Hyperparameter", "Chosen" if search.sizes.get("ray", 0) else "Given"), chosen)]
     tables += [_relion_table(attrs, dose) for dose in doses if np.isfinite(dose) and dose > 0]
     estimated = list(_motion_model(attrs))
@@ -267,7 +268,7 @@ def ray_table(search: xr.Dataset) -> str:
                       float(strength[ray][step]), *_activities(search, ray, step), over))  # fmt: skip
     head = ("Ray", "Balance (°)", "Distance (Å)", "Steps", "Last strength", "Lowest score", "… at strength",
             "Local activity (Å)", "Total activity (Å)", "Ended")  # fmt: skip
-    return table(head, lines, marked=0)
+    return table(head, lines, marked=0, css="reasons")
 
 
 def _activities(search: xr.Dataset, ray: int, step: int) -> list[float]:

@@ -12,7 +12,7 @@ from refmotion_nb.data.schema import InputError
 from refmotion_nb.views.plots import look
 from refmotion_nb.views.plots.look import Runs
 
-_SIDE = 210
+_SIDE = 190
 
 
 def correlation(windows: Runs) -> hv.Layout:
@@ -33,11 +33,10 @@ def correlation(windows: Runs) -> hv.Layout:
             raise InputError(
                 f"{name or 'the correlation'} still has {', '.join(sorted(map(str, more)))}; pick one by isel, or add them up"
             )
-    last = len(runs) - 1
-    return look.panels([_panel(name, run, i == last) for i, (name, run) in enumerate(runs.items())], 3)
+    return look.panels([_panel(name, run) for name, run in runs.items()], 3)
 
 
-def _panel(name: str, run: xr.Dataset, last: bool) -> hv.Overlay:
+def _panel(name: str, run: xr.Dataset) -> hv.Overlay:
     x, y = run["x"].values, run["y"].values
     values = run["correlation"].transpose("y", "x").values
     dims = [hv.Dimension((f"from_rigid_{axis}", f"{axis}, from rigid motion"), unit="Å") for axis in "xy"]
@@ -60,7 +59,8 @@ def _panel(name: str, run: xr.Dataset, last: bool) -> hv.Overlay:
         )
     words = "+ highest" + (", ○ truth" if "truth" in run else "")
     return look.overlay(
-        items, title=look.heading(name, words if last else ""), frame_width=_SIDE, frame_height=_SIDE, show_legend=False,
+        items, title=name or "Correlation", frame_width=_SIDE, frame_height=_SIDE, show_legend=False,
+        xlabel=f"{dims[0].pprint_label}\n{words}",
     )  # fmt: skip
 
 

@@ -28,11 +28,14 @@ def trajectories(tracks: Runs, magnified: float | None = None) -> hv.Layout:
 
 
 def local_trajectories(tracks: Runs, magnified: float | None = None) -> hv.Layout:
-    """Draw what each particle does beyond the micrograph as a whole, like ``trajectories``."""
+    """Draw what each particle does beyond the mean of all particles in each frame, like ``trajectories``.
+
+    The mean can be told apart from what particles do alone, however a run shares it out between rigid, common and local motion.
+    """
     paths = {}
     for name, run in _runs(tracks).items():
-        look.require(run, _STAGE, "rigid", "common")
-        paths[name] = (run["shift"] - run["rigid"] - run["common"]).transpose("particle", "frame", "axis").values
+        shift = run["shift"].transpose("particle", "frame", "axis").values
+        paths[name] = shift - shift.mean(0)
     return _maps(tracks, paths, "local motion", magnified)
 
 

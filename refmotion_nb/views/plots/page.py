@@ -94,6 +94,7 @@ def load() -> None:
         _load()
         if "IPython" in sys.modules:
             hooks.append(Pages(sys.modules["IPython"].get_ipython(), _load).look)
+    hv.renderer("bokeh").center = False  # what is wider than the page loses its left part where it is centred
     hooks += [send_style_sheets, _follow_page]  # the former is not done by HoloViews, which displays by Panel
 
 

@@ -16,7 +16,7 @@ from refmotion_nb.views.plots import look
 from refmotion_nb.views.plots.look import Runs
 
 _NEEDED = ("strength", "cv_score", "activity_local", "balance", "distance", "retired", "reason")
-_WIDTH = 215  # px of a panel: three and a legend fit a notebook
+_WIDTH = 200  # px of a panel: three and a legend fit a notebook
 _MARKS = ("x", "triangle", "square")  # of the reasons why rays end; a cross is for retired ones
 
 
@@ -62,6 +62,8 @@ def _by_distance(runs: dict[str, xr.Dataset], draw: Callable[..., Any]) -> hv.La
     """Return a panel for each correlation distance, a row for each run."""
     distances = {name: np.unique(run["distance"].values) for name, run in runs.items()}
     items = [draw(name, run, z, bool(z == distances[name][-1])) for name, run in runs.items() for z in distances[name]]
+    first = [bool(z == found[0]) for found in distances.values() for z in found]
+    items = [item if leads else look.styled(item, "Overlay", ylabel="") for item, leads in zip(items, first)]
     return look.panels(items, max(len(found) for found in distances.values()))
 
 
@@ -72,7 +74,7 @@ def _reach(run: xr.Dataset) -> dict[str, Any]:
 
 
 def _title(name: str, distance: float) -> str:
-    return look.heading(name, f"correlation distance {svg.number(distance)} Å")
+    return "\n".join(part for part in (name, f"Correlation distance {svg.number(distance)} Å") if part)
 
 
 def _walked(run: xr.Dataset, distance: float) -> Iterator[tuple[int, xr.Dataset]]:
