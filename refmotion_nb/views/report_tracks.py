@@ -18,7 +18,7 @@ MAX_FRAMES = 60  # points of a path
 OPEN = 2  # micrographs that are not folded away
 
 _TRACKS = (
-    "Left: where each particle went while it was exposed, and, in the middle, the same without what the whole micrograph did. "
+    "Left: where each particle went while it was exposed, and, in the middle, the same without the mean of all particles. "
     "A path starts at the dot, at its particle, and runs from the first frame to the last in the colours of the scale, "
     "magnified as written at the bar. Right: the motion of the whole micrograph. Good local paths are smooth, longest in the "
     "first frames, and alike for neighbours. Paths like scribbles that differ between neighbours follow noise: the priors are "
@@ -55,11 +55,11 @@ def _title(name: str, tracks: xr.Dataset) -> str:
 
 
 def _local(tracks: xr.Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return all motion (particle, frame, 2), rigid motion, common correction (frame, 2), local motion, Å."""
+    """Return all motion (particle, frame, 2), rigid motion (frame, 2), motion beyond the mean of all particles, common correction, Å."""
     shift = tracks["shift"].values.astype(float)
     rigid = tracks["rigid"].values if "rigid" in tracks else np.zeros(shift.shape[1:])
     common = tracks["common"].values if "common" in tracks else np.zeros(shift.shape[1:])
-    return shift, rigid, shift - rigid - common, common
+    return shift, rigid, shift - shift.mean(0), common
 
 
 def path_lengths(paths: np.ndarray) -> np.ndarray:
@@ -72,7 +72,7 @@ def micrograph(name: str, tracks: xr.Dataset) -> str:
     shift, rigid, local, common = _local(tracks)
     drawings = [
         ("All motion", _track_drawing(f"{name}: all motion", tracks, shift)),
-        ("Local motion: beyond the micrograph as a whole", _track_drawing(f"{name}: local motion", tracks, local)),
+        ("Local motion: beyond the mean of all particles", _track_drawing(f"{name}: local motion", tracks, local)),
         ("The micrograph as a whole", _common(name, tracks, rigid, common)),
     ]
     many = f"{MAX_PARTICLES} of {len(shift)} particles drawn" if len(shift) > MAX_PARTICLES else ""
