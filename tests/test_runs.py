@@ -10,6 +10,7 @@ import pytest
 import xarray as xr
 
 import refmotion_nb as rm
+from refmotion_nb.stages import runs
 from refmotion_nb.stages import session as sessions
 from refmotion_nb.stages.base import Cancelled, Silent, Stage
 from refmotion_nb.stages.runs import Run
@@ -240,3 +241,22 @@ def test_unfinished_searches_have_rays_that_grow(session):
     steps = [table.sizes["step"] for table in tables]
     assert steps == sorted(steps) and 1 <= steps[0] <= result.sizes["step"]
     xr.testing.assert_equal(tables[0]["cv_score"], result["cv_score"].isel(step=slice(steps[0])))
+
+
+def test_no_ray_walks_any_more_while_the_prior_is_refined(session, monkeypatch):
+    monkeypatch.setattr(runs, "SHOW_EVERY_S", 1e3)  # only what begins a piece of work is shown
+    refining = []
+
+    class Watch:
+        def start(self, total, what):
+            self.what, session.runs[-1].watched = what, True
+
+        def advance(self, n=1, **facts):
+            if self.what == "refining the prior":
+                refining.append(session.runs[-1].snapshot.so_far)
+
+        def done(self):
+            pass
+
+    rm.HyperparameterSearch(target_particles=10).run(session, reporter=Watch())
+    assert len(refining) == 3 and all((table["reason"] != "").all() for table in refining)

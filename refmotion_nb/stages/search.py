@@ -195,7 +195,7 @@ class HyperparameterSearch(Alignment):
         power_of_all = float(movie_power.sum() * reference_power.sum())
         everything = Searched(place, held, tuple(names), int(particles.sum()), power_of_all, self.relion)
         rays = self._walk(everything, prior, k_out, reporter)
-        best = self._refine(everything, rays, reporter)
+        best = self._refine(everything, rays, k_out, reporter)
         table = self._table(rays, best, everything, k_out)
         return table.assign_attrs(micrographs_key=session.keys.of(table.attrs["micrographs"]))
 
@@ -260,11 +260,12 @@ class HyperparameterSearch(Alignment):
         reporter.done()
         return rays
 
-    def _refine(self, micrographs: Searched, rays: list[_Ray], reporter: Reporter) -> Trial:
+    def _refine(self, micrographs: Searched, rays: list[_Ray], k_out: float, reporter: Viewer) -> Trial:
         """Estimate dose profile and common motion by the score on the best rays, then take finer steps along them."""
         leaders = sorted(rays, key=lambda ray: ray.best.cv_score)[:LEADERS]
         reporter.start(3, "refining the prior")
-        best = min((ray.best for ray in leaders), key=lambda t: t.cv_score)
+        walked = best = min((ray.best for ray in leaders), key=lambda t: t.cv_score)
+        reporter.show(lambda: self._table(rays, walked, micrographs, k_out))  # no ray walks any more
         _, held = micrographs.try_priors([ray.best.prior for ray in leaders])  # to start from
         if self.dose_profile and not self.relion:
             options = [{"profile_decay_e_A2": d, "profile_floor": f} for d, f in PROFILES]
