@@ -48,7 +48,8 @@ class PriorsTab(Tab):
         self.pane: ExplorerPane | None = None
         self._listed: Any = None
         self.force_box = pn.Column(
-            self.force, pn.Row(self.use, self.instead, margin=0), sizing_mode="stretch_width", min_width=380, margin=(0, 0, 6, 20), align="end"
+            self.force, pn.Row(self.use, self.instead, margin=0), sizing_mode="stretch_width", min_width=380,
+            margin=(0, 0, 6, 20), align="end",
         )  # fmt: skip
         above = pn.Row(pn.Row(self.micrograph, self.go, margin=(6, 0)), self.force_box, sizing_mode="stretch_width")
         self.card = parts.card(
