@@ -122,6 +122,33 @@ def test_controls_are_reached_by_keys_and_say_what_they_are(app, browser):
     page.get_by_label("what is in it").wait_for()
 
 
+def test_help_is_reached_by_keys_and_shown(app, browser):
+    page = browser.open(app.owner_url)
+    turn_to(page, "Settings")
+    field(page, "max_strength").focus()
+    page.keyboard.press("Shift+Tab")
+    icon = page.get_by_label("Help on max_strength")
+    assert icon.evaluate("one => one.matches(':focus')")
+    page.get_by_text("Maximum total prior strength").wait_for()
+    assert "Maximum total prior strength" in icon.get_attribute("aria-description")
+    assert page.get_by_role("spinbutton", name="max_strength", exact=True).count() <= 1
+    page.keyboard.press("Tab")
+    page.get_by_text("Maximum total prior strength").wait_for(state="hidden")
+
+
+def test_a_long_path_does_not_break_the_top(app, browser, monkeypatch):
+    monkeypatch.setattr(app.engine, "out", app.engine.roots.folders[0] / ("x" * 90) / "last")
+    page = browser.open(
+        app.owner_url, viewport={"width": 860, "height": 768}
+    )  # what 1366 px leave while something runs
+    line = page.locator(".rm-header")
+    line.get_by_text("results in").wait_for()
+    assert line.bounding_box()["height"] < 30
+    switch = page.get_by_role("button", name="☾ Dark").bounding_box()
+    assert switch["y"] < 30 and switch["x"] + switch["width"] <= 1040
+    assert line.locator("code").get_attribute("title").endswith("/last")
+
+
 def test_a_login_is_asked_for_where_it_is_set(browser, tmp_path):
     with serving(tmp_path, login={"basic_auth": "sesame"}) as served:
         page = browser.blank()

@@ -221,6 +221,7 @@ class Run:
         """Begin a piece of work of ``total`` units."""
         with self._lock:
             works = (*self.snapshot.works, self._work(what, total))
+            self._show_from = 0.0  # what the work before has come to is shown at once
             self._change(works=works, micrographs=(), told=MappingProxyType({}))
         if self._reporter is not None:
             self._reporter.start(total, what)

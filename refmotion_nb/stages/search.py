@@ -264,13 +264,12 @@ class HyperparameterSearch(Alignment):
         """Estimate dose profile and common motion by the score on the best rays, then take finer steps along them."""
         leaders = sorted(rays, key=lambda ray: ray.best.cv_score)[:LEADERS]
         reporter.start(3, "refining the prior")
-        best = min((ray.best for ray in leaders), key=lambda t: t.cv_score)
-        reporter.show(lambda: self._table(rays, best, micrographs, k_out))  # all rays have ended
+        walked = best = min((ray.best for ray in leaders), key=lambda t: t.cv_score)
+        reporter.show(lambda: self._table(rays, walked, micrographs, k_out))  # no ray walks any more
         _, held = micrographs.try_priors([ray.best.prior for ray in leaders])  # to start from
         if self.dose_profile and not self.relion:
             options = [{"profile_decay_e_A2": d, "profile_floor": f} for d, f in PROFILES]
             best = self._pick(micrographs, best, leaders, held, options)
-        reporter.show(lambda: self._table(rays, best, micrographs, k_out))
         reporter.advance(best=best.cv_score)
         if self.split_motion and not self.relion:
             best = self._pick(micrographs, best, leaders, held, [{"common_std_A": s} for s in COMMON_STD_A])

@@ -25,7 +25,7 @@ class PathField:
         self.input = pn.widgets.TextInput(
             label=label, placeholder=about, sizing_mode="stretch_width", min_width=220, margin=(2, 5)
         )
-        self.browse = parts.button("Browse", self._toggle, width=76, margin=(21, 5, 2, 0))
+        self.browse = parts.button("Browse", self._toggle, width=76, margin=(23, 5, 2, 0))
         self.problem = parts.problem()
         self.panel: Any = None  # made when it is first asked for
         self.view = pn.Column(

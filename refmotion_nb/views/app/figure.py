@@ -101,7 +101,7 @@ class Figure:
             self._key, since = key, self._since
             maker().ask(self, lambda: self._make(key, make, since))
             if not len(self.view) or isinstance(self._shown, _Words):
-                self.view[:] = [pn.pane.HTML("drawing …", css_classes=["rm-words"])]
+                self.view[:] = [pn.pane.HTML("drawing …", css_classes=["rm-words"], margin=5)]
         made, self._made = self._made, None
         if made is not None and made[0] is self._since:
             _, self._shown, shown = made

@@ -101,7 +101,9 @@ def data_line(engine: Any) -> str:
     session = engine.session
     particles = sum(session.particle_count(name) for name in session)
     n = len(session.micrographs)
-    return f"{particles:,} particles on {n:,} micrograph{'s' * (n != 1)} → results in <code>{escape(str(engine.out))}</code>"
+    out = escape(str(engine.out))
+    where = f'<code title="{out}"><bdi>{out}</bdi></code>'
+    return f"{particles:,} particles on {n:,} micrograph{'s' * (n != 1)} → results in {where}"
 
 
 def now_line(run: Run) -> str:

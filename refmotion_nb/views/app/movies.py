@@ -21,10 +21,10 @@ class MovieBrowser:
         """Make the widgets; nothing is read before data are open and the tab is looked at. ``figure`` is for the picture."""
         self.engine = engine
         self.figure = figure
-        self.name = pn.widgets.Select(label="micrograph", options=[], width=300)
-        self.back = parts.button("◀ Previous", lambda: self._step(-1), width=100, margin=(21, 3, 2, 3))
-        self.on = parts.button("Next ▶", lambda: self._step(1), width=90, margin=(21, 3, 2, 3))
-        self.what = pn.widgets.RadioButtonGroup(options=[SUM, FRAME], value=SUM, width=200, margin=(21, 3, 2, 3))
+        self.name = pn.widgets.Select(label="micrograph", options=[], width=300, margin=(2, 5))
+        self.back = parts.button("◀ Previous", lambda: self._step(-1), width=100, margin=(23, 3, 2, 3))
+        self.on = parts.button("Next ▶", lambda: self._step(1), width=90, margin=(23, 3, 2, 3))
+        self.what = pn.widgets.RadioButtonGroup(options=[SUM, FRAME], value=SUM, width=200, margin=(23, 3, 2, 3))
         self.frame = pn.widgets.IntSlider(label="frame", start=1, end=2, value=1, width=220, visible=False)
         row = pn.FlexBox(self.name, self.back, self.on, self.what, self.frame, sizing_mode="stretch_width")
         self.about = parts.words("")

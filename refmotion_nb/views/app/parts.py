@@ -11,12 +11,12 @@ import panel as pn
 
 def empty(text: str) -> Any:
     """Return what stands where there is nothing yet: ``text`` says what to do next."""
-    return pn.pane.HTML(escape(text), css_classes=["rm-empty"], sizing_mode="stretch_width")
+    return pn.pane.HTML(escape(text), css_classes=["rm-empty"], sizing_mode="stretch_width", margin=(8, 6))
 
 
 def problem(text: str = "") -> Any:
     """Return what is wrong, with the remedy, where it happened; hidden while ``text`` is empty (see ``tell``)."""
-    pane = pn.pane.HTML("", css_classes=["rm-problem"], sizing_mode="stretch_width", visible=False)
+    pane = pn.pane.HTML("", css_classes=["rm-problem"], sizing_mode="stretch_width", margin=6, visible=False)
     return tell(pane, text)
 
 
@@ -28,7 +28,7 @@ def tell(pane: Any, text: str) -> Any:
 
 def words(html: str, **options: Any) -> Any:
     """Return a paragraph; ``html`` is safe already."""
-    return pn.pane.HTML(html, css_classes=["rm-words"], **{"sizing_mode": "stretch_width", **options})
+    return pn.pane.HTML(html, css_classes=["rm-words"], **{"sizing_mode": "stretch_width", "margin": 5, **options})
 
 
 def say(pane: Any, html: str) -> None:
@@ -77,7 +77,7 @@ def table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
 
 def button(label: str, call: Any = None, **options: Any) -> Any:
     """Return a button that calls ``call()``; ``color="primary"`` for the one to press next."""
-    made = pn.widgets.Button(label=label, **options)
+    made = pn.widgets.Button(label=label, **{"margin": 5, **options})
     if call is not None:
         made.on_click(lambda _: call())
     return made

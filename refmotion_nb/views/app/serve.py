@@ -8,6 +8,7 @@ import re
 import secrets
 import socket
 import threading
+import warnings
 import webbrowser
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -43,6 +44,7 @@ def app(
     with sending_all():
         pn.extension(inline=True)  # style sheets too: without it a notebook asks another host for them
     load()  # here: figures are made in a thread, which belongs to no cell
+    _spare_warnings()
     engine = Engine(Roots(browse), out=None if out is None else Path(out).resolve())
     if data is not None:
         engine.take(data)
@@ -53,6 +55,11 @@ def app(
             earlier.end()
         _pages()[id(engine.session.data)] = page
     return page.layout
+
+
+def _spare_warnings() -> None:
+    """Let Bokeh not warn that a browser sends back whole what it was just sent: it always does, in its next message."""
+    warnings.filterwarnings("ignore", "reference already known", UserWarning)
 
 
 @cache
@@ -249,6 +256,7 @@ def serve(
     access.check()
     _free(access)
     load()
+    _spare_warnings()
     name, origins = secrets.token_hex(16), access.all_origins()
     logging.getLogger("bokeh.server.views.ws").setLevel(logging.ERROR)  # it warns of each message to a closed browser
 

@@ -48,8 +48,10 @@ class CorrectTab(Tab):
         self.cancel = parts.button("Cancel", self._cancel, color="warning", visible=False)
         self.ended, self.told = parts.words(""), parts.words("")
         self.failed = parts.words("")
-        self.micrograph = pn.widgets.Select(label="Micrograph", options=[], width=260)
-        self.drawn = pn.widgets.RadioButtonGroup(label="Plot", options=list(DRAWN), value="Local motion")
+        self.micrograph = pn.widgets.Select(label="Micrograph", options=[], width=260, margin=(2, 5))
+        self.drawn = pn.widgets.RadioButtonGroup(
+            label="Plot", options=list(DRAWN), value="Local motion", margin=(23, 5, 2, 5)
+        )
         for widget in (self.micrograph, self.drawn):
             widget.param.watch(lambda _: self.update(), "value")
         self.figure = self.new_figure()

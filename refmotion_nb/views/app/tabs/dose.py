@@ -46,9 +46,11 @@ class DoseTab(Tab):
         self.start = parts.button("Measure dose weights", self._start, color="primary")
         self.status = parts.words("")
         self.ended = parts.words("")
-        self.what = pn.widgets.RadioButtonGroup(label="Plot", options=list(PLOTS), value="FCC")
-        self.group = pn.widgets.Select(label="Movies exposed alike", options=["all"], visible=False, width=320)
-        self.beside = pn.widgets.CheckBoxGroup(label="Compare with", options=[], inline=True)
+        self.what = pn.widgets.RadioButtonGroup(label="Plot", options=list(PLOTS), value="FCC", margin=5)
+        self.group = pn.widgets.Select(
+            label="Movies exposed alike", options=["all"], visible=False, width=320, margin=5
+        )
+        self.beside = pn.widgets.CheckBoxGroup(label="Compare with", options=[], inline=True, margin=5)
         self.meaning = parts.words("")
         self.figure = self.new_figure()
         for widget in (self.what, self.group, self.beside):
@@ -134,13 +136,15 @@ class _Editor:
         self.tab = tab
         self.table: xr.Dataset | None = None
         self.frames = pn.widgets.TextInput(
-            label="Factors of frames", placeholder="1: 0, 2-4: 0.5", sizing_mode="stretch_width"
+            margin=5, label="Factors of frames", placeholder="1: 0, 2-4: 0.5", sizing_mode="stretch_width"
         )
-        self.share = pn.widgets.FloatSlider(label="Share of the standard curve", start=0, end=1, step=0.05, value=0)
+        self.share = pn.widgets.FloatSlider(
+            label="Share of the standard curve", start=0, end=1, step=0.05, value=0, margin=5
+        )
         self.beyond = pn.widgets.FloatInput(
-            label="Standard curve beyond (Å); 0: never", start=0, value=0, step=0.5, width=220
+            margin=5, label="Standard curve beyond (Å); 0: never", start=0, value=0, step=0.5, width=220
         )
-        self.path = pn.widgets.TextInput(label="Save as (in the output folder)", value=EDITED, width=280)
+        self.path = pn.widgets.TextInput(label="Save as (in the output folder)", value=EDITED, width=280, margin=5)
         self.save = parts.button("Save and use", lambda: tab.attempt(self._save), color="primary")
         self.back = parts.button("Use the measured weights", lambda: tab.attempt(self._back))
         self.told = parts.words("")

@@ -35,20 +35,21 @@ class PriorsTab(Tab):
         """Make the widgets."""
         super().__init__(engine, viewer)
         self.dark = page_is_dark()
-        self.micrograph = pn.widgets.Select(label="Micrograph", options={}, width=330, margin=(0, 8))
+        self.micrograph = pn.widgets.Select(label="Micrograph", options={}, width=330, margin=(0, 5))
         self.go = parts.button("Explore", self._explore, color="primary", width=100, align="end", margin=(0, 4))
         self.use = parts.button(
             "Use these hyperparameters", self._use, color="primary", width=220, align="end", margin=(0, 4)
         )
         self.instead = parts.button("Search instead", self._instead, width=130, align="end", margin=(0, 4))
-        self.force = parts.words("", margin=(0, 8))
+        self.force = parts.words("", margin=(0, 4, 2, 4))
         self.status = parts.words("")
         self.empty = parts.empty(NO_DATA)
         self.place = pn.Column(sizing_mode="stretch_width")
         self.pane: ExplorerPane | None = None
         self._listed: Any = None
         self.force_box = pn.Column(
-            self.force, pn.Row(self.use, self.instead, margin=0), sizing_mode="stretch_width", min_width=380, margin=(0, 0, 0, 20)
+            self.force, pn.Row(self.use, self.instead, margin=0), sizing_mode="stretch_width", min_width=380,
+            margin=(0, 0, 6, 20), align="end",
         )  # fmt: skip
         above = pn.Row(pn.Row(self.micrograph, self.go, margin=(6, 0)), self.force_box, sizing_mode="stretch_width")
         self.card = parts.card(

@@ -33,9 +33,10 @@ class ResultsTab(Tab):
         self.nothing = parts.empty("")
         self.ended, self.files = parts.words(""), parts.words("")
         self.fsc, self.table, self.images, self.maps, self.written = (self.new_figure() for _ in range(5))
-        self.micrograph = pn.widgets.Select(label="Micrograph", options=[], width=260)
+        self.micrograph = pn.widgets.Select(label="Micrograph", options=[], width=260, margin=5)
         self.micrograph.param.watch(lambda _: self.update(), "value")
         self.code = pn.widgets.TextAreaInput(
+            margin=5,
             label="Code",
             disabled=True,
             rows=18,
@@ -43,9 +44,10 @@ class ResultsTab(Tab):
             sizing_mode="stretch_width",
             css_classes=["rm-code"],
         )
-        self.copy = pn.widgets.Button(label="Copy as notebook code")
+        self.copy = pn.widgets.Button(label="Copy as notebook code", margin=5)
         self.copy.js_on_click(args={"code": self.code}, code="navigator.clipboard.writeText(code.value)")
         self.notebook = pn.widgets.FileDownload(
+            margin=5,
             callback=lambda: notebook_of(code_of(engine)),
             filename="refmotion.ipynb",
             label="Download as .ipynb",
