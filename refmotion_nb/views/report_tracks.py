@@ -55,7 +55,7 @@ def _title(name: str, tracks: xr.Dataset) -> str:
 
 
 def _local(tracks: xr.Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return all motion (particle, frame, 2), rigid motion (frame, 2), motion beyond the mean of all particles, common correction, Å."""
+    """Return all motion (particle, frame, 2), rigid motion (frame, 2), motion beyond the mean of all, common correction, Å."""
     shift = tracks["shift"].values.astype(float)
     rigid = tracks["rigid"].values if "rigid" in tracks else np.zeros(shift.shape[1:])
     common = tracks["common"].values if "common" in tracks else np.zeros(shift.shape[1:])
