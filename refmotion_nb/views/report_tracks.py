@@ -59,7 +59,7 @@ def _local(tracks: xr.Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
     shift = tracks["shift"].values.astype(float)
     rigid = tracks["rigid"].values if "rigid" in tracks else np.zeros(shift.shape[1:])
     common = tracks["common"].values if "common" in tracks else np.zeros(shift.shape[1:])
-    return shift, rigid, shift - shift.mean(0), common
+    return shift, rigid, shift - shift.sum(0) / max(len(shift), 1), common
 
 
 def path_lengths(paths: np.ndarray) -> np.ndarray:
