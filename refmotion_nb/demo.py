@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ import numpy as np
 from refmotion_nb.data.relion.motion import initial_displacement
 from refmotion_nb.data.relion.results import read_tracks
 from refmotion_nb.data.schema import Dataset
+from refmotion_nb.data.store import ResultStore
 from refmotion_nb.data.synthetic.simulate import Simulation, SimulationSettings, simulate, trajectory_error_A
 from refmotion_nb.stages.base import Reporter
 from refmotion_nb.stages.job import Job
 from refmotion_nb.stages.validation import COMBINATIONS
+from refmotion_nb.views.app.opening import Opening
 
 
 def run_demo(out: Path, reporter: Reporter, device: str = "auto", settings: SimulationSettings | None = None) -> str:
@@ -27,7 +30,20 @@ def run_demo(out: Path, reporter: Reporter, device: str = "auto", settings: Simu
     )
     job.seconds["simulation"] = simulated
     job.run("validate", reporter)
+    ResultStore(out / "results.zarr").update_attrs(opening=_opening(simulation).record())
     return _table(job, simulation, data)
+
+
+def _opening(simulation: Simulation) -> Opening:
+    """Return how the app opens the data, to go on with the results."""
+    home = replace(simulation, folder=simulation.folder.absolute())
+    return Opening(
+        "open_relion",
+        {
+            "particles": list(home.particle_tables), "micrographs": home.micrographs, "references": list(home.references),
+            "root": home.folder,
+        },
+    )  # fmt: skip
 
 
 def _table(job: Job, simulation: Simulation, data: Dataset) -> str:

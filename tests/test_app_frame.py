@@ -506,7 +506,10 @@ def test_the_right_to_run_is_a_persons_not_a_pages(engine):
 
 def test_a_page_shows_the_state_that_others_made(engine, tiny):
     page = Page(engine, Viewer("other", False))
-    assert "no data open" in page.header.data.object
+    assert "<span>no data open</span>" in page.header.data.object
+    fill(ResultStore(engine.out / "results.zarr"))
+    page.refresh()
+    assert "no data open, results in <code" in page.header.data.object
     engine.take(tiny.open())
     page.refresh()
     assert "24 particles on 2 micrographs" in page.header.data.object

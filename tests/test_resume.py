@@ -13,6 +13,7 @@ import tracemalloc
 import weakref
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,13 +22,16 @@ import xarray as xr
 from job import GIVEN, copied, inputs, run, said, store
 
 import refmotion_nb as rm
+from refmotion_nb.cli_app import recorded_opening
 from refmotion_nb.data import files, spool
 from refmotion_nb.data.store import ResultStore
 from refmotion_nb.data.synthetic.simulate import SimulationSettings, simulate
+from refmotion_nb.demo import run_demo
 from refmotion_nb.numerics.rays import unrested
 from refmotion_nb.stages import audit, correction, session
 from refmotion_nb.stages.base import Cancelled, Silent
 from refmotion_nb.stages.search import still_moving
+from refmotion_nb.views.app.roots import Roots
 
 # three micrographs, so small that a whole job with search and validation takes two seconds
 MINI = SimulationSettings(
@@ -558,6 +562,14 @@ def test_spool(tmp_path, monkeypatch):
     assert kept.reserve(5000) and not kept.reserve(1)
     del arrays, array
     assert (kept.held_bytes, kept.spilled_bytes, kept.peak_bytes) == (5000, 0, 10_000)
+
+
+def test_the_app_goes_on_with_a_demo(out, monkeypatch):
+    monkeypatch.chdir(out.parent)
+    table = run_demo(Path("out"), Silent(), "cpu", MINI)
+    assert "24 particles of mouse apoferritin" in table
+    found = recorded_opening(out).open(Roots([out]))
+    assert sorted(movie.micrograph for movie in found.movies) == NAMES and found.references[0].half1.is_file()
 
 
 @pytest.mark.parametrize(

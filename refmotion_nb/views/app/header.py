@@ -96,14 +96,14 @@ class Header:
 
 def data_line(engine: Any) -> str:
     """Return the HTML of what is open and where results go."""
-    if engine.session is None:
-        return "no data open"
+    out = escape(str(engine.out))
+    where = f'results in <code title="{out}"><bdi>{out}</bdi></code>'
     session = engine.session
+    if session is None:
+        return f"no data open, {where}" if engine.store is not None else "no data open"
     particles = sum(session.particle_count(name) for name in session)
     n = len(session.micrographs)
-    out = escape(str(engine.out))
-    where = f'<code title="{out}"><bdi>{out}</bdi></code>'
-    return f"{particles:,} particles on {n:,} micrograph{'s' * (n != 1)} → results in {where}"
+    return f"{particles:,} particles on {n:,} micrograph{'s' * (n != 1)} → {where}"
 
 
 def now_line(run: Run) -> str:
