@@ -504,12 +504,15 @@ def test_the_right_to_run_is_a_persons_not_a_pages(engine):
     assert not anybody.viewer("bob", {}, engine).may_run, "whoever knows the password can say that he is bob"
 
 
+def test_the_top_says_whose_results_are_looked_at_without_data(engine):
+    fill(ResultStore(engine.out / "results.zarr"))
+    page = Page(engine, Viewer("other", False))
+    assert f'no data open, results in <code title="{engine.out}' in page.header.data.object
+
+
 def test_a_page_shows_the_state_that_others_made(engine, tiny):
     page = Page(engine, Viewer("other", False))
     assert "<span>no data open</span>" in page.header.data.object
-    fill(ResultStore(engine.out / "results.zarr"))
-    page.refresh()
-    assert "no data open, results in <code" in page.header.data.object
     engine.take(tiny.open())
     page.refresh()
     assert "24 particles on 2 micrographs" in page.header.data.object
