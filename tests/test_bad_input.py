@@ -61,9 +61,15 @@ def truncate(root):
     (root / MOVIE).write_bytes(content[: len(content) // 2])
 
 
-def narrow_gain(root):
-    with mrcfile.new(root / "gain.mrc", np.ones((100, 512), np.float32), overwrite=True):
-        pass
+def gain_of(shape, name="gain.mrc"):
+    def write(root):
+        with mrcfile.new(root / name, np.ones(shape, np.float32), overwrite=True):
+            pass
+
+    return write
+
+
+narrow_gain = gain_of((100, 512))
 
 
 def float_movie(change, name="mic0001"):
@@ -259,6 +265,26 @@ def test_particles_near_the_edge_are_kept_and_those_beyond_it_listed(project):
     table = store(out).read("particles")
     assert table["written"].values[0] and table["reason"].values[1] == "it lies outside its movie"
     assert table["written"].values.sum() == 23
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("narrow.mrc", r"narrow.mrc: the gain reference is 100 × 512"), ("defects.txt", "line 1: the defect")],
+)
+def test_a_camera_that_does_not_fit_is_told_before_earlier_results_are_touched(project, name, expected, capsys):
+    out = project / "out"
+    assert run(project, out, *GIVEN) == 0
+    before = {name: (out / name).read_bytes() for name in left_behind(out)}
+    gain_of((100, 512), "narrow.mrc")(project)
+    (project / "defects.txt").write_text("9000 0 1 1\n")
+    key = {"narrow.mrc": "rlnMicrographGainName", "defects.txt": "rlnMicrographDefectFile"}[name]
+    gain_of((512, 512), "flat.mrc")(project)
+    for motion in (project / "MotionCorr/Movies").glob("*.star"):
+        edit(motion, "general", lambda general: general.update({"rlnMicrographGainName": "flat.mrc", key: name}))
+    capsys.readouterr()
+    assert run(project, out, *GIVEN) == 1
+    assert len(lines := said(capsys)) == 1 and re.search(expected, lines[0]), lines
+    assert {name: (out / name).read_bytes() for name in left_behind(out)} == before
 
 
 # what is asked for

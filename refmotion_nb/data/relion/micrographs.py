@@ -242,10 +242,15 @@ def _wrong_frame_count(
 
 
 def _too_short(movies: Mapping[int, Movie], options: Options, problems: list[str], root: Path) -> dict[int, str]:
-    """Open movies: those with too few frames are left out if they may be; all else that is wrong is a problem."""
+    """Open movies: those with too few frames are left out if they may be; all else that is wrong is a problem.
+
+    Gain references and defect files are read, each once, for the first movie that has them.
+    """
+    from refmotion_nb.data.movies.detector import load_camera
     from refmotion_nb.data.movies.reader import check_movie, movie_shape
 
     short: dict[int, str] = {}
+    cameras: set[object] = set()
     failed: dict[int, tuple[Path, str]] = {}
     for i, movie in sorted(movies.items()):
         if _missing_extras([movie], root):
@@ -260,6 +265,15 @@ def _too_short(movies: Mapping[int, Movie], options: Options, problems: list[str
             if is_short and options.skip_movies_with_wrong_frame_count:
                 short[i] = f"its movie has {n_in_file} frames, motion correction saw more"
             else:
+                failed[i] = movie.path, str(error)
+            continue
+        # rows the other way up change nothing of what is looked at, and would be read again
+        gain = movie.gain and replace(movie.gain, rows_as_stored=False)
+        if (camera := (gain, movie.defects, movie.height, movie.width)) not in cameras:
+            cameras.add(camera)
+            try:
+                load_camera(replace(movie, gain=gain, hot_pixels=()))
+            except InputError as error:
                 failed[i] = movie.path, str(error)
     problems.extend(_grouped(failed))
     return short
