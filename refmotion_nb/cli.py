@@ -15,7 +15,7 @@ from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
 from refmotion_nb import __version__
-from refmotion_nb.data.schema import InputError, OutputError, failure_in_words
+from refmotion_nb.data.schema import InputError, OutputError, SettingError, failure_in_words
 
 if TYPE_CHECKING:
     import param
@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return options.command(options)
     except OutputError as error:
         print(f"refmotion: {error}, or choose another --out", file=sys.stderr)
+    except SettingError as error:
+        print(f"refmotion: {_option(error.name)} {error.why}", file=sys.stderr)
     except InputError as error:
         for line in str(error).splitlines():
             print(f"refmotion: {line}", file=sys.stderr)
@@ -175,7 +177,7 @@ def _declared(stage: type[param.Parameterized]) -> dict[str, param.Parameter]:
 def _add_parameter(group: argparse._ArgumentGroup, name: str, parameter: param.Parameter) -> None:
     import param
 
-    option = "--" + name.replace("_", "-")
+    option = _option(name)
     default = "" if parameter.default is None else f" Default: {parameter.default}."
     about = f"{parameter.doc}{default}".replace("%", "%%")
     if isinstance(parameter, param.Boolean):
@@ -185,6 +187,11 @@ def _add_parameter(group: argparse._ArgumentGroup, name: str, parameter: param.P
     else:
         kind = str if isinstance(parameter, param.String) else int if isinstance(parameter, param.Integer) else float
         group.add_argument(option, type=kind, default=None, help=about)
+
+
+def _option(name: str) -> str:
+    """Return the option of a parameter."""
+    return "--" + name.replace("_", "-")
 
 
 def _references(options: argparse.Namespace) -> list[Reference]:
@@ -218,11 +225,7 @@ def _input_settings(options: argparse.Namespace) -> dict[str, Any]:
 def _inputs(options: argparse.Namespace) -> Inputs:
     from refmotion_nb.stages.inputs import Inputs
 
-    given = {name: value for name in _declared(Inputs) if (value := getattr(options, name)) is not None}
-    try:
-        return Inputs(**given)
-    except ValueError as error:
-        raise InputError(" ".join(str(error).split())) from None
+    return Inputs.of(vars(options))
 
 
 def _is_cryosparc(options: argparse.Namespace) -> bool:
@@ -281,16 +284,19 @@ def _open(options: argparse.Namespace) -> Dataset:
 def _run(options: argparse.Namespace) -> int:
     from refmotion_nb.stages.execute import Execution
     from refmotion_nb.stages.inputs import Inputs
-    from refmotion_nb.stages.job import Job, writable
+    from refmotion_nb.stages.job import STAGES, Job, writable
 
     writable(options.out)
     with Console(options.out / "run.log") as console:
         command = shlex.join(["refmotion", *options.arguments])
         console.say(command, log_only=True)
         start = time.perf_counter()
+        settings = {name: getattr(options, name) for name in (*_declared(Inputs), *_parameters())}
+        for stage in STAGES:  # before anything is read
+            stage.of(settings)
         data = _open(options)
         job = Job(
-            data, options.out, {name: getattr(options, name) for name in (*_declared(Inputs), *_parameters())},
+            data, options.out, settings,
             options.hyperparameters, options.dose_weights, options.dose_weights_last_frequency_per_A,
             image_root=options.root or Path.cwd(), command=command, say=console.say,
         )  # fmt: skip
@@ -318,11 +324,11 @@ def _finish(job: Any, until: str, console: Console) -> int:
 
 
 def _summary(job: Any) -> str:
-    from refmotion_nb.stages.search import prior_from_attrs
+    from refmotion_nb.stages.search import prior_of
 
     rows = [f"  {what:28s}{seconds:8.1f} s" for what, seconds in job.seconds.items()]
     if job.search is not None:
-        h = prior_from_attrs(job.search.attrs).hyperparameters
+        h = prior_of(job.search).hyperparameters
         rows.append(
             f"  {'hyperparameters':28s}strength {h.strength:.4g}, balance {h.balance_deg:.3g}°, distance {h.distance_A:,.0f} Å"
         )
@@ -392,7 +398,7 @@ def _simulation_options(parser: argparse.ArgumentParser) -> None:
     for field in fields(SimulationSettings):
         kind = str(field.type).split(" |")[0]
         known = "" if field.default is None else f". Default: {field.default}"
-        option, about = "--" + field.name.replace("_", "-"), f"{field.metadata['doc']}{known}"
+        option, about = _option(field.name), f"{field.metadata['doc']}{known}"
         if kind == "bool":
             parser.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=about)
         else:

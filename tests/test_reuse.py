@@ -444,7 +444,7 @@ def test_box_size_that_does_not_fit(tiny, tmp_path, capsys, box):
             ["--no-slicing-gpu-also-aligns"],
             "gpus is 1; with slicing_gpu_also_aligns off one GPU predicts views and others align: give gpus 2 or more",
         ),
-        (["--gpu-oversubscription-GB", "-1"], "gpu_oversubscription_GB"),
+        (["--gpu-oversubscription-GB", "-1"], "--gpu-oversubscription-GB is -1"),
     ],
 )
 def test_where_the_work_is_done_is_checked(tiny, tmp_path, capsys, options, line):

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from refmotion_nb.data.relion.motion import read_motion
@@ -272,7 +273,7 @@ def _too_short(movies: Mapping[int, Movie], options: Options, problems: list[str
         if (camera := (gain, movie.defects, movie.height, movie.width)) not in cameras:
             cameras.add(camera)
             try:
-                load_camera(replace(movie, gain=gain, hot_pixels=()))
+                load_camera(replace(movie, gain=gain, hot_pixels=np.zeros((0, 2), int)))
             except InputError as error:
                 failed[i] = movie.path, str(error)
     problems.extend(_grouped(failed))
