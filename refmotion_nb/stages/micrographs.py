@@ -15,6 +15,7 @@ import param
 import xarray as xr
 
 from refmotion_nb.data.files import sole, sweep
+from refmotion_nb.data.limits import cpu_count
 from refmotion_nb.data.maps import write_stack
 from refmotion_nb.data.micrographs import MovieTable, WrittenMicrograph, write_cryosparc, write_relion
 from refmotion_nb.data.movies.look import look_at
@@ -28,7 +29,6 @@ from refmotion_nb.stages.base import Reporter, Silent, Stage, hash_of
 from refmotion_nb.stages.describe import describe_movies, record
 from refmotion_nb.stages.dose_weights import weights_of, weights_on
 from refmotion_nb.stages.keys import digest
-from refmotion_nb.stages.limits import cpu_count
 from refmotion_nb.stages.particle_motion import ParticleMotion, displacement
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from refmotion_nb.data.limits import cpu_count
 from refmotion_nb.data.schema import OPENED, Dataset, InputError, Movie, wanted
 from refmotion_nb.data.spool import Spool
 from refmotion_nb.numerics.backend import to_host
@@ -26,7 +27,6 @@ from refmotion_nb.stages.device import Device, Kept
 from refmotion_nb.stages.device import choose as choose_device
 from refmotion_nb.stages.grey_scale import bring_to_scale, choose, scale_factors
 from refmotion_nb.stages.keys import DataKeys
-from refmotion_nb.stages.limits import cpu_count
 from refmotion_nb.stages.micrograph import Micrograph, device_sizes, load_micrograph
 from refmotion_nb.stages.places import Here, Place
 from refmotion_nb.stages.references import PreparedReference, prepare_references
