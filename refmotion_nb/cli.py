@@ -325,12 +325,14 @@ def _finish(job: Any, until: str, console: Console) -> int:
 
 def _summary(job: Any) -> str:
     from refmotion_nb.stages.search import prior_of
+    from refmotion_nb.views.svg import number
 
     rows = [f"  {what:28s}{seconds:8.1f} s" for what, seconds in job.seconds.items()]
     if job.search is not None:
         h = prior_of(job.search).hyperparameters
         rows.append(
-            f"  {'hyperparameters':28s}strength {h.strength:.4g}, balance {h.balance_deg:.3g}°, distance {h.distance_A:,.0f} Å"
+            f"  {'hyperparameters':28s}strength {number(h.strength, 4)}, balance {number(h.balance_deg)}°, "
+            f"distance {number(h.distance_A, 4)} Å"
         )
         if "n_particles" in job.search.attrs:
             names = job.search.attrs["micrographs"]

@@ -314,6 +314,11 @@ def test_a_camera_that_does_not_fit_is_told_before_earlier_results_are_touched(p
         (["--threads", "-1"], "--threads is -1; give a whole number from 0"),
         (["--window-reach-A", "0.5"], "--window-reach-A is 0.5; give a number from 1 to 200"),
         (["--spatial-strength", "inf"], "--spatial-strength is inf; give a number from 0"),
+        (
+            ["--dose-per-frame-e-A2", "1e9"],
+            r"mic0000.tif would have had 8e\+09 e/Å² .*; give .* \(and 1 more like it\)",
+        ),
+        (["--pre-exposure-e-A2", "3000"], r"mic0000.tif would have had 3032 e/Å² .*; give .* \(and 1 more like it\)"),
         (["--first-frame", "0"], "--first-frame is 0; give a whole number from 1"),
         (["--device", "cuda"], "device cuda: .*refmotion-nb.cuda12.*, or give cpu or auto"),
         (["--gain", "no-gain.mrc"], "no-gain.mrc.* not found .*; put it there, or give gain"),

@@ -362,6 +362,14 @@ def test_no_acceleration_prior_is_a_prior(tiny, tmp_path, capsys):
     assert "are both 0; give one above 0" in said(capsys)[-1]
 
 
+def test_numbers_are_told_with_digits_that_say_something(tiny, tmp_path, capsys):
+    options = ["--spatial-strength", "1.5", "--correlation-distance", "1e300", "--acceleration-strength", "2"]
+    assert run(tiny.folder, tmp_path, *options, "--until", "dose-weights") == 0
+    assert "strength 2.5, balance 53.1°, distance 1×10³⁰⁰ Å" in capsys.readouterr().err
+    attrs = store(tmp_path).read("dose_weights").attrs
+    assert all(len(str(attrs[name])) <= 6 for name in ("fitted_from_A", "fitted_to_A", "extent_A")), attrs
+
+
 def test_check(tiny, capsys):
     assert main(["check", *inputs(tiny.folder)]) == 0
     text = capsys.readouterr().out

@@ -191,11 +191,16 @@ def weights_table(groups: list[Measured], relion: bool = False) -> xr.Dataset:
     frequency = table["frequency"].values
     table.attrs = {
         "micrographs": [name for group in groups for name in group.names],
-        "fitted_from_A": 1 / frequency[fitted][0],
-        "fitted_to_A": 1 / frequency[fitted][-1],
-        "extent_A": groups[0].extent_A,
+        "fitted_from_A": _told(1 / frequency[fitted][0]),
+        "fitted_to_A": _told(1 / frequency[fitted][-1]),
+        "extent_A": _told(groups[0].extent_A),
     }
     return table
+
+
+def _told(value: float) -> float:
+    """Return a value with the digits that say something: attributes are shown as they are."""
+    return float(f"{value:.5g}")
 
 
 def _pool(groups: list[Measured]) -> Measured:

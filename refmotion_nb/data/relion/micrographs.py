@@ -19,6 +19,7 @@ from refmotion_nb.data.schema import Gain, InputError, Movie, Skipped
 from refmotion_nb.data.star import read_star, table
 
 _JOB_PREFIX = re.compile(r"^(?:.*?/)?[^/]+/job\d{3,}/")
+MOST_DOSE_E_A2 = 2000.0  # beyond, the signal left is less than numbers hold at any frequency
 _GIVE_ROOT = "give root, the folder that the paths in the STAR files start from"
 
 
@@ -214,6 +215,9 @@ def _as_asked(read: Mapping[int, Movie], options: Options) -> tuple[dict[int, Mo
             if options.mixed_frame_counts:
                 last = min(last, movie.first_frame + movie.n_frames)
             movie = keep_frames(movie, options.first_frame, last)
+            if (dose := movie.dose_edges[-1]) > MOST_DOSE_E_A2:
+                raise InputError(f"{movie.path} would have had {dose:g} e/Å² when it ends, more than any specimen stands; give "
+                                 "dose_per_frame_e_A2 and pre_exposure_e_A2 in e/Å²")  # fmt: skip
         except InputError as error:
             failed[i] = movie.path, str(error)
         else:
