@@ -110,7 +110,7 @@ def read_text(path: str | Path) -> str:
     Raises
     ------
     InputError
-        It does not exist, is a folder, or is not text.
+        It does not exist, is a folder, is not text, or is text in another encoding than UTF-8.
     """
     admit(path)
     try:
@@ -119,7 +119,22 @@ def read_text(path: str | Path) -> str:
         raise InputError(f"{path} does not exist; check the path") from None
     except IsADirectoryError:
         raise InputError(f"{path} is a folder; give a file in it") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not a text file; check the path") from None
+    except UnicodeDecodeError as error:
+        raise InputError(_not_utf8(path, error)) from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from None
+
+
+def _not_utf8(path: str | Path, error: UnicodeDecodeError) -> str:
+    """Say where a file stops being UTF-8: names with accents once were written in other encodings, or it is no text at all."""
+    content, at = error.object, error.start
+    if b"\0" in content:
+        return f"{path} is not a text file; check the path"
+    line = content.count(b"\n", 0, at) + 1
+    before = re.search(rb"\S*\Z", content[:at])
+    after = re.match(rb"\S*", content[at:])
+    word = b"".join(part[0] for part in (before, after) if part).decode("ascii", "backslashreplace")
+    return (
+        f"{path}, line {line}: {word} is not UTF-8; convert the file (iconv -f latin1 -t utf-8), and where it is the name of a "
+        "file or folder, rename that too (convmv -f latin1 -t utf-8)"
+    )

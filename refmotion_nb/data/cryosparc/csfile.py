@@ -144,8 +144,9 @@ def read_csg(path: str | Path) -> Group:
         It does not exist, or is no group.
     """
     path = Path(path)
+    written = read_text(path)
     try:
-        content = yaml.safe_load(read_text(path))
+        content = yaml.safe_load(written)
         results = {
             str(name): (_metafile(path, str(one["metafile"])), str(one.get("type", "")), int(one.get("num_items", 0)))
             for name, one in content["results"].items()
