@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -82,7 +83,9 @@ def _parser(command: str) -> argparse.ArgumentParser:
     demo.set_defaults(command=_demo)
     simulate = commands.add_parser("simulate", help="movies, STAR files, half maps and truth, laid out as RELION does")
     if command == "simulate":
-        _simulation_options(simulate)
+        from refmotion_nb.cli_simulate import add_simulation_options
+
+        add_simulation_options(simulate, _option)
     simulate.set_defaults(command=_simulate)
     check = commands.add_parser("check", help="validate and summarise the input, change nothing")
     if command == "check":
@@ -342,6 +345,8 @@ def _summary(job: Any) -> str:
     if job.particles is not None:
         written = job.particles["written"].values
         rows.append(f"  {'particles written':28s}{int(written.sum())} of {len(written)}")
+        for reason, n in Counter(job.particles["reason"].values[~written].tolist()).most_common():
+            rows.append(f"  {'left out':28s}{n}: {reason}")
     return "\n".join(["", *rows, f"  results in {job.out}, report in {job.out / 'report.html'}"])
 
 
@@ -382,7 +387,9 @@ class Console:
         """Move the bar on; facts go to the log."""
         self._write("  " + ", ".join(f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items()))
         if self._bar is not None:
-            self._bar.update(n)
+            from refmotion_nb.views.progress import move
+
+            move(self._bar, n, found="from_an_earlier_run" in facts)
 
     def done(self) -> None:
         """Close the bar."""
@@ -391,41 +398,10 @@ class Console:
             self._bar = None
 
 
-def _simulation_options(parser: argparse.ArgumentParser) -> None:
-    from dataclasses import fields
-
-    from refmotion_nb.data.synthetic.settings import SimulationSettings
-
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    for field in fields(SimulationSettings):
-        kind = str(field.type).split(" |")[0]
-        known = "" if field.default is None else f". Default: {field.default}"
-        option, about = _option(field.name), f"{field.metadata['doc']}{known}"
-        if kind == "bool":
-            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=about)
-        else:
-            cast = {"int": int, "float": float, "Path": Path}.get(kind, str)
-            parser.add_argument(option, type=cast, default=None, help=about)
-
-
 def _simulate(options: argparse.Namespace) -> int:
-    from dataclasses import fields
+    from refmotion_nb.cli_simulate import run_simulation
 
-    from refmotion_nb.data.synthetic.settings import SimulationSettings
-    from refmotion_nb.data.synthetic.simulate import simulate
-    from refmotion_nb.stages.job import writable
-
-    given = {
-        f.name: getattr(options, f.name) for f in fields(SimulationSettings) if getattr(options, f.name) is not None
-    }
-    writable(options.out)
-    with Console(options.out / "simulate.log") as console:
-        result = simulate(SimulationSettings(**given), options.out, console)
-    print(
-        f"{result.n_particles} particles on {result.settings.n_micrographs} movies in {result.folder}; rigid alignment is "
-        f"off by {result.rigid_error_A:.2f} Å, the reference reaches "
-        + " and ".join(f"{resolution:.2f} Å" for resolution in result.fsc_resolutions_A)
-    )
+    print(run_simulation(options))
     return 0
 
 

@@ -254,10 +254,11 @@ def test_movies_with_another_frame_count_are_skipped_if_asked_for(project, tiny,
     assert list(found) == ["mic0000"] and error_A(found, tiny.truth()) < tiny.rigid_error_A
 
 
-def test_particles_near_the_edge_are_kept_and_those_beyond_it_listed(project):
+def test_particles_near_the_edge_are_kept_and_those_beyond_it_listed(project, capsys):
     def move(table):
         table.loc[0, "rlnCoordinateX"] = 3.0
         table.loc[1, "rlnCoordinateY"] = 5000.0
+        table.loc[2, ["rlnCoordinateX", "rlnOriginXAngst"]] = 2.0, 8.0
 
     edit(project / PARTICLES, "particles", move)
     out = project / "out"
@@ -265,6 +266,10 @@ def test_particles_near_the_edge_are_kept_and_those_beyond_it_listed(project):
     table = store(out).read("particles")
     assert table["written"].values[0] and table["reason"].values[1] == "it lies outside its movie"
     assert table["written"].values.sum() == 23
+    told = capsys.readouterr().err
+    assert (
+        "1 of 23 particles have their centres outside their movies (the first: row 3 of its file, on mic0000)" in told
+    )
 
 
 @pytest.mark.parametrize(

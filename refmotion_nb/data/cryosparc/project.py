@@ -20,7 +20,7 @@ from refmotion_nb.data.cryosparc.particles import micrograph_shapes, particle_ta
 from refmotion_nb.data.maps import check_reference
 from refmotion_nb.data.micrographs import MovieTable, beside_absolute
 from refmotion_nb.data.relion.micrographs import MovieSet, Options, short_names
-from refmotion_nb.data.relion.particles import ParticleTable, assemble, repeated, shared_places
+from refmotion_nb.data.relion.particles import ParticleTable, assemble, off_their_movies, repeated, shared_places
 from refmotion_nb.data.relion.results import find_root
 from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference, Skipped, as_path
 from refmotion_nb.data.star import table
@@ -143,6 +143,7 @@ def _read(
     notes += [
         *_notes(particle_rows, jobs),
         *found.notes,
+        *off_their_movies(dataset.particles, dataset.movies),
         *shared_places(dataset.particles),
         *repeated(dataset.particles),
     ]

@@ -14,7 +14,15 @@ from refmotion_nb.data.check import Check, Findings, check_dataset, unlike_parti
 from refmotion_nb.data.maps import check_reference
 from refmotion_nb.data.micrographs import MovieTable
 from refmotion_nb.data.relion.micrographs import MovieSet, Options, read_micrographs, read_movies, short_names
-from refmotion_nb.data.relion.particles import ParticleTable, assemble, listed, read_particles, repeated, shared_places
+from refmotion_nb.data.relion.particles import (
+    ParticleTable,
+    assemble,
+    listed,
+    off_their_movies,
+    read_particles,
+    repeated,
+    shared_places,
+)  # fmt: skip
 from refmotion_nb.data.relion.results import find_root
 from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference, Skipped, as_path, wanted
 from refmotion_nb.data.star import read_star, table
@@ -144,7 +152,9 @@ def _read(
         *found.problems,
         *(_unfit(dataset, tables) if found.movies or (len(rows) and not found.problems) else []),
     ]
-    notes += [*found.notes, *shared_places(particles), *repeated(particles)]
+    notes += [
+        *found.notes, *off_their_movies(particles, found.movies), *shared_places(particles), *repeated(particles),
+    ]  # fmt: skip
     if mtf := sorted({str(name) for one in dataset.tables for name in one["optics"].get("rlnMtfFileName", [])}):
         notes.append(f"the MTF of the detector is not used ({listed(mtf)})")
     return Findings(dataset, home, problems, notes)
