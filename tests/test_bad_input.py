@@ -267,6 +267,7 @@ def test_particles_near_the_edge_are_kept_and_those_beyond_it_listed(project, ca
     assert table["written"].values[0] and table["reason"].values[1] == "it lies outside its movie"
     assert table["written"].values.sum() == 23
     told = capsys.readouterr().err
+    assert re.search("left out +1: it lies outside its movie\n", told)
     assert (
         "1 of 23 particles have their centres outside their movies (the first: row 3 of its file, on mic0000)" in told
     )
