@@ -9,13 +9,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
 from refmotion_nb import __version__
+from refmotion_nb.data.files import naming
 from refmotion_nb.data.schema import InputError, OutputError, SettingError, failure_in_words
 
 if TYPE_CHECKING:
@@ -362,13 +363,15 @@ class Console:
 
     def __exit__(self, *problem: object) -> None:
         if problem[1] is not None:
-            self._write(f"stopped: {str(problem[1]) or 'by the user'}")
+            with suppress(OSError):  # the disk may be full: what is told is what stopped the work
+                self._write(f"stopped: {str(problem[1]) or 'by the user'}")
         self.done()
         self._log.close()
 
     def _write(self, text: str) -> None:
-        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-        self._log.flush()
+        with naming(self._log.name):
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            self._log.flush()
 
     def say(self, text: str, log_only: bool = False) -> None:
         """Tell the user and the log."""

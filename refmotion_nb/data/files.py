@@ -52,6 +52,16 @@ def admit(path: str | Path) -> None:
 
 
 @contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Give errors of the system that name no file, as those of writing to an open one, the name of ``path``."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` and move it into place when the block ends without an error.
 
@@ -62,10 +72,18 @@ def atomic(path: str | Path) -> Iterator[Path]:
     # the extension stays last, since writers choose the format (and compression) by it
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with naming(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_at(file: int, data: memoryview, offset: int) -> None:
+    """Write bytes into an open file (its descriptor) from ``offset`` on; OSError where the disk is full."""
+    while data:
+        n = os.pwrite(file, data[: 1 << 30], offset)
+        data, offset = data[n:], offset + n
 
 
 def sweep(folder: Path, older_than_s: float = STALE_S, of: str = "") -> None:
