@@ -338,6 +338,12 @@ def test_settings_that_make_no_sense(tiny, tmp_path, options, expected, capsys):
     assert not [name for name in left_behind(tmp_path / "out") if name.startswith(("Particles", "particles", "Tracks"))]
 
 
+def test_an_output_that_is_no_folder(tiny, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run(tiny.folder, tmp_path / "file") == 1
+    assert said(capsys) == [f"{tmp_path}/file is not a folder; check the path, or choose another --out"]
+
+
 def test_an_unknown_symmetry(tiny, tmp_path, capsys):
     assert run(tiny.folder, tmp_path / "out", *GIVEN, "--until", "validate", "--symmetry", "Q7") == 1
     lines = said(capsys)
@@ -379,6 +385,34 @@ def test_an_output_that_cannot_be_written(tiny, tmp_path, command, capsys):
         len(lines) == 1
         and "file/out cannot be written to (Not a directory); check the path, or choose another --out" in lines[0]
     )
+
+
+@pytest.mark.parametrize("what", ["particles", "link", "micrographs", "half map 1", "movie"])
+def test_an_output_folder_where_an_input_would_be_overwritten(project, what, capsys):
+    out = project / {"particles": "Extract", "link": "out", "micrographs": "MotionCorr"}.get(what, "out")
+    if what == "link":
+        out.mkdir()
+        (project / PARTICLES).rename(out / "particles.star")
+        (project / PARTICLES).symlink_to(out / "particles.star")
+    elif what == "half map 1":
+        (out / "Maps").mkdir(parents=True)
+        (project / "Ref/half1.mrc").rename(out / "Maps/half1.mrc")
+        (project / "Ref/half1.mrc").symlink_to(out / "Maps/half1.mrc")
+    elif what == "movie":
+        (out / "Micrographs").mkdir(parents=True)
+        (project / MOVIE).rename(out / "Micrographs/mic0001.mrc")
+        edit(project / MOTION, "general", lambda one: {**one, "rlnMicrographMovieName": "out/Micrographs/mic0001.mrc"})
+    before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+    if what in ("micrographs", "movie"):
+        table = str(project / "MotionCorr/corrected_micrographs.star")
+        assert main(["micrographs", "--micrographs", table, "--root", str(project), "--out", str(out)]) == 1
+    else:
+        assert run(project, out, *GIVEN) == 1
+    (line,) = said(capsys)
+    named = "particles" if what == "link" else what
+    assert f" ({named}) is read and would be overwritten; move it elsewhere, or choose another --out" in line
+    after = {path: path.read_bytes() for path in project.rglob("*") if path.is_file() and path.name != "run.log"}
+    assert after == before
 
 
 def test_weights_that_end_before_the_movie_does(tiny, project, capsys):

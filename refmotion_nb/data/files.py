@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from fnmatch import fnmatch
 from pathlib import Path
 
 from refmotion_nb.data.schema import InputError, OutputError
@@ -97,6 +98,28 @@ def sweep(folder: Path, older_than_s: float = STALE_S, of: str = "") -> None:
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > older_than_s:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def spare(inputs: Iterable[tuple[str, str | Path]], out: Path, written: Iterable[str]) -> None:
+    """Make sure that nothing of what is written into ``out`` (patterns of names in it) takes the place of an input.
+
+    ``inputs`` are files with what they are, in words.
+
+    Raises
+    ------
+    OutputError
+        Which file would be overwritten.
+    """
+    patterns, home = tuple(written), out.resolve()
+    for what, path in inputs:
+        for there in {
+            Path(path).resolve(),
+            Path(path).parent.resolve() / Path(path).name,
+        }:  # a link, and where it leads
+            if there.is_relative_to(home):
+                name = there.relative_to(home).as_posix()
+                if any(fnmatch(name, pattern) for pattern in patterns):
+                    raise OutputError(f"{path} ({what}) is read and would be overwritten; move it elsewhere")
 
 
 @contextmanager

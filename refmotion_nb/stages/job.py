@@ -19,7 +19,7 @@ import xarray as xr
 from refmotion_nb.data.check import cannot_be_processed
 from refmotion_nb.data.cryosparc.hyperparameters import write_hyperparameter_group
 from refmotion_nb.data.cryosparc.write import write_particle_groups
-from refmotion_nb.data.files import STALE_S, only_within, sole, sweep
+from refmotion_nb.data.files import STALE_S, only_within, sole, spare, sweep
 from refmotion_nb.data.maps import check_reference
 from refmotion_nb.data.schema import OPENED, Dataset, InputError, OutputError, SettingError, as_path, wanted
 from refmotion_nb.data.store import PER_MICROGRAPH, ResultStore, write_netcdf
@@ -50,6 +50,8 @@ FOLDERS = (
     "results.zarr",
     *(f"results.zarr/{one}" for one in PER_MICROGRAPH),
 )
+WRITTEN = (*(f"{name}/*" for name in FOLDERS if name), "particles*.star", "particles*.cs", "particles*.csg", "bfactors*.star",
+           "dose_weights.nc", "hyperparameters.json", "hyperparams.cs*", "refm_*.npy", "report.html", "run.log")  # fmt: skip
 TIMED = {"checking the input": "audit", "hyperparameter search": "search", "reference scale": "search",
          "dose weights": "dose_weights", "validation": "validation"}  # the group that each leaves  # fmt: skip
 UNTIL = ("hyperparameters", "dose-weights", "correct", "validate")
@@ -165,6 +167,8 @@ class Job:
         """
         reporter = viewer_of(reporter)
         self._check_settings(until)
+        files = [*describe_inputs(self.data)["files"], *(("movie", movie.path) for movie in self.data.movies)]
+        spare(files, self.out, WRITTEN)
         writable(self.out)
         with sole(self.out) as alone, one_blas_thread():  # the same bits, whoever calls
             _sweep(self.out, alone)
@@ -436,5 +440,7 @@ def writable(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
+    except FileExistsError:
+        raise OutputError(f"{out} is not a folder; check the path") from None
     except OSError as error:
         raise OutputError(f"{out} cannot be written to ({error.strerror}); check the path") from None

@@ -14,7 +14,7 @@ import numpy as np
 import param
 import xarray as xr
 
-from refmotion_nb.data.files import sole, sweep
+from refmotion_nb.data.files import sole, spare, sweep
 from refmotion_nb.data.limits import cpu_count
 from refmotion_nb.data.maps import write_stack
 from refmotion_nb.data.micrographs import MovieTable, WrittenMicrograph, write_cryosparc, write_relion
@@ -88,6 +88,8 @@ class MicrographCorrection(Stage):
         data = wanted(data, MovieTable, "data", "what open_movies or open_exposures returns")
         dose = None if dose is None else weights_of(dose)
         out = as_path(out, "out")
+        read = [*describe_movies(data)["files"], *(("movie", movie.path) for movie in data.movies)]
+        spare(read, out, (f"{FOLDER}/*", "corrected_micrographs.star", "exposures.cs*"))
         out.mkdir(parents=True, exist_ok=True)
         with sole(out) as alone:
             for folder in ("", FOLDER, "results.zarr", "results.zarr/micrographs"):
