@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import current_thread, main_thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from refmotion_nb import __version__
 from refmotion_nb.data.files import naming
@@ -52,6 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1
 
 
+class Parser(argparse.ArgumentParser):
+    """Command lines that cannot be read are told in one line: the usage of ``run`` alone has fifty."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with what is wrong and where it says how it goes."""
+        self.exit(2, f"refmotion: {message}; usage: {self.prog} --help\n")
+
+
 class Terminated(KeyboardInterrupt):
     """The process was told to end (SIGTERM), as queues do before they kill."""
 
@@ -75,7 +83,7 @@ def _told_to_end() -> Iterator[None]:
 
 def _parser(command: str) -> argparse.ArgumentParser:
     """Return the parser; only the options of ``command`` are filled in, since they come with what they belong to."""
-    parser = argparse.ArgumentParser(prog="refmotion", description="Reference-based motion correction for cryo-EM.")
+    parser = Parser(prog="refmotion", description="Reference-based motion correction for cryo-EM.")
     parser.add_argument("--version", action="version", version=f"refmotion {__version__}")
     commands = parser.add_subparsers(required=True, metavar="demo | simulate | check | run | micrographs | app")
     demo = commands.add_parser("demo", help="simulate a small dataset, run the whole job, write the report")
