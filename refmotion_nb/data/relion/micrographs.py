@@ -82,7 +82,12 @@ def read_micrographs(path: str | Path) -> pd.DataFrame:
     if missing := [label for label in ("rlnMicrographName", "rlnMicrographMetadata") if label not in rows.columns]:
         raise InputError(f"{path} lacks {', '.join(missing)}; give corrected_micrographs.star of RELION's motion "
                          "correction, which names the motion of each micrograph")  # fmt: skip
-    rows = rows.drop_duplicates("rlnMicrographName").reset_index(drop=True)
+    rows = rows.drop_duplicates(["rlnMicrographName", "rlnMicrographMetadata"])
+    if (again := rows["rlnMicrographName"].duplicated()).any():
+        raise InputError(
+            f"{path} lists {rows['rlnMicrographName'][again].iloc[0]} twice, with different motion; take one out"
+        )
+    rows = rows.reset_index(drop=True)
     if "rlnOpticsGroup" in rows.columns and "rlnVoltage" in optics.columns:
         rows["rlnVoltage"] = rows["rlnOpticsGroup"].map(dict(zip(optics["rlnOpticsGroup"], optics["rlnVoltage"])))
     return rows
