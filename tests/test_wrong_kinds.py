@@ -37,6 +37,8 @@ def opening(tiny, **changed):
         ({"references": [None]}, "one of references is None; give Reference"),
         ({"references": rm.Reference(["half1.mrc"], "half2.mrc")}, "half1 is of type list; give one path"),
         ({"root": ["here"]}, "root is of type list; give one path"),
+        ({"first_frame": "3"}, r"first_frame is of type str \('3'\); give a number"),
+        ({"dose_per_frame_e_A2": "3"}, r"dose_per_frame_e_A2 is of type str \('3'\); give a positive dose"),
         ({"gain": 3.0}, r"gain is of type float \(3.0\); give one path"),
     ],
 )
@@ -153,4 +155,37 @@ def test_settings_that_no_stage_has_are_not_dropped(session, tmp_path):
         rm.Job(session, tmp_path / "out", {"threds": 2}).run()
     with pytest.raises(SettingError, match=r"^threads is -1; give a whole number from 0$"):
         rm.Job(session, tmp_path / "out", {"threads": -1}).run()
+    assert not (tmp_path / "out").exists()
+
+
+def test_reading(tmp_path):
+    for read in (rm.read_star, rm.read_cs, rm.read_map):
+        with pytest.raises(rm.InputError, match=r"^path is None; give one path"):
+            read(None)
+    with pytest.raises(rm.InputError, match=r"holds no results; give the results.zarr of a run"):
+        rm.write_report(tmp_path, tmp_path / "report.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_simulating_and_plotting(tmp_path):
+    with pytest.raises(rm.InputError, match=r"^settings is of type str \('big'\); give SimulationSettings"):
+        rm.simulate("big", tmp_path)
+    with pytest.raises(rm.InputError, match=r"^the result is str, no Dataset"):
+        rm.plots.rays("x")
+
+
+def test_values_that_no_prior_has_and_stages_that_no_job_has(session, tmp_path):
+    for h in (
+        rm.Hyperparameters(-1.0, 45.0, 3000.0),
+        rm.Hyperparameters(1.0, 400.0, 3000.0),
+        rm.Hyperparameters(1.0, 45.0, 0.0),
+    ):
+        with pytest.raises(
+            rm.InputError, match=r"^strength .*, balance .*, distance .*; give a strength and a distance above 0"
+        ):
+            rm.hand_picked(session, h)
+    with pytest.raises(
+        rm.InputError, match=r"^until is 'tomorrow'; give hyperparameters, dose-weights, correct, validate"
+    ):
+        rm.Job(session, tmp_path / "out").run(until="tomorrow")
     assert not (tmp_path / "out").exists()

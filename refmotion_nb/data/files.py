@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from fnmatch import fnmatch
 from pathlib import Path
 
-from refmotion_nb.data.schema import InputError, OutputError
+from refmotion_nb.data.schema import InputError, OutputError, as_path
 
 STALE_S = 3600.0  # a file is written in much less: what is older was left by a killed run
 _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8}(\.[^.]+)?|[0-9a-f]{12})")  # of ``atomic``, and of a group of results
@@ -43,8 +43,9 @@ def admit(path: str | Path) -> None:
     Raises
     ------
     InputError
-        It lies, links followed, outside the folders of ``only_within``.
+        It lies, links followed, outside the folders of ``only_within``, or is no path.
     """
+    as_path(path, "path")
     folders, before_each = _READABLE.get()
     before_each()
     if folders and not any(Path(path).resolve().is_relative_to(folder) for folder in folders):

@@ -166,6 +166,8 @@ class Job:
             Input that cannot be used; nothing half-written is left.
         """
         reporter = viewer_of(reporter)
+        if until not in UNTIL:
+            raise InputError(f"until is {until!r}; give {', '.join(UNTIL)}")
         self._check_settings(until)
         files = [*describe_inputs(self.data)["files"], *(("movie", movie.path) for movie in self.data.movies)]
         spare(files, self.out, WRITTEN)

@@ -37,6 +37,12 @@ def hand_picked(session: Session, hyperparameters: Hyperparameters, stage: Align
     settings = stage or MotionCorrection()
     wanted(hyperparameters, Hyperparameters, "hyperparameters", "Hyperparameters(strength, balance_deg, distance_A)")
     wanted(session, Session, "session", SESSION)
+    h = hyperparameters
+    if not (h.strength > 0 and 0 <= h.balance_deg <= 90 and h.distance_A > 0):
+        raise InputError(
+            f"strength {h.strength:g}, balance {h.balance_deg:g}°, distance {h.distance_A:g} Å; give a strength and a distance "
+            "above 0, a balance from 0 to 90"
+        )
     return as_search(session, settings, default_prior(hyperparameters, settings), 0)
 
 

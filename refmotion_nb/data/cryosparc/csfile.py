@@ -43,8 +43,8 @@ def read_cs(path: str | Path) -> np.ndarray:
     InputError
         It does not exist, is no ``.cs`` file, is truncated, or its rows have no ``uid``.
     """
-    path = Path(path)
     admit(path)
+    path = Path(path)
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -143,8 +143,8 @@ def read_csg(path: str | Path) -> Group:
     InputError
         It does not exist, or is no group.
     """
-    path = Path(path)
     written = read_text(path)
+    path = Path(path)
     try:
         content = yaml.safe_load(written)
         results = {

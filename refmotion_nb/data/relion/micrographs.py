@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pandas as pd
 
 from refmotion_nb.data.relion.motion import read_motion
 from refmotion_nb.data.relion.particles import listed, needs_optics
-from refmotion_nb.data.schema import Gain, InputError, Movie, Skipped
+from refmotion_nb.data.schema import Gain, InputError, Movie, Skipped, in_words
 from refmotion_nb.data.star import read_star, table
 
 _JOB_PREFIX = re.compile(r"^(?:.*?/)?[^/]+/job\d{3,}/")
@@ -42,9 +43,13 @@ class Options:
         for name, low in (("eer_fractions", 1), ("first_frame", 1), ("last_frame", 0), ("hot_pixel_threshold", 0),
                           ("pre_exposure_e_A2", 0)):  # fmt: skip
             value = getattr(self, name)
+            if value is not None and not isinstance(value, Real):
+                raise InputError(f"{name} is {in_words(value)}; give a number")
             if value is not None and not (math.isfinite(value) and value >= low):
                 raise InputError(f"{name} is {value}; give {low} or more")
         dose = self.dose_per_frame_e_A2
+        if dose is not None and not isinstance(dose, Real):
+            raise InputError(f"dose_per_frame_e_A2 is {in_words(dose)}; give a positive dose")
         if dose is not None and not 0 < dose < math.inf:
             raise InputError(f"dose_per_frame_e_A2 is {dose}; give a positive dose")
         if 0 < self.last_frame < self.first_frame:
