@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -43,12 +42,12 @@ class Options:
         for name, low in (("eer_fractions", 1), ("first_frame", 1), ("last_frame", 0), ("hot_pixel_threshold", 0),
                           ("pre_exposure_e_A2", 0)):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and not isinstance(value, Real):
+            if value is not None and not isinstance(value, int | float | np.number):
                 raise InputError(f"{name} is {in_words(value)}; give a number")
             if value is not None and not (math.isfinite(value) and value >= low):
                 raise InputError(f"{name} is {value}; give {low} or more")
         dose = self.dose_per_frame_e_A2
-        if dose is not None and not isinstance(dose, Real):
+        if dose is not None and not isinstance(dose, int | float | np.number):
             raise InputError(f"dose_per_frame_e_A2 is {in_words(dose)}; give a positive dose")
         if dose is not None and not 0 < dose < math.inf:
             raise InputError(f"dose_per_frame_e_A2 is {dose}; give a positive dose")
