@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from io import TextIOWrapper
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -31,6 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from refmotion_nb.numerics.backend import one_blas_thread
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):  # terminals that know no Å get its number
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if wrong := [word for word in arguments if not _is_text(word)]:  # what is written could not name it
+        print(f"refmotion: {wrong[0]} is not UTF-8; rename it (convmv -f latin1 -t utf-8)", file=sys.stderr)
+        return 1
     options = _parser(arguments[0] if arguments else "").parse_args(arguments)
     options.arguments = arguments
     try:
@@ -50,6 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("refmotion: stopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
     return 1
+
+
+def _is_text(word: str) -> bool:
+    """Tell whether a word of the command line was UTF-8: other bytes come as surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in word)
 
 
 class Parser(argparse.ArgumentParser):
@@ -363,7 +375,7 @@ class Console:
     """Progress on stderr, everything in run.log; a reporter."""
 
     def __init__(self, log: Path):
-        self._log = open(log, "a", encoding="utf-8")
+        self._log = open(log, "a", encoding="utf-8", errors="backslashreplace")
         self._bar: Any = None
 
     def __enter__(self) -> Console:
