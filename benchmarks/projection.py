@@ -17,11 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import refmotion_nb as rm
+from refmotion_nb.data.limits import cpu_count
 from refmotion_nb.data.movies.reader import open_movie
 from refmotion_nb.data.relion.results import open_postprocess
 from refmotion_nb.data.schema import Dataset, Movie
 from refmotion_nb.numerics.backend import one_blas_thread
-from refmotion_nb.stages.limits import cpu_count
 from refmotion_nb.stages.session import Session
 
 CORES_PER_GPU = 16

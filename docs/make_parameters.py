@@ -8,6 +8,7 @@ from pathlib import Path
 import param
 
 from refmotion_nb.stages.alignment import Alignment
+from refmotion_nb.stages.base import within
 from refmotion_nb.stages.inputs import Inputs
 from refmotion_nb.stages.job import STAGES
 from refmotion_nb.stages.micrographs import MicrographCorrection
@@ -73,11 +74,7 @@ def _default(one: param.Parameter) -> str:
 def _allowed(one: param.Parameter) -> str:
     if isinstance(one, param.Selector):
         return ", ".join(one.objects)
-    if isinstance(one, param.Number) and one.bounds and not isinstance(one, param.Boolean):
-        low, high = one.bounds
-        open_ended = f"from {low:g}" if low is not None else ""
-        return f"{low:g} to {high:g}" if high is not None and low is not None else open_ended
-    return ""
+    return within(one) if isinstance(one, param.Number) and not isinstance(one, param.Boolean) else ""
 
 
 def with_table(readme: str) -> str:

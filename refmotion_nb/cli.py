@@ -7,15 +7,18 @@ import shlex
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from io import TextIOWrapper
 from pathlib import Path
 from threading import current_thread, main_thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from refmotion_nb import __version__
-from refmotion_nb.data.schema import InputError, OutputError, failure_in_words
+from refmotion_nb.data.files import naming
+from refmotion_nb.data.schema import InputError, OutputError, SettingError, failure_in_words
 
 if TYPE_CHECKING:
     import param
@@ -29,6 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from refmotion_nb.numerics.backend import one_blas_thread
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):  # terminals that know no Å get its number
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if wrong := [word for word in arguments if not _is_text(word)]:  # what is written could not name it
+        print(f"refmotion: {wrong[0]} is not UTF-8; rename it (convmv -f latin1 -t utf-8)", file=sys.stderr)
+        return 1
     options = _parser(arguments[0] if arguments else "").parse_args(arguments)
     options.arguments = arguments
     try:
@@ -36,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return options.command(options)
     except OutputError as error:
         print(f"refmotion: {error}, or choose another --out", file=sys.stderr)
+    except SettingError as error:
+        print(f"refmotion: {_option(error.name)} {error.why}", file=sys.stderr)
     except InputError as error:
         for line in str(error).splitlines():
             print(f"refmotion: {line}", file=sys.stderr)
@@ -46,6 +57,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("refmotion: stopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
     return 1
+
+
+def _is_text(word: str) -> bool:
+    """Tell whether a word of the command line was UTF-8: other bytes come as surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in word)
+
+
+class Parser(argparse.ArgumentParser):
+    """Command lines that cannot be read are told in one line: the usage of ``run`` alone has fifty."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with what is wrong and where it says how it goes."""
+        self.exit(2, f"refmotion: {message}; usage: {self.prog} --help\n")
 
 
 class Terminated(KeyboardInterrupt):
@@ -71,7 +95,7 @@ def _told_to_end() -> Iterator[None]:
 
 def _parser(command: str) -> argparse.ArgumentParser:
     """Return the parser; only the options of ``command`` are filled in, since they come with what they belong to."""
-    parser = argparse.ArgumentParser(prog="refmotion", description="Reference-based motion correction for cryo-EM.")
+    parser = Parser(prog="refmotion", description="Reference-based motion correction for cryo-EM.")
     parser.add_argument("--version", action="version", version=f"refmotion {__version__}")
     commands = parser.add_subparsers(required=True, metavar="demo | simulate | check | run | micrographs | app")
     demo = commands.add_parser("demo", help="simulate a small dataset, run the whole job, write the report")
@@ -80,7 +104,9 @@ def _parser(command: str) -> argparse.ArgumentParser:
     demo.set_defaults(command=_demo)
     simulate = commands.add_parser("simulate", help="movies, STAR files, half maps and truth, laid out as RELION does")
     if command == "simulate":
-        _simulation_options(simulate)
+        from refmotion_nb.cli_simulate import add_simulation_options
+
+        add_simulation_options(simulate, _option)
     simulate.set_defaults(command=_simulate)
     check = commands.add_parser("check", help="validate and summarise the input, change nothing")
     if command == "check":
@@ -175,7 +201,7 @@ def _declared(stage: type[param.Parameterized]) -> dict[str, param.Parameter]:
 def _add_parameter(group: argparse._ArgumentGroup, name: str, parameter: param.Parameter) -> None:
     import param
 
-    option = "--" + name.replace("_", "-")
+    option = _option(name)
     default = "" if parameter.default is None else f" Default: {parameter.default}."
     about = f"{parameter.doc}{default}".replace("%", "%%")
     if isinstance(parameter, param.Boolean):
@@ -185,6 +211,11 @@ def _add_parameter(group: argparse._ArgumentGroup, name: str, parameter: param.P
     else:
         kind = str if isinstance(parameter, param.String) else int if isinstance(parameter, param.Integer) else float
         group.add_argument(option, type=kind, default=None, help=about)
+
+
+def _option(name: str) -> str:
+    """Return the option of a parameter."""
+    return "--" + name.replace("_", "-")
 
 
 def _references(options: argparse.Namespace) -> list[Reference]:
@@ -218,11 +249,7 @@ def _input_settings(options: argparse.Namespace) -> dict[str, Any]:
 def _inputs(options: argparse.Namespace) -> Inputs:
     from refmotion_nb.stages.inputs import Inputs
 
-    given = {name: value for name in _declared(Inputs) if (value := getattr(options, name)) is not None}
-    try:
-        return Inputs(**given)
-    except ValueError as error:
-        raise InputError(" ".join(str(error).split())) from None
+    return Inputs.of(vars(options))
 
 
 def _is_cryosparc(options: argparse.Namespace) -> bool:
@@ -281,16 +308,19 @@ def _open(options: argparse.Namespace) -> Dataset:
 def _run(options: argparse.Namespace) -> int:
     from refmotion_nb.stages.execute import Execution
     from refmotion_nb.stages.inputs import Inputs
-    from refmotion_nb.stages.job import Job, writable
+    from refmotion_nb.stages.job import STAGES, Job, writable
 
     writable(options.out)
     with Console(options.out / "run.log") as console:
         command = shlex.join(["refmotion", *options.arguments])
         console.say(command, log_only=True)
         start = time.perf_counter()
+        settings = {name: getattr(options, name) for name in (*_declared(Inputs), *_parameters())}
+        for stage in STAGES:  # before anything is read
+            stage.of(settings)
         data = _open(options)
         job = Job(
-            data, options.out, {name: getattr(options, name) for name in (*_declared(Inputs), *_parameters())},
+            data, options.out, settings,
             options.hyperparameters, options.dose_weights, options.dose_weights_last_frequency_per_A,
             image_root=options.root or Path.cwd(), command=command, say=console.say,
         )  # fmt: skip
@@ -318,13 +348,15 @@ def _finish(job: Any, until: str, console: Console) -> int:
 
 
 def _summary(job: Any) -> str:
-    from refmotion_nb.stages.search import prior_from_attrs
+    from refmotion_nb.stages.search import prior_of
+    from refmotion_nb.views.svg import number
 
     rows = [f"  {what:28s}{seconds:8.1f} s" for what, seconds in job.seconds.items()]
     if job.search is not None:
-        h = prior_from_attrs(job.search.attrs).hyperparameters
+        h = prior_of(job.search).hyperparameters
         rows.append(
-            f"  {'hyperparameters':28s}strength {h.strength:.4g}, balance {h.balance_deg:.3g}°, distance {h.distance_A:,.0f} Å"
+            f"  {'hyperparameters':28s}strength {number(h.strength, 4)}, balance {number(h.balance_deg)}°, "
+            f"distance {number(h.distance_A, 4)} Å"
         )
         if "n_particles" in job.search.attrs:
             names = job.search.attrs["micrographs"]
@@ -334,6 +366,8 @@ def _summary(job: Any) -> str:
     if job.particles is not None:
         written = job.particles["written"].values
         rows.append(f"  {'particles written':28s}{int(written.sum())} of {len(written)}")
+        for reason, n in Counter(job.particles["reason"].values[~written].tolist()).most_common():
+            rows.append(f"  {'left out':28s}{n}: {reason}")
     return "\n".join(["", *rows, f"  results in {job.out}, report in {job.out / 'report.html'}"])
 
 
@@ -341,7 +375,7 @@ class Console:
     """Progress on stderr, everything in run.log; a reporter."""
 
     def __init__(self, log: Path):
-        self._log = open(log, "a", encoding="utf-8")
+        self._log = open(log, "a", encoding="utf-8", errors="backslashreplace")
         self._bar: Any = None
 
     def __enter__(self) -> Console:
@@ -349,13 +383,15 @@ class Console:
 
     def __exit__(self, *problem: object) -> None:
         if problem[1] is not None:
-            self._write(f"stopped: {str(problem[1]) or 'by the user'}")
+            with suppress(OSError):  # the disk may be full: what is told is what stopped the work
+                self._write(f"stopped: {str(problem[1]) or 'by the user'}")
         self.done()
         self._log.close()
 
     def _write(self, text: str) -> None:
-        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-        self._log.flush()
+        with naming(self._log.name):
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            self._log.flush()
 
     def say(self, text: str, log_only: bool = False) -> None:
         """Tell the user and the log."""
@@ -374,7 +410,9 @@ class Console:
         """Move the bar on; facts go to the log."""
         self._write("  " + ", ".join(f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items()))
         if self._bar is not None:
-            self._bar.update(n)
+            from refmotion_nb.views.progress import move
+
+            move(self._bar, n, found="from_an_earlier_run" in facts)
 
     def done(self) -> None:
         """Close the bar."""
@@ -383,41 +421,10 @@ class Console:
             self._bar = None
 
 
-def _simulation_options(parser: argparse.ArgumentParser) -> None:
-    from dataclasses import fields
-
-    from refmotion_nb.data.synthetic.settings import SimulationSettings
-
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    for field in fields(SimulationSettings):
-        kind = str(field.type).split(" |")[0]
-        known = "" if field.default is None else f". Default: {field.default}"
-        option, about = "--" + field.name.replace("_", "-"), f"{field.metadata['doc']}{known}"
-        if kind == "bool":
-            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=about)
-        else:
-            cast = {"int": int, "float": float, "Path": Path}.get(kind, str)
-            parser.add_argument(option, type=cast, default=None, help=about)
-
-
 def _simulate(options: argparse.Namespace) -> int:
-    from dataclasses import fields
+    from refmotion_nb.cli_simulate import run_simulation
 
-    from refmotion_nb.data.synthetic.settings import SimulationSettings
-    from refmotion_nb.data.synthetic.simulate import simulate
-    from refmotion_nb.stages.job import writable
-
-    given = {
-        f.name: getattr(options, f.name) for f in fields(SimulationSettings) if getattr(options, f.name) is not None
-    }
-    writable(options.out)
-    with Console(options.out / "simulate.log") as console:
-        result = simulate(SimulationSettings(**given), options.out, console)
-    print(
-        f"{result.n_particles} particles on {result.settings.n_micrographs} movies in {result.folder}; rigid alignment is "
-        f"off by {result.rigid_error_A:.2f} Å, the reference reaches "
-        + " and ".join(f"{resolution:.2f} Å" for resolution in result.fsc_resolutions_A)
-    )
+    print(run_simulation(options))
     return 0
 
 

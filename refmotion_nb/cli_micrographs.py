@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +55,7 @@ def write_micrographs(options: argparse.Namespace) -> int:
     from refmotion_nb.stages.job import writable
     from refmotion_nb.views.report import write_report
 
-    stage, execution = _stage(MicrographCorrection, _parameters(), options), _stage(Execution, EXECUTION, options)
+    stage, execution = MicrographCorrection.of(vars(options)), Execution.of(vars(options))
     execution.check()
     command = shlex.join(["refmotion", *options.arguments])
     moved = ParticleMotion.of_run(options.tracks) if options.tracks else None
@@ -85,14 +85,6 @@ def write_micrographs(options: argparse.Namespace) -> int:
         if not complete:
             console.say("refmotion: not everything was written; the reasons stand above")
     return 0 if complete else 1
-
-
-def _stage(kind: type[Any], names: Sequence[str], options: argparse.Namespace) -> Any:
-    """Return a stage with those of its parameters that were given; InputError where one is out of bounds."""
-    try:
-        return kind(**{name: value for name in names if (value := getattr(options, name)) is not None})
-    except ValueError as error:
-        raise InputError(" ".join(str(error).split())) from None
 
 
 def _without_effect(options: argparse.Namespace, data: MovieTable) -> list[str]:

@@ -73,7 +73,7 @@ def test_two_browsers_are_in_step_and_a_new_one_shows_the_present_state(app, bro
     two.get_by_text("1 changed").wait_for()
     assert field(two, "max_strength").input_value() == "1234" and app.engine.settings == {"max_strength": 1234}
     enter(two, "window_reach_A", "0.5")
-    two.get_by_text("must be at least 1.0").wait_for()
+    two.get_by_text("give a number from 1 to 200").wait_for()
     one.context.close()
     new = browser.open(app.url + "?tab=Settings")
     new.get_by_text("1 changed").wait_for()

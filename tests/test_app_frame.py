@@ -427,7 +427,10 @@ def test_what_one_page_changes_another_shows_marked(engine):
 def test_a_value_out_of_bounds_is_refused_where_it_was_entered(engine):
     tab = SettingsTab(engine, OWNER)
     tab.fields["window_reach_A"].widget.value = 0.5
-    assert "must be at least 1.0" in tab.fields["window_reach_A"].problem.object and engine.settings == {}
+    assert (
+        "window_reach_A is 0.5; give a number from 1 to 200" in tab.fields["window_reach_A"].problem.object
+        and engine.settings == {}
+    )
     tab.fields["window_reach_A"].widget.value = 12.0
     assert tab.fields["window_reach_A"].problem is None and engine.settings == {"window_reach_A": 12.0}
 

@@ -61,9 +61,15 @@ def truncate(root):
     (root / MOVIE).write_bytes(content[: len(content) // 2])
 
 
-def narrow_gain(root):
-    with mrcfile.new(root / "gain.mrc", np.ones((100, 512), np.float32), overwrite=True):
-        pass
+def gain_of(shape, name="gain.mrc"):
+    def write(root):
+        with mrcfile.new(root / name, np.ones(shape, np.float32), overwrite=True):
+            pass
+
+    return write
+
+
+narrow_gain = gain_of((100, 512))
 
 
 def float_movie(change, name="mic0001"):
@@ -248,10 +254,11 @@ def test_movies_with_another_frame_count_are_skipped_if_asked_for(project, tiny,
     assert list(found) == ["mic0000"] and error_A(found, tiny.truth()) < tiny.rigid_error_A
 
 
-def test_particles_near_the_edge_are_kept_and_those_beyond_it_listed(project):
+def test_particles_near_the_edge_are_kept_and_those_beyond_it_listed(project, capsys):
     def move(table):
         table.loc[0, "rlnCoordinateX"] = 3.0
         table.loc[1, "rlnCoordinateY"] = 5000.0
+        table.loc[2, ["rlnCoordinateX", "rlnOriginXAngst"]] = 2.0, 8.0
 
     edit(project / PARTICLES, "particles", move)
     out = project / "out"
@@ -259,6 +266,31 @@ def test_particles_near_the_edge_are_kept_and_those_beyond_it_listed(project):
     table = store(out).read("particles")
     assert table["written"].values[0] and table["reason"].values[1] == "it lies outside its movie"
     assert table["written"].values.sum() == 23
+    told = capsys.readouterr().err
+    assert re.search("left out +1: it lies outside its movie\n", told)
+    assert (
+        "1 of 23 particles have their centres outside their movies (the first: row 3 of its file, on mic0000)" in told
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("narrow.mrc", r"narrow.mrc: the gain reference is 100 × 512"), ("defects.txt", "line 1: the defect")],
+)
+def test_a_camera_that_does_not_fit_is_told_before_earlier_results_are_touched(project, name, expected, capsys):
+    out = project / "out"
+    assert run(project, out, *GIVEN) == 0
+    before = {name: (out / name).read_bytes() for name in left_behind(out)}
+    gain_of((100, 512), "narrow.mrc")(project)
+    (project / "defects.txt").write_text("9000 0 1 1\n")
+    key = {"narrow.mrc": "rlnMicrographGainName", "defects.txt": "rlnMicrographDefectFile"}[name]
+    gain_of((512, 512), "flat.mrc")(project)
+    for motion in (project / "MotionCorr/Movies").glob("*.star"):
+        edit(motion, "general", lambda general: general.update({"rlnMicrographGainName": "flat.mrc", key: name}))
+    capsys.readouterr()
+    assert run(project, out, *GIVEN) == 1
+    assert len(lines := said(capsys)) == 1 and re.search(expected, lines[0]), lines
+    assert {name: (out / name).read_bytes() for name in left_behind(out)} == before
 
 
 # what is asked for
@@ -282,8 +314,18 @@ def test_particles_near_the_edge_are_kept_and_those_beyond_it_listed(project):
             "fourier_crop_to 113: the box in movie pixels is 112; give an even number",
         ),
         ([*GIVEN, "--fourier-crop-to", "61"], "fourier_crop_to 61: .*; give an even number"),
-        (["--max-strength", "-1"], "max_strength.*-1"),
-        (["--alignment-fraction", "2"], "alignment_fraction.*2"),
+        (["--max-strength", "-1"], "--max-strength is -1; give a number above 0.1"),
+        (["--alignment-fraction", "2"], "--alignment-fraction is 2; give a number above 0, up to 1"),
+        (["--alignment-fraction", "0"], "--alignment-fraction is 0; give a number above 0, up to 1"),
+        (["--threads", "-1"], "--threads is -1; give a whole number from 0"),
+        (["--window-reach-A", "0.5"], "--window-reach-A is 0.5; give a number from 1 to 200"),
+        (["--spatial-strength", "inf"], "--spatial-strength is inf; give a number from 0"),
+        (
+            ["--dose-per-frame-e-A2", "1e9"],
+            r"mic0000.tif would have had 8e\+09 e/Å² .*; give .* \(and 1 more like it\)",
+        ),
+        (["--pre-exposure-e-A2", "3000"], r"mic0000.tif would have had 3032 e/Å² .*; give .* \(and 1 more like it\)"),
+        (["--first-frame", "0"], "--first-frame is 0; give a whole number from 1"),
         (["--device", "cuda"], "device cuda: .*refmotion-nb.cuda12.*, or give cpu or auto"),
         (["--gain", "no-gain.mrc"], "no-gain.mrc.* not found .*; put it there, or give gain"),
     ],
@@ -294,6 +336,12 @@ def test_settings_that_make_no_sense(tiny, tmp_path, options, expected, capsys):
     lines = said(capsys)
     assert len(lines) == 1 and re.search(expected, lines[0]), lines
     assert not [name for name in left_behind(tmp_path / "out") if name.startswith(("Particles", "particles", "Tracks"))]
+
+
+def test_an_output_that_is_no_folder(tiny, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run(tiny.folder, tmp_path / "file") == 1
+    assert said(capsys) == [f"{tmp_path}/file is not a folder; check the path, or choose another --out"]
 
 
 def test_an_unknown_symmetry(tiny, tmp_path, capsys):
@@ -320,11 +368,14 @@ def test_references_that_are_not_given(tiny, tmp_path, more, expected, capsys):
     assert not left_behind(tmp_path / "out")
 
 
-@pytest.mark.parametrize("words", [["run"], ["fly"], ["run", "--until", "tomorrow"], []])
+@pytest.mark.parametrize(
+    "words", [["run"], ["fly"], ["run", "--until", "tomorrow"], [], ["simulate", "--out", "x", "--seed", "y"]]
+)
 def test_command_lines_that_cannot_be_read(words, capsys):
     with pytest.raises(SystemExit) as stop:
         main(words)
-    assert stop.value.code == 2 and "usage: refmotion" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and re.fullmatch(r"refmotion: .*; usage: refmotion( [a-z]+)? --help", line)
 
 
 @pytest.mark.parametrize("command", ["run", "simulate", "demo"])
@@ -337,6 +388,34 @@ def test_an_output_that_cannot_be_written(tiny, tmp_path, command, capsys):
         len(lines) == 1
         and "file/out cannot be written to (Not a directory); check the path, or choose another --out" in lines[0]
     )
+
+
+@pytest.mark.parametrize("what", ["particles", "link", "micrographs", "half map 1", "movie"])
+def test_an_output_folder_where_an_input_would_be_overwritten(project, what, capsys):
+    out = project / {"particles": "Extract", "link": "out", "micrographs": "MotionCorr"}.get(what, "out")
+    if what == "link":
+        out.mkdir()
+        (project / PARTICLES).rename(out / "particles.star")
+        (project / PARTICLES).symlink_to(out / "particles.star")
+    elif what == "half map 1":
+        (out / "Maps").mkdir(parents=True)
+        (project / "Ref/half1.mrc").rename(out / "Maps/half1.mrc")
+        (project / "Ref/half1.mrc").symlink_to(out / "Maps/half1.mrc")
+    elif what == "movie":
+        (out / "Micrographs").mkdir(parents=True)
+        (project / MOVIE).rename(out / "Micrographs/mic0001.mrc")
+        edit(project / MOTION, "general", lambda one: {**one, "rlnMicrographMovieName": "out/Micrographs/mic0001.mrc"})
+    before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+    if what in ("micrographs", "movie"):
+        table = str(project / "MotionCorr/corrected_micrographs.star")
+        assert main(["micrographs", "--micrographs", table, "--root", str(project), "--out", str(out)]) == 1
+    else:
+        assert run(project, out, *GIVEN) == 1
+    (line,) = said(capsys)
+    named = "particles" if what == "link" else what
+    assert f" ({named}) is read and would be overwritten; move it elsewhere, or choose another --out" in line
+    after = {path: path.read_bytes() for path in project.rglob("*") if path.is_file() and path.name != "run.log"}
+    assert after == before
 
 
 def test_weights_that_end_before_the_movie_does(tiny, project, capsys):

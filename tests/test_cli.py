@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import signal
 import subprocess
@@ -360,6 +361,27 @@ def test_no_acceleration_prior_is_a_prior(tiny, tmp_path, capsys):
     assert read_hyperparameters(tmp_path / "hyperparameters.json")["balance_deg"] == 0
     assert run(tiny.folder, tmp_path, "--spatial-strength", "0", *options[2:], "--acceleration-strength", "0") == 1
     assert "are both 0; give one above 0" in said(capsys)[-1]
+
+
+@pytest.mark.parametrize(("words", "rc", "told"), [
+    ([b"run", b"--out", b"caf\xe9"], 1, "refmotion: caf\\udce9 is not UTF-8; rename it (convmv -f latin1 -t utf-8)"),
+    ([b"check", b"--particles", "Å.star".encode(), b"--micrographs", b"m.star", b"--half1", b"a", b"--half2", b"b"], 1,
+     "\\xc5.star does not exist"),
+])  # fmt: skip
+def test_bytes_and_terminals_of_other_encodings(tmp_path, words, rc, told):
+    done = subprocess.run([sys.executable.encode(), b"-m", b"refmotion_nb.cli", *words], cwd=tmp_path, capture_output=True,
+                          env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
+    text = (done.stdout + done.stderr).decode("ascii")
+    assert done.returncode == rc and told in text and "Traceback" not in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_are_told_with_digits_that_say_something(tiny, tmp_path, capsys):
+    options = ["--spatial-strength", "1.5", "--correlation-distance", "1e300", "--acceleration-strength", "2"]
+    assert run(tiny.folder, tmp_path, *options, "--until", "dose-weights") == 0
+    assert "strength 2.5, balance 53.1°, distance 1×10³⁰⁰ Å" in capsys.readouterr().err
+    attrs = store(tmp_path).read("dose_weights").attrs
+    assert all(len(str(attrs[name])) <= 6 for name in ("fitted_from_A", "fitted_to_A", "extent_A")), attrs
 
 
 def test_check(tiny, capsys):

@@ -209,6 +209,8 @@ def test_bad_groups(tmp_path):
         (tmp_path / "x.csg").write_text(content)
         with pytest.raises(InputError, match=r"x\.csg is not a CryoSPARC result group \(\.csg\); export"):
             read_csg(tmp_path / "x.csg")
+    with pytest.raises(InputError, match=r"none.csg does not exist; check the path"):
+        read_csg(tmp_path / "none.csg")
 
 
 # paths

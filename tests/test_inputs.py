@@ -204,7 +204,7 @@ def test_relions_energy_keeps_the_background(lit, tmp_path):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--first-frame", "0"], "first_frame.* at least 1"),
+        (["--first-frame", "0"], "--first-frame is 0; give a whole number from 1"),
         (["--first-frame", "9"], r"mic0000.tif: no frame is left from first_frame 9 .*; give a smaller first_frame"),
         (["--first-frame", "5", "--last-frame", "4"], "last_frame 4 comes before first_frame 5; swap them"),
         (
@@ -213,12 +213,12 @@ def test_relions_energy_keeps_the_background(lit, tmp_path):
         ),
         (["--last-frame", "2"], "mic0000.tif has 2 frames .*; motion cannot be followed"),
         (["--eer-fractions", "16"], r"mic0000.tif is no EER movie, .*; leave eer_fractions out \(and 1 more"),
-        (["--eer-fractions", "0"], "eer_fractions.* at least 1"),
-        (["--dose-per-frame", "0"], "dose_per_frame_e_A2.* greater than 0"),
-        (["--dose-per-frame", "nan"], "dose_per_frame_e_A2"),
-        (["--pre-exposure", "-1"], "pre_exposure_e_A2.* at least 0"),
-        (["--hot-pixel-threshold", "-2"], "hot_pixel_threshold.*-2"),
-        (["--gain-rotate", "4"], "gain_rotate.*4"),
+        (["--eer-fractions", "0"], "--eer-fractions is 0; give a whole number from 1"),
+        (["--dose-per-frame", "0"], "--dose-per-frame-e-A2 is 0; give a number above 0"),
+        (["--dose-per-frame", "nan"], "--dose-per-frame-e-A2 is nan; give a number above 0"),
+        (["--pre-exposure", "-1"], "--pre-exposure-e-A2 is -1; give a number from 0"),
+        (["--hot-pixel-threshold", "-2"], "--hot-pixel-threshold is -2; give a number from 0 to 30"),
+        (["--gain-rotate", "4"], "--gain-rotate is 4; give a whole number from 0 to 3"),
         (["--gain-flip-y"], "the gain is to be turned, flipped or inverted; give gain too"),
         (["--orientation", "relion"], "--orientation does not go with RELION's --micrographs; leave it out"),
         (["--mixed-frame-counts", "--skip-movies-with-wrong-frame-count"], "leaves movies out that mixed_.*; give one"),

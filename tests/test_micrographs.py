@@ -419,6 +419,12 @@ def test_a_movie_that_cannot_be_used_is_named_and_the_others_are_written(moving,
     assert "none of its movies can be used" in said(capsys)[-1] and not (tmp_path / "none").exists()
 
 
+def test_a_dose_that_leaves_no_signal_is_refused(moving, tmp_path, capsys):
+    assert run(moving.folder, tmp_path / "out", "--dose-per-frame-e-A2", "1e9") == 1
+    assert "e/Å² when it ends, more than any specimen stands; give dose_per_frame_e_A2" in said(capsys)[-1]
+    assert not (tmp_path / "out").exists()  # micrographs of NaN used to be written
+
+
 def test_particles_and_half_maps_are_not_asked_for_but_may_be_given(moving, tmp_path, capsys):
     assert run(moving.folder, tmp_path / "out", "--particles", str(moving.particles)) == 0
     assert "not needed for micrographs: --particles" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from jupyter_client.manager import start_new_kernel
 
 import refmotion_nb as rm
 from refmotion_nb.stages.base import Cancelled, Stage
-from refmotion_nb.stages.runs import Run, Silent
+from refmotion_nb.stages.runs import Run, Silent, Work
 from refmotion_nb.views import progress as module
 from refmotion_nb.views.progress import Bar
 from refmotion_nb.views.run_words import how_far, state_of, told
@@ -136,11 +136,15 @@ def test_a_panel_tells_how_a_run_goes(session):
     gate.release()
     reached(run, 1)
     panel.update()
+    assert "1 of 4 steps" in text_of(panel) and "left" not in text_of(panel)  # start-up says nothing about speed
+    gate.release()
+    reached(run, 2)
+    panel.update()
     text = text_of(panel)
-    assert "Gated running for" in text.replace("  ", " ") and "1 of 4 steps" in text and "per minute" in text
-    assert "left" in text and "9 rays walking" in text and 'aria-valuenow="25"' in panel.head.value
+    assert "Gated running for" in text.replace("  ", " ") and "2 of 4 steps" in text and "per minute" in text
+    assert "left" in text and "8 rays walking" in text and 'aria-valuenow="50"' in panel.head.value
     assert panel.rays.value.count("<svg") == 2 and "retired: local activity 0.0" in panel.rays.value
-    gate.release(3)
+    gate.release(2)
     run.wait(20)
     panel.update()
     assert text_of(panel).split()[:2] == ["Gated", "done"] and panel.cancel.disabled and panel.pause.disabled
@@ -254,10 +258,40 @@ def test_what_was_found_done_does_not_count_as_speed():
     assert run.snapshot.works[-1].rate_per_s is None and "left" not in how_far(run.snapshot.works[-1])
     run.advance(micrograph="m8")
     (work,) = run.snapshot.works
-    assert (work.done, work.found, work.units) == (9, 8, "micrographs") and work.seconds_left == pytest.approx(
-        1 / work.rate_per_s, rel=0.5
-    )
-    assert how_far(work).startswith("9 of 10 micrographs, ") and state_of(run).startswith("waiting for")
+    assert (work.done, work.found, work.units) == (9, 8, "micrographs") and work.rate_per_s is None
+    assert how_far(work) == "9 of 10 micrographs" and state_of(run).startswith("waiting for")
+
+
+def test_what_is_compiled_for_the_first_micrograph_does_not_make_the_time_left_longer():
+    seconds = [0.0]
+    work = Work("correcting particles", 100, clock=lambda: seconds[0])
+    seconds[0] = 20.0
+    work = work.advanced(1, {"micrograph": "m0"})
+    assert work.rate_per_s is None and work.seconds_left is None
+    for i in range(1, 20):
+        seconds[0] += 1
+        work = work.advanced(1, {"micrograph": f"m{i}"})
+    assert work.rate_per_s == pytest.approx(1) and work.seconds_left == pytest.approx(80)
+    ended = replace(work, seconds=seconds[0])
+    assert ended.rate_per_s == pytest.approx(20 / 39) and ended.seconds_left is None
+
+
+def test_workers_that_end_all_at_once_do_not_make_the_time_left_shorter():
+    seconds = [0.0]
+    work = Work("correcting particles", 100, clock=lambda: seconds[0])
+    for burst in range(1, 4):  # four at a time, 30 s each
+        for i in range(4):
+            seconds[0] = 30.0 * burst + 0.1 * i
+            work = work.advanced(1, {"micrograph": f"m{burst}{i}"})
+        assert work.seconds_left is None if burst == 1 else work.seconds_left == pytest.approx((100 - 4 * burst) * 7.5)
+
+
+def test_a_bar_takes_no_speed_from_what_was_found_done(monkeypatch):
+    bar = Bar()
+    bar.start(100, "correcting particles")
+    bar.advance(90, from_an_earlier_run=90)
+    assert (bar._bar.n, bar._bar.initial) == (90, 90) and not bar._bar.format_dict["rate"]
+    bar.done()
 
 
 def test_facts_in_words():

@@ -164,6 +164,14 @@ def test_a_missing_movie_without_particles_is_only_listed(project):
             "the shift of frame 1 in data_global_shift is not a number; run motion correction again",
         ),
         (lambda blocks: blocks["general"].update(rlnMicrographOriginalPixelSize=0), "OriginalPixelSize is 0, not a"),
+        (
+            lambda blocks: blocks["global_shift"].__setitem__("rlnMicrographFrameNumber", [1, 1, 2, 3]),
+            "frame 1 is in data_global_shift twice; run",
+        ),
+        (
+            lambda blocks: blocks["general"].update(rlnMicrographPreExposure=np.nan),
+            "PreExposure is nan, not a dose; give",
+        ),
         (lambda blocks: blocks["general"].update(rlnMotionModelVersion=1), "has 0 coefficients, not 36"),
         (
             lambda blocks: (
@@ -231,6 +239,16 @@ def test_a_movie_shorter_than_its_motion(project):
     data = opened(project, skip_movies_with_wrong_frame_count=True)
     assert [movie.micrograph for movie in data.movies] == ["a", "b"]
     assert data.skipped[0].reason == "its movie has 2 frames, motion correction saw more"
+
+
+def test_a_micrograph_listed_twice(project):
+    edit(project / MICROGRAPHS, "micrographs", lambda table: pd.concat([table, table.iloc[[0]]]))
+    assert len(opened(project).movies) == 3
+    edit(project / MICROGRAPHS, "micrographs", set_to("rlnMicrographMetadata", [3], "MotionCorr/job002/Movies/b.star"))
+    with pytest.raises(
+        InputError, match=r"lists MotionCorr/job002/Movies/a.mrc twice, with different motion; take one out"
+    ):
+        opened(project)
 
 
 def test_particles_without_a_place_are_skipped_with_the_reason(project):

@@ -597,6 +597,29 @@ def test_a_full_disk_is_one_line(project, out, monkeypatch, capsys):
     assert line.startswith(f"{out}: No space left on device for ") and "beyond cache_size_GB; make room and run" in line
 
 
+def test_a_disk_that_is_full_before_the_last_stack_is_one_line_and_the_others_are_kept(
+    project, out, quick, monkeypatch, capsys
+):
+    written, write = [], os.pwrite
+
+    def full(file, *what):
+        written.append(file)
+        if len(written) > 18:  # 8 particles on each of 3 micrographs
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, *what)
+
+    monkeypatch.setattr("os.pwrite", full)  # through a map it would be a signal that ends the process
+    assert run(project, out, *GIVEN) == 1
+    (line,) = said(capsys)
+    assert line.startswith(
+        f"{out}/Particles/mic0002.mrcs: No space left on device; make room and run the same command again"
+    )
+    assert sorted(path.name for path in (out / "Particles").iterdir()) == ["mic0000.mrcs", "mic0001.mrcs"]
+    monkeypatch.undo()
+    assert run(project, out, *GIVEN) == 0
+    assert_same(out, quick)
+
+
 SPILLING = """
 import os, signal, sys
 import numpy as np

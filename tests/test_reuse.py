@@ -18,10 +18,11 @@ from relion_project import edit
 import refmotion_nb as rm
 from refmotion_nb.cli import main
 from refmotion_nb.data.cryosparc.csfile import read_cs
+from refmotion_nb.data.limits import cpu_count, memory_bytes
 from refmotion_nb.data.relion.results import open_postprocess, read_bfactors
 from refmotion_nb.data.star import read_star, write_star
 from refmotion_nb.data.store import read_netcdf, write_netcdf
-from refmotion_nb.data.synthetic.simulate import simulate
+from refmotion_nb.data.synthetic.simulate import _mapping, simulate
 from refmotion_nb.numerics.dose import fcc, sums_at_doses, weights_at_doses
 from refmotion_nb.numerics.energy import grant_grigorieff
 from refmotion_nb.stages.alignment import Alignment
@@ -29,7 +30,6 @@ from refmotion_nb.stages.base import Silent
 from refmotion_nb.stages.correction import hash_of_weights
 from refmotion_nb.stages.dose_weights import weights_on
 from refmotion_nb.stages.execute import Execution
-from refmotion_nb.stages.limits import cpu_count, memory_bytes
 from refmotion_nb.stages.reuse import read_prior, read_weights
 
 PARTICLES, MICROGRAPHS = "Extract/particles.star", "MotionCorr/corrected_micrographs.star"
@@ -444,7 +444,7 @@ def test_box_size_that_does_not_fit(tiny, tmp_path, capsys, box):
             ["--no-slicing-gpu-also-aligns"],
             "gpus is 1; with slicing_gpu_also_aligns off one GPU predicts views and others align: give gpus 2 or more",
         ),
-        (["--gpu-oversubscription-GB", "-1"], "gpu_oversubscription_GB"),
+        (["--gpu-oversubscription-GB", "-1"], "--gpu-oversubscription-GB is -1"),
     ],
 )
 def test_where_the_work_is_done_is_checked(tiny, tmp_path, capsys, options, line):
@@ -487,6 +487,15 @@ def test_threads_are_as_many_as_a_job_or_container_may_use(tmp_path, monkeypatch
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
     within(tmp_path, cgroup, limits)
     assert cpu_count(tmp_path) == found
+
+
+def test_a_simulation_takes_no_more_threads_than_that(monkeypatch):
+    monkeypatch.setattr("refmotion_nb.data.synthetic.simulate.cpu_count", lambda: 3)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    with _mapping(None) as mapping:
+        assert mapping.__self__._max_workers == 3
+    with _mapping(2) as mapping:
+        assert mapping.__self__._max_workers == 2
 
 
 def within(root, cgroup, limits):

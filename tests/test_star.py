@@ -103,6 +103,15 @@ def test_what_is_no_star_file_is_said(tmp_path):
         read_star(tmp_path / "b.star")
 
 
+def test_where_a_file_is_not_utf8_is_said(tmp_path):
+    path = tmp_path / "c.star"
+    path.write_bytes("data_a\n\nloop_\n_rlnMicrographName\nMovies/ä.tif\n".encode() + b"Movies/caf\xe9.tif 3\n")
+    with pytest.raises(
+        InputError, match=r"c.star, line 6: Movies/caf\\xe9.tif is not UTF-8; convert the file .iconv -f latin1"
+    ):
+        read_star(path)
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.star"
     write_star(path, {"a": {"rlnX": 1}})

@@ -11,9 +11,10 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from fnmatch import fnmatch
 from pathlib import Path
 
-from refmotion_nb.data.schema import InputError, OutputError
+from refmotion_nb.data.schema import InputError, OutputError, as_path
 
 STALE_S = 3600.0  # a file is written in much less: what is older was left by a killed run
 _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8}(\.[^.]+)?|[0-9a-f]{12})")  # of ``atomic``, and of a group of results
@@ -42,13 +43,24 @@ def admit(path: str | Path) -> None:
     Raises
     ------
     InputError
-        It lies, links followed, outside the folders of ``only_within``.
+        It lies, links followed, outside the folders of ``only_within``, or is no path.
     """
+    as_path(path, "path")
     folders, before_each = _READABLE.get()
     before_each()
     if folders and not any(Path(path).resolve().is_relative_to(folder) for folder in folders):
         raise InputError(f"{path} is outside the folders that may be read ({', '.join(map(str, folders))}); copy it there, "
                          "or start with other folders")  # fmt: skip
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Give errors of the system that name no file, as those of writing to an open one, the name of ``path``."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 @contextmanager
@@ -62,10 +74,18 @@ def atomic(path: str | Path) -> Iterator[Path]:
     # the extension stays last, since writers choose the format (and compression) by it
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with naming(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_at(file: int, data: memoryview, offset: int) -> None:
+    """Write bytes into an open file (its descriptor) from ``offset`` on; OSError where the disk is full."""
+    while data:
+        n = os.pwrite(file, data[: 1 << 30], offset)
+        data, offset = data[n:], offset + n
 
 
 def sweep(folder: Path, older_than_s: float = STALE_S, of: str = "") -> None:
@@ -79,6 +99,28 @@ def sweep(folder: Path, older_than_s: float = STALE_S, of: str = "") -> None:
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > older_than_s:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def spare(inputs: Iterable[tuple[str, str | Path]], out: Path, written: Iterable[str]) -> None:
+    """Make sure that nothing of what is written into ``out`` (patterns of names in it) takes the place of an input.
+
+    ``inputs`` are files with what they are, in words.
+
+    Raises
+    ------
+    OutputError
+        Which file would be overwritten.
+    """
+    patterns, home = tuple(written), out.resolve()
+    for what, path in inputs:
+        for there in {
+            Path(path).resolve(),
+            Path(path).parent.resolve() / Path(path).name,
+        }:  # a link, and where it leads
+            if there.is_relative_to(home):
+                name = there.relative_to(home).as_posix()
+                if any(fnmatch(name, pattern) for pattern in patterns):
+                    raise OutputError(f"{path} ({what}) is read and would be overwritten; move it elsewhere")
 
 
 @contextmanager
@@ -110,7 +152,7 @@ def read_text(path: str | Path) -> str:
     Raises
     ------
     InputError
-        It does not exist, is a folder, or is not text.
+        It does not exist, is a folder, is not text, or is text in another encoding than UTF-8.
     """
     admit(path)
     try:
@@ -119,7 +161,22 @@ def read_text(path: str | Path) -> str:
         raise InputError(f"{path} does not exist; check the path") from None
     except IsADirectoryError:
         raise InputError(f"{path} is a folder; give a file in it") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not a text file; check the path") from None
+    except UnicodeDecodeError as error:
+        raise InputError(_not_utf8(path, error)) from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from None
+
+
+def _not_utf8(path: str | Path, error: UnicodeDecodeError) -> str:
+    """Say where a file stops being UTF-8: names with accents once were written in other encodings, or it is no text at all."""
+    content, at = error.object, error.start
+    if b"\0" in content:
+        return f"{path} is not a text file; check the path"
+    line = content.count(b"\n", 0, at) + 1
+    before = re.search(rb"\S*\Z", content[:at])
+    after = re.match(rb"\S*", content[at:])
+    word = b"".join(part[0] for part in (before, after) if part).decode("ascii", "backslashreplace")
+    return (
+        f"{path}, line {line}: {word} is not UTF-8; convert the file (iconv -f latin1 -t utf-8), and where it is the name of a "
+        "file or folder, rename that too (convmv -f latin1 -t utf-8)"
+    )

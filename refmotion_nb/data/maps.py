@@ -11,7 +11,7 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 
-from refmotion_nb.data.files import admit, atomic
+from refmotion_nb.data.files import admit, atomic, write_at
 from refmotion_nb.data.relion.results import read_fsc
 from refmotion_nb.data.schema import InputError, Reference
 
@@ -193,20 +193,23 @@ def _write(path: str | Path, data: np.ndarray, pixel_size_A: float, float16: boo
     if float16 and (largest := max(float(data.max()), -float(data.min()))) > _FLOAT16_MAX:
         raise InputError(f"{path}: {largest:g} does not fit into 16 bits; write 32 bits (float16 off)")
     mode = 12 if float16 else 2
-    # straight into the file: setting the data would copy it, and sum up 16-bit numbers for the header
+    # straight into the file: setting the data would copy it, and sum up 16-bit numbers for the header; not through the map:
+    # a full disk is an error then, not a signal that ends the process
     with atomic(path) as temporary, mrcfile.new_mmap(temporary, data.shape, mrc_mode=mode) as file:
-        facts = [_stored(file.data[i], image) for i, image in enumerate(data)]
+        dtype, offset, n_bytes = file.data.dtype, file.data.offset, file.data[0].nbytes
+        with open(temporary, "r+b", buffering=0) as raw:
+            facts = [_stored(raw.fileno(), offset + i * n_bytes, image, dtype) for i, image in enumerate(data)]
         file.set_volume() if is_volume else file.set_image_stack()
         file.voxel_size = pixel_size_A
         header = file.header
         low, high, total, squares = np.array(facts).T
-        header.dmin, header.dmax = np.array([low.min(), high.max()]).astype(file.data.dtype)
+        header.dmin, header.dmax = np.array([low.min(), high.max()]).astype(dtype)
         header.dmean = mean = total.sum() / data.size
         header.rms = np.sqrt(max(squares.sum() / data.size - mean**2, 0.0))
 
 
-def _stored(place: np.ndarray, image: np.ndarray) -> tuple[float, float, float, float]:
-    """Copy an image while it is in the cache; return its lowest and highest value, the sum and that of the squares."""
-    place[...] = image
+def _stored(file: int, offset: int, image: np.ndarray, dtype: np.dtype) -> tuple[float, float, float, float]:
+    """Write an image while it is in the cache; return its lowest and highest value, the sum and that of the squares."""
+    write_at(file, np.ascontiguousarray(image, dtype).reshape(-1).view(np.uint8).data, offset)
     values = image.ravel().astype(float)
     return float(image.min()), float(image.max()), float(values.sum()), float(values @ values)

@@ -8,10 +8,11 @@ pixel stored in an MRC file, with RELION's flip of TIFF rows already applied.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 AXES = ("x", "y")
+T = TypeVar("T")
+OPENED = "what open_relion or open_cryosparc returns, or a Session of it"
 
 
 class InputError(ValueError):
@@ -32,6 +35,48 @@ class InputError(ValueError):
 
 class OutputError(InputError):
     """An output folder that cannot be used as it is; whoever shows it adds how another one is chosen there."""
+
+
+class SettingError(InputError):
+    """A setting whose value is not allowed: its ``name``, and ``why``, with the remedy."""
+
+    def __init__(self, name: str, why: str):
+        """Say ``name why``; the command line puts the option in place of the name."""
+        super().__init__(name, why)
+        self.name, self.why = name, why
+
+    def __str__(self) -> str:
+        """Return the line."""
+        return f"{self.name} {self.why}"
+
+
+def wanted(value: Any, kind: type[T], what: str, remedy: str) -> T:
+    """Return ``value`` if it is of that kind; ``what`` names it.
+
+    Raises
+    ------
+    InputError
+        It is of another: which, and what to give.
+    """
+    if isinstance(value, kind):
+        return value
+    raise InputError(f"{what} is {in_words(value)}; give {remedy}")
+
+
+def as_path(value: Any, what: str) -> Path:
+    """Return ``value`` as a path; InputError where it is none, as a list of paths is."""
+    if isinstance(value, str | os.PathLike):
+        return Path(value)
+    raise InputError(f"{what} is {in_words(value)}; give one path")
+
+
+def in_words(value: Any) -> str:
+    """Return what kind of thing a value is, of a short one also what it says."""
+    text = repr(value)
+    if value is None:
+        return text
+    short = isinstance(value, str | int | float | os.PathLike) and len(text) < 60
+    return f"of type {type(value).__name__}" + (f" ({text})" if short else "")
 
 
 def failure_in_words(error: OSError | MemoryError, again: str, less_memory: str) -> str:

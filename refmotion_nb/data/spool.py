@@ -13,6 +13,8 @@ from typing import IO
 
 import numpy as np
 
+from refmotion_nb.data.files import write_at
+
 SEGMENT_BYTES = 256 << 20  # arrays share files, since a process may not have many of them open
 _ALIGN_BYTES = 4096
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -88,7 +90,7 @@ class Spool:
                 self._begin(max(SEGMENT_BYTES, array.nbytes))
             assert self._file is not None and self._map is not None
             # written, not assigned through the map: a full disk is an error then, not a signal that ends the process
-            _write(self._file.fileno(), array.reshape(-1).view(np.uint8).data, self._used)
+            write_at(self._file.fileno(), array.reshape(-1).view(np.uint8).data, self._used)
         except OSError as error:
             if error.errno in _FULL:
                 what = f"{os.strerror(errno.ENOSPC)} for {array.nbytes / 1e9:.3g} GB beyond cache_size_GB"
@@ -104,9 +106,3 @@ class Spool:
         self._closing = weakref.finalize(self, self._file.close)  # also where it goes with others that know each other
         os.ftruncate(self._file.fileno(), n_bytes)  # takes no room yet
         self._map, self._used = mmap.mmap(self._file.fileno(), n_bytes), 0
-
-
-def _write(file: int, data: memoryview, offset: int) -> None:
-    while data:
-        n = os.pwrite(file, data[: 1 << 30], offset)
-        data, offset = data[n:], offset + n

@@ -18,9 +18,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refmotion_nb.data.files import admit, atomic, only_within, read_text, sweep
+from refmotion_nb.data.files import admit, atomic, naming, only_within, read_text, sweep
 from refmotion_nb.data.jsonfiles import finite, plain, read_json
-from refmotion_nb.data.schema import InputError
+from refmotion_nb.data.schema import InputError, as_path
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -47,7 +47,7 @@ class ResultStore:
 
     def __init__(self, path: str | Path, within: Iterable[str | Path] = ()) -> None:
         """Take the path; links in it that lead out of the folders ``within`` are not followed when it is read."""
-        self.path = Path(path)
+        self.path = as_path(path, "path")
         self.within = tuple(within)
         self._lock = threading.Lock()
         self._ready = False
@@ -80,8 +80,9 @@ class ResultStore:
         temporary = self._temporary()
         self._prepare(target.parent)
         try:
-            zarr_v2.write_group(temporary, dataset, {**dataset.attrs, **({_KEY: key} if key else {})})
-            self._move(temporary, target)
+            with naming(target):
+                zarr_v2.write_group(temporary, dataset, {**dataset.attrs, **({_KEY: key} if key else {})})
+                self._move(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

@@ -65,10 +65,10 @@ class Alignment(Stage):
         doc="Data term and prior: 'calibrated' (FSC-weighted reference, own noise removed, split motion) or exactly "
         "RELION's, for comparison with its results.",
     )  # fmt: skip
-    alignment_fraction = param.Magnitude(
-        default=0.5,
+    alignment_fraction = param.Number(
+        default=0.5, bounds=(0, 1), inclusive_bounds=(False, True),
         doc="Fraction of the Fourier components up to FSC = 0.143 that align during the search; the rest scores.",
-    )
+    )  # fmt: skip
     all_fourier_components = param.Boolean(
         default=True, doc="Final trajectories use all Fourier components, weighted by the FSC; off: the search's band."
     )

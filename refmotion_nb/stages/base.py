@@ -4,15 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from typing import Any, ClassVar
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
 
 import param
 
+from refmotion_nb.data.schema import SettingError
 from refmotion_nb.stages.runs import Cancelled as Cancelled
 from refmotion_nb.stages.runs import Reporter as Reporter
 from refmotion_nb.stages.runs import Run, recorded
 from refmotion_nb.stages.runs import Silent as Silent
+
+
+def in_words(parameter: param.Parameter) -> str:
+    """Return which values a parameter may have."""
+    if isinstance(parameter, param.Boolean):
+        return "True or False"
+    if isinstance(parameter, param.Selector):
+        return " or ".join(map(str, parameter.objects))
+    if not isinstance(parameter, param.Number):
+        return "text"
+    kind = "a whole number" if isinstance(parameter, param.Integer) else "a number"
+    return f"{kind} {within(parameter)}".rstrip()
+
+
+def within(parameter: param.Number) -> str:
+    """Return between what a number has to be."""
+    (low, high), (with_low, with_high) = parameter.bounds or (None, None), parameter.inclusive_bounds
+    lowest = "" if low is None else f"{'from' if with_low else 'above'} {low:g}"
+    highest = "" if high is None else f"{'up to' if with_high else 'below'} {high:g}"
+    if lowest and highest:
+        return f"{lowest} to {high:g}" if with_low and with_high else f"{lowest}, {highest}"
+    return lowest or highest
 
 
 def hash_of(*content: Any) -> str:
@@ -32,6 +56,30 @@ class Stage(param.Parameterized):
         super().__init_subclass__(**kwargs)
         if "run" in vars(cls):
             type.__setattr__(cls, "run", recorded(vars(cls)["run"]))
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """Return a stage with those of the settings, by name, that it has; None stands for the default.
+
+        Raises
+        ------
+        SettingError
+            A value that is not allowed.
+        """
+        stage = cls()
+        for name in cls.param:
+            value = settings.get(name)
+            if name == "name" or value is None:
+                continue
+            given = f"{value:g}" if isinstance(value, float) else value
+            refusal = SettingError(name, f"is {given}; give {in_words(cls.param[name])}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise refusal
+            try:
+                setattr(stage, name, value)  # one by one, so that the error can name it
+            except ValueError:
+                raise refusal from None
+        return stage
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel to other processes as class and settings: how it ran stays here."""

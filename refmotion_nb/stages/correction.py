@@ -15,17 +15,17 @@ import xarray as xr
 from refmotion_nb.data.files import sweep
 from refmotion_nb.data.maps import write_stack
 from refmotion_nb.data.relion.results import write_bfactors, write_particles, write_tracks
-from refmotion_nb.data.schema import AXES, Dataset, InputError
+from refmotion_nb.data.schema import AXES, Dataset, InputError, as_path
 from refmotion_nb.data.store import ResultStore
 from refmotion_nb.numerics.backend import to_host
 from refmotion_nb.numerics.dose import relion_gauge
 from refmotion_nb.numerics.recombine import normalise, recombine
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, Tracks
 from refmotion_nb.stages.base import Reporter, Silent, hash_of
-from refmotion_nb.stages.dose_weights import weights_on
+from refmotion_nb.stages.dose_weights import weights_of, weights_on
 from refmotion_nb.stages.keys import digest
 from refmotion_nb.stages.micrograph import Micrograph, optics_group
-from refmotion_nb.stages.search import prior_from_attrs
+from refmotion_nb.stages.search import prior_of
 from refmotion_nb.stages.session import Session
 
 WEIGHTS = ("weight", "dose", "frame_dose", "frequency", "group", "optics_group")  # of a table, all that correction uses
@@ -75,9 +75,8 @@ class MotionCorrection(Alignment):
         """
         session = data if isinstance(data, Session) else Session(data)
         reporter = reporter or Silent()
-        out = Path(out)
+        out, prior, dose = as_path(out, "out"), prior_of(search), weights_of(dose)
         store = ResultStore(out / "results.zarr")
-        prior = prior_from_attrs(search.attrs)
         settings = self.settings(), self.track_key(prior), hash_of_weights(dose), session.keys.shared
 
         check_reach(session, dose)

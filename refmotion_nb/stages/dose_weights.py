@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from refmotion_nb.data.schema import Dataset, InputError
+from refmotion_nb.data.schema import Dataset, InputError, wanted
 from refmotion_nb.numerics.dose import (
     DoseModel,
     bootstrap_weights,
@@ -35,7 +35,7 @@ from refmotion_nb.stages.base import Reporter
 from refmotion_nb.stages.micrograph import Micrograph, optics_group
 from refmotion_nb.stages.places import Task
 from refmotion_nb.stages.runs import viewer_of
-from refmotion_nb.stages.search import HyperparameterSearch, prior_from_attrs
+from refmotion_nb.stages.search import HyperparameterSearch, prior_of
 from refmotion_nb.stages.session import Session
 
 LOW_RESOLUTION_A = 20.0  # the FCC is fitted from here to FSC = 0.143, as in RELION
@@ -121,7 +121,7 @@ class DoseWeights(Alignment):
         """
         session = data if isinstance(data, Session) else Session(data)
         reporter = viewer_of(reporter)
-        prior = prior_from_attrs(search.attrs)
+        prior = prior_of(search)
         groups: dict[Exposure, Measured] = {}
         task = partial(self.measure, prior=prior, extent_A=self._extent_A(session))
         for _, one in self.sample(session, task, reporter):
@@ -191,11 +191,16 @@ def weights_table(groups: list[Measured], relion: bool = False) -> xr.Dataset:
     frequency = table["frequency"].values
     table.attrs = {
         "micrographs": [name for group in groups for name in group.names],
-        "fitted_from_A": 1 / frequency[fitted][0],
-        "fitted_to_A": 1 / frequency[fitted][-1],
-        "extent_A": groups[0].extent_A,
+        "fitted_from_A": _told(1 / frequency[fitted][0]),
+        "fitted_to_A": _told(1 / frequency[fitted][-1]),
+        "extent_A": _told(groups[0].extent_A),
     }
     return table
+
+
+def _told(value: float) -> float:
+    """Return a value with the digits that say something: attributes are shown as they are."""
+    return float(f"{value:.5g}")
 
 
 def _pool(groups: list[Measured]) -> Measured:
@@ -276,6 +281,27 @@ def _relion_model(curve: np.ndarray, frequency: np.ndarray, fitted: slice) -> Do
     model = DoseModel(np.exp(log_scale), -b_factor / relion_gauge(curve.shape[1]), np.ones(fitted.stop - fitted.start))
     basis = model.values(frequency[fitted])
     return replace(model, envelope=np.maximum((basis * curve[:, fitted]).sum(0) / (basis**2).sum(0), 0))
+
+
+def weights_of(dose: Any) -> xr.Dataset:
+    """Return a table of dose weights as it is.
+
+    Raises
+    ------
+    InputError
+        It is something else.
+    """
+    remedy = "what DoseWeights().run returned, or read_weights read"
+    if lacking := lacks(wanted(dose, xr.Dataset, "dose", remedy)):
+        raise InputError(f"dose is a Dataset without {lacking}; give {remedy}")
+    return dose
+
+
+def lacks(table: xr.Dataset) -> str:
+    """Return what a table of dose weights cannot do without and does not have; empty if there is all."""
+    if missing := [name for name in ("weight", "dose", "frequency") if name not in table.variables]:
+        return ", ".join(missing)
+    return "" if table["weight"].dims == ("group", "frame", "frequency") else "weight (group, frame, frequency)"
 
 
 def weights_on(table: xr.Dataset, dose_edges: np.ndarray, frequency_per_A: np.ndarray, group: str = POOL) -> np.ndarray:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import param
 
+from refmotion_nb.data.limits import cpu_count, memory_bytes
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.numerics import gpu
 from refmotion_nb.stages.base import Stage
 from refmotion_nb.stages.device import APART, Device, choose, choose_apart
-from refmotion_nb.stages.limits import cpu_count, memory_bytes
 
 if TYPE_CHECKING:
     from refmotion_nb.stages.session import Session

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,9 +19,9 @@ import xarray as xr
 from refmotion_nb.data.check import cannot_be_processed
 from refmotion_nb.data.cryosparc.hyperparameters import write_hyperparameter_group
 from refmotion_nb.data.cryosparc.write import write_particle_groups
-from refmotion_nb.data.files import STALE_S, only_within, sole, sweep
+from refmotion_nb.data.files import STALE_S, only_within, sole, spare, sweep
 from refmotion_nb.data.maps import check_reference
-from refmotion_nb.data.schema import InputError, OutputError
+from refmotion_nb.data.schema import OPENED, Dataset, InputError, OutputError, SettingError, as_path, wanted
 from refmotion_nb.data.store import PER_MICROGRAPH, ResultStore, write_netcdf
 from refmotion_nb.numerics.backend import one_blas_thread
 from refmotion_nb.numerics.patches import movie_box
@@ -36,7 +37,7 @@ from refmotion_nb.stages.halves import check_split
 from refmotion_nb.stages.inputs import Inputs
 from refmotion_nb.stages.reuse import as_search, default_prior, read_prior, read_weights, write_prior
 from refmotion_nb.stages.runs import Run, recorded, viewer_of
-from refmotion_nb.stages.search import HyperparameterSearch, prior_attrs, prior_from_attrs, still_moving
+from refmotion_nb.stages.search import HyperparameterSearch, prior_attrs, prior_of, still_moving
 from refmotion_nb.stages.session import Session
 from refmotion_nb.stages.validation import COMBINATIONS, Combination, Validation
 
@@ -49,6 +50,8 @@ FOLDERS = (
     "results.zarr",
     *(f"results.zarr/{one}" for one in PER_MICROGRAPH),
 )
+WRITTEN = (*(f"{name}/*" for name in FOLDERS if name), "particles*.star", "particles*.cs", "particles*.csg", "bfactors*.star",
+           "dose_weights.nc", "hyperparameters.json", "hyperparams.cs*", "refm_*.npy", "report.html", "run.log")  # fmt: skip
 TIMED = {"checking the input": "audit", "hyperparameter search": "search", "reference scale": "search",
          "dose weights": "dose_weights", "validation": "validation"}  # the group that each leaves  # fmt: skip
 UNTIL = ("hyperparameters", "dose-weights", "correct", "validate")
@@ -137,9 +140,10 @@ class Job:
     new_reporter: ClassVar[Callable[[], Reporter]] = Silent
 
     def __post_init__(self) -> None:
-        self.out = Path(self.out)
+        self.out = as_path(self.out, "out")
         if isinstance(self.data, Session):
             self.session, self.data = self.data, self.data.data
+        wanted(self.data, Dataset, "data", OPENED)
         self._shared = self.session is not None  # with others, who may want what is read
 
     def stage(self, kind: type[Stage]) -> Any:
@@ -147,14 +151,10 @@ class Job:
 
         Raises
         ------
-        InputError
-            A value out of bounds.
+        SettingError
+            A value that is not allowed.
         """
-        mine = {name: value for name, value in self.settings.items() if name in kind.param and value is not None}
-        try:
-            return kind(**mine)
-        except ValueError as error:
-            raise InputError(" ".join(str(error).split())) from None
+        return kind.of(self.settings)
 
     @recorded
     def run(self, until: str = "correct", reporter: Reporter | None = None) -> bool:
@@ -166,7 +166,11 @@ class Job:
             Input that cannot be used; nothing half-written is left.
         """
         reporter = viewer_of(reporter)
+        if until not in UNTIL:
+            raise InputError(f"until is {until!r}; give {', '.join(UNTIL)}")
         self._check_settings(until)
+        files = [*describe_inputs(self.data)["files"], *(("movie", movie.path) for movie in self.data.movies)]
+        spare(files, self.out, WRITTEN)
         writable(self.out)
         with sole(self.out) as alone, one_blas_thread():  # the same bits, whoever calls
             _sweep(self.out, alone)
@@ -240,7 +244,7 @@ class Job:
     def _validation_key(self, session: Session, search: xr.Dataset, dose: xr.Dataset) -> str:
         stage: Validation = self.stage(Validation)
         names = [combination.name for combination in self.combinations]
-        prior = prior_attrs(prior_from_attrs(search.attrs))
+        prior = prior_attrs(prior_of(search))
         return stage.key(session.keys.all, hash_of(prior, names), hash_of_weights(dose))
 
     def _validate(
@@ -261,7 +265,7 @@ class Job:
         written = np.unique(table["micrograph"].values[table["written"].values]).tolist()
         tracks = ((name, store.read(f"tracks/{name}")) for name in written)
         write_particle_groups(self.out, self.data, ((name, found) for name, found in tracks if found is not None))
-        h = prior_from_attrs(search.attrs).hyperparameters
+        h = prior_of(search).hyperparameters
         values = {
             "spatial_strength": h.spatial_strength, "correlation_distance": h.distance_A,
             "acceleration_strength": h.acceleration_strength,
@@ -270,8 +274,12 @@ class Job:
 
     def _check_settings(self, until: str) -> None:
         """Refuse settings that cannot work before hours of work, not after."""
-        for kind in (HyperparameterSearch, DoseWeights, Overrides):
+        for kind in STAGES:
             self.stage(kind)
+        known = {name for kind in (Inputs, *STAGES) for name in kind.param}
+        for name in sorted({*self.settings} - known):
+            near = get_close_matches(name, known, n=1)
+            raise SettingError(name, f"is no setting; {f'did you mean {near[0]}?' if near else 'leave it out'}")
         self.stage(Overrides).hyperparameters(self.data.movies[0].dose_per_frame_e_A2)
         self.stage(Execution).check()
         if problems := cannot_be_processed(self.data):
@@ -375,7 +383,7 @@ class Job:
             search = found
             self.warnings += still_moving(search)
             session.adopt(stage, result=search)
-        prior = prior_from_attrs(search.attrs)
+        prior = prior_of(search)
         score = float(search.attrs.get("cv_score", np.nan))
         dose = self.data.movies[0].dose_per_frame_e_A2
         write_prior(self.out / "hyperparameters.json", prior, dose, stage.energy, session.keys.all, score)
@@ -388,7 +396,7 @@ class Job:
             store.write("dose_weights", dose)
             session.adopt(stage, search, self.dose_weights_file, result=dose)
         else:
-            mine = stage.key(session.keys.shared, hash_of(prior_attrs(prior_from_attrs(search.attrs))))
+            mine = stage.key(session.keys.shared, hash_of(prior_attrs(prior_of(search))))
             stored = _still_valid(store.read("dose_weights", mine), session)
             if stored is None:
                 found = session.found(stage, search)
@@ -434,5 +442,7 @@ def writable(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
+    except FileExistsError:
+        raise OutputError(f"{out} is not a folder; check the path") from None
     except OSError as error:
         raise OutputError(f"{out} cannot be written to ({error.strerror}); check the path") from None

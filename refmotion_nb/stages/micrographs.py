@@ -14,21 +14,21 @@ import numpy as np
 import param
 import xarray as xr
 
-from refmotion_nb.data.files import sole, sweep
+from refmotion_nb.data.files import sole, spare, sweep
+from refmotion_nb.data.limits import cpu_count
 from refmotion_nb.data.maps import write_stack
 from refmotion_nb.data.micrographs import MovieTable, WrittenMicrograph, write_cryosparc, write_relion
 from refmotion_nb.data.movies.look import look_at
 from refmotion_nb.data.movies.reader import open_movie
 from refmotion_nb.data.relion.motion import initial_displacement, rigid_displacement
-from refmotion_nb.data.schema import AXES, InputError, Movie
+from refmotion_nb.data.schema import AXES, InputError, Movie, as_path, wanted
 from refmotion_nb.data.store import ResultStore
 from refmotion_nb.numerics.dewarp import Camera, binned_shape, grid_nodes, radius_axis, spread, sum_frames
 from refmotion_nb.numerics.energy import grant_grigorieff
 from refmotion_nb.stages.base import Reporter, Silent, Stage, hash_of
 from refmotion_nb.stages.describe import describe_movies, record
-from refmotion_nb.stages.dose_weights import weights_on
+from refmotion_nb.stages.dose_weights import weights_of, weights_on
 from refmotion_nb.stages.keys import digest
-from refmotion_nb.stages.limits import cpu_count
 from refmotion_nb.stages.particle_motion import ParticleMotion, displacement
 
 if TYPE_CHECKING:
@@ -85,7 +85,11 @@ class MicrographCorrection(Stage):
         InputError
             Nothing could be written, or another run is writing to ``out``.
         """
-        out = Path(out)
+        data = wanted(data, MovieTable, "data", "what open_movies or open_exposures returns")
+        dose = None if dose is None else weights_of(dose)
+        out = as_path(out, "out")
+        read = [*describe_movies(data)["files"], *(("movie", movie.path) for movie in data.movies)]
+        spare(read, out, (f"{FOLDER}/*", "corrected_micrographs.star", "exposures.cs*"))
         out.mkdir(parents=True, exist_ok=True)
         with sole(out) as alone:
             for folder in ("", FOLDER, "results.zarr", "results.zarr/micrographs"):

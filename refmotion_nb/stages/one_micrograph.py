@@ -8,7 +8,7 @@ from difflib import get_close_matches
 import numpy as np
 import xarray as xr
 
-from refmotion_nb.data.schema import AXES, InputError
+from refmotion_nb.data.schema import AXES, InputError, wanted
 from refmotion_nb.numerics.backend import irfft2, to_host
 from refmotion_nb.numerics.energy import grant_grigorieff
 from refmotion_nb.numerics.prior import Hyperparameters
@@ -17,8 +17,10 @@ from refmotion_nb.stages.alignment import Alignment, alignment_windows, displace
 from refmotion_nb.stages.correction import MotionCorrection, tracks_table
 from refmotion_nb.stages.micrograph import Micrograph
 from refmotion_nb.stages.reuse import as_search, default_prior
-from refmotion_nb.stages.search import HyperparameterSearch, prior_from_attrs
+from refmotion_nb.stages.search import HyperparameterSearch, prior_of
 from refmotion_nb.stages.session import Session
+
+SESSION = "a Session of what open_relion or open_cryosparc returned"
 
 
 def hand_picked(session: Session, hyperparameters: Hyperparameters, stage: Alignment | None = None) -> xr.Dataset:
@@ -33,6 +35,14 @@ def hand_picked(session: Session, hyperparameters: Hyperparameters, stage: Align
         No movie can be used.
     """
     settings = stage or MotionCorrection()
+    wanted(hyperparameters, Hyperparameters, "hyperparameters", "Hyperparameters(strength, balance_deg, distance_A)")
+    wanted(session, Session, "session", SESSION)
+    h = hyperparameters
+    if not (h.strength > 0 and 0 <= h.balance_deg <= 90 and h.distance_A > 0):
+        raise InputError(
+            f"strength {h.strength:g}, balance {h.balance_deg:g}°, distance {h.distance_A:g} Å; give a strength and a distance "
+            "above 0, a balance from 0 to 90"
+        )
     return as_search(session, settings, default_prior(hyperparameters, settings), 0)
 
 
@@ -51,7 +61,7 @@ def trajectories(
     InputError
         No such micrograph, or a movie that cannot be used.
     """
-    settings, prior = stage or MotionCorrection(), prior_from_attrs(search.attrs)
+    settings, prior = stage or MotionCorrection(), prior_of(search)
     m = _read(session, micrograph, settings)
     tracks = session.track(m, settings, prior)
     table = tracks_table(m, tracks, m.spectra.box, m.movie.pixel_size_A)
@@ -83,7 +93,7 @@ def before_and_after(
     settings = stage or MotionCorrection()
     m = _read(session, micrograph, settings)
     box = settings.output_box(m.spectra.box)
-    tracks = session.track(m, settings, prior_from_attrs(search.attrs))
+    tracks = session.track(m, settings, prior_of(search))
     rows = np.linspace(0, m.n - 1, min(number, m.n)).round().astype(int)
     images = {"before": _uncorrected(m, box, session.threads)}
     images |= {name: settings.images(m, tracks, table, session.threads) for name, table in dose.items()}
@@ -176,6 +186,7 @@ def correlation(
 
 
 def _read(session: Session, name: str, settings: Alignment) -> Micrograph:
+    wanted(session, Session, "session", SESSION)
     if name not in session.micrographs:
         near = get_close_matches(name, list(session), n=1) or list(session)[:1]
         raise InputError(f"no micrograph {name!r} with particles; for example {', '.join(near) or 'none'}")

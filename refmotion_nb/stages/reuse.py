@@ -21,7 +21,7 @@ from refmotion_nb.numerics.energy import pooled_scale
 from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, alignment_windows
 from refmotion_nb.stages.base import Reporter, Silent
-from refmotion_nb.stages.dose_weights import POOL
+from refmotion_nb.stages.dose_weights import POOL, lacks
 from refmotion_nb.stages.micrograph import Micrograph
 from refmotion_nb.stages.search import COMMON_STD_A, PROFILES, prior_attrs, prior_from_attrs
 from refmotion_nb.stages.session import Session
@@ -208,12 +208,8 @@ def _foreign(
 
 
 def _check_table(path: Path, table: xr.Dataset) -> None:
-    missing: list[Any] = [name for name in ("weight", "dose", "frequency") if name not in table.variables]
-    if missing or table["weight"].dims != ("group", "frame", "frequency"):
-        raise InputError(
-            f"{path} is no table of dose weights: it lacks {', '.join(missing) or 'weight (group, frame, frequency)'}; "
-            "give the dose_weights.nc of a run"
-        )
+    if lacking := lacks(table):
+        raise InputError(f"{path} is no table of dose weights: it lacks {lacking}; give the dose_weights.nc of a run")
     for i in range(table.sizes["group"]):
         row = table.isel(group=i).dropna("frame", subset=["dose"])
         weight = row["weight"].values

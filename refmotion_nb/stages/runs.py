@@ -107,6 +107,9 @@ class Clock:
             self._state = lost + time.perf_counter() - stopped, None
 
 
+START_UP = 1.5  # times the first report: until then, what is loaded and compiled once, and the first of each worker
+
+
 @dataclass(frozen=True)
 class Work:
     """A piece of work within a run."""
@@ -118,6 +121,8 @@ class Work:
     started: float = 0.0  # s, of ``clock``
     seconds: float | None = None  # once it has ended, pauses left out
     units: str = ""  # what is counted, as far as the reports tell: micrographs or steps
+    first_s: float | None = None  # s to the first report of units done, with all that is loaded and compiled for it
+    settled: tuple[int, float] = (0, 0.0)  # units and s at the last report that start-up had a part in
     clock: Callable[[], float] = field(default=time.perf_counter, repr=False, compare=False)
 
     @property
@@ -127,9 +132,15 @@ class Work:
 
     @property
     def rate_per_s(self) -> float | None:
-        """Units done per second, those found done left out; None before anything is done."""
-        seconds = self.elapsed_s
-        return (self.done - self.found) / seconds if self.done > self.found and seconds > 0 else None
+        """Units done per second, those found done left out: of all once it has ended, until then without start-up.
+
+        None before anything is done that start-up has no part in.
+        """
+        if self.seconds is not None:
+            units, seconds = self.done - self.found, self.seconds
+        else:
+            units, seconds = self.done - self.settled[0], self.elapsed_s - self.settled[1]
+        return units / seconds if units > 0 and seconds > 0 and self.first_s is not None else None
 
     def advanced(self, n: int, facts: Mapping[str, Any]) -> Work:
         """Return the work with ``n`` more units done."""
@@ -139,11 +150,16 @@ class Work:
             units = (
                 "micrographs" if {"micrograph", "from_an_earlier_run"} & set(facts) and units != "steps" else "steps"
             )
-        return replace(self, done=self.done + n, found=self.found + found, units=units)
+        done, first_s, settled = self.done + n, self.first_s, self.settled
+        if n and not found:
+            elapsed = self.elapsed_s
+            first_s = elapsed if first_s is None else first_s
+            settled = (done, elapsed) if elapsed <= START_UP * first_s else settled
+        return replace(self, done=done, found=self.found + found, units=units, first_s=first_s, settled=settled)
 
     @property
     def seconds_left(self) -> float | None:
-        """Time left at the present rate, s; None before anything is done or after the end."""
+        """Time left at the present rate, s; None before there is one, or after the end."""
         rate = self.rate_per_s
         return None if rate is None or self.seconds is not None else max(self.total - self.done, 0) / rate
 

@@ -10,7 +10,7 @@ import numpy as np
 import param
 import xarray as xr
 
-from refmotion_nb.data.schema import Dataset, InputError
+from refmotion_nb.data.schema import Dataset, InputError, wanted
 from refmotion_nb.numerics.backend import to_host
 from refmotion_nb.numerics.energy import pooled_scale
 from refmotion_nb.numerics.prior import Hyperparameters
@@ -387,6 +387,21 @@ def prior_from_attrs(attrs: dict[str, float]) -> MotionPrior:
     )  # fmt: skip
 
 
+def prior_of(search: xr.Dataset) -> MotionPrior:
+    """Return the prior that a search chose, or that stands in place of a search.
+
+    Raises
+    ------
+    InputError
+        It is no result of a search.
+    """
+    remedy = "what HyperparameterSearch().run or hand_picked returned"
+    attrs = wanted(search, xr.Dataset, "search", remedy).attrs
+    if missing := [name for name in ("strength", "balance_deg", "distance_A") if name not in attrs]:
+        raise InputError(f"search is a Dataset without {', '.join(missing)} among its attributes; give {remedy}")
+    return prior_from_attrs(attrs)
+
+
 def best(search: xr.Dataset) -> Hyperparameters:
-    """Return the hyperparameters a search chose."""
-    return prior_from_attrs(search.attrs).hyperparameters
+    """Return the hyperparameters a search chose; InputError where it is no result of a search."""
+    return prior_of(search).hyperparameters

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from refmotion_nb.data.schema import Dataset, InputError, Movie
+from refmotion_nb.data.limits import cpu_count
+from refmotion_nb.data.schema import OPENED, Dataset, InputError, Movie, wanted
 from refmotion_nb.data.spool import Spool
 from refmotion_nb.numerics.backend import to_host
 from refmotion_nb.numerics.patches import PatchSpectra, movie_box
@@ -26,7 +27,6 @@ from refmotion_nb.stages.device import Device, Kept
 from refmotion_nb.stages.device import choose as choose_device
 from refmotion_nb.stages.grey_scale import bring_to_scale, choose, scale_factors
 from refmotion_nb.stages.keys import DataKeys
-from refmotion_nb.stages.limits import cpu_count
 from refmotion_nb.stages.micrograph import Micrograph, device_sizes, load_micrograph
 from refmotion_nb.stages.places import Here, Place
 from refmotion_nb.stages.references import PreparedReference, prepare_references
@@ -64,9 +64,9 @@ class Session:
         Raises
         ------
         InputError
-            There is no such device.
+            There is no such device, or ``data`` is no data set.
         """
-        self.data = data
+        self.data = wanted(data, Dataset, "data", OPENED)
         self.workers = workers
         self.device = device if isinstance(device, Device) else choose_device(device)
         self.threads = threads or cpu_count()

@@ -10,17 +10,17 @@ import param
 import xarray as xr
 
 from refmotion_nb.data.maps import write_map
-from refmotion_nb.data.schema import Dataset, InputError
+from refmotion_nb.data.schema import Dataset, InputError, as_path
 from refmotion_nb.numerics.energy import first_shell_below, grant_grigorieff
 from refmotion_nb.numerics.reconstruct import BackProjector, MaskedFSC, Transform, fsc_masked_corrected
 from refmotion_nb.numerics.sharpening import guinier_b_factor, sharpened
 from refmotion_nb.numerics.symmetry import operators
-from refmotion_nb.stages.alignment import Alignment
+from refmotion_nb.stages.alignment import Alignment, MotionPrior
 from refmotion_nb.stages.base import Reporter, Silent
-from refmotion_nb.stages.dose_weights import weights_on
+from refmotion_nb.stages.dose_weights import weights_of, weights_on
 from refmotion_nb.stages.half_maps import Grid, half_maps, slices_of
 from refmotion_nb.stages.micrograph import Micrograph
-from refmotion_nb.stages.search import prior_from_attrs
+from refmotion_nb.stages.search import prior_of
 from refmotion_nb.stages.session import Session
 
 TRANSFORMS_SHARE = 0.5  # of the cache, for the transforms that are filled side by side
@@ -105,8 +105,9 @@ class Validation(Alignment):
         """
         session = data if isinstance(data, Session) else Session(data)
         reporter = reporter or Silent()
+        prior, dose = prior_of(search), weights_of(dose)
         rotations = self.rotations(len(session.data.references))
-        out = Path(out) if out else None
+        out = as_path(out, "out") if out else None
         kept = self.combinations_to_write() if out else ()
         grid = Grid.of(session, self)
         names = [name for name in session if name not in session.failed]
@@ -114,7 +115,7 @@ class Validation(Alignment):
         reporter.start(len(groups) * len(names) + len(combinations), "validating")
         found: list[list[Compared]] = [[] for _ in rotations]
         for group in groups:
-            projectors = self._back_project(session, names, search, dose, group, grid, rotations, reporter)
+            projectors = self._back_project(session, names, prior, dose, group, grid, rotations, reporter)
             for number, reference in enumerate(session.data.references):
                 halves = [_finished(projectors, number, half) for half in (1, 2)]
                 mask = grid.mask(reference)
@@ -160,11 +161,10 @@ class Validation(Alignment):
         return all(path.exists() for whole in paths for path in (whole, *_half_paths(whole)))
 
     def _back_project(
-        self, session: Session, names: list[str], search: xr.Dataset, dose: xr.Dataset, group: tuple[Combination, ...],
+        self, session: Session, names: list[str], prior: MotionPrior, dose: xr.Dataset, group: tuple[Combination, ...],
         grid: Grid, rotations: list[np.ndarray], reporter: Reporter,
     ) -> dict[tuple[int, int], BackProjector]:  # fmt: skip
         """Insert all particles into the transforms of their reference and half set, once per combination of a group."""
-        prior = prior_from_attrs(search.attrs)
         projectors: dict[tuple[int, int], BackProjector] = {}
         for name, m in session.walk(names, self):
             if m is None:

@@ -18,7 +18,7 @@ from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.numerics.rays import FIRST_STRENGTH
 from refmotion_nb.stages.base import Reporter
 from refmotion_nb.stages.exploration import PriorExploration
-from refmotion_nb.stages.search import HyperparameterSearch, prior_from_attrs
+from refmotion_nb.stages.search import HyperparameterSearch, prior_of
 from refmotion_nb.stages.session import Session
 from refmotion_nb.views.explorer_words import words
 
@@ -93,7 +93,7 @@ class ExplorerModel:
             raise InputError(
                 f"the search is of the {_energy(search)} energy; give settings with energy={_energy(search)!r}"
             )
-        prior = None if search is None else prior_from_attrs(search.attrs)
+        prior = None if search is None else prior_of(search)
         exploration = PriorExploration.prepare(data, micrograph, settings, prior, reporter)
         return cls(exploration, None if prior is None else prior.hyperparameters)
 

@@ -42,13 +42,24 @@ class Bar:
         """Move the bar on."""
         if self._bar is not None:
             self._bar.set_postfix_str(told_briefly(facts), refresh=False)
-            self._bar.update(n)
+            move(self._bar, n, found="from_an_earlier_run" in facts)
 
     def done(self) -> None:
         """Close the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def move(bar: Any, n: int, found: bool) -> None:
+    """Move a bar of tqdm on by ``n`` units; those ``found`` done say nothing about speed."""
+    if found:
+        bar.initial += n
+        bar.n += n
+        bar.last_print_n = bar.n
+        bar.refresh()
+    else:
+        bar.update(n)
 
 
 class Panel(Silent):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refmotion_nb.data.files import atomic
+from refmotion_nb.data.schema import InputError
 from refmotion_nb.data.store import PER_MICROGRAPH, SINGLE, ResultStore
 from refmotion_nb.views.report_dose import dose_section
 from refmotion_nb.views.report_html import mapping
@@ -49,8 +50,15 @@ def write_report(
         The heading; by default what the results are of.
     micrographs
         How many to show trajectories of.
+
+    Raises
+    ------
+    InputError
+        There are no results.
     """
     source = ResultStore(results) if isinstance(results, str | Path) else results
+    if isinstance(results, str | Path) and not (Path(results) / ".zgroup").is_file():
+        raise InputError(f"{results} holds no results; give the results.zarr of a run")
     text = render_report(source, title=title or _title(source), micrographs=micrographs)
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

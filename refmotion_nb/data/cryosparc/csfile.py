@@ -43,8 +43,8 @@ def read_cs(path: str | Path) -> np.ndarray:
     InputError
         It does not exist, is no ``.cs`` file, is truncated, or its rows have no ``uid``.
     """
-    path = Path(path)
     admit(path)
+    path = Path(path)
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -143,9 +143,10 @@ def read_csg(path: str | Path) -> Group:
     InputError
         It does not exist, or is no group.
     """
+    written = read_text(path)
     path = Path(path)
     try:
-        content = yaml.safe_load(read_text(path))
+        content = yaml.safe_load(written)
         results = {
             str(name): (_metafile(path, str(one["metafile"])), str(one.get("type", "")), int(one.get("num_items", 0)))
             for name, one in content["results"].items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from refmotion_nb.data.cryosparc.particles import micrograph_shapes, particle_ta
 from refmotion_nb.data.maps import check_reference
 from refmotion_nb.data.micrographs import MovieTable, beside_absolute
 from refmotion_nb.data.relion.micrographs import MovieSet, Options, short_names
-from refmotion_nb.data.relion.particles import ParticleTable, assemble, repeated, shared_places
+from refmotion_nb.data.relion.particles import ParticleTable, assemble, off_their_movies, repeated, shared_places
 from refmotion_nb.data.relion.results import find_root
-from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference, Skipped
+from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference, Skipped, as_path
 from refmotion_nb.data.star import table
 
 Entries = str | Path | Sequence[Entry]
@@ -83,7 +83,7 @@ def open_cryosparc(
         Anything needed is missing, contradictory or not a number; one line for each kind of problem.
     """
     options = Options(
-        Gain(Path(gain)) if isinstance(gain, str | Path) else gain, dose_per_frame_e_A2, pre_exposure_e_A2,
+        gain if gain is None or isinstance(gain, Gain) else Gain(as_path(gain, "gain")), dose_per_frame_e_A2, pre_exposure_e_A2,
         eer_fractions, first_frame, last_frame, skip_movies_with_wrong_frame_count, mixed_frame_counts,
         hot_pixel_threshold, subtract_background,
     )  # fmt: skip
@@ -112,7 +112,7 @@ def survey_cryosparc(
     **options: Any,
 ) -> Check:
     """Go through CryoSPARC results without stopping at the first problem; the arguments are ``open_cryosparc``'s."""
-    gain = Gain(Path(gain)) if isinstance(gain, str | Path) else gain
+    gain = gain if gain is None or isinstance(gain, Gain) else Gain(as_path(gain, "gain"))
     read = _read(exposures, particles, volumes, masks, root, orientation, Options(gain, **options))
     return check_dataset(read.dataset, read.problems, read.notes, title=f"CryoSPARC project in {read.root.absolute()}")
 
@@ -124,12 +124,15 @@ def _read(
     if orientation not in (*ORIENTATIONS, "auto"):
         raise InputError(f"orientation {orientation!r}; give auto, {', '.join(ORIENTATIONS)}")
     problems, notes = list[str](), list[str]()
-    exposure_tables = read_exposures(_as_list(exposures), problems)
-    files = [first_file(entry) for entry in (*_as_list(exposures), *_as_list(particles), *_as_list(volumes))]
+    root = None if root is None else as_path(root, "root")
+    exposures, particles = _entries(exposures, "exposures"), _entries(particles, "particles")
+    volumes, masks = _entries(volumes, "volumes"), _entries(masks, "masks")
+    exposure_tables = read_exposures(exposures, problems)
+    files = [first_file(entry) for entry in (*exposures, *particles, *volumes)]
     home = (Path(root) if root is not None else _root(files, exposure_tables)).absolute()
-    references, jobs = _references(_as_list(volumes), _as_list(masks), home, problems)
+    references, jobs = _references(volumes, masks, home, problems)
 
-    particle_rows = _particle_rows(_as_list(particles), problems)
+    particle_rows = _particle_rows(particles, problems)
     if orientation == "auto":
         orientation = "cryosparc"
         if exposure_tables and particle_rows and references and not problems:
@@ -140,11 +143,12 @@ def _read(
     notes += [
         *_notes(particle_rows, jobs),
         *found.notes,
+        *off_their_movies(dataset.particles, dataset.movies),
         *shared_places(dataset.particles),
         *repeated(dataset.particles),
     ]
-    if (n := len(_as_list(volumes))) != len(_as_list(particles)) and n:
-        problems.append(f"{len(_as_list(particles))} particle files for {n} volumes; give one for each")
+    if (n := len(volumes)) != len(particles) and n:
+        problems.append(f"{len(particles)} particle files for {n} volumes; give one for each")
     elif not n:
         problems.append("no volume given; give the volume of a refinement of half sets")
     return Findings(dataset, home, problems, notes)
@@ -255,8 +259,15 @@ def _root(files: list[Path], tables: list[tuple[Path, np.ndarray]]) -> Path:
     return find_root(files, [name for name in sample if name and not name.startswith(">")])
 
 
-def _as_list(value: Any) -> list[Any]:
-    return [] if value is None else [value] if isinstance(value, str | Path) else list(value)
+def _entries(value: Any, what: str) -> list[Entry]:
+    """Return one or several tables, each a path or a tuple of them, as a list; InputError where something is none."""
+    if value is None:
+        return []
+    several = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    for one in several:
+        for path in one if isinstance(one, tuple | list) and one else [one]:
+            as_path(path, what if one is value else f"one of {what}")
+    return several
 
 
 def open_exposures(
@@ -280,13 +291,13 @@ def open_exposures(
     if orientation not in ORIENTATIONS:
         raise InputError(f"orientation {orientation!r}; without particles, give {', '.join(ORIENTATIONS)}")
     problems = list[str]()
-    tables = read_exposures(_as_list(exposures), problems)
+    tables = read_exposures(_entries(exposures, "exposures"), problems)
     if problems or not tables:
         raise InputError("\n".join(problems) or "no exposures given; give those of Patch Motion Correction")
     home = (Path(root) if root is not None else _root([path for path, _ in tables], list(tables))).absolute()
     tables = [(path, beside_absolute(rows, path.parent)) for path, rows in tables]
     shapes = {uid: shape for _, rows in tables for uid, shape in _micrograph_blobs(rows).items()}
-    gain = Gain(Path(gain)) if isinstance(gain, str | Path) else gain
+    gain = gain if gain is None or isinstance(gain, Gain) else Gain(as_path(gain, "gain"))
     # RELION's rows are those of particle images only: micrographs lie as the locations that the exposures go with
     frame = ORIENTATIONS["cryosparc" if orientation == "relion" else orientation]
     found = read_movies(tables, (), home, Options(gain, **options), frame, shapes)

@@ -10,14 +10,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from refmotion_nb.data.relion.motion import read_motion
 from refmotion_nb.data.relion.particles import listed, needs_optics
-from refmotion_nb.data.schema import Gain, InputError, Movie, Skipped
+from refmotion_nb.data.schema import Gain, InputError, Movie, Skipped, in_words
 from refmotion_nb.data.star import read_star, table
 
 _JOB_PREFIX = re.compile(r"^(?:.*?/)?[^/]+/job\d{3,}/")
+MOST_DOSE_E_A2 = 2000.0  # beyond, the signal left is less than numbers hold at any frequency
 _GIVE_ROOT = "give root, the folder that the paths in the STAR files start from"
 
 
@@ -40,9 +42,13 @@ class Options:
         for name, low in (("eer_fractions", 1), ("first_frame", 1), ("last_frame", 0), ("hot_pixel_threshold", 0),
                           ("pre_exposure_e_A2", 0)):  # fmt: skip
             value = getattr(self, name)
+            if value is not None and not isinstance(value, int | float | np.number):
+                raise InputError(f"{name} is {in_words(value)}; give a number")
             if value is not None and not (math.isfinite(value) and value >= low):
                 raise InputError(f"{name} is {value}; give {low} or more")
         dose = self.dose_per_frame_e_A2
+        if dose is not None and not isinstance(dose, int | float | np.number):
+            raise InputError(f"dose_per_frame_e_A2 is {in_words(dose)}; give a positive dose")
         if dose is not None and not 0 < dose < math.inf:
             raise InputError(f"dose_per_frame_e_A2 is {dose}; give a positive dose")
         if 0 < self.last_frame < self.first_frame:
@@ -80,7 +86,12 @@ def read_micrographs(path: str | Path) -> pd.DataFrame:
     if missing := [label for label in ("rlnMicrographName", "rlnMicrographMetadata") if label not in rows.columns]:
         raise InputError(f"{path} lacks {', '.join(missing)}; give corrected_micrographs.star of RELION's motion "
                          "correction, which names the motion of each micrograph")  # fmt: skip
-    rows = rows.drop_duplicates("rlnMicrographName").reset_index(drop=True)
+    rows = rows.drop_duplicates(["rlnMicrographName", "rlnMicrographMetadata"])
+    if (again := rows["rlnMicrographName"].duplicated()).any():
+        raise InputError(
+            f"{path} lists {rows['rlnMicrographName'][again].iloc[0]} twice, with different motion; take one out"
+        )
+    rows = rows.reset_index(drop=True)
     if "rlnOpticsGroup" in rows.columns and "rlnVoltage" in optics.columns:
         rows["rlnVoltage"] = rows["rlnOpticsGroup"].map(dict(zip(optics["rlnOpticsGroup"], optics["rlnVoltage"])))
     return rows
@@ -213,6 +224,9 @@ def _as_asked(read: Mapping[int, Movie], options: Options) -> tuple[dict[int, Mo
             if options.mixed_frame_counts:
                 last = min(last, movie.first_frame + movie.n_frames)
             movie = keep_frames(movie, options.first_frame, last)
+            if (dose := movie.dose_edges[-1]) > MOST_DOSE_E_A2:
+                raise InputError(f"{movie.path} would have had {dose:g} e/Å² when it ends, more than any specimen stands; give "
+                                 "dose_per_frame_e_A2 and pre_exposure_e_A2 in e/Å²")  # fmt: skip
         except InputError as error:
             failed[i] = movie.path, str(error)
         else:
@@ -242,10 +256,15 @@ def _wrong_frame_count(
 
 
 def _too_short(movies: Mapping[int, Movie], options: Options, problems: list[str], root: Path) -> dict[int, str]:
-    """Open movies: those with too few frames are left out if they may be; all else that is wrong is a problem."""
+    """Open movies: those with too few frames are left out if they may be; all else that is wrong is a problem.
+
+    Gain references and defect files are read, each once, for the first movie that has them.
+    """
+    from refmotion_nb.data.movies.detector import load_camera
     from refmotion_nb.data.movies.reader import check_movie, movie_shape
 
     short: dict[int, str] = {}
+    cameras: set[object] = set()
     failed: dict[int, tuple[Path, str]] = {}
     for i, movie in sorted(movies.items()):
         if _missing_extras([movie], root):
@@ -260,6 +279,15 @@ def _too_short(movies: Mapping[int, Movie], options: Options, problems: list[str
             if is_short and options.skip_movies_with_wrong_frame_count:
                 short[i] = f"its movie has {n_in_file} frames, motion correction saw more"
             else:
+                failed[i] = movie.path, str(error)
+            continue
+        # rows the other way up change nothing of what is looked at, and would be read again
+        gain = movie.gain and replace(movie.gain, rows_as_stored=False)
+        if (camera := (gain, movie.defects, movie.height, movie.width)) not in cameras:
+            cameras.add(camera)
+            try:
+                load_camera(replace(movie, gain=gain, hot_pixels=np.zeros((0, 2), int)))
+            except InputError as error:
                 failed[i] = movie.path, str(error)
     problems.extend(_grouped(failed))
     return short

@@ -143,6 +143,9 @@ def _movie(
     dose = _first(dose_per_frame_e_A2, general.get("rlnMicrographDoseRate"))
     if dose is None or not 0 < dose < math.inf:
         raise InputError(f"{path} has no dose rate; give dose_per_frame_e_A2 (e/Å² and frame)")
+    before = float(_first(pre_exposure_e_A2, general.get("rlnMicrographPreExposure"), 0.0))
+    if not math.isfinite(before):
+        raise InputError(f"{path}: rlnMicrographPreExposure is {before}, not a dose; give pre_exposure_e_A2 (e/Å²)")
     gain_name, defects = (str(general.get(f"rlnMicrograph{kind}", "")) for kind in ("GainName", "DefectFile"))
     return Movie(
         micrograph=micrograph,
@@ -153,7 +156,7 @@ def _movie(
         pixel_size_A=float(general["rlnMicrographOriginalPixelSize"]),
         dose_per_frame_e_A2=float(dose),
         # RELION writes -1 for what it was not told
-        pre_exposure_e_A2=max(0.0, _first(pre_exposure_e_A2, general.get("rlnMicrographPreExposure"), 0.0)),
+        pre_exposure_e_A2=max(0.0, before),
         voltage_kV=_first(_positive(general.get("rlnVoltage")), voltage_kV, 300.0),
         binning=_first(_positive(general.get("rlnMicrographBinning")), 1.0),
         first_frame=first_frame,
@@ -182,6 +185,9 @@ def _global_shift(blocks: dict[str, Block], path: str | Path, n_frames: int) -> 
     rows = table(blocks, "global_shift")
     if rows.empty:
         raise InputError(f"{path} has no data_global_shift; run motion correction again")
+    if (again := rows["rlnMicrographFrameNumber"].duplicated()).any():
+        twice = int(rows["rlnMicrographFrameNumber"][again].iloc[0])
+        raise InputError(f"{path}: frame {twice} is in data_global_shift twice; run motion correction again")
     shift, observed = _observed(rows, n_frames)
     if (bad := np.flatnonzero(~np.isfinite(shift).all(axis=1))).size:
         raise InputError(f"{path}: the shift of frame {bad[0] + 1} in data_global_shift is not a number; "

@@ -195,6 +195,24 @@ def repeated(particles: xr.Dataset) -> list[str]:
             f"each place is aligned once and all are written{warning}: take duplicates out of the file"]  # fmt: skip
 
 
+def off_their_movies(particles: xr.Dataset, movies: Sequence[Movie]) -> list[str]:
+    """Say how many particles have their centres, origins applied, outside their movies, a line for that if there are any.
+
+    Those whose whole box is outside are left out; RELION writes them all, as they are.
+    """
+    size_A = {one.micrograph: (one.width * one.pixel_size_A, one.height * one.pixel_size_A) for one in movies}
+    names, inverse = np.unique(particles["micrograph"].values, return_inverse=True)
+    size = np.array([size_A[name] for name in names.tolist()] or [(0.0, 0.0)])[inverse]
+    centre = particles["coordinate"].values - particles["origin"].values
+    off = np.flatnonzero(((centre < 0) | (centre > size)).any(axis=1))
+    if not off.size:
+        return []
+    row, name = int(particles["row"].values[off[0]]), names[inverse[off[0]]]
+    return [f"{off.size} of {len(centre)} particles have their centres outside their movies (the first: row {row + 1} of "
+            f"its file, on {name}); they are written, the pixels at the edge repeated, as RELION does: take them out of "
+            "the file"]  # fmt: skip
+
+
 def particle_dataset(values: Mapping[str, np.ndarray]) -> xr.Dataset:
     """Label particle values (particle, ...) with dimensions, units and names as ``schema.Dataset`` describes them."""
     extra = {"coordinate": ("axis",), "origin": ("axis",), "euler": ("angle",)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,17 @@ from refmotion_nb.data.check import Check, Findings, check_dataset, unlike_parti
 from refmotion_nb.data.maps import check_reference
 from refmotion_nb.data.micrographs import MovieTable
 from refmotion_nb.data.relion.micrographs import MovieSet, Options, read_micrographs, read_movies, short_names
-from refmotion_nb.data.relion.particles import ParticleTable, assemble, listed, read_particles, repeated, shared_places
+from refmotion_nb.data.relion.particles import (
+    ParticleTable,
+    assemble,
+    listed,
+    off_their_movies,
+    read_particles,
+    repeated,
+    shared_places,
+)  # fmt: skip
 from refmotion_nb.data.relion.results import find_root
-from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference, Skipped
+from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference, Skipped, as_path, wanted
 from refmotion_nb.data.star import read_star, table
 
 Paths = str | Path | Sequence[str | Path]
@@ -78,7 +86,7 @@ def open_relion(
         _as_gain(gain, root), dose_per_frame_e_A2, pre_exposure_e_A2, eer_fractions, first_frame, last_frame,
         skip_movies_with_wrong_frame_count, mixed_frame_counts, hot_pixel_threshold, subtract_background,
     )  # fmt: skip
-    read = _read(_as_list(particles), micrographs, _as_list(references), root, options)
+    read = _read(_paths(particles, "particles"), micrographs, _references(references), root, options)
     for reference in read.dataset.references:
         try:
             box_size, pixel_size_A = check_reference(reference)
@@ -106,16 +114,22 @@ def survey(
 
     The arguments are those of ``open_relion``, which looks at the headers of maps only; here they are read.
     """
-    read = _read(_as_list(particles), micrographs, _as_list(references), root, Options(_as_gain(gain, root), **options))
+    asked = Options(_as_gain(gain, root), **options)
+    read = _read(_paths(particles, "particles"), micrographs, _references(references), root, asked)
     return check_dataset(read.dataset, read.problems, read.notes, title=f"RELION project in {read.root.absolute()}")
 
 
 def _read(
-    particle_paths: list[Any], micrographs: str | Path, references: list[Any], root: str | Path | None, options: Options
+    particle_paths: list[Path],
+    micrographs: str | Path,
+    references: list[Any],
+    root: str | Path | None,
+    options: Options,
 ) -> Findings:
+    root = None if root is None else as_path(root, "root")
     problems, notes = list[str](), list[str]()
     tables = _read_tables([_given(path, root) for path in particle_paths], problems)
-    micrographs, rows = _given(micrographs, root), pd.DataFrame()
+    micrographs, rows = _given(as_path(micrographs, "micrographs"), root), pd.DataFrame()
     try:
         rows = read_micrographs(micrographs)
     except InputError as error:
@@ -138,7 +152,9 @@ def _read(
         *found.problems,
         *(_unfit(dataset, tables) if found.movies or (len(rows) and not found.problems) else []),
     ]
-    notes += [*found.notes, *shared_places(particles), *repeated(particles)]
+    notes += [
+        *found.notes, *off_their_movies(particles, found.movies), *shared_places(particles), *repeated(particles),
+    ]  # fmt: skip
     if mtf := sorted({str(name) for one in dataset.tables for name in one["optics"].get("rlnMtfFileName", [])}):
         notes.append(f"the MTF of the detector is not used ({listed(mtf)})")
     return Findings(dataset, home, problems, notes)
@@ -179,18 +195,27 @@ def _given(path: str | Path, root: str | Path | None) -> Path:
 
 def _located(reference: Reference, root: Path) -> Reference:
     given = {name: getattr(reference, name) for name in ("half1", "half2", "mask", "postprocess")}
-    found = {name: _given(path, root).absolute() for name, path in given.items() if path is not None}
+    found = {name: _given(as_path(path, name), root).absolute() for name, path in given.items() if path is not None}
     return replace(reference, **found)
 
 
-def _as_list(value: Any) -> list[Any]:
-    return [value] if isinstance(value, str | Path | Reference) else list(value)
+def _paths(value: Any, what: str) -> list[Path]:
+    """Return one or several paths as a list; InputError where something is none."""
+    several = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    return [as_path(one, what if one is value else f"one of {what}") for one in several]
+
+
+def _references(value: Any) -> list[Reference]:
+    """Return one or several references as a list; InputError where something is none."""
+    remedy = "Reference(half1, half2, mask), one for each particle file"
+    several = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    return [wanted(one, Reference, "references" if one is value else "one of references", remedy) for one in several]
 
 
 def _as_gain(gain: Gain | str | Path | None, root: str | Path | None) -> Gain | None:
     if gain is None:
         return None
-    gain = gain if isinstance(gain, Gain) else Gain(Path(gain))
+    gain = gain if isinstance(gain, Gain) else Gain(as_path(gain, "gain"))
     return replace(gain, path=_given(gain.path, root).absolute())
 
 
@@ -206,7 +231,7 @@ def open_movies(
     InputError
         The table cannot be read, or none of its movies can be used.
     """
-    path = _given(micrographs, root)
+    path = _given(as_path(micrographs, "micrographs"), root)
     rows = read_micrographs(path)
     metadata = rows["rlnMicrographMetadata"].astype(str).tolist()
     home = (Path(root) if root is not None else find_root([path], metadata[:3])).absolute()

@@ -87,7 +87,7 @@ class SimulationSettings:
     hot_pixels: int = setting(6, "hot pixels of a movie")
     gain_spread: float = setting(0.03, "spread of the gain between pixels, RMS")
     seed: int = setting(1, "of the random numbers")
-    workers: int | None = setting(None, "threads; as many as cores unless given")
+    workers: int | None = setting(None, "threads; all processors that may be used unless given")
 
     def __post_init__(self) -> None:
         positive = (

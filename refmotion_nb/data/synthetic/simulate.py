@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
+from refmotion_nb.data.limits import cpu_count
 from refmotion_nb.data.relion.project import open_relion
-from refmotion_nb.data.schema import Dataset, InputError, Reference
+from refmotion_nb.data.schema import Dataset, InputError, Reference, as_path, wanted
 from refmotion_nb.data.synthetic import cryosparc as cryosparc
 from refmotion_nb.data.synthetic import files as files
 from refmotion_nb.data.synthetic import images as images
@@ -145,7 +145,8 @@ def simulate(settings: SimulationSettings, out: Path | str, reporter: Reporter |
     InputError
         The model or a motion STAR cannot be read, or the field is too small for a particle.
     """
-    out = Path(out)
+    wanted(settings, SimulationSettings, "settings", "SimulationSettings(...)")
+    out = as_path(out, "out")
     reporter = reporter or Simulation.new_reporter()
     species = read_species(settings)
     for folder in ("Movies", "MotionCorr/Movies", "Extract", *map(_reference_folder, range(len(species)))):
@@ -210,7 +211,7 @@ def _reference_folder(which: int) -> str:
 @contextmanager
 def _mapping(workers: int | None) -> Iterator[Callable]:
     """Give a map that keeps order and runs in threads: everything costly releases the interpreter lock."""
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(workers or cpu_count()) as pool:
         yield pool.map
 
 

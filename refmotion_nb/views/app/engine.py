@@ -255,17 +255,13 @@ class Engine:
         Raises
         ------
         InputError
-            A value out of bounds, or no such parameter.
+            A value that is not allowed, or no such parameter.
         """
         for name, value in settings.items():
             kinds = [stage for stage in STAGES if name in stage.param]
             if not kinds:
                 raise InputError(f"there is no parameter {name}")
-            try:
-                if value is not None:
-                    kinds[0](**{name: value})
-            except ValueError as error:
-                raise InputError(" ".join(str(error).split())) from None
+            kinds[0].of({name: value})
         with self._lock:
             self.settings = {name: value for name, value in {**self.settings, **settings}.items() if value is not None}
             if any(settings.get(name) is not None for name in GIVEN):

@@ -50,7 +50,8 @@ def named(runs: Runs) -> dict[str, xr.Dataset]:
     InputError
         There is no run, or something that is no Dataset.
     """
-    found = {"": runs} if isinstance(runs, xr.Dataset) else {str(name): run for name, run in dict(runs).items()}
+    several = isinstance(runs, Mapping) and not isinstance(runs, xr.Dataset)
+    found = {str(name): run for name, run in runs.items()} if several else {"": runs}
     if not found:
         raise InputError("no result to plot; give a Dataset, or a mapping from names to Datasets")
     for name, run in found.items():

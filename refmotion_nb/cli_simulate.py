@@ -1,0 +1,44 @@
+"""The command ``refmotion simulate``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+from refmotion_nb.data.synthetic.settings import SimulationSettings
+
+
+def add_simulation_options(parser: argparse.ArgumentParser, option_of: Callable[[str], str]) -> None:
+    """Add an option for each setting of a simulation."""
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    for field in fields(SimulationSettings):
+        kind = str(field.type).split(" |")[0]
+        known = "" if field.default is None else f". Default: {field.default}"
+        option, about = option_of(field.name), f"{field.metadata['doc']}{known}"
+        if kind == "bool":
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=about)
+        else:
+            cast = {"int": int, "float": float, "Path": Path}.get(kind, str)
+            parser.add_argument(option, type=cast, default=None, help=about)
+
+
+def run_simulation(options: argparse.Namespace) -> str:
+    """Simulate into ``options.out`` and return what was made, in a line."""
+    from refmotion_nb.cli import Console
+    from refmotion_nb.data.synthetic.simulate import simulate
+    from refmotion_nb.stages.job import writable
+
+    given = {
+        f.name: getattr(options, f.name) for f in fields(SimulationSettings) if getattr(options, f.name) is not None
+    }
+    settings = SimulationSettings(**given)
+    writable(options.out)
+    with Console(options.out / "simulate.log") as console:
+        result = simulate(settings, options.out, console)
+    return (
+        f"{result.n_particles} particles on {result.settings.n_micrographs} movies in {result.folder}; rigid alignment is "
+        f"off by {result.rigid_error_A:.2f} Å, the reference reaches "
+        + " and ".join(f"{resolution:.2f} Å" for resolution in result.fsc_resolutions_A)
+    )
