@@ -29,6 +29,7 @@ from refmotion_nb.views.app.design import DARK, Dark, Light, Look, variables
 from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.page import Page
 from refmotion_nb.views.app.roots import Roots
+from refmotion_nb.views.app.sending import leave_none_behind
 from refmotion_nb.views.app.written import ADDRESS, Download
 from refmotion_nb.views.plots.page import load, sending_all
 
@@ -256,6 +257,7 @@ def serve(
     access.check()
     _free(access)
     load()
+    leave_none_behind()
     _spare_warnings()
     name, origins = secrets.token_hex(16), access.all_origins()
     logging.getLogger("bokeh.server.views.ws").setLevel(logging.ERROR)  # it warns of each message to a closed browser
