@@ -224,7 +224,7 @@ def test_a_login_finds_back_behind_a_prefix(tmp_path, monkeypatch):
     monkeypatch.setattr(pn.state, "encryption", None)
     with behind_a_provider(tmp_path, "cryo") as served:
         person = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
-        asked = person.open(served.url)
+        asked = person.open(served.url.rstrip("/"))  # whoever leaves out the last slash is led to the login, too
         state = re.search(r'name="state" type="hidden" value="(.*?)"', asked.read().decode())[1]
         answer = person.open(asked.url, urlencode({"state": state, "name": "ann"}).encode())
         assert answer.url == served.url and "The app needs JavaScript" in answer.read().decode()
