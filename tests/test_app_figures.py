@@ -5,9 +5,10 @@ import time
 
 import panel as pn
 import pytest
+from bokeh.core.properties import value
 from bokeh.document import Document
 from bokeh.io.doc import patch_curdoc
-from bokeh.models import Axis, Plot
+from bokeh.models import Axis, Glyph, Plot
 from fake_results import fake_search, fill
 from panel.io import document
 
@@ -59,8 +60,8 @@ def check(models, found, colours):
     for model in {one for root in models for one in root.references()}:
         for name in type(model).properties():
             if name.endswith("text_font") and not name.startswith("hover"):
-                font = getattr(model, name)
-                assert getattr(font, "value", font) == FONT, f"{type(model).__name__}.{name}"
+                wanted = value(FONT) if isinstance(model, Glyph) else FONT  # a bare name would be that of a column
+                assert getattr(model, name) == wanted, f"{type(model).__name__}.{name}"
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

@@ -47,9 +47,10 @@ def _attributes(dark: bool) -> dict[str, dict[str, Any]]:
         "major_label_text_font": font,
     }
     return {
-        "Toolbar": {"logo": None},
+        "Toolbar": {"logo": None, "stylesheets": [f".bk-divider {{ background-color: {c['line']}; }}"]},
         "Plot": back | {"border_fill_color": c["card"], "outline_line_color": c["line"]},
-        "Axis": axis | fonts, "Grid": {"grid_line_color": c["grid"]}, "Title": text, "Label": text, "Text": text,
+        "Axis": axis | fonts, "Grid": {"grid_line_color": c["grid"]}, "Title": text, "Label": text,
+        "Text": text | {"text_font": {"value": font}},  # a glyph: a bare name would be that of a column
         "Legend": back | {"label_text_color": c["text"], "title_text_color": c["text"], "border_line_color": c["line"],
                           "label_text_font": font, "title_text_font": font, "background_fill_alpha": 0.85},
         "BaseColorBar": bar, "ColorBar": bar,

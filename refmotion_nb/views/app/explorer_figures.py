@@ -114,7 +114,7 @@ class TrailFigure:
             "x", "y", source=self.pinned, size=8, marker="square", color=light["c1"], legend_label="pinned"
         )
         self.cross = self.figure.scatter(
-            "x", "y", source=self.now, size=11, marker="x", line_width=2.5, color=light["text"], legend_label="now"
+            "x", "y", source=self.now, size=11, marker="x", line_width=2, color=light["text"], legend_label="now"
         )
         hover = HoverTool(
             renderers=[self.dots, self.star, self.held],
@@ -126,7 +126,8 @@ class TrailFigure:
             legend.visible = False
         else:
             legend.visible = True
-            legend.orientation, legend.label_text_font_size, legend.glyph_width = "horizontal", "10px", 14
+            legend.orientation, legend.label_text_font_size = "horizontal", "10px"
+            legend.glyph_width = legend.glyph_height = 22  # marks take two fifths of it; a smaller cross is a blot
             legend.spacing, legend.padding, legend.margin, legend.border_line_alpha = 4, 0, 0, 0
             self.figure.add_layout(legend, "below")
         self._pinned_item = next(item for item in legend.items if item.label.value == "pinned")

@@ -253,7 +253,7 @@ def legend(rays: Rays) -> str:
     coloured = [_chip(f"{number(b)}°", colour) for b, colour in zip(balances, steps)]
     arrays = ("", "6 4", "2 3", "2 3 6 3", "6 3 2 3", "8 2 2 2 2 2")
     dashed = [_chip(f"{number(z)} Å", "var(--text)", arrays[i % len(arrays)]) for i, z in enumerate(distances)]
-    marks = "★ best &ensp; × retired, no motion left &ensp; △ maximum strength reached"
+    marks = "★ best step, from which the prior is refined &ensp; × retired, no motion left &ensp; △ maximum strength reached"
     return f"<small>Balance: {' '.join(coloured)} &emsp;Distance: {' '.join(dashed)}<br>{marks}</small>"
 
 
