@@ -60,6 +60,7 @@ def test_who_looks_on_cannot_run_until_the_owner_lets_them(app, browser):
     assert field(other, "device").evaluate(shade) == field(other, "seed").evaluate(shade)  # both as what is off
     turn_to(other, "Correct")
     other.get_by_text("You are looking on: the owner of this app can give you the right to run.").wait_for()
+    turn_to(other, "Settings")
     owner.get_by_role("button", name="viewers").click()
     owner.get_by_role("button", name="Let run").last.click()  # the newest; pages closed before may still be listed
     app.until(lambda: [viewer.may_run for viewer in app.engine.viewers].count(True) > 1)

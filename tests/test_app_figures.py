@@ -9,11 +9,12 @@ from bokeh.core.properties import value
 from bokeh.document import Document
 from bokeh.io.doc import patch_curdoc
 from bokeh.models import Axis, Glyph, Plot
-from fake_results import fake_search, fill
+from fake_results import fake_search, fake_validation, fill
 from panel.io import document
 
 from refmotion_nb.data.store import ResultStore
 from refmotion_nb.views import plots
+from refmotion_nb.views.app import comparing
 from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.exploring import explore
 from refmotion_nb.views.app.page import Page
@@ -79,6 +80,12 @@ def test_every_figure_has_the_colours_and_fonts_of_the_page(tmp_path, tiny, dark
     explore(engine).wait(60)
     check(*figures_on(page, "Priors", 3), palette(dark))
     page.close()
+
+
+def test_the_fsc_of_one_reference_is_as_wide_as_there_is_room():
+    (one,) = comparing.every_fsc({"": fake_validation()})
+    assert rendered(one).sizing_mode == "stretch_width"
+    assert [rendered(one).sizing_mode for one in comparing.every_fsc({"": fake_validation(2)})] == ["fixed", "fixed"]
 
 
 class Connection:
