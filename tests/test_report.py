@@ -394,6 +394,8 @@ def test_on_paper_it_is_light_and_nothing_hides(browser: object, store: ResultSt
     assert page.evaluate("document.documentElement.scrollWidth") <= 720
     assert page.evaluate("[...document.querySelectorAll('table')].every(t => t.tHead)")  # repeated where a page ends
     # the two drawings of the panel that is alone in its row
-    left, right = page.evaluate("""[...document.querySelector('#trajectories .panels > div:last-child').querySelectorAll('svg')]
+    left, right = (
+        page.evaluate("""[...document.querySelector('#trajectories .panels > div:last-child').querySelectorAll('svg')]
         .map(s => [s.getBoundingClientRect().left, s.getBoundingClientRect().top])""")
+    )
     assert left[1] == right[1] and left[0] < right[0]
