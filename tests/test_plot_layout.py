@@ -19,6 +19,12 @@ RUNS = {
 }
 
 
+def search_that_ends_in_words():
+    table = fake_search()
+    reasons = np.where(table["retired"].values, "no motion left", "maximum strength reached")
+    return table.assign(reason=("ray", reasons))
+
+
 def correlation():
     at = np.linspace(-8, 8, 33)
     hill = xr.DataArray(-(at[:, None] ** 2 + at**2), dims=("y", "x"), coords={"y": at, "x": at})
@@ -71,6 +77,7 @@ def test_standard_curves_of_other_doses_are_told_apart():
 WIDE = {
     "rays": lambda: plots.rays(RUNS["search"]),
     "scores": lambda: plots.scores(RUNS["search"]),
+    "ends": lambda: plots.scores(search_that_ends_in_words()),
     "surface": lambda: plots.score_surface(fake_search()),
     "trajectories": lambda: plots.trajectories(RUNS["tracks"]),
     "motion": lambda: plots.motion(RUNS["tracks"]),

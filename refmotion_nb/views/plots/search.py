@@ -16,7 +16,7 @@ from refmotion_nb.views.plots import look
 from refmotion_nb.views.plots.look import Runs
 
 _NEEDED = ("strength", "cv_score", "activity_local", "balance", "distance", "retired", "reason")
-_WIDTH = 200  # px of a panel: three of them, and a legend or a colour bar, fit a notebook
+_WIDTH = 185  # px of a panel: three of them, and a legend or a colour bar, fit a notebook
 _COLUMNS = 3  # at most
 _BALANCES = [0, 30, 60, 90]  # degrees, written at axes
 _MARKS = ("x", "triangle", "square")  # of the reasons why rays end; a cross is for retired ones
