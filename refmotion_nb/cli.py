@@ -437,7 +437,9 @@ def _demo(options: argparse.Namespace) -> int:
     Execution(device=options.device).check()
     writable(options.out)
     with Console(options.out / "run.log") as console:
-        table = run_demo(options.out, console, options.device)
+        command = shlex.join(["refmotion", *options.arguments])
+        console.say(command, log_only=True)
+        table = run_demo(options.out, console, options.device, command=command)
         write_report(options.out / "results.zarr", options.out / "report.html")
         console.say(table, log_only=True)
     print(table)
