@@ -187,6 +187,21 @@ def test_a_stage_survives_the_end_of_memory_and_says_so_once(strict, tiny):
         np.testing.assert_array_equal(one.stored.get(), two.stored.get())
 
 
+def test_memory_that_ends_is_told_with_the_gpu_and_the_remedy(strict, tiny):
+    session, settings = rm.Session(tiny.open(), 2, 0, device="cuda:0"), rm.MotionCorrection()
+    strict_cupy.devices.total = 1 << 20
+    with pytest.raises(InputError, match="the memory of cuda:0 ran out while references were brought there .*set device to cpu"):
+        session.references(False)
+    strict_cupy.devices.total = 8 << 30
+    session.references(False)
+    name = names(tiny)[0]
+    strict_cupy.devices.total = strict_cupy.devices.used[0] + (1 << 20)
+    with pytest.raises(InputError, match=f"the memory of cuda:0 ran out while {name} was read"):
+        session.micrograph(name, settings)
+    assert name not in session.failed  # the movie can be used where there is room
+    strict_cupy.devices.total = 8 << 30
+
+
 def names(simulation):
     return [movie.micrograph for movie, _ in simulation.open().micrographs()]
 

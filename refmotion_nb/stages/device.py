@@ -76,6 +76,25 @@ class Device:
             with gpu.using(self.number):
                 yield
 
+    @contextmanager
+    def telling_of_memory(self, what: str) -> Iterator[None]:
+        """Tell where the memory of a GPU ended, and what helps; on the CPU such an error stays as it is.
+
+        Raises
+        ------
+        InputError
+            It ended while ``what``.
+        """
+        try:
+            yield
+        except MemoryError as error:
+            if not self.is_gpu:
+                raise
+            raise InputError(
+                f"the memory of {self.word} ran out while {what} ({error}); end other programs there, raise "
+                "gpu_oversubscription_GB above its memory, take another GPU, or set device to cpu"
+            ) from None
+
     @property
     def slices_on(self) -> Device:
         """The device that holds the references and predicts views."""

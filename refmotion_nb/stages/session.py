@@ -225,7 +225,8 @@ class Session:
             if relion not in self._references:
                 start = perf_counter()
                 prepared = prepare_references(self.data, relion, self.threads)
-                with (device := self.device.slices_on).current():
+                device = self.device.slices_on
+                with device.current(), device.telling_of_memory("references were brought there"):
                     self._references[relion] = [one.on(device.put) for one in prepared]
                 self.seconds["preparing references"] = perf_counter() - start
             return self._references[relion]
@@ -303,22 +304,16 @@ class Session:
         extent_A = self.extent_A(settings)
         start = perf_counter()
         self.device.activate()
-        try:
-            micrograph = load_micrograph(
-                movie, particles, self.data.optics, references, extent_A=extent_A, relion=settings.relion,
-                recenter=settings.recenter, repair=settings.repair_hot_pixels, threads=self.threads, device=self.device,
-                room=self._room, keep=self._gain.put,
-            )  # fmt: skip
-        except InputError as error:
-            self.failed[name] = str(error)
-            raise
-        except MemoryError as error:
-            if not self.device.is_gpu:
+        with self.device.telling_of_memory(f"{name} was read"):
+            try:
+                micrograph = load_micrograph(
+                    movie, particles, self.data.optics, references, extent_A=extent_A, relion=settings.relion,
+                    recenter=settings.recenter, repair=settings.repair_hot_pixels, threads=self.threads, device=self.device,
+                    room=self._room, keep=self._gain.put,
+                )  # fmt: skip
+            except InputError as error:
+                self.failed[name] = str(error)
                 raise
-            raise InputError(
-                f"the memory of {self.device.word} ran out while {name} was read ({error}); end other programs there, raise "
-                "gpu_oversubscription_GB above its memory, or set device to cpu"
-            ) from None
         self.seconds["reading movies"] = self.seconds.get("reading movies", 0.0) + perf_counter() - start
         if factors is not None and (factors != 1).any():
             bring_to_scale(micrograph, factors)

@@ -1,0 +1,218 @@
+// What CUDA C++ needs to be compiled by the host's compiler: kernels of CuPy and ours run one thread after another, and
+// threads of a block that wait for each other as fibers which take turns.
+#pragma once
+#include <algorithm>
+#include <cassert>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <immintrin.h>
+#include <math.h>
+#include <ucontext.h>
+#include <utility>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __constant__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __noinline__ __attribute__((noinline))
+#define __launch_bounds__(...)
+#define __shared__ static thread_local
+#define __align__(n) alignas(n)
+
+struct dim3 {
+    unsigned x, y, z;
+};
+struct float2 {
+    float x, y;
+};
+struct double2 {
+    double x, y;
+};
+struct short2 {
+    short x, y;
+};
+static thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+#define PAIR(type)                                                                                                     \
+    inline type min(type a, type b) { return a < b ? a : b; }                                                          \
+    inline type max(type a, type b) { return a > b ? a : b; }
+PAIR(int)
+PAIR(long) PAIR(long long) PAIR(unsigned) PAIR(unsigned long) PAIR(unsigned long long)
+#undef PAIR
+    inline float min(float a, float b) {
+    return fminf(a, b);
+}
+inline float max(float a, float b) { return fmaxf(a, b); }
+inline double min(double a, double b) { return fmin(a, b); }
+inline double max(double a, double b) { return fmax(a, b); }
+
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float rsqrt(float a) { return 1 / sqrtf(a); }
+inline double rsqrt(double a) { return 1 / sqrt(a); }
+inline void sincospif(float a, float *s, float *c) {
+    *s = float(sin(M_PI * a));
+    *c = float(cos(M_PI * a));
+}
+inline int __popc(unsigned a) { return __builtin_popcount(a); }
+inline int __popcll(unsigned long long a) { return __builtin_popcountll(a); }
+inline unsigned short __float2half_rn(float a) { return _cvtss_sh(a, 0); }
+inline float __half2float(unsigned short a) { return _cvtsh_ss(a); }
+inline float __ushort_as_half(unsigned short a) { return __half2float(a); }
+
+template <class To, class From> To same_bits(From a) {
+    To b;
+    static_assert(sizeof a == sizeof b);
+    memcpy(&b, &a, sizeof b);
+    return b;
+}
+template <class Half> unsigned short __half_as_ushort(Half a) { return same_bits<unsigned short>(a); }
+inline long long __double_as_longlong(double a) { return same_bits<long long>(a); }
+inline double __longlong_as_double(long long a) { return same_bits<double>(a); }
+inline int __float_as_int(float a) { return same_bits<int>(a); }
+inline float __int_as_float(int a) { return same_bits<float>(a); }
+inline int __double2hiint(double a) { return int(same_bits<long long>(a) >> 32); }
+inline int __double2loint(double a) { return int(same_bits<long long>(a)); }
+inline double __hiloint2double(int high, int low) { return same_bits<double>((long long)high << 32 | unsigned(low)); }
+
+template <class T> T atomicAdd(T *at, T value) {
+    T before = *at;
+    *at = before + value;
+    return before;
+}
+template <class T> T atomicCAS(T *at, T old, T value) {
+    T before = *at;
+    if (before == old) *at = value;
+    return before;
+}
+
+// threads of a block that wait for each other
+
+enum Waits { RUNS, FOR_BLOCK, FOR_WARP, ENDED };
+struct Fiber {
+    ucontext_t context;
+    char *stack;
+    Waits waits;
+    dim3 at;
+};
+struct Block {
+    ucontext_t back;
+    Fiber *now;
+    void (*body)(void *);
+    void *call;
+    std::vector<Fiber> threads;
+    char shuffled[1024][16];
+};
+static thread_local Block block_;
+static const unsigned WARP = 32, STACK_BYTES = 1 << 17;
+
+static void wait(Waits what) {
+    Fiber *me = block_.now;
+    me->waits = what;
+    swapcontext(&me->context, &block_.back);
+    threadIdx = me->at;
+}
+static void __syncthreads() { wait(FOR_BLOCK); }
+static void __syncwarp(unsigned = 0) { wait(FOR_WARP); }
+static int linear() { return threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z); }
+
+template <class T> T shuffle(T value, int from) {
+    static_assert(sizeof value <= 16);
+    memcpy(block_.shuffled[linear()], &value, sizeof value);
+    __syncwarp();
+    memcpy(&value, block_.shuffled[from], sizeof value);
+    __syncwarp();
+    return value;
+}
+template <class T> T __shfl_xor_sync(unsigned, T value, int mask, int = 32) { return shuffle(value, linear() ^ mask); }
+template <class T> T __shfl_up_sync(unsigned, T value, int by, int width = 32) {
+    return shuffle(value, linear() % width >= by ? linear() - by : linear());
+}
+
+static void enter() {
+    threadIdx = block_.now->at;
+    block_.body(block_.call);
+    block_.now->waits = ENDED;
+    swapcontext(&block_.now->context, &block_.back);
+}
+static bool all_of(unsigned first, unsigned end, Waits what) {
+    for (unsigned k = first; k < end; ++k)
+        if (block_.threads[k].waits != what && block_.threads[k].waits != ENDED) return false;
+    return true;
+}
+static void let_go(unsigned first, unsigned end) {
+    for (unsigned k = first; k < end; ++k)
+        if (block_.threads[k].waits != ENDED) block_.threads[k].waits = RUNS;
+}
+static void run_together(void (*body)(void *), void *call) {
+    const unsigned n = blockDim.x * blockDim.y * blockDim.z;
+    block_.body = body;
+    block_.call = call;
+    while (block_.threads.size() < n) {
+        Fiber one{};
+        one.stack = (char *)malloc(STACK_BYTES);
+        block_.threads.push_back(one);
+    }
+    for (unsigned k = 0; k < n; ++k) {
+        Fiber &one = block_.threads[k];
+        getcontext(&one.context);
+        one.context.uc_stack.ss_sp = one.stack;
+        one.context.uc_stack.ss_size = STACK_BYTES;
+        one.context.uc_link = nullptr;
+        one.waits = RUNS;
+        one.at = {k % blockDim.x, k / blockDim.x % blockDim.y, k / blockDim.x / blockDim.y};
+        makecontext(&one.context, enter, 0);
+    }
+    for (;;) {
+        bool ran = false;
+        for (unsigned k = 0; k < n; ++k) {
+            if (block_.threads[k].waits != RUNS) continue;
+            ran = true;
+            block_.now = &block_.threads[k];
+            swapcontext(&block_.back, &block_.now->context);
+        }
+        if (all_of(0, n, ENDED)) return;
+        if (!ran) {
+            fprintf(stderr, "threads of a block wait for ever\n");
+            abort();
+        }
+        if (all_of(0, n, FOR_BLOCK))
+            let_go(0, n);
+        else
+            for (unsigned k = 0; k < n; k += WARP)
+                if (all_of(k, std::min(k + WARP, n), FOR_WARP)) let_go(k, std::min(k + WARP, n));
+    }
+}
+
+// a launch: parameters come as pointers to their values
+
+template <class... A> struct Call {
+    void (*kernel)(A...);
+    void **values;
+};
+template <class... A, size_t... I> void call_once(Call<A...> *call, std::index_sequence<I...>) {
+    call->kernel(*(A *)call->values[I]...);
+}
+template <class... A> void one_thread(void *call) { call_once((Call<A...> *)call, std::index_sequence_for<A...>()); }
+template <class... A>
+void run(void (*kernel)(A...), const unsigned *grid, const unsigned *block, void **values, bool together) {
+    gridDim = {grid[0], grid[1], grid[2]};
+    blockDim = {block[0], block[1], block[2]};
+    Call<A...> call{kernel, values};
+    for (blockIdx.z = 0; blockIdx.z < grid[2]; ++blockIdx.z)
+        for (blockIdx.y = 0; blockIdx.y < grid[1]; ++blockIdx.y)
+            for (blockIdx.x = 0; blockIdx.x < grid[0]; ++blockIdx.x) {
+                if (together) {
+                    run_together(one_thread<A...>, &call);
+                    continue;
+                }
+                for (threadIdx.z = 0; threadIdx.z < block[2]; ++threadIdx.z)
+                    for (threadIdx.y = 0; threadIdx.y < block[1]; ++threadIdx.y)
+                        for (threadIdx.x = 0; threadIdx.x < block[0]; ++threadIdx.x) one_thread<A...>(&call);
+            }
+}
