@@ -19,15 +19,21 @@ from refmotion_nb.stages.validation import COMBINATIONS
 from refmotion_nb.views.app.opening import Opening
 
 
-def run_demo(out: Path, reporter: Reporter, device: str = "auto", settings: SimulationSettings | None = None) -> str:
-    """Simulate into ``out/simulated``, correct into ``out``, and return a table of what was gained."""
+def run_demo(
+    out: Path, reporter: Reporter, device: str = "auto", settings: SimulationSettings | None = None, command: str = ""
+) -> str:
+    """Simulate into ``out/simulated``, correct into ``out``, and return a table of what was gained.
+
+    ``command`` is what the report says to type to repeat it.
+    """
     start = time.perf_counter()
     simulation = simulate(settings or SimulationSettings.demo(), out / "simulated", reporter)
     simulated = time.perf_counter() - start
     data = simulation.open()
     job = Job(
-        data, out, {"symmetry": "O", "device": device}, image_root=out, combinations=(COMBINATIONS[0], COMBINATIONS[-1])
-    )
+        data, out, {"symmetry": "O", "device": device}, image_root=out, command=command,
+        combinations=(COMBINATIONS[0], COMBINATIONS[-1]),
+    )  # fmt: skip
     job.seconds["simulation"] = simulated
     job.run("validate", reporter)
     ResultStore(out / "results.zarr").update_attrs(opening=_opening(simulation).record())

@@ -53,6 +53,14 @@ def test_notebooks_have_a_number_a_purpose_and_links_that_lead_somewhere(path):
 
 
 @over
+def test_code_fits_beside_the_side_bar_of_a_small_screen(path):
+    code = [line for cell in cells(path, "code") for line in cell.source.splitlines()]
+    shown = [line for cell in cells(path, "markdown") for line in cell.source.splitlines() if line.startswith("    ")]
+    wide = [line for lines, most in ((code, 116), (shown, 104)) for line in lines if len(line) > most]  # at 1366 px
+    assert not wide, "\n".join(wide)
+
+
+@over
 def test_notebooks_run_without_warnings(path, desk):
     notebook = nbformat.read(path, 4)
     client = NotebookClient(notebook, timeout=LIMIT_S, resources={"metadata": {"path": str(desk)}})

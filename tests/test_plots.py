@@ -224,7 +224,7 @@ def test_panels_fit_a_notebook():
     for panel in panels(plots.scores(TWO["search"]))[:3]:
         assert title(panel).startswith("one\nCorrelation distance")
     first, *others = panels(plots.scores(search()))
-    assert "ylabel" not in first.opts.get().kwargs and all(one.opts.get().kwargs["ylabel"] == "" for one in others)
+    assert "yaxis" not in first.opts.get().kwargs and all(one.opts.get().kwargs["yaxis"] == "bare" for one in others)
     assert not hv.renderer("bokeh").center  # or the left is cut off where the page is narrower
 
 

@@ -382,3 +382,20 @@ def test_the_report_imports_no_plotting_library() -> None:
 def test_times_are_summed() -> None:
     assert report_html.duration(sum(SECONDS.values())) == "7 min 41 s"
     assert report_html.duration(0.04) == "0.0 s" and report_html.duration(7261) == "2 h 1 min"
+
+
+@pytest.mark.browser
+def test_on_paper_it_is_light_and_nothing_hides(browser: object, store: ResultStore) -> None:
+    page = browser.blank()  # type: ignore[attr-defined]
+    page.emulate_media(media="print", color_scheme="dark")
+    page.set_viewport_size({"width": 720, "height": 1000})  # of A4 between its margins
+    page.set_content(render_report(fill(store), title="t"))
+    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(27, 36, 48)"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 720
+    assert page.evaluate("[...document.querySelectorAll('table')].every(t => t.tHead)")  # repeated where a page ends
+    # the two drawings of the panel that is alone in its row
+    left, right = (
+        page.evaluate("""[...document.querySelector('#trajectories .panels > div:last-child').querySelectorAll('svg')]
+        .map(s => [s.getBoundingClientRect().left, s.getBoundingClientRect().top])""")
+    )
+    assert left[1] == right[1] and left[0] < right[0]

@@ -299,6 +299,9 @@ def test_a_store_of_whole_micrographs_alone_is_not_that_of_an_unfinished_run(
     html = render_report(store, title="t")
     assert "dose-weighted, by measured weights, in pixels" in html
     assert "10.7554/eLife.06980" not in html and "IUCrJ" in html  # where measuring them is described
+    store.update_attrs(micrographs={"version": "1.2.3"})
+    html = render_report(store, title="t")
+    assert "<p>refmotion_nb 1.2.3 · " in html and "refmotion_nb 1.2.3, the program that made these results" in html
 
 
 # the run

@@ -22,6 +22,7 @@ import xarray as xr
 from job import GIVEN, copied, inputs, run, said, store
 
 import refmotion_nb as rm
+from refmotion_nb.cli import main
 from refmotion_nb.cli.app import recorded_opening
 from refmotion_nb.data import files, spool
 from refmotion_nb.data.store import ResultStore
@@ -570,6 +571,15 @@ def test_the_app_goes_on_with_a_demo(out, monkeypatch):
     assert "24 particles of mouse apoferritin" in table
     found = recorded_opening(out).open(Roots([out]))
     assert sorted(movie.micrograph for movie in found.movies) == NAMES and found.references[0].half1.is_file()
+
+
+def test_the_report_of_a_demo_says_how_to_repeat_it(out, monkeypatch):
+    monkeypatch.setattr(SimulationSettings, "demo", lambda: MINI)
+    monkeypatch.chdir(out.parent)
+    assert main(["demo", "--out", "out", "--device", "cpu"]) == 0
+    report = (out / "report.html").read_text(encoding="utf-8")
+    assert "refmotion demo \\\n  --out out \\\n  --device cpu" in report
+    assert "refmotion demo --out out --device cpu" in (out / "run.log").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

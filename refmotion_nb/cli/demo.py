@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from refmotion_nb.cli.console import Console
@@ -23,7 +24,9 @@ def run(options: argparse.Namespace) -> int:
     Execution(device=options.device).check()
     writable(options.out)
     with Console(options.out / "run.log") as console:
-        table = run_demo(options.out, console, options.device)
+        command = shlex.join(["refmotion", *options.arguments])
+        console.say(command, log_only=True)
+        table = run_demo(options.out, console, options.device, command=command)
         write_report(options.out / "results.zarr", options.out / "report.html")
         console.say(table, log_only=True)
     print(table)

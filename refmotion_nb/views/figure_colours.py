@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -47,11 +47,12 @@ def _attributes(dark: bool) -> dict[str, dict[str, Any]]:
         "major_label_text_font": font,
     }
     return {
-        "Toolbar": {"logo": None},
+        "Toolbar": {"logo": None, "stylesheets": [f".bk-divider {{ background-color: {c['line']}; }}"]},
         "Plot": back | {"border_fill_color": c["card"], "outline_line_color": c["line"]},
         "Axis": axis | fonts, "Grid": {"grid_line_color": c["grid"]}, "Title": text, "Label": text,
+        "Text": text | {"text_font": {"value": font}},  # a glyph: a bare name would be that of a column
         "Legend": back | {"label_text_color": c["text"], "title_text_color": c["text"], "border_line_color": c["line"],
-                          "label_text_font": font, "background_fill_alpha": 0.85},
+                          "label_text_font": font, "title_text_font": font, "background_fill_alpha": 0.85},
         "BaseColorBar": bar, "ColorBar": bar,
     }  # fmt: skip
 
@@ -64,6 +65,22 @@ def ramp(dark: bool = False) -> list[str]:
     at = np.linspace(0, len(anchors) - 1, 128)
     channels = np.stack([np.interp(at, np.arange(len(anchors)), channel) for channel in anchors.T], -1)
     return ["#" + bytes(colour).hex() for colour in channels.round().astype(np.uint8)]
+
+
+def dress(root: Any, dark: bool = False) -> list[Change]:
+    """Give figures the report's colours and fonts for a light page or a dark one; return what ``wear`` needs for the other.
+
+    They are values of the figures' own: a document without the theme, or with one that HoloViews sets, takes nothing away.
+    """
+    changes = coated(root)
+    wear(changes, dark)
+    return changes
+
+
+def wear(changes: Iterable[Change], dark: bool) -> None:
+    """Let figures have their colours for light pages, or those for dark ones."""
+    for change in changes:
+        setattr(change.model, change.name, change.dark if dark else change.light)
 
 
 def coated(root: Any) -> list[Change]:
@@ -93,7 +110,7 @@ def _counterparts() -> dict[str, str]:
     """Return the colours for dark pages by those for light ones that plots are made with."""
     light, dark = palette(), palette(dark=True)
     own = {light[name]: dark[name] for name in light if name[0] in "cf" and name[1:].isdigit()}
-    own |= {light[name]: dark[name] for name in ("muted", "line")}
+    own |= {light[name]: dark[name] for name in ("text", "muted", "line")}
     return {**own, "black": dark["text"], "white": dark["card"]}
 
 

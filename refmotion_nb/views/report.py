@@ -78,12 +78,11 @@ def render_report(results: ResultStore | xr.DataTree, *, title: str, micrographs
     }
     links = "".join(f'<a href="#{_anchor(name)}">{name}</a>' for name in shown)
     body = "".join(f'<section id="{_anchor(name)}"><h2>{name}</h2>{body}</section>' for name, body in shown.items())
-    version = escape(str(attrs.get("version") or mapping(attrs, "micrographs").get("version", "")))
     written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_style()}</style></head><body>'
-        f"<header><h1>{escape(title)}</h1><p>refmotion_nb {version} · written {written}</p></header>"
+        f"<header><h1>{escape(title)}</h1><p>refmotion_nb {escape(_version(attrs))} · written {written}</p></header>"
         f"<nav>{links}</nav><main>{body}</main></body></html>\n"
     )
 
@@ -104,8 +103,13 @@ def _sections(
         "Micrographs": micrographs_section(groups.get("corrected_micrographs"), each["micrographs"], attrs),
         "Noise": noise_section(each["noise"]),
         "Run": run_section(attrs),
-        "References": citations(groups, str(attrs.get("version", ""))) if groups else "",
+        "References": citations(groups, _version(attrs)) if groups else "",
     }
+
+
+def _version(attrs: Mapping[str, Any]) -> str:
+    """Return the version that made the results: of a run, or of whole micrographs without one."""
+    return str(attrs.get("version") or mapping(attrs, "micrographs").get("version", ""))
 
 
 def _title(results: ResultStore | xr.DataTree) -> str:

@@ -33,7 +33,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], marked: int = -
     for i, row in enumerate(rows):
         cells = "".join(f"<td{'' if isinstance(cell, str) else ' class=n'}>{_cell(cell)}</td>" for cell in row)
         body.append(f"<tr{' class=best' if i == marked else ''}>{cells}</tr>")
-    return f'<div class="scroll"><table class="{css}"><tr>{titles}</tr>{"".join(body)}</table></div>'
+    return f'<div class="scroll"><table class="{css}"><thead><tr>{titles}</tr></thead>{"".join(body)}</table></div>'
 
 
 def _cell(cell: object) -> str:

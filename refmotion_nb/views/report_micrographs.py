@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 OPEN = 1  # micrographs that are not folded away
 
 _MOTION = (
-    "What was undone. Left: how places of the micrograph moved while it was exposed; a path starts at its dot and runs from the "
-    "first frame to the last in the colours of the scale, magnified as written at the bar. Right: the mean of all places against "
-    "dose. Good paths are smooth, longest in the first frames, and much alike from place to place. A path that jumps in a single "
+    "What was undone: how places of the micrograph moved while it was exposed, and the mean of all places against dose. A path "
+    "starts at its dot and runs from the first frame to the last in the colours of the scale, magnified as written at the bar. "
+    "Good paths are smooth, longest in the first frames, and much alike from place to place. A path that jumps in a single "
     "frame comes from a frame that was aligned wrongly: such a micrograph is blurred."
 )
 

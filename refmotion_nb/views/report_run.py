@@ -81,9 +81,10 @@ def seconds_table(seconds: Mapping[str, float]) -> str:
         f'<td class="bar"><i style="width:{100 * value / max(longest, 1e-9):.1f}%"></i></td></tr>'
         for name, value in whole_first
     )
+    head = "<thead><tr><th>Stage</th><th>Time</th><th></th></tr></thead>"
     parts = any(name.endswith(PART) for name in seconds)
     told = paragraphs([f"Times marked {PART} are contained in those above."]) if parts else ""
-    return f'<div class="scroll"><table class="narrow"><tr><th>Stage</th><th>Time</th><th></th></tr>{rows}</table></div>{told}'
+    return f'<div class="scroll"><table class="narrow">{head}{rows}</table></div>{told}'
 
 
 def citations(groups: Mapping[str, xr.Dataset], version: str) -> str:

@@ -18,11 +18,11 @@ MAX_FRAMES = 60  # points of a path
 OPEN = 2  # micrographs that are not folded away
 
 _TRACKS = (
-    "Left: where each particle went while it was exposed, and, in the middle, the same without the mean of all particles. "
+    "Where each particle went while it was exposed: all motion, and local motion, which is without the mean of all particles. "
     "A path starts at the dot, at its particle, and runs from the first frame to the last in the colours of the scale, "
-    "magnified as written at the bar. Right: the motion of the whole micrograph. Good local paths are smooth, longest in the "
-    "first frames, and alike for neighbours. Paths like scribbles that differ between neighbours follow noise: the priors are "
-    "too weak, search with more particles. Local paths shorter than the dots mean that nothing but the whole micrograph moved."
+    "magnified as written at the bar. Good local paths are smooth, longest in the first frames, and alike for neighbours. Paths "
+    "like scribbles that differ between neighbours follow noise: the priors are too weak, search with more particles. Local "
+    "paths shorter than the dots mean that nothing but the whole micrograph moved."
 )
 _NOISE = (
     "How strong the noise of each micrograph is at coarse (left) and fine detail (right); it is what trajectories have to be "
@@ -110,7 +110,7 @@ def _common(name: str, tracks: xr.Dataset, rigid: np.ndarray, common: np.ndarray
         y = Axis.of(f"{what} ({unit})", values, zero=True)
         drawings.append(line_drawing(f"{name}: {what}", x, y, lines, size=(400, 160)))
     rms = float(np.sqrt(np.mean(common[np.isfinite(common)] ** 2))) if np.isfinite(common).any() else np.nan
-    said = f"Above: all of it. Below: what was found beyond rigid motion, {rms:.2f} {unit} (RMS per axis)."
+    said = f"All of it, and what was found beyond rigid motion: {rms:.2f} {unit} (RMS per axis)."
     return "".join(drawings) + f"<small>{said}</small>"
 
 

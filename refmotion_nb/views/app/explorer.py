@@ -129,7 +129,11 @@ class ExplorerPane(pn.viewable.Viewer):
             self.draw()
 
     def draw(self) -> None:
-        """Show the newest snapshot, in this session."""
+        """Show the newest snapshot, in this session; all is sent in one message."""
+        with pn.io.hold():
+            self._draw()
+
+    def _draw(self) -> None:
         snapshot = self.model.snapshot
         if snapshot.now.hyperparameters == self.model.wanted:  # else a slider is being moved
             self._place(self.model.wanted)

@@ -12,8 +12,8 @@ from refmotion_nb.numerics.rays import QUIET_A
 from refmotion_nb.views.drawing_style import palette
 from refmotion_nb.views.explorer import ExplorerModel, Snapshot, Tried, paths_A
 from refmotion_nb.views.explorer_drawing import along, drawn, score_limits
-from refmotion_nb.views.explorer_style import ramp
 from refmotion_nb.views.explorer_words import place
+from refmotion_nb.views.figure_colours import Change, dress, ramp, wear
 from refmotion_nb.views.svg import number
 
 SIDE = 500  # px
@@ -23,34 +23,35 @@ class MapFigure:
     """Trajectories over the micrograph, coloured by frame; those pinned beneath in grey."""
 
     def __init__(self, model: ExplorerModel):
-        self.name = model.exploration.name
+        self.name, light = model.exploration.name, palette()  # ``recolour`` has the counterparts
         attrs = model.snapshot.tracks.attrs
         self.width, self.height = float(attrs["width_A"]), float(attrs["height_A"])
         foot = 0.09 * self.height  # room for the scale bar
         tall = round((SIDE - 90) * min(1.4, (self.height + foot) / self.width)) + 70
         self.figure = figure(
             width=SIDE, height=tall, x_axis_label="x (Å)", y_axis_label="y (Å)", tools="pan,wheel_zoom,box_zoom,reset",
-            x_range=Range1d(0, self.width), y_range=Range1d(-foot, self.height), title=" ",        )  # fmt: skip
-        self.figure.toolbar.logo = None
+            x_range=Range1d(0, self.width), y_range=Range1d(-foot, self.height), title=" ",
+        )  # fmt: skip
         self.paths, self.pinned, self.starts, self.bar = (ColumnDataSource(data=d) for d in ({}, {}, {}, {}))
         frames = model.snapshot.tracks.sizes["frame"]
-        self.colours = LinearColorMapper(palette=ramp(False), low=1, high=frames)
+        self.colours = LinearColorMapper(palette=ramp(), low=1, high=frames)
         ends = {"x0": "x0", "y0": "y0", "x1": "x1", "y1": "y1"}
         self.draw(model.snapshot)
-        self.beneath = self.figure.segment(**ends, source=self.pinned, line_width=1.2)
+        self.beneath = self.figure.segment(**ends, source=self.pinned, line_width=1.2, line_color=light["muted"])
         self.figure.segment(
             **ends, source=self.paths, line_width=1.6, line_color={"field": "frame", "transform": self.colours}
         )
-        self.dots = self.figure.scatter("x", "y", source=self.starts, size=4)
+        self.dots = self.figure.scatter("x", "y", source=self.starts, size=4, color=light["text"])
         hover = HoverTool(renderers=[self.dots], tooltips=[("particle, row", "@row"), ("path", "@length{0.00} Å")])
         self.figure.add_tools(hover)
-        self.rule = self.figure.segment(**ends, source=self.bar, line_width=3)
+        self.rule = self.figure.segment(**ends, source=self.bar, line_width=3, line_color=light["text"])
         self.length = Label(
             x=0, y=-0.045 * self.height, text="", text_font_size="11px", text_baseline="middle", x_offset=8
         )
         self.figure.add_layout(self.length)
         self.legend = ColorBar(color_mapper=self.colours, title="Frame", width=10, padding=2, title_standoff=6)
         self.figure.add_layout(self.legend, "right")
+        self.changes = _dressed(self.figure)
         self.draw(model.snapshot)
 
     def draw(self, snapshot: Snapshot) -> None:
@@ -82,22 +83,14 @@ class MapFigure:
 
     def recolour(self, dark: bool) -> None:
         """Take the colours of a light or a dark page."""
-        colours = palette(dark)
-        coat(self.figure, dark)
-        self.colours.palette = ramp(dark)
-        self.beneath.glyph.line_color = colours["muted"]
-        self.dots.glyph.fill_color = self.dots.glyph.line_color = colours["text"]
-        self.rule.glyph.line_color = self.length.text_color = colours["text"]
-        self.legend.background_fill_alpha = 0
-        self.legend.major_label_text_color = self.legend.title_text_color = colours["muted"]
-        self.legend.major_tick_line_color = colours["muted"]
+        wear(self.changes, dark)
 
 
 class TrailFigure:
     """The score, or the local activity, of all that was tried, over strength."""
 
     def __init__(self, model: ExplorerModel, what: str):
-        self.what = what
+        self.what, light = what, palette()
         label = "Score (lower: better)" if what == "cv_score" else "Local activity (Å)"
         self.figure = figure(
             width=SIDE, height=165 if what == "cv_score" else 185, x_axis_type="log", tools="", toolbar_location=None,
@@ -110,14 +103,18 @@ class TrailFigure:
         self.tried, self.line, self.now, self.pinned, self.best = (
             ColumnDataSource(data={"x": [], "y": [], "place": []}) for _ in range(5)
         )
-        self.dots = self.figure.scatter("x", "y", source=self.tried, size=4, legend_label="tried")
-        self.curve = self.figure.line("x", "y", source=self.line, line_width=2, legend_label="this balance, distance")
-        self.star = self.figure.scatter(
-            "x", "y", source=self.best, size=14, marker="star", legend_label="search's choice"
+        self.dots = self.figure.scatter("x", "y", source=self.tried, size=4, color=light["c6"], legend_label="tried")
+        self.curve = self.figure.line(
+            "x", "y", source=self.line, line_width=2, color=light["c0"], legend_label="this balance, distance"
         )
-        self.held = self.figure.scatter("x", "y", source=self.pinned, size=8, marker="square", legend_label="pinned")
+        self.star = self.figure.scatter(
+            "x", "y", source=self.best, size=14, marker="star", color=light["text"], legend_label="search's choice"
+        )
+        self.held = self.figure.scatter(
+            "x", "y", source=self.pinned, size=8, marker="square", color=light["c1"], legend_label="pinned"
+        )
         self.cross = self.figure.scatter(
-            "x", "y", source=self.now, size=11, marker="x", line_width=2.5, legend_label="now"
+            "x", "y", source=self.now, size=11, marker="x", line_width=2, color=light["text"], legend_label="now"
         )
         hover = HoverTool(
             renderers=[self.dots, self.star, self.held],
@@ -129,13 +126,15 @@ class TrailFigure:
             legend.visible = False
         else:
             legend.visible = True
-            legend.orientation, legend.label_text_font_size, legend.glyph_width = "horizontal", "10px", 14
+            legend.orientation, legend.label_text_font_size = "horizontal", "10px"
+            legend.glyph_width = legend.glyph_height = 22  # marks take two fifths of it; a smaller cross is a blot
             legend.spacing, legend.padding, legend.margin, legend.border_line_alpha = 4, 0, 0, 0
             self.figure.add_layout(legend, "below")
         self._pinned_item = next(item for item in legend.items if item.label.value == "pinned")
         if model.at_best is None:
             next(item for item in legend.items if item.label.value == "search's choice").visible = False
         self.best.data = _rows([model.at_best] if model.at_best else [], what)
+        self.changes = _dressed(self.figure)
         self.draw(model.snapshot)
 
     def draw(self, snapshot: Snapshot) -> None:
@@ -155,28 +154,13 @@ class TrailFigure:
 
     def recolour(self, dark: bool) -> None:
         """Take the colours of a light or a dark page."""
-        colours = palette(dark)
-        coat(self.figure, dark)
-        for renderer, name in ((self.dots, "c6"), (self.held, "c1"), (self.star, "text"), (self.cross, "text")):
-            renderer.glyph.fill_color = renderer.glyph.line_color = colours[name]
-        self.curve.glyph.line_color = colours["c0"]
-        self.figure.legend.background_fill_alpha = 0
-        self.figure.legend.label_text_color = colours["muted"]
+        wear(self.changes, dark)
 
 
-def coat(plot: Any, dark: bool) -> None:
-    """Give a figure the page's colours, with nothing behind it."""
-    colours = palette(dark)
-    plot.background_fill_color = plot.border_fill_color = None
-    plot.outline_line_color = colours["line"]
-    plot.grid.grid_line_color = colours["grid"]
-    plot.title.text_color = colours["text"]
-    for axis in plot.axis:
-        axis.axis_label_text_color = colours["text"]
-        axis.axis_label_text_font_style = "normal"
-        axis.axis_label_text_font_size = "12px"
-        axis.major_label_text_color = colours["muted"]
-        axis.axis_line_color = axis.major_tick_line_color = axis.minor_tick_line_color = colours["line"]
+def _dressed(plot: Any) -> list[Change]:
+    """Give a figure the colours of a light page and small labels; return what changes on a dark one."""
+    plot.axis.axis_label_text_font_size = "12px"
+    return dress(plot)
 
 
 def _segments(at: np.ndarray, paths: np.ndarray, magnified: float) -> dict[str, np.ndarray]:

@@ -146,7 +146,8 @@ def _made(make: Callable[[], Any], dark: bool) -> Callable[[], Any]:
         return lambda: pn.panel(item)
     panels, columns = (list(item), item._max_cols) if isinstance(item, hv.Layout) else ([item], 1)
     models = [rendered(one, dark) for one in panels]
-    return lambda: pn.GridBox(*map(pn.pane.Bokeh, models), ncols=min(columns, len(models)))
+    options = {"sizing_mode": "stretch_width"} if len(models) == 1 else {}  # one may be as wide as there is room
+    return lambda: pn.GridBox(*map(pn.pane.Bokeh, models), ncols=min(columns, len(models)), **options)
 
 
 def _problem(error: Exception) -> Callable[[], Any]:

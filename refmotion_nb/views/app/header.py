@@ -10,7 +10,7 @@ import panel as pn
 from refmotion_nb.stages.runs import Run
 from refmotion_nb.views.app import parts
 from refmotion_nb.views.app.engine import Engine, Viewer, words_of
-from refmotion_nb.views.app.rights import seat
+from refmotion_nb.views.app.rights import TOLD, seat
 from refmotion_nb.views.run_words import roughly
 
 _COOKIE = "document.cookie = 'rm-theme={}; path=/; SameSite=Lax; max-age=31536000'; location.reload()"
@@ -74,11 +74,7 @@ class Header:
         if state == self._listed:
             return
         self._listed = state
-        told = (
-            "You may run."
-            if self.viewer.may_run
-            else "You look on; the owner of this app can give you the right to run."
-        )
+        told = "You may run." if self.viewer.may_run else TOLD
         if self.viewer.owner:
             told = "Who runs may open data, start and stop runs and change settings; others look on."
         self.menu[:] = [parts.words(told), *map(self._line, people.values())]

@@ -11,6 +11,7 @@ from bokeh.plotting import figure
 
 from refmotion_nb.numerics.rays import FIRST_STRENGTH, QUIET_A, strengths
 from refmotion_nb.views.drawing_style import palette
+from refmotion_nb.views.figure_colours import dress
 from refmotion_nb.views.svg import number
 
 ROW_PX = 15  # of the map of rays, for each ray; at least
@@ -119,6 +120,9 @@ class LiveRays:
         self.score = self._curves("score", "Score (lower is better)", "linear", Range1d(-0.05, 0.0))
         self.activity = self._curves("activity", "Local activity (Å)", "log", Range1d(*ACTIVITIES_A))
         self._below()
+        for plot in (self.map, self.score, self.activity):
+            plot.xaxis.ticker = LogTicker(desired_num_ticks=8, num_minor_ticks=0)
+            dress(plot, dark)
         self._fit()
 
     def update(self, table: xr.Dataset | None, shown: float | None = None) -> None:
@@ -188,7 +192,7 @@ class LiveRays:
         self._star(plot, "y")
         self.bar = ColorBar(
             color_mapper=self.mapper, title="Score of a step (lower is better)", orientation="horizontal", height=8,
-            title_standoff=2, padding=4, margin=0, title_text_font_style="normal", location=(0, 0),
+            title_standoff=2, padding=4, margin=0, location=(0, 0),
         )  # fmt: skip
         plot.add_layout(self.bar, "above")
         values = [("strength", "@x{0.000}"), ("score", "@score{0.00000}"), ("local activity", "@activity{0.000} Å")]
@@ -240,9 +244,6 @@ class LiveRays:
             text_color=self.look["muted"],
         )  # fmt: skip
         self.activity.renderers.extend([line, text])
-        for plot in (self.map, self.score, self.activity):
-            plot.xaxis.ticker = LogTicker(desired_num_ticks=8, num_minor_ticks=0)
-            plot.axis.axis_label_text_font_style = "normal"
 
 
 def legend(rays: Rays) -> str:
@@ -252,7 +253,7 @@ def legend(rays: Rays) -> str:
     coloured = [_chip(f"{number(b)}°", colour) for b, colour in zip(balances, steps)]
     arrays = ("", "6 4", "2 3", "2 3 6 3", "6 3 2 3", "8 2 2 2 2 2")
     dashed = [_chip(f"{number(z)} Å", "var(--text)", arrays[i % len(arrays)]) for i, z in enumerate(distances)]
-    marks = "★ best &ensp; × retired, no motion left &ensp; △ maximum strength reached"
+    marks = "★ best step, from which the prior is refined &ensp; × retired, no motion left &ensp; △ maximum strength reached"
     return f"<small>Balance: {' '.join(coloured)} &emsp;Distance: {' '.join(dashed)}<br>{marks}</small>"
 
 

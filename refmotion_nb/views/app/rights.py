@@ -18,6 +18,8 @@ READING = frozenset({
 OWNERS = frozenset({"allow"})
 LOOKING_ON = "you are looking on; ask the owner of this app for the right to run"
 
+TOLD = "You are looking on: the owner of this app can give you the right to run."  # where buttons are off for it
+
 
 class Seat:
     """What all pages share, with every call refused to who looks on that is not for all, whatever widget it is from."""

@@ -21,6 +21,8 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import panel as pn
+from bokeh.server.urls import per_app_patterns
+from panel.io.server import DocHandler
 from tornado.web import RequestHandler
 
 from refmotion_nb.data.schema import Dataset, InputError
@@ -29,6 +31,7 @@ from refmotion_nb.views.app.design import DARK, Dark, Light, Look, variables
 from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.page import Page
 from refmotion_nb.views.app.roots import Roots
+from refmotion_nb.views.app.sending import leave_none_behind
 from refmotion_nb.views.app.written import ADDRESS, Download
 from refmotion_nb.views.plots.page import load, sending_all
 
@@ -207,6 +210,27 @@ class OwnerLink(RequestHandler):
         self.redirect("./")
 
 
+class Front(DocHandler):
+    """The page itself, asked for by its folder: without the last slash of a prefix the browser is sent on to it.
+
+    Panel does so only after a login, to which it sends browsers by a path that is relative to the folder.
+    """
+
+    async def prepare(self) -> None:
+        """Send on, or find out who asks."""
+        prefix, query = self.application.prefix, self.request.query
+        if prefix and self.request.path == prefix:
+            self.redirect(f"{prefix}/{'?' if query else ''}{query}")
+        else:
+            await super().prepare()
+
+
+@cache
+def _front() -> None:
+    """Let pages be asked for by ``Front``; Bokeh has no argument for it, Panel puts its own in the same way."""
+    per_app_patterns[:] = [(one[0], Front if one[1] is DocHandler else one[1], *one[2:]) for one in per_app_patterns]
+
+
 @cache
 def _html(name: str) -> str:
     return resources.files("refmotion_nb.views.app").joinpath(name).read_text(encoding="utf-8")
@@ -256,6 +280,8 @@ def serve(
     access.check()
     _free(access)
     load()
+    _front()
+    leave_none_behind()
     _spare_warnings()
     name, origins = secrets.token_hex(16), access.all_origins()
     logging.getLogger("bokeh.server.views.ws").setLevel(logging.ERROR)  # it warns of each message to a closed browser

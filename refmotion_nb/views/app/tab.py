@@ -40,13 +40,12 @@ class Tab:
         """Refresh; what cannot be read is told at the top of the tab.
 
         Called on the page's own loop, when the tab is in front and something changed. What cannot be read is looked at once
-        more first: a run may be putting another result in its place.
+        more first: a run may be putting another result in its place. All is sent in one message, so that no change of a
+        figure can come before the figure.
         """
         try:
-            try:
-                self.refresh()
-            except (InputError, OSError):
-                self.refresh()
+            with pn.io.hold():
+                self._refresh()
         except (InputError, OSError) as error:
             self._unread = True
             parts.tell(self.problem, str(error))
@@ -54,6 +53,12 @@ class Tab:
             if self._unread:
                 self._unread = False
                 parts.tell(self.problem, "")
+
+    def _refresh(self) -> None:
+        try:
+            self.refresh()
+        except (InputError, OSError):
+            self.refresh()
 
     def attempt(self, call: Any, *args: Any, **kwargs: Any) -> Any:
         """Return what ``call`` returns; what is wrong with the input is shown at the top of the tab."""

@@ -12,7 +12,8 @@ from refmotion_nb.data.schema import InputError
 from refmotion_nb.views.plots import look
 from refmotion_nb.views.plots.look import Runs
 
-_SIDE = 190
+_SIDE = 165  # px of a panel: three of them with their colour bars fit a notebook
+_COLUMNS = 3
 
 
 def correlation(windows: Runs) -> hv.Layout:
@@ -33,7 +34,10 @@ def correlation(windows: Runs) -> hv.Layout:
             raise InputError(
                 f"{name or 'the correlation'} still has {', '.join(sorted(map(str, more)))}; pick one by isel, or add them up"
             )
-    return look.panels([_panel(name, run) for name, run in runs.items()], 3)
+    items = [_panel(name, run) for name, run in runs.items()]
+    shared = {"yaxis": "bare"}  # as the first of a row has it
+    items = [look.styled(item, "Overlay", **shared) if i % _COLUMNS else item for i, item in enumerate(items)]
+    return look.panels(items, _COLUMNS)
 
 
 def _panel(name: str, run: xr.Dataset) -> hv.Overlay:

@@ -24,7 +24,8 @@ def fcc(dose: Runs, group: str | None = None) -> hv.Layout:
     runs = _runs(dose, group, "fcc")
     inside = np.concatenate([run["fcc"].values[:, _fitted(run)].ravel() for run in runs.values()])
     limits = min(0.0, look.percentile(inside, 0.5)), max(look.percentile(inside, 99.5), 1e-6)
-    return look.panels([_image(name, run, limits) for name, run in runs.items()], 2)
+    items = [_image(name, run, limits, i % 2 == min(len(runs), 2) - 1) for i, (name, run) in enumerate(runs.items())]
+    return look.panels(items, 2)
 
 
 def fcc_curves(dose: Runs, group: str | None = None) -> hv.Layout:
@@ -74,7 +75,7 @@ def _fitted(run: xr.Dataset, beyond: float = 1.0) -> np.ndarray:
     return inside if inside.size else np.flatnonzero(frequency > 0)
 
 
-def _image(name: str, run: xr.Dataset, limits: tuple[float, float]) -> hv.Image:
+def _image(name: str, run: xr.Dataset, limits: tuple[float, float], bar: bool) -> hv.Image:
     dose, frequency = run["dose"].values, run["frequency"].values
     y, x = look.edges(dose), look.edges(frequency)
     dims = [look.frequency(run["frequency"]), look.dimension(run["dose"])]
@@ -85,7 +86,7 @@ def _image(name: str, run: xr.Dataset, limits: tuple[float, float]) -> hv.Image:
         bounds=(x[0], y[0], x[-1], y[-1]),
     )  # fmt: skip
     return look.styled(
-        image, "Image", cmap="viridis", clim=limits, colorbar=True, tools=["hover"], **look.OVER_FREQUENCY,
+        image, "Image", cmap="viridis", clim=limits, colorbar=bar, tools=["hover"], **look.OVER_FREQUENCY,
         clabel="FCC", **look.BAR, clipping_colors={"NaN": palette()["line"]}, fontsize=look.FONTS,
         title=look.heading(name, "FCC (grey: not measured)"), **look.PANEL, xlim=(0, x[-1]),
     )  # fmt: skip
@@ -105,13 +106,14 @@ def _fcc_curves(name: str, run: xr.Dataset) -> hv.Overlay:
         if "fcc_model" in run:
             items.append(look.styled(hv.Curve((x, run["fcc_model"].values[f]), *dims, label=text), "Curve", color=colour,
                                      line_width=1.5))  # fmt: skip
-    return look.overlay(items, title=look.heading(name, "measured (dots) and modelled (lines)"), legend_position="right",
+    return look.overlay(items, title=look.heading(name, "measured (dots) and modelled (lines)"), legend_position="top_right",
                         **look.OVER_FREQUENCY)  # fmt: skip
 
 
 def _weights(runs: dict[str, xr.Dataset], frequency: float, legend: bool) -> hv.Overlay:
     items: list[Any] = []
-    doses: set[tuple[float, ...]] = set()  # of the standard curves drawn
+    standard = {name: tuple(run["dose"].values) for name, run in runs.items() if "reference_weight" in run}
+    own = len(set(standard.values())) > 1  # runs of other doses per frame have other standard curves
     for i, (name, run) in enumerate(runs.items()):
         at = run.interp(frequency=frequency)
         x, colour = at["dose"].values, look.category(i)
@@ -121,11 +123,11 @@ def _weights(runs: dict[str, xr.Dataset], frequency: float, legend: bool) -> hv.
             low, high = (look.dimension(run[v]) for v in ("weight_lo", "weight_hi"))
             band = hv.Area((x, at["weight_lo"].values, at["weight_hi"].values), dims[0], [low, high])
             items.append(look.styled(band, "Area", color=colour, alpha=0.18, line_alpha=0))
-        if "reference_weight" in at and (x.size, *x.tolist()) not in doses:
-            text = "Grant & Grigorieff" if not doses else f"Grant & Grigorieff, {label}"
-            doses.add((x.size, *x.tolist()))
-            items.append(look.styled(hv.Curve((x, at["reference_weight"].values), *dims, label=text), "Curve",
-                                     color="#5a6675", line_dash="dashed", line_width=1.5, tools=["hover"]))  # fmt: skip
+        if name in standard and (own or name == next(iter(standard))):
+            text = look.joined("Grant & Grigorieff", label if own else "")
+            curve = hv.Curve((x, at["reference_weight"].values), *dims, label=text)
+            items.append(look.styled(curve, "Curve", color=colour if own else "#5a6675", line_dash="dashed", line_width=1.5,
+                                     tools=["hover"]))  # fmt: skip
         items.append(look.styled(hv.Curve((x, at["weight"].values), *dims, label=label), "Curve", color=colour,
                                  line_width=2, tools=["hover"]))  # fmt: skip
     return look.overlay(items, title=f"Weight at {1 / frequency:.1f} Å", show_legend=legend, legend_position="top_right",

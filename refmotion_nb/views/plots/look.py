@@ -133,7 +133,9 @@ def styled(item: Any, kind: str, **options: Any) -> Any:
 def overlay(items: Iterable[Any], **options: Any) -> hv.Overlay:
     """Return elements in one panel, with what all panels have in common."""
     together = hv.Overlay(list(items))
-    return styled(together, "Overlay", **{**PANEL, "fontsize": FONTS, "legend_opts": {"padding": 4}, **options})
+    return styled(
+        together, "Overlay", **{**PANEL, "fontsize": FONTS, "legend_opts": {"padding": 4, "spacing": 1}, **options}
+    )
 
 
 def panels(items: Iterable[Any], columns: int) -> hv.Layout:

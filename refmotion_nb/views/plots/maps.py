@@ -17,6 +17,7 @@ from refmotion_nb.views.plots.look import Runs
 
 LEVELS = (0.143, 0.5)
 _WIDE = {"frame_width": 460, "frame_height": 300}
+_SIDE = 270  # px of a section: two of them with their colour bars fit a notebook
 
 
 def fsc(validation: Runs, reference: int = 0) -> hv.Overlay:
@@ -83,8 +84,8 @@ def _slice(name: str, path: Path, width_A: float | None) -> hv.Image:
     edge = reach * pixel_A
     image = hv.Image(section[::-1], dims, hv.Dimension(("density", "Density")), bounds=(-edge, -edge, edge, edge))
     limits = look.percentile(section, 0.5), look.percentile(section, 99.8)
-    return look.styled(image, "Image", cmap="gray", clim=limits, tools=["hover"], title=name, frame_width=300,
-                       frame_height=300, colorbar=True, clabel="Density", **look.BAR, fontsize=look.FONTS)  # fmt: skip
+    return look.styled(image, "Image", cmap="gray", clim=limits, tools=["hover"], title=name, frame_width=_SIDE,
+                       frame_height=_SIDE, colorbar=True, clabel="Density", **look.BAR, fontsize=look.FONTS)  # fmt: skip
 
 
 def noise(spectra: Runs) -> hv.Overlay:

@@ -17,6 +17,9 @@ from refmotion_nb.views.plots.look import Runs
 MOST_PARTICLES = 300  # drawn on one micrograph
 _STAGE = "a micrograph (the store's tracks groups)"
 _FACTORS = (1, 1.5, 2, 3, 5, 7)
+_SIDE = 320  # px of a micrograph: two of them and a colour bar fit a notebook
+_COLUMNS = 2
+_WIDTH = 270  # px of a panel over frames: two of them and a legend with names of runs fit a notebook
 
 
 def trajectories(tracks: Runs, magnified: float | None = None) -> hv.Layout:
@@ -53,7 +56,7 @@ def motion(tracks: Runs) -> hv.Layout:
             for values, text, dash in ((rigid, "rigid", "dashed"), (rigid + common, "with common correction", "solid")):
                 curves.append(look.styled(hv.Curve((frame, values), *dims, label=look.joined(name, text)), "Curve",
                                           color=look.category(i), line_dash=dash, line_width=2, tools=["hover"]))  # fmt: skip
-        legend = {"show_legend": axis == "y", "legend_position": "right"}
+        legend = {"show_legend": axis == "y", "legend_position": "right", "frame_width": _WIDTH}
         items.append(look.overlay(curves, title=f"Whole micrograph, {axis}", padding=0.05, **legend))
     return look.panels(items, 2)
 
@@ -81,7 +84,7 @@ def _along(runs: dict[str, xr.Dataset], particle: int, axis: str) -> hv.Overlay:
                 hv.Dimension((f"path_{axis}", f"Displacement in {axis}, from its median"), unit="Å")]  # fmt: skip
         curve = hv.Curve((np.arange(1, len(shift) + 1), shift - np.median(shift)), *dims, label=name)
         curves.append(look.styled(curve, "Curve", color=look.category(i), line_width=2, tools=["hover"]))
-    return look.overlay(curves, title=f"Particle {particle}, {axis}", padding=0.05, legend_position="right",
+    return look.overlay(curves, title=f"Particle {particle}, {axis}", padding=0.05, legend_position="right", frame_width=_WIDTH,
                         show_legend=axis == "y" and len(runs) > 1)  # fmt: skip
 
 
@@ -96,7 +99,10 @@ def _maps(tracks: Runs, paths: dict[str, np.ndarray], what: str, magnified: floa
     runs = look.named(tracks)
     paths = {name: one - one[:, :1] for name, one in paths.items()}
     scale = magnified or min(_suitable(runs[name], one) for name, one in paths.items())
-    return look.panels([_map(name, runs[name], one, what, scale) for name, one in paths.items()], 2)
+    frames = max(run.sizes["frame"] for run in runs.values())  # colours mean the same in all panels
+    items = [_map(name, runs[name], one, what, scale, frames, i % _COLUMNS == min(len(paths), _COLUMNS) - 1)
+             for i, (name, one) in enumerate(paths.items())]  # fmt: skip
+    return look.panels(items, _COLUMNS)
 
 
 def _size(run: xr.Dataset) -> tuple[float, float]:
@@ -115,7 +121,7 @@ def _suitable(run: xr.Dataset, paths: np.ndarray) -> float:
     return max(1.0, _round_down(0.12 * _size(run)[0] / length)) if length > 0 else 1.0
 
 
-def _map(name: str, run: xr.Dataset, paths: np.ndarray, what: str, scale: float) -> hv.Overlay:
+def _map(name: str, run: xr.Dataset, paths: np.ndarray, what: str, scale: float, frames: int, bar: bool) -> hv.Overlay:
     shown = np.linspace(0, len(paths) - 1, min(len(paths), MOST_PARTICLES)).round().astype(int)
     at = run["coordinate"].values[shown]
     drawn = at[:, None] + scale * paths[shown]  # (particle, frame, 2) Å of the picture
@@ -134,17 +140,17 @@ def _map(name: str, run: xr.Dataset, paths: np.ndarray, what: str, scale: float)
     items = [
         _border(width, height, dims),
         *_uncertainty(run, shown, drawn, scale, x, y),
-        look.styled(_paths(run, shown, drawn, paths, dims), "Segments", **limits),
+        look.styled(_paths(run, shown, drawn, paths, dims), "Segments", clim=(1, frames), colorbar=bar, **limits),
     ]
     starts = hv.Points((*at.T, _rows(run)[shown]), [x, y], hv.Dimension(("row", "Row of the input")))
     items.append(look.styled(starts, "Points", color="black", size=3, tools=["hover"]))
     items += _scale_bar(width, floor, scale, dims)
     spread = "grey: one standard deviation" if "shift_std" in run else ""
     count = "" if len(shown) == len(paths) else f"{len(shown)} of {len(paths)} particles"
-    side = 340
+    facts = look.heading("", f"{what} × {svg.number(scale)}", count, spread)
     return look.overlay(
-        items, title=look.heading(name, f"{what} × {svg.number(scale)}", count, spread), show_legend=False,
-        frame_width=side, frame_height=round(side * min(1.6, max(0.4, 1.1 * height / width))),
+        items, title="\n".join(part for part in (name, facts) if part), show_legend=False,
+        frame_width=_SIDE, frame_height=round(_SIDE * min(1.6, max(0.4, 1.1 * height / width))),
         **limits,
     )  # fmt: skip
 
@@ -172,7 +178,7 @@ def _paths(
              hv.Dimension(("row", "Row of the input"))]  # fmt: skip
     segments = hv.Segments(tuple(np.ravel(v) for v in (*ends, number, moved, row)), dims, facts)
     return look.styled(
-        segments, "Segments", color="number", cmap=ramp(), colorbar=True, line_width=1.6, clim=(1, frames),
+        segments, "Segments", color="number", cmap=ramp(), line_width=1.6,
         clabel="Frame", **look.BAR, tools=["hover"],
         hover_tooltips=[("particle, row", "@row"), ("frame", "@number"), ("moved", "@moved{0.00} Å")],
     )  # fmt: skip

@@ -16,7 +16,9 @@ from refmotion_nb.views.plots import look
 from refmotion_nb.views.plots.look import Runs
 
 _NEEDED = ("strength", "cv_score", "activity_local", "balance", "distance", "retired", "reason")
-_WIDTH = 200  # px of a panel: three and a legend fit a notebook
+_WIDTH = 185  # px of a panel: three of them, and a legend or a colour bar, fit a notebook
+_COLUMNS = 3  # at most
+_BALANCES = [0, 30, 60, 90]  # degrees, written at axes
 _MARKS = ("x", "triangle", "square")  # of the reasons why rays end; a cross is for retired ones
 
 
@@ -59,12 +61,17 @@ def _limits(runs: Any, name: str) -> tuple[float, float]:
 
 
 def _by_distance(runs: dict[str, xr.Dataset], draw: Callable[..., Any]) -> hv.Layout:
-    """Return a panel for each correlation distance, a row for each run."""
+    """Return a panel for each correlation distance, in rows of equal length that begin anew with each run."""
     distances = {name: np.unique(run["distance"].values) for name, run in runs.items()}
-    items = [draw(name, run, z, bool(z == distances[name][-1])) for name, run in runs.items() for z in distances[name]]
-    first = [bool(z == found[0]) for found in distances.values() for z in found]
-    items = [item if leads else look.styled(item, "Overlay", ylabel="") for item, leads in zip(items, first)]
-    return look.panels(items, max(len(found) for found in distances.values()))
+    most = max(len(found) for found in distances.values())
+    columns = -(-most // -(-most // _COLUMNS))
+    items: list[Any] = []
+    for name, run in runs.items():
+        for i, z in enumerate(distances[name]):
+            item = draw(name, run, z, i == len(distances[name]) - 1)
+            items.append(look.styled(item, "Overlay", yaxis="bare") if i % columns else item)  # heights are shared
+        items += [hv.Empty()] * (-len(items) % columns)
+    return look.panels(items, columns)
 
 
 def _reach(run: xr.Dataset) -> dict[str, Any]:
@@ -73,8 +80,10 @@ def _reach(run: xr.Dataset) -> dict[str, Any]:
     return {} if low < high else {"xlim": (low / 2, 2 * high)}
 
 
-def _title(name: str, distance: float) -> str:
-    return "\n".join(part for part in (name, f"Correlation distance {svg.number(distance)} Å") if part)
+def _titled(name: str, distance: float) -> dict[str, Any]:
+    """Return a title that is no wider than the panel."""
+    title = "\n".join(part for part in (name, f"Correlation distance {svg.number(distance)} Å") if part)
+    return {"title": title, "fontsize": {**look.FONTS, "title": "9pt"}}
 
 
 def _walked(run: xr.Dataset, distance: float) -> Iterator[tuple[int, xr.Dataset]]:
@@ -108,18 +117,25 @@ def _ray_panel(
         cmap=ramp(), colorbar=last, line_color="white", line_width=0.5, clabel="Score (lower is better)", **look.BAR,
     )  # fmt: skip
     items = [points, *_ends(run, ends, [strength, balance], facts), _best(run, distance, "balance")]
+    share = (14 + 22 * (1 + len(_reasons(run)))) / look.PANEL["frame_height"]  # of the height, for the legend
     return look.overlay(
-        items, frame_width=_WIDTH, logx=True, **_reach(run), ylim=(-5, 95),
-        title=_title(name, distance), show_legend=last, legend_position="right",
+        items, frame_width=_WIDTH, logx=True, **_reach(run), ylim=(-5, (95 + 5 * share) / (1 - share)), yticks=_BALANCES,
+        **_titled(name, distance), show_legend=last, legend_position="top_right",
         xlabel=f"{strength.pprint_label}\nsize: local activity, up to {svg.number(most)} Å",
     )  # fmt: skip
 
 
-def _ends(run: xr.Dataset, ends: list[tuple[Any, ...]], dims: list[Any], facts: list[Any]) -> list[hv.Points]:
-    """Mark where rays end, by the reason (last of each of ``ends``): a mark for each, or for each kind if all differ."""
+def _reasons(run: xr.Dataset) -> list[str]:
+    """Return why rays end, those that retired first: as many reasons as there are marks, or kinds of them if all differ."""
     reasons = sorted({_why(run.isel(ray=ray)) for ray in range(run.sizes["ray"])}, key=_retired_first)
     if len(reasons) > len(_MARKS):
         reasons = sorted({reason.split(":")[0] for reason in reasons}, key=_retired_first)[: len(_MARKS)]
+    return reasons
+
+
+def _ends(run: xr.Dataset, ends: list[tuple[Any, ...]], dims: list[Any], facts: list[Any]) -> list[hv.Points]:
+    """Mark where rays end, by the reason (last of each of ``ends``)."""
+    reasons = _reasons(run)
     facts = [*facts, hv.Dimension(("why", "Ray ends"))]
     items = []
     for reason, mark in zip(reasons, _MARKS if reasons[0].startswith("retired") else _MARKS[1:]):
@@ -162,7 +178,7 @@ def _curves(name: str, run: xr.Dataset, distance: float, last: bool, what: str, 
     items += [*_ends(run, ends, dims, [look.dimension(run["balance"])]), _best(run, distance, what), *more]
     return look.overlay(
         items, frame_width=_WIDTH, logx=True, **_reach(run), padding=0.05,
-        title=_title(name, distance), show_legend=last, legend_position="right",
+        **_titled(name, distance), show_legend=last, legend_position="right",
     )  # fmt: skip
 
 
@@ -178,7 +194,7 @@ def _surface(name: str, run: xr.Dataset, distance: float, last: bool, limits: tu
         clabel="Score (lower is better)", **look.BAR,
     )  # fmt: skip
     return look.overlay(
-        [mesh, _best(run, distance, "balance")], frame_width=_WIDTH, logx=True, **_reach(run), ylim=(0, 90),
-        title=_title(name, distance), show_legend=False,
+        [mesh, _best(run, distance, "balance")], frame_width=_WIDTH, logx=True, **_reach(run), ylim=(0, 90), yticks=_BALANCES,
+        **_titled(name, distance), show_legend=False,
         xlabel=f"{dims[0].pprint_label}\nblank where a ray had retired",
     )  # fmt: skip

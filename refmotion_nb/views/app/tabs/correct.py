@@ -17,6 +17,7 @@ from refmotion_nb.views.app import ending, parts
 from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.fields import Field
 from refmotion_nb.views.app.figure import Same
+from refmotion_nb.views.app.rights import TOLD
 from refmotion_nb.views.app.tab import Tab
 from refmotion_nb.views.run_words import roughly
 
@@ -73,7 +74,7 @@ class CorrectTab(Tab):
         self.cancel.param.update(visible=going and self.viewer.may_run, disabled=not self.engine.can_cancel)
         for name, field in self.settings.items():
             field.show(self.engine.settings.get(name), idle)
-        self.cost.object = self._cost()
+        self.cost.object = self._cost() + ("" if self.viewer.may_run else f"<p><small>{TOLD}</small></p>")
         run, ended = (find(self.engine, MotionCorrection, *JOBS) for find in (ending.latest, ending.last_ended))
         by_progress = run is not None and run.snapshot.works and ended is not None and ended.exception is run.exception
         parts.say(self.ended, "" if by_progress else ending.told(ended))

@@ -18,6 +18,7 @@ from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.fields import UNSET, WIDTH
 from refmotion_nb.views.app.figure import Same
 from refmotion_nb.views.app.reuse_form import DOSE_WEIGHTS, ReuseForm
+from refmotion_nb.views.app.rights import TOLD
 from refmotion_nb.views.app.tab import Tab
 
 PLOTS = {
@@ -44,7 +45,7 @@ class DoseTab(Tab):
         """Make the widgets."""
         super().__init__(engine, viewer)
         self.start = parts.button("Measure dose weights", self._start, color="primary")
-        self.status = parts.words("")
+        self.status = parts.words("", align="center")
         self.ended = parts.words("")
         self.what = pn.widgets.RadioButtonGroup(label="Plot", options=list(PLOTS), value="FCC", margin=5)
         self.group = pn.widgets.Select(
@@ -80,7 +81,7 @@ class DoseTab(Tab):
         run = self.engine.last(DoseWeights)
         table, told = self._table()
         self.start.disabled = not self.viewer.may_run or self.engine.session is None or self.engine.live is not None
-        self.status.object = escape(told)
+        self.status.object = escape(told) + ("" if self.viewer.may_run else f" <small>{TOLD}</small>")
         parts.say(self.ended, ending.told(ending.last_ended(self.engine, DoseWeights, "dose-weights")))
         self.reuse.view.visible = self.engine.session is not None
         self.reuse.refresh(self.viewer.may_run, self.engine.dose_weights_file)

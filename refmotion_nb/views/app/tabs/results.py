@@ -32,7 +32,9 @@ class ResultsTab(Tab):
         super().__init__(engine, viewer)
         self.nothing = parts.empty("")
         self.ended, self.files = parts.words(""), parts.words("")
-        self.fsc, self.table, self.images, self.maps, self.written = (self.new_figure() for _ in range(5))
+        self.fsc, self.table, self.images, self.maps, self.written = (
+            self.new_figure(styles={"overflow-x": "auto"}) for _ in range(5)
+        )
         self.micrograph = pn.widgets.Select(label="Micrograph", options=[], width=260, margin=5)
         self.micrograph.param.watch(lambda _: self.update(), "value")
         self.code = pn.widgets.TextAreaInput(
@@ -53,17 +55,20 @@ class ResultsTab(Tab):
             label="Download as .ipynb",
         )
         self.cards = {
-            "fsc": parts.card("What was gained", self.table.view, self.fsc.view),
-            "maps": parts.card("Map, central slice", self.maps.view),
-            "images": parts.card("Particles, low-pass filtered to 10 Å", self.micrograph, self.images.view),
-            "written": parts.card("Particles and files", self.written.view, self.files),
+            "fsc": parts.card("What was gained", self.table.view, self.fsc.view, styles=_beside(700)),
+            "maps": parts.card("Map, central slice", self.maps.view, styles=_beside(1020)),
+            "images": parts.card(
+                "Particles, low-pass filtered to 10 Å", self.micrograph, self.images.view, styles=_beside(810)
+            ),
+            "written": parts.card("Particles and files", self.written.view, self.files, styles=_beside(810)),
         }
+        found = pn.FlexBox(*self.cards.values(), align_items="stretch", sizing_mode="stretch_width", gap="0")
         self.cards["code"] = parts.card(
             "The same in a notebook",
             parts.words("Code that opens these data and does what was done here, with the settings in force."),
             pn.Row(self.copy, self.notebook), self.code,
         )  # fmt: skip
-        self.view[:] = [self.problem, self.ended, self.nothing, *self.cards.values()]
+        self.view[:] = [self.problem, self.ended, self.nothing, found, self.cards["code"]]
         self._listed: Any = None
 
     def refresh(self) -> None:
@@ -127,6 +132,11 @@ class ResultsTab(Tab):
         if (listed := (out, out.stat().st_mtime_ns)) != self._listed:
             self._listed = listed
             self.files.object = written.listing(out, self.engine.roots, self.served)
+
+
+def _beside(width: int) -> dict[str, str]:
+    """Return the style of a card that stands beside the next one where the page has room for ``width`` px of it."""
+    return {"flex": f"1 1 {width}px", "min-width": "0"}
 
 
 def gained(validation: xr.Dataset) -> str:

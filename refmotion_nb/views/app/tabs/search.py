@@ -17,6 +17,7 @@ from refmotion_nb.views.app.engine import Engine, Viewer, words_of
 from refmotion_nb.views.app.fields import Field
 from refmotion_nb.views.app.figure import Same
 from refmotion_nb.views.app.live_rays import LiveRays, legend
+from refmotion_nb.views.app.rights import TOLD
 from refmotion_nb.views.app.search_state import Standing
 from refmotion_nb.views.app.tab import Tab
 from refmotion_nb.views.report_search import search_warnings, tell_search
@@ -142,7 +143,7 @@ class SearchTab(Tab):
 
     def _note(self, now: Standing, asked: bool, going: Run | None) -> str:
         if not self.viewer.may_run:
-            return "You are looking on: the owner of this app can give you the right to run."
+            return TOLD
         if asked:
             return in_force.in_force(self.engine)
         if self.engine.session is None:

@@ -1,0 +1,123 @@
+"""Every figure of the app has the page's colours and fonts, whatever document it gets into; what is sent arrives."""
+
+import asyncio
+import time
+
+import panel as pn
+import pytest
+from bokeh.core.properties import value
+from bokeh.document import Document
+from bokeh.io.doc import patch_curdoc
+from bokeh.models import Axis, Glyph, Plot
+from fake_results import fake_search, fake_validation, fill
+from panel.io import document
+
+from refmotion_nb.data.store import ResultStore
+from refmotion_nb.views import plots
+from refmotion_nb.views.app import comparing
+from refmotion_nb.views.app.engine import Engine, Viewer
+from refmotion_nb.views.app.exploring import explore
+from refmotion_nb.views.app.page import Page
+from refmotion_nb.views.app.rendering import rendered
+from refmotion_nb.views.app.roots import Roots
+from refmotion_nb.views.app.sending import leave_none_behind
+from refmotion_nb.views.app.tabs import TABS
+from refmotion_nb.views.drawing_style import palette
+from refmotion_nb.views.figure_colours import figure_theme
+
+TITLES = [tab.title for tab in TABS]
+FONT = "system-ui, sans-serif"
+
+
+def test_making_a_figure_leaves_the_document_that_is_worked_on_alone():
+    page, theme = Document(), figure_theme()
+    page.theme = theme
+    with patch_curdoc(page):
+        rendered(plots.scores(fake_search()))
+    assert page.theme is theme and not page.callbacks.session_destroyed_callbacks
+
+
+def figures_on(page, title, least):
+    """Return the Bokeh figures of a tab, once all that was asked for is made."""
+    page.front.value = TITLES.index(title)
+    tab = page.tab(page.active)
+    end = time.monotonic() + 60
+    while True:
+        page.refresh(force=True)
+        models = [pane.object for pane in tab.view.select(pn.pane.Bokeh)]
+        found = [one for model in models for one in model.references() if isinstance(one, Plot)]
+        if len(found) >= least and all(figure.up_to_date for figure in tab._figures if figure._key is not None):
+            return models, found
+        assert time.monotonic() < end, f"{title} shows {len(found)} figures"
+        time.sleep(0.02)
+
+
+def check(models, found, colours):
+    for plot in found:
+        assert (plot.background_fill_color, plot.border_fill_color) == (colours["card"],) * 2
+        for axis in plot.select({"type": Axis}):
+            assert axis.axis_label_text_color == colours["text"]
+            assert axis.axis_line_color == axis.major_label_text_color == colours["muted"]
+    for model in {one for root in models for one in root.references()}:
+        for name in type(model).properties():
+            if name.endswith("text_font") and not name.startswith("hover"):
+                wanted = value(FONT) if isinstance(model, Glyph) else FONT  # a bare name would be that of a column
+                assert getattr(model, name) == wanted, f"{type(model).__name__}.{name}"
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_every_figure_has_the_colours_and_fonts_of_the_page(tmp_path, tiny, dark):
+    """No page is in a document here: the figures have them by themselves."""
+    engine = Engine(Roots([tmp_path]))
+    fill(ResultStore(engine.out / "results.zarr"))
+    page = Page(engine, Viewer("owner", True, True), dark)
+    for title, least in {"Search": 3, "Dose": 2, "Correct": 1, "Results": 1, "Compare": 1}.items():
+        check(*figures_on(page, title, least), palette(dark))
+    engine = Engine(Roots([tmp_path]), out=tmp_path / "empty")
+    engine.take(tiny.open())
+    page = Page(engine, Viewer("owner", True, True), dark)
+    check(*figures_on(page, "Data", 1), palette(dark))
+    explore(engine).wait(60)
+    check(*figures_on(page, "Priors", 3), palette(dark))
+    page.close()
+
+
+def test_the_fsc_of_one_reference_is_as_wide_as_there_is_room():
+    (one,) = comparing.every_fsc({"": fake_validation()})
+    assert rendered(one).sizing_mode == "stretch_width"
+    assert [rendered(one).sizing_mode for one in comparing.every_fsc({"": fake_validation(2)})] == ["fixed", "fixed"]
+
+
+class Connection:
+    """To a browser that takes a while; ``taken`` are the messages that came, ``free`` lets it go on."""
+
+    def __init__(self):
+        self._socket, self.protocol = self, self
+        self.taken, self.free = [], asyncio.Event()
+
+    def create(self, kind, events):
+        """Return events as a message."""
+        return list(events)
+
+
+def test_a_message_that_is_laid_aside_while_another_is_sent_is_sent_too(monkeypatch):
+    leave_none_behind()
+
+    def send(connection, events=None, msg=None):
+        connection.taken += msg
+        return [asyncio.ensure_future(connection.free.wait())]
+
+    monkeypatch.setitem(document.extra_socket_handlers, Connection, send)
+
+    async def scene():
+        doc, connection = Document(), Connection()
+        document.schedule_write_events(doc, [connection], ["one"])
+        await asyncio.sleep(0)
+        assert connection.taken == ["one"]
+        asyncio.get_running_loop().call_soon(document.schedule_write_events, doc, [connection], ["two"])
+        connection.free.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert connection.taken == ["one", "two"] and doc not in document._WRITE_BLOCK
+
+    asyncio.run(scene())
