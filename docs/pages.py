@@ -15,7 +15,7 @@ import param
 from docutils import nodes
 
 import refmotion_nb
-from refmotion_nb.cli import _parser
+from refmotion_nb.cli.parser import parser_for
 from refmotion_nb.views import plots
 
 _ALWAYS = ("-h", "--help")
@@ -129,7 +129,7 @@ def _directive(kind: str, name: str) -> str:
 
 def command_names() -> list[str]:
     """Return the names of the commands, in the order of the program's help."""
-    return list(_commands(_parser("")))
+    return list(_commands(parser_for("")))
 
 
 def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -139,7 +139,7 @@ def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPar
 
 def command_page(name: str) -> str:
     """Return the page of a command: what it does, what it must be given, and every option by group."""
-    parser = _parser(name)
+    parser = parser_for(name)
     (action,) = (one for one in parser._actions if isinstance(one, argparse._SubParsersAction))
     about = {one.dest: one.help for one in action._choices_actions}[name]
     command = action.choices[name]

@@ -12,8 +12,8 @@ from app_browser import free_port, serving, turn_to
 from conftest import TINY
 from oauth_provider import providing
 
-from refmotion_nb.cli import _parser
-from refmotion_nb.cli_app import access_of
+from refmotion_nb.cli.app import access_of
+from refmotion_nb.cli.parser import parser_for
 from refmotion_nb.views.app.opening import Opening
 
 pytestmark = pytest.mark.browser
@@ -191,7 +191,7 @@ def behind_a_provider(folder, prefix=""):
         port = free_port()
         provider.back = f"http://127.0.0.1:{port}" + (f"/{prefix}/login" if prefix else "")
         options = ["app", "--port", str(port), "--prefix", prefix, "--owner", "ann", *provider.options]
-        with serving(folder, **vars(access_of(_parser("app").parse_args(options)))) as served:
+        with serving(folder, **vars(access_of(parser_for("app").parse_args(options)))) as served:
             yield served
 
 

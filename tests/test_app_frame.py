@@ -20,8 +20,8 @@ from fake_results import fake_search, fake_tracks, fill
 from job import GIVEN, inputs, run
 
 import refmotion_nb as rm
-from refmotion_nb.cli import _parser
-from refmotion_nb.cli_app import access_of, opening_of, recorded_opening
+from refmotion_nb.cli.app import access_of, opening_of, recorded_opening
+from refmotion_nb.cli.parser import parser_for
 from refmotion_nb.data.files import admit, only_within
 from refmotion_nb.data.schema import Skipped
 from refmotion_nb.data.store import ResultStore
@@ -545,7 +545,7 @@ def test_a_cell_that_is_run_again_ends_the_page_it_made_before(tiny, tmp_path, m
 
 
 def access(*arguments):
-    parser = _parser("app")
+    parser = parser_for("app")
     return access_of(parser.parse_args(["app", *arguments]))
 
 
@@ -624,7 +624,7 @@ def test_a_run_of_the_app_notes_how_its_data_were_opened(engine, project):
 
 
 def test_inputs_on_the_command_line_are_those_of_run(tiny, tmp_path):
-    options = _parser("app").parse_args(["app", *inputs(tiny.folder)])
+    options = parser_for("app").parse_args(["app", *inputs(tiny.folder)])
     assert isinstance(options, argparse.Namespace) and options.folder is None
     opening = opening_of(options, Path("/"))
     assert opening.open(Roots([tiny.folder])).particles.sizes["particle"] == 24

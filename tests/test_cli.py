@@ -181,7 +181,7 @@ def test_an_error_without_a_number_is_told_by_its_words(monkeypatch, capsys):
     def lost(options):
         raise OSError("Stream is closed")
 
-    monkeypatch.setattr("refmotion_nb.cli._demo", lost)
+    monkeypatch.setattr("refmotion_nb.cli.demo.run", lost)
     assert main(["demo"]) == 1 and said(capsys) == ["Stream is closed; check the path"]
 
 

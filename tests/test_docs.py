@@ -15,8 +15,10 @@ import pytest
 
 import refmotion_nb
 import refmotion_nb as rm
-from refmotion_nb.cli import _declared, _parameters, _parser
-from refmotion_nb.cli_app import access_of
+from refmotion_nb.cli.app import access_of
+from refmotion_nb.cli.options import declared
+from refmotion_nb.cli.parser import parser_for
+from refmotion_nb.cli.run import parameters
 from refmotion_nb.stages.inputs import Inputs
 from refmotion_nb.stages.micrographs import MicrographCorrection
 
@@ -35,11 +37,11 @@ def test_parameter_tables_are_those_of_the_code(written):
     page = (ROOT / "docs/parameters.md").read_text(encoding="utf-8")
     assert page == written["parameters_page"](), "run python docs/make_parameters.py"
     assert README == written["with_table"](README), "run python docs/make_parameters.py"
-    assert set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) == {*_parameters(), *_declared(Inputs)} | OF_MICROGRAPHS
+    assert set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) == {*parameters(), *declared(Inputs)} | OF_MICROGRAPHS
 
 
 def test_every_parameter_is_explained():
-    for name, parameter in {**_parameters(), **_declared(Inputs)}.items():
+    for name, parameter in {**parameters(), **declared(Inputs)}.items():
         assert parameter.doc and parameter.doc.endswith("."), name
 
 
@@ -48,7 +50,7 @@ def test_commands_in_the_readme_can_be_read():
     assert len(commands) >= 2
     for command in commands:
         words = shlex.split(command.replace("\\\n", " "))
-        _parser(words[0]).parse_args(words)
+        parser_for(words[0]).parse_args(words)
     known = {word for action in _options() for word in action.option_strings}
     # RELION's own options are written with underscores
     assert set(re.findall(r"`(--[a-z0-9-]+)[` ]", README)) <= known
@@ -56,7 +58,7 @@ def test_commands_in_the_readme_can_be_read():
 
 def _options():
     for name in ("demo", "simulate", "check", "run", "micrographs"):
-        (commands,) = (action for action in _parser(name)._actions if action.choices)
+        (commands,) = (action for action in parser_for(name)._actions if action.choices)
         yield from commands.choices[name]._actions
 
 
@@ -90,7 +92,7 @@ def test_commands_in_the_documentation_can_be_read():
     found = [command for page in PAGES for command in commands_of(page)]
     assert len(found) >= 8
     for command in found:
-        _parser(command[0]).parse_args(command)
+        parser_for(command[0]).parse_args(command)
 
 
 def test_names_in_the_documentation_exist():
@@ -161,7 +163,7 @@ def test_binder_starts_the_app_with_options_that_exist():
     entry = json.loads((ROOT / "binder/jupyter_server_config.json").read_text(encoding="utf-8"))
     server = entry["ServerProxy"]["servers"]["refmotion"]
     program, *words = [word.format(unix_socket="socket") for word in server["command"]]
-    access = access_of(_parser("app").parse_args(words))
+    access = access_of(parser_for("app").parse_args(words))
     access.check()
     assert program == "refmotion" and access.unix_socket == "socket" and server["unix_socket"] is True
     build = ROOT / "binder/postBuild"

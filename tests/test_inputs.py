@@ -60,9 +60,7 @@ def test_every_parameter_is_an_option(command, capsys):
 
 def test_options_reach_the_movies(tiny, tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr(
-        "refmotion_nb.data.relion.project.survey", lambda *files, **options: seen.update(options) or 1 / 0
-    )
+    monkeypatch.setattr("refmotion_nb.cli.check.survey", lambda *files, **options: seen.update(options) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["check", *inputs(tiny.folder), "--dose-per-frame", "2", "--pre-exposure", "3.5", "--first-frame", "2",
               "--gain", "g.mrc", "--gain-flip-x", "--gain-rotate", "3", "--no-gain-invert", "--no-subtract-background",

@@ -23,7 +23,7 @@ from job import GIVEN, copied, inputs, run, said, store
 
 import refmotion_nb as rm
 from refmotion_nb.cli import main
-from refmotion_nb.cli_app import recorded_opening
+from refmotion_nb.cli.app import recorded_opening
 from refmotion_nb.data import files, spool
 from refmotion_nb.data.store import ResultStore
 from refmotion_nb.data.synthetic.simulate import SimulationSettings, simulate

@@ -1,4 +1,4 @@
-"""`refmotion app`: serve the app."""
+"""``refmotion app``: serve the app."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
+from refmotion_nb.cli.inputs import add_input_options, cryosparc_input, input_settings, is_cryosparc, references
+from refmotion_nb.cli.parser import parser_for
 from refmotion_nb.data.schema import InputError
 
 OAUTH = {
@@ -29,8 +31,9 @@ NO_KEY, NO_SECRET = ("pam",), ("pam", "password", "auth_code")  # providers that
 URLS = ("AUTHORIZE_URL", "TOKEN_URL")  # of a generic one
 
 
-def add_app_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add those of the input, of serving, and of who may do what."""
+    add_input_options(parser, required=False)
     parser.add_argument("folder", type=Path, nargs="?", help="output folder of a run, to look at and go on with")
     parser.add_argument(
         "--out", type=Path, help="output folder. Default: refmotion-results in the first folder to browse"
@@ -129,7 +132,7 @@ def _given(login: dict[str, Any], name: str) -> bool:
     return bool(login.get(name) or os.environ.get(f"PANEL_{name.upper()}"))  # Panel looks there
 
 
-def serve_app(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Serve until stopped."""
     from refmotion_nb.views.app.engine import Engine
     from refmotion_nb.views.app.roots import Roots
@@ -172,16 +175,15 @@ def opening_of(options: argparse.Namespace, base: Path) -> Any:
     InputError
         Options that do not go together, or a file that is not there.
     """
-    from refmotion_nb.cli import _cryosparc_input, _input_settings, _is_cryosparc, _references
     from refmotion_nb.views.app.opening import Opening
 
     for name in ("particles", "micrographs", "exposures", "volume", "half1", "half2", "mask", "fsc", "root"):
         setattr(options, name, _from(getattr(options, name), base))
     options.gain = options.gain and str(base / options.gain)
-    if _is_cryosparc(options):
-        return Opening("open_cryosparc", _cryosparc_input(options))
-    files = {"particles": options.particles, "micrographs": options.micrographs, "references": _references(options)}
-    return Opening("open_relion", {**files, **_input_settings(options)})
+    if is_cryosparc(options):
+        return Opening("open_cryosparc", cryosparc_input(options))
+    files = {"particles": options.particles, "micrographs": options.micrographs, "references": references(options)}
+    return Opening("open_relion", {**files, **input_settings(options)})
 
 
 def _from(value: Any, base: Path) -> Any:
@@ -217,11 +219,9 @@ def recorded_opening(folder: Path) -> Any:
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
-    from refmotion_nb.cli import _parser
-
     try:
         with redirect_stderr(io.StringIO()):
-            return _parser("run").parse_args(arguments)
+            return parser_for("run").parse_args(arguments)
     except SystemExit:
         raise InputError("the command of the run is of another version; open the data again") from None
 

@@ -1,16 +1,19 @@
-"""The command ``refmotion simulate``."""
+"""``refmotion simulate``: data with known truth."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
+from refmotion_nb.cli.console import Console
+from refmotion_nb.cli.options import option_of
 from refmotion_nb.data.synthetic.settings import SimulationSettings
+from refmotion_nb.data.synthetic.simulate import simulate
+from refmotion_nb.stages.job import writable
 
 
-def add_simulation_options(parser: argparse.ArgumentParser, option_of: Callable[[str], str]) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Add an option for each setting of a simulation."""
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     for field in fields(SimulationSettings):
@@ -24,12 +27,8 @@ def add_simulation_options(parser: argparse.ArgumentParser, option_of: Callable[
             parser.add_argument(option, type=cast, default=None, help=about)
 
 
-def run_simulation(options: argparse.Namespace) -> str:
-    """Simulate into ``options.out`` and return what was made, in a line."""
-    from refmotion_nb.cli import Console
-    from refmotion_nb.data.synthetic.simulate import simulate
-    from refmotion_nb.stages.job import writable
-
+def run(options: argparse.Namespace) -> int:
+    """Simulate into ``options.out`` and print what was made, in a line."""
     given = {
         f.name: getattr(options, f.name) for f in fields(SimulationSettings) if getattr(options, f.name) is not None
     }
@@ -37,8 +36,9 @@ def run_simulation(options: argparse.Namespace) -> str:
     writable(options.out)
     with Console(options.out / "simulate.log") as console:
         result = simulate(settings, options.out, console)
-    return (
+    print(
         f"{result.n_particles} particles on {result.settings.n_micrographs} movies in {result.folder}; rigid alignment is "
         f"off by {result.rigid_error_A:.2f} Å, the reference reaches "
         + " and ".join(f"{resolution:.2f} Å" for resolution in result.fsc_resolutions_A)
     )
+    return 0

@@ -1,34 +1,38 @@
-"""The command ``refmotion micrographs``."""
+"""``refmotion micrographs``: dose-weighted micrographs from movies."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import xarray as xr
+
+from refmotion_nb.cli.console import Console
+from refmotion_nb.cli.inputs import add_input_options, input_settings, is_cryosparc
+from refmotion_nb.cli.options import add_parameter
+from refmotion_nb.data.cryosparc.project import open_exposures
+from refmotion_nb.data.maps import map_header
+from refmotion_nb.data.micrographs import MovieTable
+from refmotion_nb.data.relion.project import open_movies
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.stages.execute import Execution
+from refmotion_nb.stages.job import writable
 from refmotion_nb.stages.micrographs import MicrographCorrection
 from refmotion_nb.stages.particle_motion import ParticleMotion
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from refmotion_nb.data.micrographs import MovieTable
+from refmotion_nb.stages.reuse import read_weights
+from refmotion_nb.views.report import write_report
 
 NOT_NEEDED = ("particles", "half2", "mask", "fsc", "volume")
 EXECUTION = ("threads", "device", "workers", "dask")
 
 
-def add_options(parser: argparse.ArgumentParser, add_parameter: Callable[..., None]) -> None:
-    """Add the options beside those of the input, of which particles are not required here."""
-    for action in parser._actions:
-        if action.dest == "particles":
-            action.required = False
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add those of the input, of which particles are not required here, and of what is done with it."""
+    add_input_options(parser, required=False)
     parser.add_argument("--out", type=Path, required=True, help="output folder; the same folder again resumes")
     parser.add_argument(
         "--dose-weights", type=Path,
@@ -49,12 +53,8 @@ def add_options(parser: argparse.ArgumentParser, add_parameter: Callable[..., No
         add_parameter(group, name, Execution.param[name])
 
 
-def write_micrographs(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Write the micrographs of all movies; the exit code is 0 only if all were written."""
-    from refmotion_nb.cli import Console
-    from refmotion_nb.stages.job import writable
-    from refmotion_nb.views.report import write_report
-
     stage, execution = MicrographCorrection.of(vars(options)), Execution.of(vars(options))
     execution.check()
     command = shlex.join(["refmotion", *options.arguments])
@@ -114,9 +114,6 @@ def _summary(options: argparse.Namespace, table: xr.Dataset, seconds: float) -> 
 
 def _dose_weights(options: argparse.Namespace, data: MovieTable) -> xr.Dataset | None:
     """Read the dose weights given, None for the standard curve; RELION's come without frequencies."""
-    from refmotion_nb.data.maps import map_header
-    from refmotion_nb.stages.reuse import read_weights
-
     if options.dose_weights is None:
         return None
     box, pixel_A = 0, 1.0
@@ -131,14 +128,10 @@ def _open_movies(
     options: argparse.Namespace, moved: ParticleMotion | None
 ) -> tuple[MovieTable, ParticleMotion | None, list[str]]:
     """Open the movies and bring the motion of particles to their orientation; the last is what to say about it."""
-    from refmotion_nb.cli import _input_settings, _is_cryosparc
-    from refmotion_nb.data.cryosparc.project import open_exposures
-    from refmotion_nb.data.relion.project import open_movies
-
-    settings: dict[str, Any] = _input_settings(options)
+    settings: dict[str, Any] = input_settings(options)
     settings.pop("skip_movies_with_wrong_frame_count")  # each movie has weights of its own
     not_needed = dict.fromkeys(("half1", "half2", "fsc", "volume"))
-    if not _is_cryosparc(argparse.Namespace(**{**vars(options), **not_needed})):
+    if not is_cryosparc(argparse.Namespace(**{**vars(options), **not_needed})):
         return open_movies(options.micrographs, **settings), moved, []
     entries = [tuple(str(path).split(",")) if "," in str(path) else path for path in options.exposures]
     orientation, why = _orientation(options, moved)

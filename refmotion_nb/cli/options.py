@@ -1,0 +1,35 @@
+"""Options of parameters."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import param
+
+
+def declared(stage: type[param.Parameterized]) -> dict[str, param.Parameter]:
+    """Return the parameters of a stage by name."""
+    return {name: stage.param[name] for name in stage.param if name != "name"}
+
+
+def add_parameter(group: argparse._ArgumentGroup, name: str, parameter: param.Parameter) -> None:
+    """Add the option of a parameter; what is not given stays None."""
+    import param
+
+    option = option_of(name)
+    default = "" if parameter.default is None else f" Default: {parameter.default}."
+    about = f"{parameter.doc}{default}".replace("%", "%%")
+    if isinstance(parameter, param.Boolean):
+        group.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=about)
+    elif isinstance(parameter, param.Selector):
+        group.add_argument(option, choices=parameter.objects, default=None, help=about)
+    else:
+        kind = str if isinstance(parameter, param.String) else int if isinstance(parameter, param.Integer) else float
+        group.add_argument(option, type=kind, default=None, help=about)
+
+
+def option_of(name: str) -> str:
+    """Return the option of a parameter."""
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,109 @@
+"""``refmotion run``: the whole job."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import time
+from collections import Counter
+from pathlib import Path
+
+import param
+
+from refmotion_nb.cli.console import Console
+from refmotion_nb.cli.inputs import add_input_options, opened
+from refmotion_nb.cli.options import add_parameter, declared
+from refmotion_nb.stages.execute import Execution
+from refmotion_nb.stages.inputs import Inputs
+from refmotion_nb.stages.job import STAGES, UNTIL, Job, writable
+from refmotion_nb.stages.search import prior_of
+from refmotion_nb.views.report import write_report
+from refmotion_nb.views.svg import number
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add those of the input, and every parameter of the stages."""
+    add_input_options(parser)
+    parser.add_argument("--out", type=Path, required=True, help="output folder; the same folder again resumes")
+    parser.add_argument("--until", choices=UNTIL, default="correct", help="last stage; default: correct")
+    parser.add_argument(
+        "--hyperparameters", type=Path,
+        help="instead of a search: hyperparameters.json or hyperparams.cs of another run, RELION's opt_params*.txt",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dose-weights", type=Path,
+        help="instead of measuring: dose_weights.nc of another run, RELION's bfactors.star, CryoSPARC's refm_empirical_dw.npy",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dose-weights-last-frequency-per-A", type=float,
+        help="frequency (1/Å) of the last bin of refm_empirical_dw.npy, where the files beside it do not tell",
+    )  # fmt: skip
+    group = parser.add_argument_group("parameters")
+    for name, parameter in parameters().items():
+        add_parameter(group, name, parameter)
+
+
+def parameters() -> dict[str, param.Parameter]:
+    """Return the parameters of all stages by name."""
+    found: dict[str, param.Parameter] = {}
+    for stage in STAGES:
+        found = {**declared(stage), **found}
+    return found
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the job; the exit code is 0 only if everything asked for was written."""
+    writable(options.out)
+    with Console(options.out / "run.log") as console:
+        command = shlex.join(["refmotion", *options.arguments])
+        console.say(command, log_only=True)
+        start = time.perf_counter()
+        settings = {name: getattr(options, name) for name in (*declared(Inputs), *parameters())}
+        for stage in STAGES:  # before anything is read
+            stage.of(settings)
+        data = opened(options)
+        job = Job(
+            data, options.out, settings,
+            options.hyperparameters, options.dose_weights, options.dose_weights_last_frequency_per_A,
+            image_root=options.root or Path.cwd(), command=command, say=console.say,
+        )  # fmt: skip
+        job.seconds["opening"] = time.perf_counter() - start
+        execution = job.stage(Execution)
+        console.say(f"running on {execution.choose_device().about(execution.n_threads)}")
+        return _finish(job, options.until, console)
+
+
+def _finish(job: Job, until: str, console: Console) -> int:
+    complete = job.run(until, console)
+    start = time.perf_counter()
+    write_report(job.out / "results.zarr", job.out / "report.html")
+    job.seconds["report"] = time.perf_counter() - start
+    for warning in job.warnings:
+        console.say(f"warning: {warning}")
+    if "n_particles" in job.search.attrs:
+        console.say(f"searched on {', '.join(job.search.attrs['micrographs'])}", log_only=True)
+    console.say(_summary(job))
+    if not complete:
+        console.say("refmotion: not everything was written; the reasons stand above and in the report")
+    return 0 if complete else 1
+
+
+def _summary(job: Job) -> str:
+    rows = [f"  {what:28s}{seconds:8.1f} s" for what, seconds in job.seconds.items()]
+    if job.search is not None:
+        h = prior_of(job.search).hyperparameters
+        rows.append(
+            f"  {'hyperparameters':28s}strength {number(h.strength, 4)}, balance {number(h.balance_deg)}°, "
+            f"distance {number(h.distance_A, 4)} Å"
+        )
+        if "n_particles" in job.search.attrs:
+            names = job.search.attrs["micrographs"]
+            more = f" and {len(names) - 3} more, listed in run.log" if len(names) > 3 else ""
+            few = f"{job.search.attrs['n_particles']} particles of {', '.join(names[:3])}{more}"
+            rows.append(f"  {'searched on':28s}{few}")
+    if job.particles is not None:
+        written = job.particles["written"].values
+        rows.append(f"  {'particles written':28s}{int(written.sum())} of {len(written)}")
+        for reason, n in Counter(job.particles["reason"].values[~written].tolist()).most_common():
+            rows.append(f"  {'left out':28s}{n}: {reason}")
+    return "\n".join(["", *rows, f"  results in {job.out}, report in {job.out / 'report.html'}"])
