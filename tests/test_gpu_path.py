@@ -49,7 +49,9 @@ def test_from_movie_to_particles(cupy, tiny, energy):
     expected, found = cpu.micrograph(name, settings), gpu.micrograph(name, settings)
     assert xp_of(found.spectra.stored) is cupy and xp_of(found.own) is cupy
     steps = np.abs(to_host(found.spectra.stored).astype(int) - expected.spectra.stored)
-    assert steps.max() <= 1 and steps.mean() < 0.01  # transforms round their last digits differently: one in 500 of exact ones
+    assert (
+        steps.max() <= 1 and steps.mean() < 0.01
+    )  # transforms round their last digits differently: one in 500 of exact ones
     close(found.spectra.scale, expected.spectra.scale, 1e-5)
     close(found.noise_power, expected.noise_power, 1e-5)
     for view in ("ctf", "own", "opposite"):
@@ -101,7 +103,7 @@ def test_the_second_gpu_does_all_the_work(strict, tiny):
 
 
 def test_every_gpu_has_a_worker(strict, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("refmotion_nb.stages.execute.memory_bytes", lambda: 8e9)
+    monkeypatch.setattr("refmotion_nb.data.limits.memory_bytes", lambda: 8e9)
     for name, n in ((0, 2), (1, 2), (3, 4)):
         mine = WorkerSession(tiny.open(), "50%", Counter({"10.0.0.1": n}), choose("cuda:0", 8), True)
         mine.setup(SimpleNamespace(

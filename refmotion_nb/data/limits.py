@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+
+from refmotion_nb.data.schema import InputError
 
 ROOT = Path("/")
 
@@ -18,6 +21,15 @@ def memory_bytes(root: Path = ROOT) -> int:
         with suppress(OSError, ValueError):  # no such file, or "max": no limit
             limits.append(int((folder / ("memory.limit_in_bytes" if first_version else "memory.max")).read_text()))
     return min(limits)
+
+
+def bytes_of(cache_size_GB: str) -> float:
+    """Return the bytes of a number of GB, or of a share of this process's memory; InputError where it is neither."""
+    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%?)\s*", cache_size_GB)
+    if not found:
+        raise InputError(f"cache_size_GB {cache_size_GB!r} is no size; give GB, or a share such as 60%")
+    number, percent = found.groups()
+    return float(number) * (memory_bytes() / 100 if percent else 1e9)
 
 
 def cpu_count(root: Path = ROOT) -> int:

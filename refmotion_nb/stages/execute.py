@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import param
 
-from refmotion_nb.data.limits import cpu_count, memory_bytes
+from refmotion_nb.data.limits import bytes_of, cpu_count
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.numerics import gpu
 from refmotion_nb.stages.base import Stage
@@ -146,15 +145,6 @@ class Execution(Stage):
         if self.gpus > 1:
             return each_gpu(self._aligning_gpus, self.n_threads)
         return processes(self.workers, self.n_threads)
-
-
-def bytes_of(cache_size_GB: str) -> float:
-    """Return the bytes of a number of GB, or of a share of this process's memory; InputError where it is neither."""
-    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%?)\s*", cache_size_GB)
-    if not found:
-        raise InputError(f"cache_size_GB {cache_size_GB!r} is no size; give GB, or a share such as 60%")
-    number, percent = found.groups()
-    return float(number) * (memory_bytes() / 100 if percent else 1e9)
 
 
 def dask(client: Any, cache_size_GB: str = "") -> Workers:

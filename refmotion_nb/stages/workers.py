@@ -22,12 +22,12 @@ from distributed.client import ClosedClientError
 from distributed.comm import CommClosedError, get_address_host
 
 from refmotion_nb import __version__
+from refmotion_nb.data.limits import bytes_of
 from refmotion_nb.data.schema import Dataset, InputError
 from refmotion_nb.numerics import gpu
 from refmotion_nb.numerics.backend import one_blas_thread
 from refmotion_nb.numerics.room import reuse_freed_memory
 from refmotion_nb.stages.device import Device, choose, choose_apart
-from refmotion_nb.stages.execute import bytes_of
 from refmotion_nb.stages.places import Task
 from refmotion_nb.stages.session import Session
 

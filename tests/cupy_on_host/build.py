@@ -23,32 +23,34 @@ from pathlib import Path
 CUPY = "14.2.0"
 HERE = Path(__file__).parent
 STUBS = ("cupy_backends/stub/cupy_cuda_runtime.h", "cupy_backends/stub/cupy_cublas.h", "cupy/cuda/cupy_cufft.h")
-NO_CUDA = "#else  // defined(CUPY_NO_CUDA)"  # in the last of them, what is above it is for other builds
-LOAD = "    return SoftLink(libname, prefix, mandatory=True"
-ON_HOST = '    import os; libname = os.environ["CUPY_ON_HOST"] + "/libdevice.so"\n'
+NO_CUDA = "#else  // defined(CUPY_NO_CUDA)"  # in the last of them, what is before this is for other builds
+LIBRARY = "    return SoftLink(libname, prefix, mandatory=True"
+OURS = '    import os; libname = os.environ["CUPY_ON_HOST"] + "/libdevice.so"\n'
+PROPERTIES = """    return {'name': b'host', 'multiProcessorCount': 4, 'warpSize': 32, 'maxThreadsPerBlock': 1024, 'major': 9,
+            'minor': 0}
+"""
+ARGSORT = """#include <cstddef>
+#include <cstdint>
+#include <vector>
+extern "C" int host_argsort(int, size_t*, const void*, const ptrdiff_t*, int);
+void thrust_argsort(int type, size_t* order, void* keys, void*, const std::vector<ptrdiff_t>& shape, intptr_t, void*) {
+    host_argsort(type, order, keys, shape.data(), int(shape.size()));
+}"""
+RUNTIME = "cupy_backends/cuda/api/runtime.pyx"
 CHANGES = [  # file, text, what takes its place
-    ("cupy_backends/cuda/api/_driver_extern.pxi", LOAD, ON_HOST + LOAD),
-    ("cupy_backends/cuda/libs/_cnvrtc.pxi", LOAD, ON_HOST + LOAD),
-    ("cupy_backends/cuda/api/runtime.pyx", "        raise ValueError('Fetching memory unsupported.')", "        return 0"),
-    (
-        "cupy_backends/cuda/api/runtime.pyx", "    cdef DeviceProp props\n    cdef int status = cudaGet",
-        "    return {'name': b'host', 'multiProcessorCount': 4, 'warpSize': 32, 'maxThreadsPerBlock': 1024, 'major': 9,\n"
-        "            'minor': 0}\n    cdef DeviceProp props\n    cdef int status = cudaGet",
-    ),
-    ("cupy_backends/cuda/libs/__init__.py", "            _pathfinder.load_nvidia_dynamic_lib(pathfinder_name)", "            pass"),
-    ("cupy/cuda/__init__.py", '                pathfinder.load_nvidia_dynamic_lib("cufft")', "                pass"),
-    ("cupy/_core/core.pyx", "            _cuda_include_dir = find_nvidia_header_directory('cudart')", "            _cuda_include_dir = ''"),
-    (
-        "cupy/cuda/cupy_thrust.h", "void thrust_argsort(...) {\n}",
-        '#include <cstddef>\n#include <cstdint>\n#include <vector>\n'
-        'extern "C" int host_argsort(int, size_t*, const void*, const ptrdiff_t*, int);\n'
-        "void thrust_argsort(int type, size_t* order, void* keys, void*, const std::vector<ptrdiff_t>& shape, intptr_t, void*) {\n"
-        "    host_argsort(type, order, keys, shape.data(), int(shape.size()));\n}",
-    ),
-]  # fmt: skip
+    ("cupy_backends/cuda/api/_driver_extern.pxi", LIBRARY, OURS + LIBRARY),
+    ("cupy_backends/cuda/libs/_cnvrtc.pxi", LIBRARY, OURS + LIBRARY),
+    ("cupy_backends/cuda/libs/__init__.py", "_pathfinder.load_nvidia_dynamic_lib(pathfinder_name)", "pass"),
+    ("cupy/cuda/__init__.py", 'pathfinder.load_nvidia_dynamic_lib("cufft")', "pass"),
+    ("cupy/_core/core.pyx", "_cuda_include_dir = find_nvidia_header_directory('cudart')", "_cuda_include_dir = ''"),
+    (RUNTIME, "raise ValueError('Fetching memory unsupported.')", "return 0"),
+    (RUNTIME, "    cdef DeviceProp props\n", PROPERTIES + "    cdef DeviceProp props\n"),
+    ("cupy/cuda/cupy_thrust.h", "void thrust_argsort(...) {\n}", ARGSORT),
+]
 NAMESPACE = "#pragma once\n#define THRUST_NAMESPACE_BEGIN namespace thrust {\n#define THRUST_NAMESPACE_END }\n"
 RUN = """#!/bin/sh
-export CUPY_ON_HOST="{folder}" LD_LIBRARY_PATH="{folder}${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}" CUPY_CACHE_DIR="{folder}/kernels" CUPY_ACCELERATORS=
+export CUPY_ON_HOST="{folder}" CUPY_CACHE_DIR="{folder}/kernels" CUPY_ACCELERATORS=
+export LD_LIBRARY_PATH="{folder}${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}"
 export PYTHONPATH="{folder}/cupy:{folder}/packages${{PYTHONPATH:+:$PYTHONPATH}}"
 exec "$@"
 """
@@ -81,7 +83,16 @@ def main() -> None:
 
 def device(folder: Path) -> None:
     """Compile what stands for CUDA, and lay out what kernels are compiled with."""
-    command = ["g++", "-std=c++20", "-O2", "-shared", "-fPIC", str(HERE / "device.cpp"), "-o", str(folder / "libdevice.so")]
+    command = [
+        "g++",
+        "-std=c++20",
+        "-O2",
+        "-shared",
+        "-fPIC",
+        str(HERE / "device.cpp"),
+        "-o",
+        str(folder / "libdevice.so"),
+    ]
     subprocess.run([*command, "-ldl"], check=True)
     namespace = folder / "include/thrust/detail/config/namespace.h"
     namespace.parent.mkdir(parents=True)
