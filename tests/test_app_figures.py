@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import panel as pn
 import pytest
@@ -120,4 +121,5 @@ def test_a_message_that_is_laid_aside_while_another_is_sent_is_sent_too(monkeypa
             await asyncio.sleep(0)
         assert connection.taken == ["one", "two"] and doc not in document._WRITE_BLOCK
 
-    asyncio.run(scene())
+    with ThreadPoolExecutor(1) as beside:  # this thread may have a loop, of a browser's
+        beside.submit(asyncio.run, scene()).result()

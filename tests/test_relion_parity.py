@@ -114,7 +114,7 @@ def test_rigid_particles_give_relions_curve(session):
     """RELION's: particles out of its own motion correction, relion_reconstruct --ctf --sym O, relion_postprocess."""
     stage = rm.Validation(symmetry="O")
     search = xr.Dataset(attrs=prior_attrs(default_prior(CHOSEN, stage)))
-    found = stage.run(session, search, xr.Dataset(), combinations=COMBINATIONS[:1])
+    found = stage.run(session, search, rm.DoseWeights().run(session, search), combinations=COMBINATIONS[:1])
     postprocess = session.data.references[0].postprocess
     theirs = read_star(postprocess, ["fsc"])["fsc"]["rlnFourierShellCorrelationMaskedMaps"].to_numpy(float)
     crossing = np.flatnonzero(theirs < 0.143)[0]
