@@ -119,13 +119,17 @@ def resolution_table(validation: xr.Dataset) -> str:
                                    ("b_factor", "B-factor of the map (Å²)", 0))
         if name in validation
     ]  # fmt: skip
-    lines = []
+    lines, several = [], validation.sizes.get("reference", 1) > 1
     for reference in range(validation.sizes.get("reference", 1)):
         for i, name in enumerate(names_of(validation)):
             values = [Decimals(float(validation[column][reference, i]), digits) for column, _, digits in columns]
             meaning = str(validation["meaning"].values[i]) if "meaning" in validation.coords else ""
-            lines.append((reference + 1, name, *([meaning] if meaning else []), *values))
-    head = ["Reference", "Particles", *(["Which means"] if "meaning" in validation.coords else [])]
+            lines.append((*([reference + 1] if several else []), name, *([meaning] if meaning else []), *values))
+    head = [
+        *(["Reference"] if several else []),
+        "Particles",
+        *(["Which means"] if "meaning" in validation.coords else []),
+    ]
     told = ""
     if "b_factor" in validation:
         told = paragraphs(["The B-factor says how fast the map fades towards fine detail; nearer 0 is better."])

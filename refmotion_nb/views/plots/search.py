@@ -18,6 +18,7 @@ from refmotion_nb.views.plots.look import Runs
 _NEEDED = ("strength", "cv_score", "activity_local", "balance", "distance", "retired", "reason")
 _WIDTH = 185  # px of a panel: three of them, and a legend or a colour bar, fit a notebook
 _COLUMNS = 3  # at most
+_DECADES = 4  # of strength between the first and the last number beneath a panel
 _BALANCES = [0, 30, 60, 90]  # degrees, written at axes
 _MARKS = ("x", "triangle", "square")  # of the reasons why rays end; a cross is for retired ones
 
@@ -74,10 +75,13 @@ def _by_distance(runs: dict[str, xr.Dataset], draw: Callable[..., Any]) -> hv.La
     return look.panels(items, columns)
 
 
-def _reach(run: xr.Dataset) -> dict[str, Any]:
-    """Return how far a logarithmic axis of strength goes where there is only one."""
+def _along(run: xr.Dataset) -> dict[str, Any]:
+    """Return the axis of strength: logarithmic, with numbers that have room, and not empty where there is one strength."""
     low, high = float(run["strength"].min()), float(run["strength"].max())
-    return {} if low < high else {"xlim": (low / 2, 2 * high)}
+    if not low < high:
+        return {"logx": True, "xlim": (low / 2, 2 * high)}
+    first, last = int(np.ceil(np.log10(low) - 0.5)), int(np.floor(np.log10(high) + 0.5))
+    return {"logx": True, "xticks": [10.0**n for n in range(first, last + 1, max(1, -(-(last - first) // _DECADES)))]}
 
 
 def _titled(name: str, distance: float) -> dict[str, Any]:
@@ -119,7 +123,7 @@ def _ray_panel(
     items = [points, *_ends(run, ends, [strength, balance], facts), _best(run, distance, "balance")]
     share = (14 + 22 * (1 + len(_reasons(run)))) / look.PANEL["frame_height"]  # of the height, for the legend
     return look.overlay(
-        items, frame_width=_WIDTH, logx=True, **_reach(run), ylim=(-5, (95 + 5 * share) / (1 - share)), yticks=_BALANCES,
+        items, frame_width=_WIDTH, **_along(run), ylim=(-5, (95 + 5 * share) / (1 - share)), yticks=_BALANCES,
         **_titled(name, distance), show_legend=last, legend_position="top_right",
         xlabel=f"{strength.pprint_label}\nsize: local activity, up to {svg.number(most)} Å",
     )  # fmt: skip
@@ -177,7 +181,7 @@ def _curves(name: str, run: xr.Dataset, distance: float, last: bool, what: str, 
             ends.append((x[-1], y[-1], theta, _why(one)))
     items += [*_ends(run, ends, dims, [look.dimension(run["balance"])]), _best(run, distance, what), *more]
     return look.overlay(
-        items, frame_width=_WIDTH, logx=True, **_reach(run), padding=0.05,
+        items, frame_width=_WIDTH, **_along(run), padding=0.05,
         **_titled(name, distance), show_legend=last, legend_position="right",
     )  # fmt: skip
 
@@ -194,7 +198,7 @@ def _surface(name: str, run: xr.Dataset, distance: float, last: bool, limits: tu
         clabel="Score (lower is better)", **look.BAR,
     )  # fmt: skip
     return look.overlay(
-        [mesh, _best(run, distance, "balance")], frame_width=_WIDTH, logx=True, **_reach(run), ylim=(0, 90), yticks=_BALANCES,
+        [mesh, _best(run, distance, "balance")], frame_width=_WIDTH, **_along(run), ylim=(0, 90), yticks=_BALANCES,
         **_titled(name, distance), show_legend=False,
         xlabel=f"{dims[0].pprint_label}\nblank where a ray had retired",
     )  # fmt: skip
