@@ -22,13 +22,16 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Return ``value`` for people: a few digits, a true minus sign, powers of ten where they are shorter."""
+    """Return ``value`` for people: a few digits, thousands apart from 10,000 on, a true minus sign, powers of ten if shorter."""
     value = math.nan if value is None else float(value)
     if not math.isfinite(value):
         return "–" if math.isnan(value) else "∞" if value > 0 else "−∞"
     text = f"{value:.{digits}g}"
     if "e" in text and 1 <= abs(value) < 1e7:
-        text = f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.0f}"
+        text = f"{value:.0f}"
+    if "e" not in text and abs(value) >= 1e4:
+        whole, point, rest = text.partition(".")
+        text = f"{int(whole):,}{point}{rest}"
     mantissa, _, power = text.partition("e")
     if power:
         text = f"{mantissa}×10{str(int(power)).translate(_SUPERSCRIPT)}"
