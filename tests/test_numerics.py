@@ -1,5 +1,6 @@
 """The engine's kernels against plain sums in double precision, written from their definitions."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import numpy as np
@@ -70,6 +71,23 @@ def test_blas_keeps_to_one_thread_until_the_last_user_has_left_and_gets_its_own_
         with one:
             assert threads() == {1}
         second.close()
+        assert threads() == before != {1}
+
+
+def test_blas_keeps_to_one_thread_whatever_thread_asks():
+    """threadpoolctl 3.8 lets only the thread that was first set the number."""
+
+    def threads():
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    def inside():
+        with one:
+            return threads()
+
+    one = OneBlasThread()
+    with threadpool_limits(limits=2, user_api="blas"), ThreadPoolExecutor(1) as beside:
+        before = threads()
+        assert inside() == beside.submit(inside).result() == inside() == {1}
         assert threads() == before != {1}
 
 

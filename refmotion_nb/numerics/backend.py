@@ -131,6 +131,7 @@ class OneBlasThread:
                 import_module("scipy.linalg.blas")  # SciPy brings a BLAS of its own, which has to be there to be found
                 self._pools = ThreadpoolController()
             if not self._users:
+                self._take_over()
                 self._limit = self._pools.limit(limits=1, user_api="blas")
             self._users += 1
 
@@ -138,7 +139,15 @@ class OneBlasThread:
         with self._lock:
             self._users -= 1
             if not self._users:
+                self._take_over()
                 self._limit.restore_original_limits()
+                self._take_over()
+
+    def _take_over(self) -> None:
+        """Let any thread set the number: threadpoolctl 3.8 leaves it to the thread that did so first, and says nothing."""
+        for library in self._pools.lib_controllers if self._pools else ():
+            if hasattr(library, "clear_controlling_thread"):
+                library.clear_controlling_thread(force=True)
 
 
 _BLAS = OneBlasThread()  # of the process, as what it counts the users of
