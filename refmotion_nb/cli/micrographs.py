@@ -13,7 +13,7 @@ import xarray as xr
 
 from refmotion_nb.cli.console import Console
 from refmotion_nb.cli.inputs import add_input_options, input_settings, is_cryosparc
-from refmotion_nb.cli.options import add_parameter
+from refmotion_nb.cli.options import add_dose_weights_options, add_parameter, declared
 from refmotion_nb.data.cryosparc.project import open_exposures
 from refmotion_nb.data.maps import map_header
 from refmotion_nb.data.micrographs import MovieTable
@@ -34,21 +34,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add those of the input, of which particles are not required here, and of what is done with it."""
     add_input_options(parser, required=False)
     parser.add_argument("--out", type=Path, required=True, help="output folder; the same folder again resumes")
-    parser.add_argument(
-        "--dose-weights", type=Path,
-        help="dose_weights.nc of a run, RELION's bfactors.star (with --half1 of its reference) or CryoSPARC's "
+    add_dose_weights_options(
+        parser,
+        "dose_weights.nc of a run, RELION's bfactors.star (with --half1 of its reference) or CryoSPARC's "
         "refm_empirical_dw.npy; else the standard curve",
-    )  # fmt: skip
-    parser.add_argument(
-        "--dose-weights-last-frequency-per-A", type=float,
-        help="frequency (1/Å) of the last bin of refm_empirical_dw.npy, where the files beside it do not tell",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--tracks", type=Path, help="output folder of a run: micrographs move as their particles did, where it has some"
     )
     group = parser.add_argument_group("parameters")
-    for name in _parameters():
-        add_parameter(group, name, MicrographCorrection.param[name])
+    for name, parameter in declared(MicrographCorrection).items():
+        add_parameter(group, name, parameter)
     for name in EXECUTION:
         add_parameter(group, name, Execution.param[name])
 
@@ -97,10 +93,6 @@ def _without_effect(options: argparse.Namespace, data: MovieTable) -> list[str]:
     if options.subtract_background and not any(movie.background for movie in data.movies):
         found.append("--subtract-background (only backgrounds that CryoSPARC has measured are)")
     return [f"without effect on micrographs: {', '.join(found)}"] if found else []
-
-
-def _parameters() -> list[str]:
-    return [name for name in MicrographCorrection.param if name != "name"]
 
 
 def _summary(options: argparse.Namespace, table: xr.Dataset, seconds: float) -> str:

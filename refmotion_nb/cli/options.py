@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,3 +34,12 @@ def add_parameter(group: argparse._ArgumentGroup, name: str, parameter: param.Pa
 def option_of(name: str) -> str:
     """Return the option of a parameter."""
     return "--" + name.replace("_", "-")
+
+
+def add_dose_weights_options(parser: argparse.ArgumentParser, about: str) -> None:
+    """Add the options of dose weights that are given; ``about`` says which files may be."""
+    parser.add_argument("--dose-weights", type=Path, help=about)
+    parser.add_argument(
+        "--dose-weights-last-frequency-per-A", type=float,
+        help="frequency (1/Å) of the last bin of refm_empirical_dw.npy, where the files beside it do not tell",
+    )  # fmt: skip

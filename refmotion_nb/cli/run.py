@@ -12,7 +12,7 @@ import param
 
 from refmotion_nb.cli.console import Console
 from refmotion_nb.cli.inputs import add_input_options, opened
-from refmotion_nb.cli.options import add_parameter, declared
+from refmotion_nb.cli.options import add_dose_weights_options, add_parameter, declared
 from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.inputs import Inputs
 from refmotion_nb.stages.job import STAGES, UNTIL, Job, writable
@@ -30,14 +30,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--hyperparameters", type=Path,
         help="instead of a search: hyperparameters.json or hyperparams.cs of another run, RELION's opt_params*.txt",
     )  # fmt: skip
-    parser.add_argument(
-        "--dose-weights", type=Path,
-        help="instead of measuring: dose_weights.nc of another run, RELION's bfactors.star, CryoSPARC's refm_empirical_dw.npy",
-    )  # fmt: skip
-    parser.add_argument(
-        "--dose-weights-last-frequency-per-A", type=float,
-        help="frequency (1/Å) of the last bin of refm_empirical_dw.npy, where the files beside it do not tell",
-    )  # fmt: skip
+    add_dose_weights_options(
+        parser,
+        "instead of measuring: dose_weights.nc of another run, RELION's bfactors.star, CryoSPARC's refm_empirical_dw.npy",
+    )
     group = parser.add_argument_group("parameters")
     for name, parameter in parameters().items():
         add_parameter(group, name, parameter)
