@@ -182,7 +182,7 @@ def test_shell_sums(cupy, rng):
 def test_cross_terms(cupy, rng, box, big, k):
     k = min(k, big)
     weight = rng.uniform(size=(3, 4, int(np.ceil(np.sqrt(2) * k)) + 1)).astype(np.float32)
-    out = np.empty((3, 4, 2 * k + 1, k + 1), np.complex64)
+    out = np.empty((2, k + 1, 3, 4, 2, k + 1), np.float32)
     views = complex_numbers(rng, (3, 2 * big + 1, big + 1))
     expected, found = both(cupy, "cross_kernel", *patches(rng, 3, 4, box), views, weight, out)
     close(found, expected)

@@ -21,6 +21,8 @@ from threadpoolctl import ThreadpoolController
 
 from refmotion_nb.numerics.device_sizes import transform_batch
 
+CACHE_BYTES = 1 << 19  # what a thread works on at a time
+
 
 def xp_of(array: Any) -> ModuleType:
     """Return the array module (numpy or cupy) that ``array`` belongs to."""
@@ -180,3 +182,10 @@ def over_chunks(
         return [work(part) for part in slices]
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(work, slices))
+
+
+def in_cache(n: int, item_bytes: int, like: Any) -> Iterator[slice]:
+    """Yield slices of ``range(n)`` whose items stay in the second-level cache of a CPU; one of all where ``like`` is on a GPU."""
+    step = max(1, CACHE_BYTES // item_bytes) if xp_of(like) is np else n
+    for start in range(0, n, step):
+        yield slice(start, min(start + step, n))

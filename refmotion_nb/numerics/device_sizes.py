@@ -45,7 +45,12 @@ def cut_work_bytes(box: int) -> int:
 
 def window_work_bytes(k: int, size: int) -> int:
     """Return the bytes per patch while its window of ``size`` samples is made from the band up to shell ``k``."""
-    return COMPLEX * band(k) + 3 * COMPLEX * (2 * k + 1) * size + REAL * size * size
+    return REAL * (4 * (k + 1) ** 2 + (5 * size + 3) * (k + 1) + 2 * size * size)
+
+
+def own_noise_work_bytes(k: int, size: int) -> int:
+    """Return the bytes per patch while its own noise is spread over a window of ``size`` samples."""
+    return REAL * (2 * (k + 1) ** 2 + 14 * size * (k + 1) + size * size)
 
 
 def power_work_bytes(box: int) -> int:
@@ -107,6 +112,8 @@ class MicrographSizes:
             windows=2 * patches * REAL * window * window,
             frames=sample + pixels * (2 * count_bytes + LOOK),
             gain=pixels * REAL,
-            work=max(cut_work_bytes(box), n_frames * window_work_bytes(k, window)),
+            work=max(
+                cut_work_bytes(box), *(n_frames * of(k, window) for of in (window_work_bytes, own_noise_work_bytes))
+            ),
             plans=plan_bytes(n_particles, box),
         )

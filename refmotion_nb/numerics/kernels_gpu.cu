@@ -297,19 +297,27 @@ extern "C" __global__ void shell_sum(const float *__restrict__ values, const dou
     out[size_t(blockIdx.z) * n_shells + at] += sum;
 }
 
+// cross terms folded along ky (2, k + 1, particle, frame, 2, k + 1): of C(ky) + C(-ky) and of i (C(ky) - C(-ky))
 extern "C" __global__ void cross(const short2 *__restrict__ stored, const float *__restrict__ scale,
                                  const float2 *__restrict__ predicted, const float *__restrict__ weight, int box,
-                                 int big, int k, int n_shells, float2 *__restrict__ out)
+                                 int big, int k, int n_shells, float *__restrict__ out)
 {
-    const int columns = k + 1, n_pixels = (2 * k + 1) * columns;
-    ELEMENT(n_pixels);
-    const int ky = at / columns - k, kx = at % columns;
-    const size_t patch = size_t(blockIdx.z) * gridDim.y + blockIdx.y;
-    const short2 x = stored[(patch * box + (ky + box) % box) * (box / 2 + 1) + kx];
-    const float2 v = predicted[(size_t(blockIdx.z) * (2 * big + 1) + ky + big) * (big + 1) + kx];
-    const float w = weight[patch * n_shells + int(sqrtf(float(ky * ky + kx * kx)))] * scale[patch];
-    const float a = x.x, b = x.y;
-    out[patch * n_pixels + at] = make_float2((a * v.x + b * v.y) * w, (b * v.x - a * v.y) * w);
+    const int columns = k + 1;
+    ELEMENT(columns * columns);
+    const int ky = at / columns, kx = at % columns;
+    const size_t patch = size_t(blockIdx.z) * gridDim.y + blockIdx.y, n_patches = size_t(gridDim.z) * gridDim.y;
+    const short2 *spectrum = stored + patch * box * (box / 2 + 1) + kx;
+    const float2 *view = predicted + (size_t(blockIdx.z) * (2 * big + 1) + big) * (big + 1) + kx;
+    const short2 x = spectrum[ky * (box / 2 + 1)], y = spectrum[(box - ky) % box * (box / 2 + 1)];
+    const float2 v = view[ky * (big + 1)], u = view[-ky * (big + 1)];
+    const float w = weight[patch * n_shells + int(sqrtf(float(ky * ky + kx * kx)))] * scale[patch] * (ky ? 1.f : 0.5f);
+    const float2 up = make_float2(x.x * v.x + x.y * v.y, x.y * v.x - x.x * v.y);
+    const float2 down = make_float2(y.x * u.x + y.y * u.y, y.y * u.x - y.x * u.y);
+    float *even = out + (ky * n_patches + patch) * 2 * columns + kx, *odd = even + columns * n_patches * 2 * columns;
+    even[0] = (up.x + down.x) * w;
+    even[columns] = (up.y + down.y) * w;
+    odd[0] = (down.y - up.y) * w;
+    odd[columns] = (up.x - down.x) * w;
 }
 
 // what each pixel of the predicted band adds to the three sums of a frame: (3, frame, pixel), over all particles

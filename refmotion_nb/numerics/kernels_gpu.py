@@ -123,10 +123,10 @@ def shell_sum_kernel(values, weight, shell, out):
 
 
 def cross_kernel(stored, scale, predicted, weight, out):
-    """Cross terms X conj(V) w of the band, see kernels_cpu."""
+    """Cross terms X conj(V) w of the band, folded along ky, see kernels_cpu."""
     n, n_frames, box = stored.shape[:3]
-    k, big = out.shape[3] - 1, predicted.shape[2] - 1
-    grid, weight = (out[0, 0].size, n_frames, n), _cupy().ascontiguousarray(weight)
+    k, big = out.shape[5] - 1, predicted.shape[2] - 1
+    grid, weight = ((k + 1) ** 2, n_frames, n), _cupy().ascontiguousarray(weight)
     _launch("cross", grid, stored, scale, predicted, weight, *map(np.int32, (box, big, k, weight.shape[2])), out)
 
 
