@@ -72,23 +72,24 @@ def waves(grid: WindowGrid, k: int, box: int) -> tuple[np.ndarray, np.ndarray]:
     return along_y, along_y * np.where(ks == 0, 1.0, 2.0)
 
 
-def windows_from_cross(cross: Any, grid: WindowGrid, box: int) -> Any:
+def _folded_windows(cross: Any, fold: Any, across: Any) -> Any:
     """Return windows (particle, frame, y, x) float32 of folded cross terms (2, k + 1, particle, frame, 2, k + 1).
 
     Folded as ``cross_kernel`` does, so that samples y and -y are sum and difference of the same two real products: a
     quarter of the operations of a complex product for each sample.
+
+    Parameters
+    ----------
+    fold : (2, y from 0 on, k + 1) cosines and sines along ky
+    across : (2 · (k + 1), x) what real and imaginary parts contribute to each sample
     """
     xp = xp_of(cross)
-    n, n_frames, _, columns = cross.shape[2:]
-    size, half = grid.size, grid.half
-    along_y, along_x = waves(grid, columns - 1, box)
-    fold = beside(cross, np.stack([along_y.real, along_y.imag])[:, half:].astype(np.float32))
-    even, odd = xp.matmul(fold, cross.reshape(2, columns, -1))  # (y from 0 on, particle · frame · 2 · kx)
+    _, columns, n, n_frames = cross.shape[:4]
+    half, size = fold.shape[1] - 1, across.shape[1]
+    even, odd = xp.matmul(fold, cross.reshape(2, columns, -1))
     rows = xp.empty((size, even.shape[1]), np.float32)
     rows[half:], rows[half::-1] = even + odd, even - odd
-    across = beside(cross, np.concatenate([along_x.real, -along_x.imag], 1).T.astype(np.float32))
-    windows = (rows.reshape(-1, 2 * columns) @ across).reshape(size, n, n_frames, size)
-    return xp.moveaxis(windows, 0, 2)
+    return xp.moveaxis((rows.reshape(-1, 2 * columns) @ across).reshape(size, n, n_frames, size), 0, 2)
 
 
 def correlation_windows(
@@ -108,6 +109,9 @@ def correlation_windows(
     padded = np.zeros((weight.shape[0], n_frames, shells), np.float32)
     padded[..., : k + 1] = weight[..., : k + 1]
     shared = xp.broadcast_to(beside(stored, padded), (n, n_frames, shells))
+    along_y, along_x = waves(grid, k, spectra.box)
+    fold = beside(stored, np.stack([along_y.real, along_y.imag])[:, grid.half :].astype(np.float32))
+    across = beside(stored, np.concatenate([along_x.real, -along_x.imag], 1).T.astype(np.float32))
     patch_bytes = window_work_bytes(k, grid.size)
 
     def work(part: slice) -> None:
@@ -115,7 +119,7 @@ def correlation_windows(
             patches, size = stored[part, some], scale[part, some]
             cross = xp.empty((2, k + 1, *patches.shape[:2], 2, k + 1), np.float32)
             kernels.cross_kernel(patches, size, predicted[part], shared[part, some], cross)
-            out[part, some] = windows_from_cross(cross, grid, spectra.box)
+            out[part, some] = _folded_windows(cross, fold, across)
 
     with one_blas_thread():
         over_chunks(n, work, threads, chunk=1, like=stored, item_bytes=n_frames * patch_bytes)

@@ -147,15 +147,21 @@ def _cell(pixel, size, n):
 @njit(nogil=True, cache=True, fastmath=True)
 def quantise_kernel(values, out, scale):
     """Store values (patch, n) float32 as 16-bit integers (patch, n) with one scale per patch."""
+    # magnitudes are in the order of their bits, and the largest of integers is looked for vector by vector
+    bits = values.view(np.int32)
+    largest = np.empty(1, np.int32)
     for p in range(values.shape[0]):
-        row = values[p]
-        top = np.float32(0)
-        for i in range(row.size):
-            top = max(top, abs(row[i]))
+        top_bits = np.int32(0)
+        for i in range(values.shape[1]):
+            magnitude = np.int32(bits[p, i] & np.int32(0x7FFFFFFF))
+            if magnitude > top_bits:
+                top_bits = magnitude
+        largest[0] = top_bits
+        top = largest.view(np.float32)[0]
         step = top / np.float32(32767) if top > 0 else np.float32(1)
         scale[p] = step
         inverse = np.float32(1) / step
-        stored = out[p]
+        row, stored = values[p], out[p]
         for i in range(row.size):
             stored[i] = np.int16(np.rint(row[i] * inverse))
 
@@ -193,6 +199,12 @@ def shell_sum_kernel(values, weight, shell, out):
             r = shell[i]
             if r < n_shells:
                 out[row, r] += weight[i] * values[row, i]
+
+
+@_jit
+def _parts(pair):
+    """Real and imaginary part of a stored component, both 16-bit integers, read as one number: it fills vectors."""
+    return np.float32(np.int16(pair)), np.float32(np.int32(pair >> 16))
 
 
 @_jit
@@ -234,8 +246,8 @@ def cross_kernel(stored, scale, predicted, weight, out):
             for at in range(size):
                 worth[at] *= np.float32(0.5)
             for at in range(n):
-                a, b = np.float32(np.int16(band[0, at])), np.float32(band[0, at] >> 16)
-                c, d = np.float32(np.int16(band[1, at])), np.float32(band[1, at] >> 16)
+                a, b = _parts(band[0, at])
+                c, d = _parts(band[1, at])
                 up_re, up_im = a * view[0, at] + b * view[1, at], b * view[0, at] - a * view[1, at]
                 down_re, down_im = c * view[2, at] + d * view[3, at], d * view[2, at] - c * view[3, at]
                 folded[0, at], folded[1, at] = (up_re + down_re) * worth[at], (up_im + down_im) * worth[at]
@@ -295,7 +307,7 @@ def fcc_kernel(stored, scale, predicted, shift_px, whitening, shell, out):
             for i in range(rows):
                 cos_y, sin_y = y[0, i], y[1, i]
                 for j in range(columns):
-                    a, b = np.float32(np.int16(band[i, j])), np.float32(band[i, j] >> 16)
+                    a, b = _parts(band[i, j])
                     c = x[0, j] * cos_y - x[1, j] * sin_y
                     s = x[1, j] * cos_y + x[0, j] * sin_y
                     product[i, j] += (a * c - b * s) * view[p, 0, i, j] + (a * s + b * c) * view[p, 1, i, j]
@@ -343,14 +355,12 @@ def recombine_kernel(stored, scale, shift_px, weight, out):
                     row = i if i < positive else i - box_out + box
                     cos_y, sin_y = y[p, f, 0, i], y[p, f, 1, i]
                     for j in range(half):
-                        a = np.float32(np.int16(pairs[p, f, row, j, 0]))
-                        b = np.float32(np.int32(pairs[p, f, row, j, 0] >> 16))
+                        a, b = _parts(pairs[p, f, row, j, 0])
                         c = x[p, f, 0, j] * cos_y - x[p, f, 1, j] * sin_y
                         s = x[p, f, 1, j] * cos_y + x[p, f, 0, j] * sin_y
                         total[0, i - first, j] += (a * c - b * s) * weight[f, i, j]
                     for j in range(half):
-                        a = np.float32(np.int16(pairs[p, f, row, j, 0]))
-                        b = np.float32(np.int32(pairs[p, f, row, j, 0] >> 16))
+                        a, b = _parts(pairs[p, f, row, j, 0])
                         c = x[p, f, 0, j] * cos_y - x[p, f, 1, j] * sin_y
                         s = x[p, f, 1, j] * cos_y + x[p, f, 0, j] * sin_y
                         total[1, i - first, j] += (a * s + b * c) * weight[f, i, j]
