@@ -342,14 +342,16 @@ def recombine_kernel(stored, scale, shift_px, weight, out):
             angle = 2 * math.pi * shift_px[p, f, 1] / box
             _turns(angle, 0, 1.0, y[p, f, :, :positive])
             _turns(angle, positive - box_out, 1.0, y[p, f, :, positive:])
-    # Both parts of a pixel as one number, and sums of the real and of the imaginary parts apart: else the compiler does
-    # not fill its vectors. Views of rows would each be counted as in use, which costs as much as a row's arithmetic.
     pairs = stored.view(np.int32)
-    total = np.empty((2, _ROWS, half), np.float32)
+    real, imaginary = (
+        np.empty((_ROWS, half), np.float32),
+        np.empty((_ROWS, half), np.float32),
+    )  # apart they fill vectors
     for first in range(0, box_out, _ROWS):
         end = min(first + _ROWS, box_out)
         for p in range(n):
-            total[:] = 0
+            real[:] = 0
+            imaginary[:] = 0
             for f in range(n_frames):
                 for i in range(first, end):
                     row = i if i < positive else i - box_out + box
@@ -358,16 +360,12 @@ def recombine_kernel(stored, scale, shift_px, weight, out):
                         a, b = _parts(pairs[p, f, row, j, 0])
                         c = x[p, f, 0, j] * cos_y - x[p, f, 1, j] * sin_y
                         s = x[p, f, 1, j] * cos_y + x[p, f, 0, j] * sin_y
-                        total[0, i - first, j] += (a * c - b * s) * weight[f, i, j]
-                    for j in range(half):
-                        a, b = _parts(pairs[p, f, row, j, 0])
-                        c = x[p, f, 0, j] * cos_y - x[p, f, 1, j] * sin_y
-                        s = x[p, f, 1, j] * cos_y + x[p, f, 0, j] * sin_y
-                        total[1, i - first, j] += (a * s + b * c) * weight[f, i, j]
+                        real[i - first, j] += (a * c - b * s) * weight[f, i, j]
+                        imaginary[i - first, j] += (a * s + b * c) * weight[f, i, j]
             for i in range(first, end):
                 for j in range(half):
-                    out[p, i, j, 0] += total[0, i - first, j]
-                    out[p, i, j, 1] += total[1, i - first, j]
+                    out[p, i, j, 0] += real[i - first, j]
+                    out[p, i, j, 1] += imaginary[i - first, j]
 
 
 @_jit
