@@ -324,8 +324,8 @@ def modules() -> dict[str, ModuleType]:
     makers = {name: _maker(name) for name in "empty zeros ones arange".split()}
     functions = {
         name: _function(name)
-        for name in "concatenate stack where maximum minimum abs exp clip moveaxis swapaxes broadcast_to matmul einsum argsort "
-        "searchsorted".split()
+        for name in "concatenate stack where maximum minimum abs exp sqrt clip moveaxis swapaxes broadcast_to matmul einsum "
+        "argsort searchsorted".split()
     }
     runtime = SimpleNamespace(
         getDevice=lambda: devices.current, getDeviceCount=lambda: devices.count, getDeviceProperties=_properties,
