@@ -175,7 +175,9 @@ def test_a_trajectory_found_under_one_prior_is_the_start_under_another(rng):
     at = rng.normal(size=(2, problem.n_unknowns))
     local, common = (np.moveaxis(part, 1, -1) for part in problem.parts(at))
     modes = [
-        PriorModes(problem.spatial[i], problem.temporal[i, 1:], *(ratio**2 * one for one in problem.precisions[i]))
+        PriorModes(
+            problem.modes[i].spatial, problem.temporal[i, 1:], *(ratio**2 * one for one in problem.precisions[i])
+        )
         for i, ratio in enumerate((2.0, 3.0))
     ]
     other = TrajectoryProblem(problem.windows, modes, 2 * problem.common_std, problem.rigid_A)

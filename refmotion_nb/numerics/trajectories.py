@@ -135,12 +135,12 @@ class TrajectoryProblem:
         self.threads = threads
         self.rigid_A = rigid_A
         self.common_std = common_std_A
-        self.spatial = np.stack([m.spatial for m in modes])  # (set, particle, mode)
+        self.modes = modes
         self.precisions = [(m.spatial_precision, m.acceleration_precision) for m in modes]
         # (set, mode, 1 + M), (set, 1 + M, frame)
         self.std, self.temporal = (_after_ones(list(each)) for each in zip(*((m.std.T, m.temporal) for m in modes)))
         self.std = np.ascontiguousarray(self.std.swapaxes(1, 2))
-        self.n_sets, self.n_particles, self.n_frames = len(modes), self.spatial.shape[1], self.temporal.shape[2]
+        self.n_sets, self.n_particles, self.n_frames = len(modes), len(modes[0].spatial), self.temporal.shape[2]
         self.n_local = self.std[0].size
         self.free = np.zeros(self.std.shape[1:])  # 1 where a prior acts
         self.free[:, 1:] = 1
@@ -148,15 +148,15 @@ class TrajectoryProblem:
         # where rigid motion is in the windows (2, particle, frame), samples
         there = (rigid_A - windows.centre_px * windows.pixel_A) / windows.step_A + windows.grid.half
         # (set, particle, mode), (set, 1 + M, frame): alike for x and y
-        products = self.spatial, self.temporal, np.moveaxis(there, -1, 0)
-        self._spatial, self._temporal, self._start = all_beside(values, products, number)
+        self._spatial = beside(values, np.stack([m.spatial for m in modes], dtype=number))
+        self._temporal, self._start = all_beside(values, (self.temporal, np.moveaxis(there, -1, 0)), number)
         self._std = beside(values, self.std)
         self._curved: tuple[Any, ...] | None = None
 
     def some(self, sets: slice) -> TrajectoryProblem:
         """Return the problem of some of its sets."""
         part = copy(self)
-        for name in ("spatial", "std", "temporal", "precisions", "_spatial", "_std", "_temporal"):
+        for name in ("modes", "std", "temporal", "precisions", "_spatial", "_std", "_temporal"):
             setattr(part, name, getattr(self, name)[sets])
         part._curved = None if self._curved is None else tuple(one[sets] for one in self._curved)
         part.n_sets = len(part.std)
@@ -171,9 +171,11 @@ class TrajectoryProblem:
         """Return local motion with the first position (set, 2, particle, frame) and common motion (set, 2, frame), Å."""
         xp, number, n = xp_of(unknowns), self._start.dtype, self.n_sets
         coefficients = unknowns[:, : 2 * self.n_local].reshape(n, 2, *self.std.shape[1:]) * self._std[:, None]
-        local = xp.empty((n, 2, self.n_particles, self.n_frames), number)
-        local = by_row(_forth, local, coefficients.astype(number), self._spatial[:, None], self._temporal[:, None])
-        return local, unknowns[:, 2 * self.n_local :].reshape(n, 2, self.n_frames) * self.common_std
+        coefficients = coefficients.astype(number).reshape(n, -1, self.std.shape[2])
+        local = xp.empty((n, self.n_particles, 2 * self.n_frames), number)
+        local = by_row(_forth, local, coefficients, self._spatial, self._temporal).reshape(n, -1, 2, self.n_frames)
+        common = unknowns[:, 2 * self.n_local :].reshape(n, 2, self.n_frames) * self.common_std
+        return local.swapaxes(1, 2), common
 
     def unknowns_of(self, local_A: Any, common_A: Any = None) -> Any:
         """Return the unknowns (set, n_unknowns) of motion relative to rigid motion, wherever it was found.
@@ -189,11 +191,10 @@ class TrajectoryProblem:
             again = i and np.array_equal(self.temporal[i], self.temporal[i - 1])
             inverse.append(inverse[-1] if again else np.linalg.pinv(self.temporal[i]))  # a profile may come to 0
         local = beside(like, local_A)
-        local = xp.moveaxis(xp.broadcast_to(local, (n, *local.shape[-3:])), -1, 1)
-        out = xp.empty((n, 2, *self.std.shape[1:]))
-        modes = self._spatial[:, None], beside(like, np.stack(inverse))[:, None]
-        coefficients = by_row(_taken_apart, out, local, *modes)
-        std = like[:, None]
+        local = xp.broadcast_to(local, (n, *local.shape[-3:])).swapaxes(2, 3).reshape(n, self.n_particles, -1)
+        out, std = xp.empty((n, 2 * self.std.shape[1], self.std.shape[2])), like[:, None]
+        coefficients = by_row(_taken_apart, out, local, self._spatial, beside(like, np.stack(inverse)))
+        coefficients = coefficients.reshape(n, 2, *self.std.shape[1:])
         whitened = xp.where(std > 0, coefficients / xp.where(std > 0, std, 1), 0)
         common = xp.zeros((n, 2 * self.n_frames))
         if common_A is not None and self.common_std > 0:
@@ -236,7 +237,7 @@ class TrajectoryProblem:
         The data are taken to bind every particle of a frame by the same ``curvature`` (frame,) per Å², their mean: that of
         one window is mostly noise. The inverse Hessian is then exact: blocks of modes that the common motion couples.
         """
-        spatial, std, temporal = self.spatial[row], self.std[row], self.temporal[row]
+        spatial, std, temporal = self.modes[row].spatial, self.std[row], self.temporal[row]
         blocks = std[:, :, None] * ((temporal * curvature) @ temporal.T) * std[:, None]
         index = np.arange(blocks.shape[-1])
         blocks[:, index, index] += self.free
@@ -305,8 +306,19 @@ def _after_ones(matrices: list[np.ndarray]) -> np.ndarray:
 
 
 def _forth(coefficients: Any, spatial: Any, temporal: Any) -> Any:
-    return spatial @ (coefficients @ temporal)
+    """Return motion (..., particle, x and y · frame) of coefficients (..., x and y · mode, 1 + M)."""
+    over_dose = coefficients @ temporal
+    *some, rows, frames = over_dose.shape
+    return spatial @ over_dose.reshape(*some, 2, rows // 2, frames).swapaxes(-3, -2).reshape(
+        *some, rows // 2, 2 * frames
+    )
 
 
 def _taken_apart(local: Any, spatial: Any, inverse: Any) -> Any:
-    return spatial.swapaxes(-1, -2) @ (local @ inverse)
+    """Return the coefficients of motion, see ``_forth``."""
+    over_dose = spatial.swapaxes(-1, -2) @ local
+    *some, modes, columns = over_dose.shape
+    return (
+        over_dose.reshape(*some, modes, 2, columns // 2).swapaxes(-3, -2).reshape(*some, 2 * modes, columns // 2)
+        @ inverse
+    )
