@@ -181,7 +181,7 @@ def test_a_stage_survives_the_end_of_memory_and_says_so_once(strict, tiny):
     found = []
     for _, m in session.walk(names(tiny), settings):
         found.append(m.spectra)
-        strict_cupy.devices.fail_at = 60  # in the middle of the next movie
+        strict_cupy.devices.fail_at = 65  # in the middle of the next movie
     assert len(session.warnings) == 1 and "the memory of the GPU ran out" in session.warnings[0]
     for one, two in zip(expected, found):
         np.testing.assert_array_equal(one.stored.get(), two.stored.get())

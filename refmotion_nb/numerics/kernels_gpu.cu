@@ -262,6 +262,25 @@ extern "C" __global__ void add_background(const float *__restrict__ coarse, int 
     out[size_t(blockIdx.z) * box * box + at] += one + share_y * (two - one);
 }
 
+// the largest |value| of every share of a patch: thread ``at`` looks at each ``shares``-th value
+extern "C" __global__ void largest(const float *__restrict__ values, int n, int shares, float *__restrict__ out)
+{
+    ELEMENT(shares);
+    const float *patch = values + size_t(blockIdx.z) * n;
+    float top = 0.f;
+    for (int i = at; i < n; i += shares) top = fmaxf(top, fabsf(patch[i]));
+    out[size_t(blockIdx.z) * shares + at] = top;
+}
+
+// what one step of 16-bit integers stands for in every patch, given the largest of its shares
+extern "C" __global__ void steps(const float *__restrict__ top, int n_patches, int shares, float *__restrict__ out)
+{
+    ELEMENT(n_patches);
+    float most = 0.f;
+    for (int i = 0; i < shares; ++i) most = fmaxf(most, top[size_t(at) * shares + i]);
+    out[at] = most > 0.f ? most / 32767.f : 1.f;
+}
+
 extern "C" __global__ void quantise(const float *__restrict__ values, const float *__restrict__ step, int n,
                                     short *__restrict__ out)
 {

@@ -95,11 +95,12 @@ def add_background_kernel(coarse, height, width, corners, out):
 
 def quantise_kernel(values, out, scale):
     """Store values (patch, n) float32 as 16-bit integers (patch, n) with one scale per patch."""
-    xp = _cupy()
-    top = xp.maximum(values.max(1), -values.min(1))
-    scale[:] = xp.where(top > 0, top / np.float32(32767), np.float32(1))
-    n = values.shape[1]
-    _launch("quantise", (n, 1, len(values)), values, scale, np.int32(n), out)
+    n_patches, n = values.shape
+    shares = _THREADS
+    top = _cupy().empty((n_patches, shares), np.float32)
+    _launch("largest", (shares, 1, n_patches), values, *map(np.int32, (n, shares)), top)
+    _launch("steps", (n_patches, 1, 1), top, *map(np.int32, (n_patches, shares)), scale)
+    _launch("quantise", (n, 1, n_patches), values, scale, np.int32(n), out)
 
 
 def power_kernel(stored, scale, shell, hermitian, out):
