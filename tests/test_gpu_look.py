@@ -156,9 +156,23 @@ def test_workers_take_the_other_gpus_in_turn(strict, tiny, tmp_path):
         devices.append(mine.session.device)
     assert [one.words for one in devices] == [("cuda:1", "cuda:0"), ("cuda:2", "cuda:0"), ("cuda:1", "cuda:0")]
     assert [one.total_bytes for one in devices] == [4 << 30] * 3  # two of three workers share a GPU
+    assert [one.slicer.total_bytes for one in devices] == [(8 << 30) // 3] * 3  # all have references on the first
     assert devices[0].about(2) == "cuda:1 (Stand-in 1, 4.3 GB), views from cuda:0, 2 threads reading movies"
     known = WorkerSession(tiny.open(), 0, Counter(), choose("cuda:1"), True)
     assert known.settings != WorkerSession(tiny.open(), 0, Counter(), choose_apart(), True).settings
+
+
+def test_references_of_all_processes_must_fit_on_the_first_gpu(strict, tiny):
+    one = rm.Session(tiny.open(), 2, 0, device=choose_apart())
+    held = sum(volume.ft.nbytes for some in one.references(False) for volume in some.volumes)
+    sharing = int(0.9 * (8 << 30) / held) + 1
+    used = strict_cupy.devices.used[0]
+    with pytest.raises(
+        rm.InputError, match=r"references take .* on cuda:0 \(Stand-in 0\); give fewer gpus, or leave slic"
+    ):
+        rm.Session(tiny.open(), 2, 0, device=choose_apart(sharing=sharing)).references(False)
+    assert strict_cupy.devices.used[0] == used
+    assert rm.Session(tiny.open(), 2, 0, device=choose_apart(sharing=sharing - 1)).references(False)
 
 
 def test_views_from_another_gpu_need_two(strict):
