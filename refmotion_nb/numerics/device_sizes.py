@@ -7,6 +7,7 @@ from dataclasses import dataclass
 TRANSFORMED_BYTES = 32 << 20  # of half planes that are transformed together, at most: enough to keep a GPU busy
 MOST_TRANSFORMED = 256  # images
 DOUBLE, COMPLEX, REAL, SHORT = 8, 8, 4, 2  # bytes of float64, complex64, float32, int16
+SET_VECTORS = 22  # of all unknowns of a set while its trajectories are solved: VECTORS in kernels_motion.cu
 LOOK = 8  # bytes per pixel while hot pixels are looked for (sum of frames, three masks, sums of columns of blocks)
 
 
@@ -73,10 +74,14 @@ def slice_work_bytes(k: int) -> int:
     return (4 * COMPLEX + 2 * REAL) * band(k)
 
 
-def set_work_bytes(n_particles: int, n_frames: int, n_unknowns: int) -> int:
-    """Return the bytes per set of hyperparameters while its trajectories are solved: modes, steps of L-BFGS, gradients."""
-    modes = 2 * n_particles * n_particles + 3 * n_particles * n_frames + 2 * n_frames * n_frames
-    return DOUBLE * (modes + 30 * n_unknowns)
+def set_work_bytes(n_particles: int, n_frames: int, n_unknowns: int, real: int = REAL) -> int:
+    """Return the bytes per set of hyperparameters while its trajectories are solved, in numbers of ``real`` bytes.
+
+    Modes and what is made of them, the preconditioner, vectors of L-BFGS, and trajectories before and after.
+    """
+    tracks, blocks = 2 * n_particles * n_frames, n_frames * n_frames
+    modes = n_particles * n_particles + blocks + 2 * tracks
+    return real * modes + DOUBLE * (2 * blocks + 3 * tracks + (SET_VECTORS + 4) * n_unknowns)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from refmotion_nb.numerics.kernels_field import block_kernel as block_kernel
 from refmotion_nb.numerics.kernels_field import hot_kernel as hot_kernel
 from refmotion_nb.numerics.kernels_field import repair_kernel as repair_kernel
 from refmotion_nb.numerics.kernels_motion import sample_kernel as sample_kernel
+from refmotion_nb.numerics.kernels_motion import solve as solve
 
 _jit = njit(nogil=True, cache=True, fastmath={"contract", "arcp", "nsz"})
 
