@@ -19,7 +19,8 @@ __device__ inline void interpolate(const Real *__restrict__ window, int size, Re
                                    Real &along_y)
 {
     const Real low = 1, high = size - 2;
-    const Real x = px < low ? low : px > high ? high : px, y = py < low ? low : py > high ? high : py;
+    // what is no number is not looked for far away
+    const Real x = px > low ? px < high ? px : high : low, y = py > low ? py < high ? py : high : low;
     const int ix = int(x) < size - 3 ? int(x) : size - 3, iy = int(y) < size - 3 ? int(y) : size - 3;
     const Real u = x - ix, v = y - iy;
     const Real *corner = window + (iy - 1) * size + ix - 1;
