@@ -107,6 +107,23 @@ def test_what_is_asked_of_a_gpu_does_not_grow(strict, tiny):
     assert calls < 65 and uploads <= 8 and waits <= 4
 
 
+def test_what_a_search_holds_may_be_on_another_gpu(strict, tiny):
+    """As where a worker takes over from one with a GPU of its own."""
+    found = []
+    for number in (0, 1):
+        session = rm.Session(tiny.open(), 2, 0, device=f"cuda:{number}")
+        session.device.activate()
+        if not number:
+            m = session.micrograph(next(iter(session)), SETTINGS)
+            windows = alignment_windows(m, SETTINGS, True, 2).scaled(PRIOR)
+            held = SearchMicrograph(Geometry.of(m), windows, score_windows(m, SETTINGS, 2))
+            held.bend  # noqa: B018  (found once)
+            before = _aligned(session, held, None, [PRIOR], [], False, 1e-4, 1)
+        found.append(_aligned(session, held, before, [PRIOR], [0], False, 1e-9, 1))
+        assert found[-1].local_A.device.id == number
+    np.testing.assert_array_equal(found[1].facts, found[0].facts)
+
+
 # one GPU predicts views
 
 

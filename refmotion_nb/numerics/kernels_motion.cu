@@ -6,6 +6,7 @@ typedef long long int64;
 
 const int THREADS = 512; // that descend together
 const int MEMORY = 8;    // steps of L-BFGS that are remembered
+const int TRIALS = 13;   // of ever shorter steps
 const int VECTORS = 6 + 2 * MEMORY; // of all unknowns that a set has to work in
 // products of matrices go through tiles: 4 × 2 elements to a thread, a few more in a row so that banks do not collide
 const int ROWS = 128, COLUMNS = 32, DEPTH = 32, LEFT = ROWS + 4, RIGHT = COLUMNS + 1;
@@ -18,7 +19,8 @@ __device__ inline void interpolate(const Real *__restrict__ window, int size, Re
                                    Real &along_y)
 {
     const Real low = 1, high = size - 2;
-    const Real x = px < low ? low : px > high ? high : px, y = py < low ? low : py > high ? high : py;
+    // what is no number is not looked for far away
+    const Real x = px > low ? px < high ? px : high : low, y = py > low ? py < high ? py : high : low;
     const int ix = int(x) < size - 3 ? int(x) : size - 3, iy = int(y) < size - 3 ? int(y) : size - 3;
     const Real u = x - ix, v = y - iy;
     const Real *corner = window + (iy - 1) * size + ix - 1;
@@ -290,6 +292,13 @@ __device__ inline void remember(Pairs &pairs, int i, const double *x, const doub
     pairs.rho[i] = along > 1e-12 * square ? 1 / along : 0;
 }
 
+__device__ inline void exchange(double *&a, double *&b)
+{
+    double *const kept = a;
+    a = b;
+    b = kept;
+}
+
 // ``vectors`` (VECTORS, unknown) is room to work in, ``x`` is where the set starts and ends
 template <typename Real>
 __device__ inline void descent(const Set<Real> &s, double *vectors, double tolerance, int most, double *x, int64 *taken)
@@ -297,29 +306,29 @@ __device__ inline void descent(const Set<Real> &s, double *vectors, double toler
     const int n = s.unknowns();
     double *here = vectors, *gradient = here + n, *there = gradient + n, *new_gradient = there + n, *q = new_gradient + n;
     Pairs pairs = {q + n, q + n + size_t(MEMORY) * n, {}};
-    for (int j = threadIdx.x; j < n; j += THREADS) here[j] = x[j];
-    double energy = evaluate(s, x, gradient);
-    int iteration = 0;
-    while (iteration < most) {
-        const double slope = descend(s, pairs, iteration, gradient, q);
-        if (!(-0.5 * slope >= tolerance)) break;
-        double length = 1, new_energy = 0;
-        for (int trial = 0; trial < 13; ++trial) {
-            for (int j = threadIdx.x; j < n; j += THREADS) there[j] = here[j] + length * q[j];
-            new_energy = evaluate(s, there, new_gradient);
-            if (!(new_energy > energy + 1e-4 * length * slope)) break;
+    double energy = 0, slope = 0, length = 0;
+    int iteration = 0, trial = 0;
+    bool begun = false;
+    for (int j = threadIdx.x; j < n; j += THREADS) there[j] = x[j];
+    for (;;) { // there is one place where an energy is found: all is inlined, and compiling takes its time
+        const double new_energy = evaluate(s, there, new_gradient);
+        if (begun && new_energy > energy + 1e-4 * length * slope && ++trial < TRIALS)
             length *= 0.4;
+        else {
+            if (begun && !(new_energy < energy)) break; // it stays where it is
+            if (begun) remember(pairs, (iteration - 1) % MEMORY, here, there, gradient, new_gradient, n, s.sums);
+            exchange(here, there);
+            exchange(gradient, new_gradient);
+            energy = new_energy;
+            begun = true;
+            if (iteration == most) break;
+            slope = descend(s, pairs, iteration, gradient, q);
+            if (!(-0.5 * slope >= tolerance)) break;
+            ++iteration;
+            trial = 0;
+            length = 1;
         }
-        ++iteration;
-        if (!(new_energy < energy)) break; // it stays where it is
-        remember(pairs, (iteration - 1) % MEMORY, here, there, gradient, new_gradient, n, s.sums);
-        double *swap = here;
-        here = there;
-        there = swap;
-        swap = gradient;
-        gradient = new_gradient;
-        new_gradient = swap;
-        energy = new_energy;
+        for (int j = threadIdx.x; j < n; j += THREADS) there[j] = here[j] + length * q[j];
     }
     for (int j = threadIdx.x; j < n; j += THREADS) x[j] = here[j];
     if (threadIdx.x == 0) *taken = iteration;
@@ -345,7 +354,7 @@ template <typename Real> __device__ inline void one_set(Set<Real> s, Real *work,
 // arrays as ``solve`` in kernels_motion.py has them; ``x`` (set, unknown) is where sets start and end. Room to work in: ``work``
 // (set, 2, mode + particle, frame), ``vectors`` (set, VECTORS, unknown)
 #define SOLVE(name, Real)                                                                                              \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                              \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                           \
         name(const Real *windows, const Real *taps, const Real *slopes, const Real *first, Real samples_per_A,         \
              const Real *spatial, const Real *temporal, const double *std, double common_std, const double *turn,      \
              const double *gain, const double *whitening, const double *common_inverse, int particles, int frames,     \

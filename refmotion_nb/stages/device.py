@@ -146,7 +146,8 @@ class Device:
         if self.slicer and n_bytes > USABLE_SHARE * self.slicer.total_bytes:
             share = f"{self.slicer.total_bytes / 1e9:.1f} GB on {self.slicer.word} ({self.slicer.name})"
             raise InputError(
-                f"references take {n_bytes / 1e9:.1f} GB in each process, of which each has {share}; give fewer gpus, or leave slicing_gpu_also_aligns on"
+                f"references take {n_bytes / 1e9:.1f} GB in each process, of which each has {share}; give fewer gpus, or "
+                "leave slicing_gpu_also_aligns on"
             )
 
     @property

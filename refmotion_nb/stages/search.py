@@ -131,8 +131,9 @@ def _aligned(
     if before is None:
         start = problem.unknowns_of(m.geometry.initial_A - problem.rigid_A)
     else:
-        rows = beside(before.local_A, stay)
-        start = problem.unknowns_of(before.local_A[rows], before.common_A[rows])
+        local, common = device.put(before.local_A), device.put(before.common_A)
+        rows = beside(local, stay)
+        start = problem.unknowns_of(local[rows], common[rows])
     found = problem.descend(start, tolerance)
     local, common = found.local_A, found.common_A
     shown = local + common[:, None] + beside(local, problem.rigid_A)
