@@ -56,6 +56,19 @@ def test_unobserved_frames_take_the_last_observed(tmp_path, mark, expected, abse
     np.testing.assert_array_equal(read(tmp_path, change).global_shift[:, 0], expected)
 
 
+@pytest.mark.parametrize(("mark", "whose"), [([2], [0, 1, 1, 3]), ([3], [0, 1, 2, 2]), ([0, 1], [-1, -1, 2, 3])])
+def test_unobserved_frames_stay_with_their_local_motion_where_the_last_observed_was(tmp_path, mark, whose):
+    coefficients, at = np.random.default_rng(0).normal(0, 0.1, 36), np.array([[30.0, 50.0], [10.0, 5.0]])
+
+    def change(blocks):
+        with_model(coefficients)(blocks)
+        blocks["global_shift"] = blocks["global_shift"].drop(index=mark)
+
+    full = initial_displacement(read(tmp_path, with_model(coefficients)), at)
+    expected = np.where(np.array(whose)[:, None] >= 0, full[:, whose], 0)
+    np.testing.assert_allclose(initial_displacement(read(tmp_path, change), at), expected, atol=1e-12)
+
+
 def test_frames_before_the_first_used_count_as_dose(tmp_path):
     movie = read(tmp_path, lambda blocks: blocks["general"].update(rlnMicrographStartFrame=2))
     assert (movie.first_frame, movie.n_frames) == (1, 3)
