@@ -9,7 +9,9 @@ import refmotion_nb as rm
 from refmotion_nb.data.relion.results import open_postprocess
 from refmotion_nb.data.synthetic.simulate import trajectory_error_A
 from refmotion_nb.numerics.energy import grant_grigorieff
-from refmotion_nb.stages.alignment import Alignment, Geometry, alignment_windows, solve, track
+from refmotion_nb.stages.alignment import Alignment, Geometry, Tracks, alignment_windows, solve, track
+from refmotion_nb.stages.correction import tracks_table
+from refmotion_nb.stages.micrograph import place
 from refmotion_nb.stages.reuse import default_prior, with_reference_scale
 
 CHOSEN = rm.Hyperparameters.from_strengths(1.5, 3000, 2)
@@ -57,6 +59,20 @@ def test_recenter_moves_boxes_by_whole_pixels_of_the_origins(session, prior):
     # the particle's motion is the same motion
     tracks = [tracked(session, prior, recenter=flag).displacement_A for flag in (True, False)]
     assert np.sqrt(np.mean((tracks[0] - tracks[1]) ** 2)) < 0.15
+
+
+@pytest.mark.parametrize("binning", [1.0, 1.5, 2.0])
+def test_recentred_particles_are_where_they_were_when_what_was_written_is_read(session, binning):
+    """RELION, as we do, cuts coordinates to whole pixels of the micrograph."""
+    movie, particles = session.micrographs[NAME]
+    movie = replace(movie, binning=binning)
+    placement = place(movie, particles, 100.0, True)
+    m = replace(session.micrograph(NAME, Alignment()), movie=movie, placement=placement)
+    written = tracks_table(m, Tracks(placement.initial_A, placement.rigid_A, placement.rigid_A, 1.0, 0), 8, 1.0)
+    read = {"coordinate": written["coordinate_px"] * movie.pixel_size_A * binning, "origin": written["origin"]}
+    again = place(movie, particles.assign(read), 100.0, True)
+    np.testing.assert_array_equal(again.centre_px, placement.centre_px)
+    np.testing.assert_allclose(again.origin_A, placement.origin_A)
 
 
 def test_without_all_fourier_components_the_band_of_the_search_aligns(session, prior):

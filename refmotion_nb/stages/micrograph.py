@@ -42,15 +42,17 @@ class Placement:
 
 
 def place(movie: Movie, particles: xr.Dataset, extent_A: float, recenter: bool) -> Placement:
-    """Return where to cut boxes ``extent_A`` wide; ``recenter`` moves them by the whole pixels of the refined origins."""
+    """Return where to cut boxes ``extent_A`` wide; ``recenter`` moves them by the whole pixels of the refined origins.
+
+    Those are pixels of the micrograph, so that coordinates are whole if they were, and are read again as what they are.
+    """
     micrograph_pixel = movie.pixel_size_A * movie.binning
     coordinate = particles["coordinate"].values
-    centre = np.rint(integer_coordinate(coordinate, micrograph_pixel) * movie.binning).astype(np.int64)
-    origin = particles["origin"].values.astype(float)
+    whole, origin = integer_coordinate(coordinate, micrograph_pixel), particles["origin"].values.astype(float)
     if recenter:
-        whole = np.rint(origin / movie.pixel_size_A)
-        centre = centre - whole.astype(np.int64)
-        origin = origin - whole * movie.pixel_size_A
+        moved = np.rint(origin / micrograph_pixel)
+        whole, origin = whole - moved, origin - moved * micrograph_pixel
+    centre = np.rint(whole * movie.binning).astype(np.int64)
     box = movie_box(extent_A, movie.pixel_size_A)
     return Placement(box, centre, origin, rigid_displacement(movie), initial_displacement(movie, coordinate))
 
