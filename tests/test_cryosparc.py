@@ -436,7 +436,7 @@ BAD = {
     "no pose": (bad(PARTICLES, alignments3D__pose=None), r"particles.cs lacks alignments3D/pose; give the particles of"),
     "no location": (gone(PASS), r"lacks location/micrograph_uid, .*with their passthrough file"),
     "split": (bad(PARTICLES, alignments3D__split=lambda v: v + 1), r"row 2, .* has no half set"),
-    "one half": (bad(PARTICLES, alignments3D__split=lambda v: v * 0), r"all particles are of one half set"),
+    "one half": (bad(PARTICLES, alignments3D__split=lambda v: v * 0), r"all particles are of half set 1; give both half sets"),
     "nan": (bad(PARTICLES, alignments3D__shift=lambda v: v * np.nan), r"row 1, 2, 3 and 21 more has a value that is not a"),
     "turned": (bad(PASS, location__micrograph_shape=lambda v: v * [[1, 2]]), r"located on a micrograph of 1024 × 512, of an"),
     "other exposures": (bad(PASS, location__micrograph_uid=lambda v: v + np.uint64(1)), r"no particle can be used"),
@@ -463,6 +463,13 @@ def test_locations_on_binned_micrographs(project):
     assert all(movie.binning == 2 for movie in half.movies)
     moved = whole.particles["coordinate"].values - half.particles["coordinate"].values
     assert 0 <= moved.min() and moved.max() < 1.01 * whole.movies[0].pixel_size_A  # cut to whole binned pixels
+
+
+def test_a_gain_given_by_a_relative_path_is_found_from_any_folder(project, monkeypatch):
+    """Movies are also opened by workers that run in folders of their own."""
+    monkeypatch.chdir(project["root"])
+    opened = rm.open_cryosparc(**project, orientation="cryosparc", gain="J1/imported/gain.mrc")
+    assert {movie.gain.path for movie in opened.movies} == {project["root"] / "J1/imported/gain.mrc"}
 
 
 def test_particles_of_another_job_are_told(project):

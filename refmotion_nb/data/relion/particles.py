@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,6 +159,21 @@ def assemble(
     kept_parts = kept_parts or [_no_particles()]
     joined = {name: np.concatenate([part[name] for part in kept_parts]) for name in _LABELS}
     return particle_dataset(joined), tuple(optics), tuple(skipped)
+
+
+def unfit(particles: xr.Dataset, skipped: Sequence[Skipped], tables: Sequence[ParticleTable], movies: str) -> list[str]:
+    """Name the table whose particles all fall out, or are of one half set; ``movies`` is what lists these."""
+    problems = []
+    reference, half = particles["reference"].values, particles["half"].values
+    for number, part in enumerate(tables):
+        reasons = Counter(skip.reason for skip in skipped if skip.row >= 0 and skip.reference == number)
+        halves = set(half[reference == number].tolist()) & {1, 2}
+        if not (reference == number).any():
+            why = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
+            problems.append(f"{part.path}: no particle can be used: {why}; give the {movies} they are from")
+        elif len(halves) == 1:
+            problems.append(f"{part.path}: all particles are of half set {halves.pop()}; give both half sets")
+    return problems
 
 
 def shared_places(particles: xr.Dataset) -> list[str]:
