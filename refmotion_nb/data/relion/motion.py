@@ -58,43 +58,10 @@ def local_motion(coefficients: np.ndarray, xy_fraction: np.ndarray, time: np.nda
     ``time`` (time,) in frames from the first that was corrected; ``xy_fraction`` (position, 2): position over movie
     size minus one half. Source: RELION's ThirdOrderPolynomialModel.
     """
-    space = _space_terms(np.asarray(xy_fraction, float))  # (position, 6)
+    (x, y), z = np.asarray(xy_fraction, float).T, np.asarray(time, float)
+    space = np.stack([np.ones_like(x), x, x * x, y, y * y, x * y], axis=1)  # (position, 6)
     per_axis = np.asarray(coefficients, float).reshape(2, 6, 3)
-    return np.einsum("ps,ast,ft->pfa", space, per_axis, _time_terms(np.asarray(time, float)), optimize=True)
-
-
-def fit_local_motion(xy_fraction: np.ndarray, frame: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Fit RELION's local motion model to measured shifts by least squares: coefficients (36,), see ``local_motion``.
-
-    ``xy_fraction`` (row, 2) position over movie size minus one half, ``frame`` (row,) from 0, ``shift`` (row, 2) px.
-
-    Raises
-    ------
-    InputError
-        Fewer rows than the 18 terms of an axis, or positions or frames that do not determine them.
-    """
-    space, time = _space_terms(np.asarray(xy_fraction, float)), _time_terms(np.asarray(frame))
-    design = (space[:, :, None] * time[:, None, :]).reshape(len(space), 18)
-    return _least_squares(design, np.asarray(shift, float)).T.reshape(36)
-
-
-def read_local_shifts(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Read the patch shifts of a motion STAR file: (row, 2) xy fraction, (row,) frame from 0, (row, 2) shift px.
-
-    Raises
-    ------
-    InputError
-        The file has no ``data_local_shift``.
-    """
-    blocks = read_star(path, ("general", "local_shift"))
-    general, rows = _general(blocks, path), table(blocks, "local_shift")
-    if rows.empty:
-        raise InputError(f"{path} has no data_local_shift; motion was not estimated in patches")
-    first_frame = int(general.get("rlnMicrographStartFrame", 1))
-    size = np.array([general["rlnImageSizeX"], general["rlnImageSizeY"]], float)
-    position = rows[["rlnCoordinateX", "rlnCoordinateY"]].to_numpy(float) / size - 0.5
-    shift = rows[["rlnMicrographShiftX", "rlnMicrographShiftY"]].to_numpy(float)
-    return position, rows["rlnMicrographFrameNumber"].to_numpy(int) - first_frame, shift
+    return np.einsum("ps,ast,ft->pfa", space, per_axis, np.stack([z, z**2, z**3], axis=1), optimize=True)
 
 
 def rigid_displacement(movie: Movie) -> np.ndarray:
@@ -222,25 +189,6 @@ def _hot_pixels(blocks: dict[str, Block]) -> np.ndarray:
     if rows.empty:
         return np.zeros((0, 2), int)
     return rows[["rlnCoordinateX", "rlnCoordinateY"]].to_numpy(float).round().astype(int)
-
-
-def _space_terms(xy: np.ndarray) -> np.ndarray:
-    x, y = xy[:, 0], xy[:, 1]
-    return np.stack([np.ones_like(x), x, x * x, y, y * y, x * y], axis=1)
-
-
-def _time_terms(z: np.ndarray) -> np.ndarray:
-    return np.stack([z, z**2, z**3], axis=1).astype(float)
-
-
-def _least_squares(design: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    scale = np.abs(design).max(axis=0, initial=0.0)  # z³ and z differ by the square of the frame count
-    if len(design) < 18 or not scale.all():
-        raise InputError(f"{len(design)} patch shifts do not determine a local motion model; measure more patches")
-    solution, _, rank, _ = np.linalg.lstsq(design / scale, shift, rcond=None)
-    if rank < 18:
-        raise InputError("these patch shifts do not determine a local motion model; measure more patches or frames")
-    return solution / scale[:, None]
 
 
 def _first(*values: Any) -> Any:
