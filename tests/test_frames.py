@@ -129,7 +129,7 @@ def any_eer(monkeypatch):
     from refmotion_nb.data.movies.eer import EerInfo
 
     monkeypatch.setattr(frames, "is_eer", lambda path: True)
-    monkeypatch.setattr(frames, "eer_info", lambda path: EerInfo(960, 64, 96, 65001))
+    monkeypatch.setattr(frames, "eer_info", lambda path: EerInfo(960, 64, 96))
 
 
 @pytest.mark.parametrize(("new", "most_A"), [(40, 1e-9), (20, 1e-9), (10, 1e-9), (80, 0.05), (30, 0.04), (96, 0.06)])

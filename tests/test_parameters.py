@@ -12,7 +12,8 @@ from refmotion_nb.numerics.energy import grant_grigorieff
 from refmotion_nb.stages.alignment import Alignment, Geometry, Tracks, alignment_windows, solve, track
 from refmotion_nb.stages.correction import tracks_table
 from refmotion_nb.stages.micrograph import place
-from refmotion_nb.stages.reuse import default_prior, with_reference_scale
+from refmotion_nb.stages.reuse import as_search, default_prior
+from refmotion_nb.stages.search import prior_of
 
 CHOSEN = rm.Hyperparameters.from_strengths(1.5, 3000, 2)
 NAME = "mic0000"
@@ -35,7 +36,7 @@ def session(opened):
 
 @pytest.fixture(scope="module")
 def prior(session):
-    return with_reference_scale(session, Alignment(), default_prior(CHOSEN, Alignment()), 0)
+    return prior_of(as_search(session, Alignment(), default_prior(CHOSEN, Alignment()), 0))
 
 
 def tracked(session, prior, **settings):
@@ -111,8 +112,8 @@ def test_dose_and_pre_exposure_set_the_decay_and_the_prior(opened, session, prio
 
 def test_split_motion_takes_up_errors_of_rigid_alignment(tiny, session, prior):
     split = tracked(session, prior)
-    single = tracked(session, with_reference_scale(session, Alignment(), default_prior(
-        CHOSEN, Alignment(split_motion=False)), 0), split_motion=False)  # fmt: skip
+    alone = default_prior(CHOSEN, Alignment(split_motion=False))
+    single = tracked(session, prior_of(as_search(session, Alignment(), alone, 0)), split_motion=False)
     assert np.abs(split.common_A).max() > 0.3 and not single.common_A.any()
     assert error_A(tiny, split.displacement_A) < 0.9 * error_A(tiny, single.displacement_A)
 

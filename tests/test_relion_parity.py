@@ -13,7 +13,7 @@ from refmotion_nb.numerics.dose import fcc, fit_relion
 from refmotion_nb.numerics.energy import first_shell_below
 from refmotion_nb.stages.alignment import Alignment, MotionPrior
 from refmotion_nb.stages.dose_weights import micrograph_fcc_sums
-from refmotion_nb.stages.reuse import default_prior, with_reference_scale
+from refmotion_nb.stages.reuse import as_search, default_prior
 from refmotion_nb.stages.search import prior_attrs, prior_from_attrs
 from refmotion_nb.stages.validation import COMBINATIONS
 
@@ -101,8 +101,7 @@ def test_own_search_comes_close_to_the_truth(folder, session):
 def test_early_frames_blurred_by_motion_get_less_weight_than_damage_alone_would_give(session):
     """The first frames of the apoferritin set moved by several Å each, and were exposed while they did."""
     stage = rm.DoseWeights()
-    prior = with_reference_scale(session, stage, default_prior(CHOSEN, stage), 0)
-    dose = stage.run(session, xr.Dataset(attrs=prior_attrs(prior)))
+    dose = stage.run(session, as_search(session, stage, default_prior(CHOSEN, stage), 0))
     at = dose.sel(group="all").sel(frequency=1 / 5, method="nearest")
     weight, standard = at["weight"].values, at["reference_weight"].values
     assert np.argmax(standard) == 0 and weight[0] < 0.7 * standard[0] and np.argmax(weight) > 0
