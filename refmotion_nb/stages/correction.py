@@ -22,7 +22,7 @@ from refmotion_nb.numerics.dose import relion_gauge
 from refmotion_nb.numerics.recombine import normalise, recombine
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, Tracks
 from refmotion_nb.stages.base import Reporter, Silent, hash_of
-from refmotion_nb.stages.dose_weights import weights_of, weights_on
+from refmotion_nb.stages.dose_weights import weights_for, weights_of, weights_on
 from refmotion_nb.stages.keys import digest
 from refmotion_nb.stages.micrograph import Micrograph, optics_group
 from refmotion_nb.stages.search import prior_of
@@ -146,9 +146,8 @@ class MotionCorrection(Alignment):
     def images(self, m: Micrograph, tracks: Tracks, dose: xr.Dataset, threads: int) -> np.ndarray:
         """Return the corrected particles (particle, box, box) of a micrograph, background 0 ± 1."""
         box_out = self.output_box(m.spectra.box)
-        frequency = m.frequency(int(np.ceil(np.sqrt(2) * m.spectra.box / 2)) + 1)
-        weight = weights_on(dose, m.movie.dose_edges, frequency, m.group)
-        images = recombine(m.spectra, tracks.displacement_A / m.movie.pixel_size_A, weight, box_out, threads)
+        moved = tracks.displacement_A / m.movie.pixel_size_A
+        images = recombine(m.spectra, moved, weights_for(m, dose), box_out, threads)
         return to_host(normalise(images, m.background_radius_px(box_out), threads))
 
     def _finish(
