@@ -1,5 +1,8 @@
 """Against RELION 3.1 on the simulated apoferritin set: its numbers from its settings, and then better ones."""
 
+import shutil
+import subprocess
+
 import mrcfile
 import numpy as np
 import pytest
@@ -7,7 +10,7 @@ import xarray as xr
 
 import refmotion_nb as rm
 from refmotion_nb.data.relion.results import open_postprocess, read_bfactors, read_fsc, read_priors, read_tracks
-from refmotion_nb.data.star import read_star
+from refmotion_nb.data.star import read_star, write_star
 from refmotion_nb.data.synthetic.simulate import trajectory_error_A
 from refmotion_nb.numerics.dose import fcc, fit_relion
 from refmotion_nb.numerics.energy import first_shell_below
@@ -74,6 +77,39 @@ def test_fcc_sums_are_relions(folder, session):
         ours = micrograph_fcc_sums(session.micrograph(name, Alignment(**AS_RELION)), tracks, session.threads)
         errors = [relative(a, b) for a, b in zip(ours, theirs)]
         assert ours.shape == theirs.shape and max(errors) < RELATIVE, (name, errors)
+
+
+@pytest.mark.skipif(shutil.which("relion_motion_refine") is None, reason="RELION is not installed")
+def test_contrast_and_aberrations_are_relions(folder, tmp_path):
+    """RELION's sums of views with all that optics groups and particles may say of the microscope."""
+    for name in ("Movies", "MotionCorr", "Ref", "gain.mrc"):
+        (tmp_path / name).symlink_to(folder / name)
+    blocks = read_star(folder / "Extract/particles.star")
+    few = blocks["particles"].query("rlnMicrographName.str.contains('mic0000')").iloc[:14].reset_index(drop=True)
+    along = np.linspace(0, 1, len(few))
+    few = few.assign(
+        rlnPhaseShift=60 * along, rlnCtfBfactor=40 * along, rlnCtfScalefactor=0.8 + 0.3 * along,
+        rlnDefocusV=few["rlnDefocusU"] - 1500 * along, rlnDefocusAngle=170 * along,
+    )  # fmt: skip
+    optics = blocks["optics"].assign(
+        rlnBeamTiltX=1.7, rlnBeamTiltY=-0.9, rlnOddZernike="[0.3,-0.2,0.5,1.1,-0.7,0.4]",
+        rlnEvenZernike="[0.1,0.2,-0.3,0.15,0.7,-0.4,0.3,0.2,-0.6]",
+        rlnMagMat00=1.02, rlnMagMat01=0.01, rlnMagMat10=-0.005, rlnMagMat11=0.985,
+    )  # fmt: skip
+    write_star(tmp_path / "particles.star", {"optics": optics, "particles": few})
+    command = ["relion_motion_refine", "--i", "particles.star", "--f", "Ref/postprocess.star", "--o", "Polish", "--j", "2",
+               "--corr_mic", "MotionCorr/corrected_micrographs.star", "--first_frame", "1", "--last_frame", "-1"]  # fmt: skip
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    reference, _ = open_postprocess(tmp_path / "Ref/postprocess.star", tmp_path)
+    data = rm.open_relion(
+        tmp_path / "particles.star", folder / "MotionCorr/corrected_micrographs.star", reference, tmp_path
+    )
+    results = tmp_path / "Polish/MotionCorr/Movies"
+    theirs = [mrcfile.read(results / f"mic0000_FCC_{what}.mrc").astype(float) for what in ("cc", "w0", "w1")]
+    tracks = read_tracks(results / "mic0000_tracks.star")
+    ours = micrograph_fcc_sums(rm.Session(data, 2).micrograph("mic0000", Alignment(**AS_RELION)), tracks, 2)
+    errors = [relative(a, b) for a, b in zip(ours, theirs)]
+    assert max(errors) < RELATIVE, errors
 
 
 def test_b_factors_and_scales_are_relions(folder, session):

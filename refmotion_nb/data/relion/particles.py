@@ -257,6 +257,9 @@ def _no_particles() -> dict[str, np.ndarray]:
 
 def _optics(row: Mapping[Any, Any]) -> Optics:
     magnification = [float(row.get(f"rlnMagMat{ij}", ij in ("00", "11"))) for ij in ("00", "01", "10", "11")]
+    odd = _list(row.get("rlnOddZernike", ""))
+    if "rlnBeamTiltX" in row:  # RELION takes third-order coma from the tilt then, whatever is listed
+        odd = (*odd[:3], *(0.0 for _ in odd[3:5]), *odd[5:])
     return Optics(
         name=str(row.get("rlnOpticsGroupName", row["rlnOpticsGroup"])),
         voltage_kV=float(row["rlnVoltage"]),
@@ -266,7 +269,7 @@ def _optics(row: Mapping[Any, Any]) -> Optics:
         box_size=int(row["rlnImageSize"]),
         ctf_premultiplied=bool(int(row.get("rlnCtfDataAreCtfPremultiplied", 0))),
         beam_tilt_mrad=(float(row.get("rlnBeamTiltX", 0)), float(row.get("rlnBeamTiltY", 0))),
-        odd_zernike=_list(row.get("rlnOddZernike", "")),
+        odd_zernike=odd,
         even_zernike=_list(row.get("rlnEvenZernike", "")),
         magnification=((magnification[0], magnification[1]), (magnification[2], magnification[3])),
     )
