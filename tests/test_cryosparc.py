@@ -27,6 +27,9 @@ from refmotion_nb.stages.keys import data_key
 
 SAME_A = 1e-3
 MIRRORED_A = 0.05  # a mirrored box holds another outermost row
+OVERRIDES = {
+    "spatial_strength": 1.5, "correlation_distance": 3000.0, "acceleration_strength": 2.0, "threads": 2,
+}  # fmt: skip
 PRIOR = MotionPrior(rm.Hyperparameters.from_strengths(1.5, 3000, 2), 0.5)
 
 
@@ -331,20 +334,23 @@ def test_recentred_particles_stay_where_they_are(finished, projects):
     assert np.abs(shift).max() <= 0.5 * data.movies[0].pixel_size_A + 1e-6
 
 
-def test_results_are_input_again(finished, project):
+@pytest.mark.parametrize("name", ["cryosparc", "relion"])
+def test_results_are_input_again(projects, tmp_path, name):
     """The written group, read with the same exposures and volume, names the same particles."""
-    again = rm.open_cryosparc(**(project | {"particles": finished / "particles.csg"}), orientation="cryosparc")
-    first = rm.open_cryosparc(**project, orientation="cryosparc")
-    for name in ("half", "micrograph"):
-        assert (again.particles[name].values == first.particles[name].values).all()
+    root = shutil.copytree(projects[name]["root"], tmp_path / "P1", symlinks=True)
+    project = {what: root / path.relative_to(projects[name]["root"]) for what, path in projects[name].items()}
+    edited(project["particles"], ctf__shift_A=lambda v: v + np.float32([1.3, -0.4]))
+    first = rm.open_cryosparc(**project, orientation=name)
+    assert rm.Job(first, tmp_path / "out", {**OVERRIDES, "check_input": False}).run()
+    again = rm.open_cryosparc(**(project | {"particles": tmp_path / "out/particles.csg"}), orientation=name)
+    for variable in ("half", "micrograph"):
+        assert (again.particles[variable].values == first.particles[variable].values).all()
     place = [d.particles["coordinate"].values - d.particles["origin"].values for d in (again, first)]
     np.testing.assert_allclose(*place, atol=1e-3)
 
 
 def test_relion_input_is_written_for_cryosparc_too(from_relion, tiny, tmp_path):
-    job = rm.Job(from_relion, tmp_path, {"spatial_strength": 1.5, "correlation_distance": 3000.0,
-                                         "acceleration_strength": 2.0, "threads": 2})  # fmt: skip
-    assert job.run()
+    assert rm.Job(from_relion, tmp_path, OVERRIDES).run()
     found = dataset_class().load(tmp_path / "particles.cs")
     given = from_relion.particles.sortby("row")
     assert (found["alignments3D/split"] + 1 == given["half"].values).all()
