@@ -70,8 +70,8 @@ class Findings:
                 self.problems.append(str(error))
             else:
                 self.problems += unlike_particles(reference, box_size, pixel_size_A, self.dataset)
-        if self.problems:
-            raise InputError("\n".join(dict.fromkeys(self.problems)))
+        if problems := [*self.problems, *cannot_be_processed(self.dataset)]:
+            raise InputError("\n".join(dict.fromkeys(problems)))
         return replace(self.dataset, notes=tuple(dict.fromkeys(self.notes)))
 
 
