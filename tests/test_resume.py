@@ -365,10 +365,14 @@ def test_one_movie_fails_and_only_it_is_done_when_it_was_repaired(project, tmp_p
 def test_a_movie_that_was_used_and_changed_puts_the_rest_in_question(project, tmp_path, out, monkeypatch):
     here = copied(project, tmp_path)
     assert run(here, out, *GIVEN) == 0
+    written = {name: (out / f"Particles/{name}.mrcs").stat().st_mtime_ns for name in NAMES}
     os.utime(here / "Movies/mic0001.tif", (0, 0))
     names = reads(monkeypatch)
     assert run(here, out, *GIVEN) == 0
     assert names[:3] == NAMES  # for the dose weights
+    # which came out as they were, so that the particles of the others still hold
+    again = [name for name in NAMES if (out / f"Particles/{name}.mrcs").stat().st_mtime_ns != written[name]]
+    assert again == ["mic0001"]
 
 
 def test_particles_left_out_on_opening_are_no_failure(project, tmp_path, out):
