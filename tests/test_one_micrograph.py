@@ -72,6 +72,16 @@ def test_relions_energy_leaves_a_particle_alone_on_its_micrograph_where_motion_c
     assert np.abs(ours.displacement_A - alone.placement.initial_A).max() > 0.1
 
 
+def test_trajectories_are_kept_within_a_tenth_of_the_cache(tiny, session, by_hand):
+    settings, prior = Alignment(), prior_from_attrs(by_hand.attrs)
+    m = session.micrograph(NAME, settings)
+    size = session.track(m, settings, prior).displacement_A.nbytes
+    for room, kept in ((9 * size, 0), (11 * size, 1)):
+        other = rm.Session(session.data, 2, room)
+        other.track(m, settings, prior)
+        assert len(other.tracks) == kept
+
+
 def test_particles_are_shown_as_they_are_written(session, by_hand, tmp_path):
     stage = rm.MotionCorrection(fourier_crop_to=56, all_fourier_components=False)
     dose = rm.DoseWeights(target_particles=24).run(session, by_hand)
