@@ -79,37 +79,68 @@ def test_fcc_sums_are_relions(folder, session):
         assert ours.shape == theirs.shape and max(errors) < RELATIVE, (name, errors)
 
 
-@pytest.mark.skipif(shutil.which("relion_motion_refine") is None, reason="RELION is not installed")
-def test_contrast_and_aberrations_are_relions(folder, tmp_path):
-    """RELION's sums of views with all that optics groups and particles may say of the microscope."""
-    for name in ("Movies", "MotionCorr", "Ref", "gain.mrc"):
-        (tmp_path / name).symlink_to(folder / name)
+def polished(folder, out, particles, optics, binning=1.0):
+    """Have RELION polish some particles of mic0000, their micrograph ``binning`` times as coarse as the movie.
+
+    Returns our session of the same input, RELION's tracks, and its FCC sums.
+    """
+    if shutil.which("relion_motion_refine") is None:
+        pytest.skip("RELION is not installed")
+    for name in ("Movies", "Ref", "gain.mrc"):
+        (out / name).symlink_to(folder / name)
+    shutil.copytree(folder / "MotionCorr", out / "MotionCorr")
+    motion = out / "MotionCorr/Movies/mic0000.star"
+    motion.chmod(0o644)
+    blocks = read_star(motion)
+    write_star(motion, {**blocks, "general": {**blocks["general"], "rlnMicrographBinning": binning}})
+    write_star(out / "particles.star", {"optics": optics, "particles": particles})
+    command = ["relion_motion_refine", "--i", "particles.star", "--f", "Ref/postprocess.star", "--o", "Polish", "--j", "2",
+               "--corr_mic", "MotionCorr/corrected_micrographs.star", "--first_frame", "1", "--last_frame", "-1"]  # fmt: skip
+    subprocess.run(command, cwd=out, check=True, capture_output=True)
+    reference, _ = open_postprocess(out / "Ref/postprocess.star", out)
+    micrographs = out / "MotionCorr/corrected_micrographs.star"
+    session = rm.Session(rm.open_relion(out / "particles.star", micrographs, reference, out), 2)
+    results = out / "Polish/MotionCorr/Movies"
+    sums = [mrcfile.read(results / f"mic0000_FCC_{what}.mrc").astype(float) for what in ("cc", "w0", "w1")]
+    return session, read_tracks(results / "mic0000_tracks.star"), sums
+
+
+@pytest.fixture
+def few(folder):
+    """Fourteen particles of one micrograph, and their optics group."""
     blocks = read_star(folder / "Extract/particles.star")
-    few = blocks["particles"].query("rlnMicrographName.str.contains('mic0000')").iloc[:14].reset_index(drop=True)
-    along = np.linspace(0, 1, len(few))
-    few = few.assign(
+    rows = blocks["particles"]
+    return rows[rows["rlnMicrographName"].str.contains("mic0000")].iloc[:14].reset_index(drop=True), blocks["optics"]
+
+
+def test_contrast_and_aberrations_are_relions(folder, few, tmp_path):
+    """RELION's sums of views with all that optics groups and particles may say of the microscope."""
+    particles, optics = few
+    along = np.linspace(0, 1, len(particles))
+    particles = particles.assign(
         rlnPhaseShift=60 * along, rlnCtfBfactor=40 * along, rlnCtfScalefactor=0.8 + 0.3 * along,
-        rlnDefocusV=few["rlnDefocusU"] - 1500 * along, rlnDefocusAngle=170 * along,
+        rlnDefocusV=particles["rlnDefocusU"] - 1500 * along, rlnDefocusAngle=170 * along,
     )  # fmt: skip
-    optics = blocks["optics"].assign(
+    optics = optics.assign(
         rlnBeamTiltX=1.7, rlnBeamTiltY=-0.9, rlnOddZernike="[0.3,-0.2,0.5,1.1,-0.7,0.4]",
         rlnEvenZernike="[0.1,0.2,-0.3,0.15,0.7,-0.4,0.3,0.2,-0.6]",
         rlnMagMat00=1.02, rlnMagMat01=0.01, rlnMagMat10=-0.005, rlnMagMat11=0.985,
     )  # fmt: skip
-    write_star(tmp_path / "particles.star", {"optics": optics, "particles": few})
-    command = ["relion_motion_refine", "--i", "particles.star", "--f", "Ref/postprocess.star", "--o", "Polish", "--j", "2",
-               "--corr_mic", "MotionCorr/corrected_micrographs.star", "--first_frame", "1", "--last_frame", "-1"]  # fmt: skip
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    reference, _ = open_postprocess(tmp_path / "Ref/postprocess.star", tmp_path)
-    data = rm.open_relion(
-        tmp_path / "particles.star", folder / "MotionCorr/corrected_micrographs.star", reference, tmp_path
-    )
-    results = tmp_path / "Polish/MotionCorr/Movies"
-    theirs = [mrcfile.read(results / f"mic0000_FCC_{what}.mrc").astype(float) for what in ("cc", "w0", "w1")]
-    tracks = read_tracks(results / "mic0000_tracks.star")
-    ours = micrograph_fcc_sums(rm.Session(data, 2).micrograph("mic0000", Alignment(**AS_RELION)), tracks, 2)
+    session, tracks, theirs = polished(folder, tmp_path, particles, optics)
+    ours = micrograph_fcc_sums(session.micrograph("mic0000", Alignment(**AS_RELION)), tracks, 2)
     errors = [relative(a, b) for a, b in zip(ours, theirs)]
     assert max(errors) < RELATIVE, errors
+
+
+def test_tracks_count_from_relions_zero_on_binned_micrographs(folder, few, tmp_path):
+    """RELION cuts coordinates to pixels of the particle images, which here are those of the movie."""
+    particles, optics = few
+    for label in ("rlnCoordinateX", "rlnCoordinateY"):
+        particles = particles.assign(**{label: particles[label] / 2})
+    session, theirs, _ = polished(folder, tmp_path, particles, optics, binning=2.0)
+    settings, prior = Alignment(**AS_RELION), MotionPrior(rm.Hyperparameters.from_relion(0.5, 5000.0, 2.0, 2.0))
+    ours = session.track(session.micrograph("mic0000", settings), settings, prior).displacement_A
+    assert np.sqrt(((ours - theirs) ** 2).sum(-1).mean()) < TRACKS_A
 
 
 def test_b_factors_and_scales_are_relions(folder, session):
