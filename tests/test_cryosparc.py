@@ -471,6 +471,11 @@ def test_locations_on_binned_micrographs(project):
     assert 0 <= moved.min() and moved.max() < 1.01 * whole.movies[0].pixel_size_A  # cut to whole binned pixels
 
 
+def test_the_voltage_is_that_of_the_ctf_where_the_microscope_does_not_tell(project):
+    edited(project["exposures"], mscope_params__accel_kv=None, ctf__accel_kv=np.full(2, 200, np.float32))
+    assert {movie.voltage_kV for movie in rm.open_cryosparc(**project, orientation="cryosparc").movies} == {200.0}
+
+
 def test_a_gain_given_by_a_relative_path_is_found_from_any_folder(project, monkeypatch):
     """Movies are also opened by workers that run in folders of their own."""
     monkeypatch.chdir(project["root"])

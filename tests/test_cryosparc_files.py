@@ -25,6 +25,7 @@ from refmotion_nb.data.cryosparc.files import locate, read_reference, read_rows
 from refmotion_nb.data.cryosparc.motion import ORIENTATIONS, oriented_gain, read_rigid, read_spline
 from refmotion_nb.data.cryosparc.particles import (
     NEEDED,
+    _coordinate,
     aberrations,
     aberrations_A,
     euler_to_pose,
@@ -225,6 +226,9 @@ def test_paths(tmp_path):
     assert locate("J1/999456789012345678_b.tif", root, beside) == root / "J1/b.tif"
     assert locate("J1/a.tif", root, beside) == root / "J1/123456789012345678_a.tif"
     assert locate("J1/d.tif", root, beside) == root / "J1/d.tif"
+    assert locate("c.mrc", root, beside) == beside / "c.mrc"
+    (root / "J1/123456789012345678_[1].tif").touch()  # no pattern, a name
+    assert locate("J1/[1].tif", root, beside) == root / "J1/123456789012345678_[1].tif"
 
 
 def test_a_mask_given_wins(tmp_path):
@@ -253,6 +257,16 @@ def test_poses_are_relions_matrices():
     np.testing.assert_allclose(euler_to_matrix(found), euler_to_matrix(euler), atol=1e-9)
     quarter = np.array([[0, 0, np.pi / 2]])  # exp(-[v]x): x of the image is y of the map
     np.testing.assert_allclose(euler_to_matrix(pose_to_euler(quarter))[0] @ [0, 1, 0], [1, 0, 0], atol=1e-12)
+
+
+def test_whole_pixels_stay_what_they_were_in_fractions_of_32_bits():
+    for size in (3838, 4092, 5760, 11520):
+        pixel = np.arange(size)
+        frac = (pixel / size).astype(np.float32)
+        rows = table({"location/center_x_frac": frac, "location/center_y_frac": frac,
+                      "location/micrograph_shape": np.full((size, 2), size, np.uint32)})  # fmt: skip
+        assert (_coordinate(rows, False) == pixel[:, None]).all()
+        assert (_coordinate(rows, True)[:, 1] == size - pixel).all()
 
 
 def test_aberrations_as_written_out():
@@ -297,6 +311,12 @@ def test_splines_are_structuras(knots):
                  xy[at, 0] * (knots[2] - 1) / (width - 1)]  # fmt: skip
         theirs = map_coordinates(padded, np.stack(place) + 1, order=3, prefilter=False, mode="constant")
         np.testing.assert_allclose(found[..., axis], theirs, atol=1e-12)
+    ends, step = np.array([0.0, n_frames - 1]), np.array([1e-4, -1e-4])
+    before, after = (spline_displacement(c, xy, n_frames, (height, width), t) for t in (ends - 1, ends + 1))
+    inside = spline_displacement(c, xy, n_frames, (height, width), ends + step)
+    slope = (inside - found[:, [0, -1]]) / step[:, None]  # beyond the ends it goes straight on
+    np.testing.assert_allclose(before[:, 0], found[:, 0] - slope[:, 0], atol=1e-6)
+    np.testing.assert_allclose(after[:, 1], found[:, -1] + slope[:, 1], atol=1e-6)
     turned = spline_displacement(mirrored(c), xy * [1, -1] + [0, height - 1], n_frames, (height, width))
     np.testing.assert_allclose(turned * [1, -1], found, atol=1e-12)
 
