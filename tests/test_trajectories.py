@@ -117,7 +117,7 @@ def test_units_of_hyperparameters():
 @pytest.mark.parametrize("balance", [0.0, 90.0])
 def test_extreme_balances_are_proper_priors(rng, balance):
     modes = prior_modes(rng.uniform(0, 3000, (5, 2)), np.ones(6), np.ones(5), Hyperparameters(2.0, balance, 900.0))
-    assert np.isfinite(modes.std).all() and (modes.std > 0).all()
+    assert (modes.std < 1e4).all() and (modes.std > 0).all()  # wide, yet of numbers that can be computed with
 
 
 # trajectories

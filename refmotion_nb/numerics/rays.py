@@ -16,7 +16,6 @@ RAYS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 FIRST_STRENGTH = 0.03
 STEPS_PER_DECADE = 4
-STEP = 10 ** (1 / STEPS_PER_DECADE)  # ratio of one strength to the last
 QUIET_A = 0.05  # a ray whose local activity stays below this has no motion left
 QUIET_STEPS = 2
 
