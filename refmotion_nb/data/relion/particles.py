@@ -64,8 +64,7 @@ def read_particles(path: str | Path) -> ParticleTable:
     problems: list[str] = []
     numbers = {label: _numbers(rows[label], label, path, problems)
                for label in (*_PLACE, *_POSE, *_CTF, *(origin or ()), "rlnRandomSubset", "rlnOpticsGroup")}  # fmt: skip
-    group = np.nan_to_num(numbers["rlnOpticsGroup"], nan=-1).astype(int)
-    half = np.nan_to_num(numbers["rlnRandomSubset"]).astype(int)
+    group, half = _whole(numbers["rlnOpticsGroup"]), _whole(numbers["rlnRandomSubset"])
     _complain(~np.isin(half, (1, 2)), f"{path}: no half set (rlnRandomSubset 1 or 2) for", f"; {_REMEDY}", problems)
     _complain(~np.isin(group, list(optics)), f"{path}: no such group in data_optics for",
               "; write the file again from RELION", problems)  # fmt: skip
@@ -106,6 +105,9 @@ def optics_groups(blocks: Mapping[str, Block], path: str | Path) -> dict[int, Op
     for label in ("rlnVoltage", "rlnImagePixelSize", "rlnImageSize"):
         if not (np.isfinite(given := rows[label].to_numpy(float)) & (given > 0)).all():
             raise InputError(f"{path}: {label} must be above 0 in every row of data_optics; correct it")
+    if (broken := rows["rlnImageSize"].to_numpy(float) % 1 != 0).any():
+        raise InputError(f"{path}: rlnImageSize {rows['rlnImageSize'][broken].iloc[0]} in data_optics is no whole number of "
+                         "pixels; correct it")  # fmt: skip
     for label in ("rlnSphericalAberration", "rlnAmplitudeContrast"):
         if not np.isfinite(rows[label].to_numpy(float)).all():
             raise InputError(f"{path}: {label} is not a number in a row of data_optics; correct it")
@@ -271,6 +273,11 @@ def _numbers(column: pd.Series, label: str, path: str | Path, problems: list[str
     bad = ~np.isfinite(numbers)
     _complain(bad, f"{path}: {label} is not a number in", "; take these particles out of the file", problems)
     return numbers
+
+
+def _whole(numbers: np.ndarray) -> np.ndarray:
+    """Return numbers as whole ones, -1 in place of those that are none."""
+    return np.where(np.isfinite(numbers) & (numbers == np.rint(numbers)), numbers, -1).astype(int)
 
 
 def _complain(bad: np.ndarray, what: str, remedy: str, problems: list[str]) -> None:
