@@ -10,6 +10,7 @@ from job import GIVEN, copied, error_A, inputs, left_behind, run, said, store, t
 from relion_project import edit
 
 from refmotion_nb.cli import main
+from refmotion_nb.data import files
 from refmotion_nb.data.maps import read_map, write_map
 from refmotion_nb.data.star import read_star
 
@@ -176,6 +177,46 @@ def test_one_line_and_nothing_half_written(project, name, capsys):
     assert len(lines) == 1 and re.search(expected, lines[0]), lines
     given = {"hyperparameters.json", "results.zarr/search/.zattrs", "results.zarr/search/.zgroup"}  # the values given
     assert set(left_behind(project / "out")) <= given
+    if "results.zarr" not in {path.name for path in (project / "out").glob("*")}:  # nothing was begun
+        assert not (project / "out").exists()
+
+
+def test_a_refused_run_adds_nothing_to_the_log_of_another(project, capsys):
+    out = project / "out"
+    with files.sole(out):
+        (out / "run.log").write_text("mine\n")
+        assert run(project, out, *GIVEN) == 1
+        BAD["truncated movie"][0](project)
+        assert run(project, out, *GIVEN) == 1
+    assert len(said(capsys)) == 2 and (out / "run.log").read_text() == "mine\n" and len(list(out.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["hyperparameters", "dose-weights"])
+def test_a_file_of_another_run_that_is_missing_leaves_no_folder(tiny, tmp_path, name, capsys):
+    out = tmp_path / "deep/er/out"
+    assert run(tiny.folder, out, f"--{name}", str(tmp_path / "none.json")) == 1
+    assert len(said(capsys)) == 1 and not (tmp_path / "deep").exists()
+    micrographs = ["micrographs", "--micrographs", str(tiny.micrographs), "--root", str(tiny.folder), "--out", str(out)]
+    assert main([*micrographs, "--dose-weights", str(tmp_path / "none.nc")]) == 1
+    assert len(said(capsys)) == 1 and not (tmp_path / "deep").exists()
+
+
+@pytest.mark.parametrize("name", ["particles.star", "Particles/mic0000.mrcs", "report.html"])
+def test_files_of_others_are_not_overwritten(tiny, tmp_path, name, capsys):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    assert run(tiny.folder, tmp_path, *GIVEN) == 1
+    assert said(capsys) == [f"{tmp_path / name} is of no earlier run and might be overwritten; move it elsewhere, or choose "
+                            "another --out"]  # fmt: skip
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
+
+
+def test_micrographs_of_others_are_not_overwritten(tiny, tmp_path, capsys):
+    (tmp_path / "corrected_micrographs.star").write_text("mine")
+    given = ["micrographs", "--micrographs", str(tiny.micrographs), "--root", str(tiny.folder)]
+    assert main([*given, "--out", str(tmp_path)]) == 1
+    assert len(lines := said(capsys)) == 1 and "corrected_micrographs.star is of no earlier run" in lines[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["corrected_micrographs.star"]
 
 
 def test_several_problems_are_one_line_each(project, capsys):

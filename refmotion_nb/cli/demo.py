@@ -7,9 +7,9 @@ import shlex
 from pathlib import Path
 
 from refmotion_nb.cli.console import Console
+from refmotion_nb.data.files import writable
 from refmotion_nb.demo import run_demo
 from refmotion_nb.stages.execute import Execution
-from refmotion_nb.stages.job import writable
 from refmotion_nb.views.report import write_report
 
 

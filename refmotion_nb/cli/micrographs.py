@@ -15,12 +15,12 @@ from refmotion_nb.cli.console import Console
 from refmotion_nb.cli.inputs import add_input_options, input_settings, is_cryosparc
 from refmotion_nb.cli.options import add_dose_weights_options, add_parameter, declared
 from refmotion_nb.data.cryosparc.project import open_exposures
+from refmotion_nb.data.files import writable
 from refmotion_nb.data.maps import map_header
 from refmotion_nb.data.micrographs import MovieTable
 from refmotion_nb.data.relion.project import open_movies
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.stages.execute import Execution
-from refmotion_nb.stages.job import writable
 from refmotion_nb.stages.micrographs import MicrographCorrection
 from refmotion_nb.stages.particle_motion import ParticleMotion
 from refmotion_nb.stages.reuse import read_weights

@@ -13,9 +13,10 @@ import param
 from refmotion_nb.cli.console import Console
 from refmotion_nb.cli.inputs import add_input_options, opened
 from refmotion_nb.cli.options import add_dose_weights_options, add_parameter, declared
+from refmotion_nb.data.files import writable
 from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.inputs import Inputs
-from refmotion_nb.stages.job import STAGES, UNTIL, Job, writable
+from refmotion_nb.stages.job import STAGES, UNTIL, Job
 from refmotion_nb.stages.search import prior_of
 from refmotion_nb.views.report import write_report
 from refmotion_nb.views.svg import number

@@ -10,7 +10,6 @@ from refmotion_nb.cli.console import Console
 from refmotion_nb.cli.options import option_of
 from refmotion_nb.data.synthetic.settings import SimulationSettings
 from refmotion_nb.data.synthetic.simulate import simulate
-from refmotion_nb.stages.job import writable
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +32,6 @@ def run(options: argparse.Namespace) -> int:
         f.name: getattr(options, f.name) for f in fields(SimulationSettings) if getattr(options, f.name) is not None
     }
     settings = SimulationSettings(**given)
-    writable(options.out)
     with Console(options.out / "simulate.log") as console:
         result = simulate(settings, options.out, console)
     print(

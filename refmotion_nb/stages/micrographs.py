@@ -14,7 +14,7 @@ import numpy as np
 import param
 import xarray as xr
 
-from refmotion_nb.data.files import sole, spare, sweep
+from refmotion_nb.data.files import sole, spare, spare_others, sweep, writable
 from refmotion_nb.data.limits import cpu_count
 from refmotion_nb.data.maps import write_stack
 from refmotion_nb.data.micrographs import MovieTable, WrittenMicrograph, write_cryosparc, write_relion
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from refmotion_nb.stages.workers import Workers
 
 FOLDER = "Micrographs"
+WRITTEN = (f"{FOLDER}/*", "corrected_micrographs.star", "exposures.cs*")
 TYPICAL_A = 10.0  # resolution that decides where particles were found
 STILL_PX = 0.01  # local motion below it is none
 _SHOWN = 5  # positions along each side that the table shows motion at
@@ -89,8 +90,9 @@ class MicrographCorrection(Stage):
         dose = None if dose is None else weights_of(dose)
         out = as_path(out, "out")
         read = [*describe_movies(data)["files"], *(("movie", movie.path) for movie in data.movies)]
-        spare(read, out, (f"{FOLDER}/*", "corrected_micrographs.star", "exposures.cs*"))
-        out.mkdir(parents=True, exist_ok=True)
+        writable(out)
+        spare(read, out, WRITTEN)
+        spare_others(out, WRITTEN)
         with sole(out) as alone:
             for folder in ("", FOLDER, "results.zarr", "results.zarr/micrographs"):
                 sweep(out / folder, -math.inf) if alone else sweep(out / folder)
