@@ -394,8 +394,21 @@ def test_simulate(tmp_path, capsys):
     size = ["--n-micrographs", "1", "--size-px", "256", "--n-frames", "3", "--pixel-size-A", "2.4", "--box-px", "72"]
     assert main(["simulate", "--out", str(tmp_path), *size, "--particles-per-micrograph", "3", "--edge-px", "44"]) == 0
     assert "3 particles on 1 movies" in capsys.readouterr().out
+    assert "simulating" in (tmp_path / "simulate.log").read_text()
     assert main(["simulate", "--out", str(tmp_path), "--box-px", "71"]) == 1
     assert said(capsys) == ["box_px, second_box_px, size_px and height_px must be even"]
+
+
+@pytest.mark.parametrize("command", ["simulate", "demo"])
+def test_a_simulation_leaves_the_movies_of_a_project_alone(tmp_path, command, capsys):
+    project = tmp_path if command == "simulate" else tmp_path / "simulated"
+    (project / "Movies").mkdir(parents=True)
+    (project / "Movies/mic0000.tif").write_text("mine")
+    assert main([command, "--out", str(tmp_path)]) == 1
+    assert said(capsys) == [f"{project} holds other files (Movies), which simulated ones would join or replace; give an empty "
+                            "folder, or one that does not exist yet"]  # fmt: skip
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [project / "Movies/mic0000.tif"]
+    assert (project / "Movies/mic0000.tif").read_text() == "mine"
 
 
 def test_switches_of_a_simulation_go_both_ways(tmp_path):

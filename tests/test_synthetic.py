@@ -517,11 +517,33 @@ def test_the_example_is_made_once_and_found_again(tmp_path):
         example(folder, replace(SMALL, seed=7))
 
 
-def test_the_example_leaves_other_folders_alone(tmp_path):
-    (tmp_path / "thesis.tex").write_text("mine")
+@pytest.mark.parametrize("name", ["thesis.tex", "Movies"])
+def test_the_example_leaves_other_folders_alone(tmp_path, name):
+    (tmp_path / name).mkdir()
     with pytest.raises(InputError, match="other files"):
         example(tmp_path, SMALL)
-    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_a_simulation_that_was_stopped_is_made_again(tmp_path):
+    class Stops:
+        def start(self, total, what):
+            pass
+
+        def advance(self, n, **facts):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate(SMALL, tmp_path, Stops())
+    with pytest.raises(InputError, match="other settings"):
+        simulate(replace(SMALL, seed=7), tmp_path)
+    assert simulate(SMALL, tmp_path).open().movies
+
+
+def test_settings_that_cannot_be_simulated_leave_nothing(tmp_path):
+    with pytest.raises(InputError):
+        simulate(replace(SMALL, size_px=80, height_px=80, edge_px=None), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_trajectories_are_compared_with_the_truth_particle_by_particle(small):

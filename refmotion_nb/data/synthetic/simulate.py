@@ -20,6 +20,7 @@ from refmotion_nb.data.synthetic import images as images
 from refmotion_nb.data.synthetic import model as models
 from refmotion_nb.data.synthetic import plan as planning
 from refmotion_nb.data.synthetic import tables as tables
+from refmotion_nb.data.synthetic.record import held, note
 from refmotion_nb.data.synthetic.settings import SimulationSettings
 from refmotion_nb.data.synthetic.truth import tracks_error_A, true_tracks
 from refmotion_nb.numerics.reconstruct import backproject, fsc_masked_corrected, reconstruct
@@ -138,24 +139,33 @@ def simulate(settings: SimulationSettings, out: Path | str, reporter: Reporter |
     A second species has ``Extract/particles_2.star`` and ``Ref2``; ``truth.npz`` holds the particles of both (see
     ``tables.write_truth``).
 
-    The same settings give the same bytes, whatever the number of workers.
+    The same settings give the same bytes, whatever the number of workers; what is there already is returned as it is.
 
     Raises
     ------
     InputError
-        The model or a motion STAR cannot be read, or the field is too small for a particle.
+        The model or a motion STAR cannot be read, the field is too small for a particle, or ``out`` holds other files.
     """
     wanted(settings, SimulationSettings, "settings", "SimulationSettings(...)")
     out = as_path(out, "out")
-    reporter = reporter or Simulation.new_reporter()
+    with held(out, settings) as facts:
+        if not facts:
+            facts = _simulated(settings, out, reporter or Simulation.new_reporter())
+            note(out, settings, facts)
+    return Simulation(out, settings, **{**facts, "fsc_resolutions_A": tuple(facts["fsc_resolutions_A"])})
+
+
+def _simulated(settings: SimulationSettings, out: Path, reporter: Reporter | None) -> dict[str, Any]:
+    """Write all files; return the facts about them that a Simulation has."""
     species = read_species(settings)
-    for folder in ("Movies", "MotionCorr/Movies", "Extract", *map(_reference_folder, range(len(species)))):
-        (out / folder).mkdir(parents=True, exist_ok=True)
     sensitivity = planning.draw_sensitivity(settings)
-    gain_name = files.write_gain(out, 1 / sensitivity, settings.movie_format, settings.pixel_size_A)
     radius_A = max(model.radius_A for model in species)
     plans = [planning.plan_micrograph(settings, radius_A, index) for index in range(settings.n_micrographs)]
     _check_halves(plans, len(species))
+    note(out, settings, {})
+    for folder in ("Movies", "MotionCorr/Movies", "Extract", *map(_reference_folder, range(len(species)))):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    gain_name = files.write_gain(out, 1 / sensitivity, settings.movie_format, settings.pixel_size_A)
     if reporter:
         reporter.start(settings.n_micrographs + 1, "simulating")
     averages = []
@@ -174,8 +184,10 @@ def simulate(settings: SimulationSettings, out: Path | str, reporter: Reporter |
     if reporter:
         reporter.advance(1, resolution_A=resolutions_A[0])
         reporter.done()
-    error_A = _rigid_error_A(settings, plans)
-    return Simulation(out, settings, sum(p.count for p in plans), error_A, tuple(resolutions_A))
+    return {
+        "n_particles": sum(p.count for p in plans), "rigid_error_A": _rigid_error_A(settings, plans),
+        "fsc_resolutions_A": resolutions_A,
+    }  # fmt: skip
 
 
 def read_species(settings: SimulationSettings) -> list[models.AtomicModel]:
