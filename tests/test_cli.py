@@ -364,7 +364,7 @@ def test_no_acceleration_prior_is_a_prior(tiny, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("words", "rc", "told"), [
-    ([b"run", b"--out", b"caf\xe9"], 1, "refmotion: caf\\udce9 is not UTF-8; rename it (convmv -f latin1 -t utf-8)"),
+    ([b"run", b"--out", b"caf\xe9"], 1, "refmotion: caf\\udce9 is not UTF-8; rename it (convmv --notest -f latin1 -t utf-8)"),
     ([b"check", b"--particles", "Å.star".encode(), b"--micrographs", b"m.star", b"--half1", b"a", b"--half2", b"b"], 1,
      "\\xc5.star does not exist"),
 ])  # fmt: skip

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     if wrong := [word for word in arguments if not _is_text(word)]:  # what is written could not name it
-        print(f"refmotion: {wrong[0]} is not UTF-8; rename it (convmv -f latin1 -t utf-8)", file=sys.stderr)
+        print(f"refmotion: {wrong[0]} is not UTF-8; rename it (convmv --notest -f latin1 -t utf-8)", file=sys.stderr)
         return 1
     options = parser_for(arguments[0] if arguments else "").parse_args(arguments)
     options.arguments = arguments

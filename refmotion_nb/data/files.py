@@ -223,5 +223,5 @@ def _not_utf8(path: str | Path, error: UnicodeDecodeError) -> str:
     word = b"".join(part[0] for part in (before, after) if part).decode("ascii", "backslashreplace")
     return (
         f"{path}, line {line}: {word} is not UTF-8; convert the file (iconv -f latin1 -t utf-8), and where it is the name of a "
-        "file or folder, rename that too (convmv -f latin1 -t utf-8)"
+        "file or folder, rename that too (convmv --notest -f latin1 -t utf-8)"
     )
