@@ -1,5 +1,6 @@
 """Micrographs: sums of frames against plain ones, motion undone against the truth, tables as RELION and CryoSPARC read them."""
 
+import re
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -396,6 +397,9 @@ def test_what_is_finished_is_kept_and_what_is_not_is_done(moving, tmp_path):
     unweighted = read(first)
     assert run(moving.folder, out, "--no-local-motion", "--dose-weights", str(weights)) == 0
     assert not np.array_equal(read(first), unweighted)
+    report = (out / "report.html").read_text(encoding="utf-8")
+    assert "by measured weights (of dose_weights.nc)" in report
+    assert re.search(rf"dose weights</td>\s*<td[^>]*>{re.escape(str(weights))}</td>", report)
 
 
 def test_a_movie_that_cannot_be_used_is_named_and_the_others_are_written(moving, tmp_path, capsys):

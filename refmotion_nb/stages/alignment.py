@@ -129,7 +129,11 @@ class Alignment(Stage):
         shells = range(self._k_cut(k_out) + 2, k_out)
         if not shells:
             most = max(0.0, (k_out - 2.5 if self.relion else k_out - 2) / k_out) ** 2  # that leaves one
-            remedy = f"give less than {int(100 * most) / 100:g}" if k_out > 4 else "give hyperparameters instead of searching"
+            remedy = (
+                f"give less than {int(100 * most) / 100:g}"
+                if k_out > 4
+                else "give hyperparameters instead of searching"
+            )
             raise SettingError(
                 "alignment_fraction", f"is {self.alignment_fraction:g}: the FSC falls below 0.143 at shell {k_out}, and none "
                 f"up to there is left to score by; {remedy}"

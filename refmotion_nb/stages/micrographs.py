@@ -97,7 +97,8 @@ class MicrographCorrection(Stage):
             for folder in ("", FOLDER, "results.zarr", "results.zarr/micrographs"):
                 sweep(out / folder, -math.inf) if alone else sweep(out / folder)
             work = _Work(self, dose, out.absolute(), particle_motion)
-            inputs = describe_movies(data, particle_motion.store.path if particle_motion else None)
+            tracks = particle_motion.store.path if particle_motion else None
+            inputs = describe_movies(data, tracks, None if dose is None else dose.encoding.get("source"))
             # beside what a run in the same folder notes of itself
             work.store.update_attrs(micrographs=record((type(self),), self.settings(), inputs, command))
             return self._run(data, work, threads or cpu_count(), workers, reporter or Silent(), image_root)
@@ -125,6 +126,8 @@ class MicrographCorrection(Stage):
         else:
             write_cryosparc(work.out, data, written)
         found = _table(written, failed).assign_attrs(dose_weights="standard" if work.dose is None else "measured")
+        if work.dose is not None and "from_file" in work.dose.attrs:
+            found.attrs["dose_weights_from_file"] = work.dose.attrs["from_file"]
         work.store.write("corrected_micrographs", found)
         return found
 

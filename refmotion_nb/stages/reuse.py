@@ -160,6 +160,14 @@ def read_weights(
     InputError
         No dose weights, or weights that do not fit these movies.
     """
+    found = _read_weights(path, movies, box_px, pixel_size_A, last_frequency_per_A)
+    found.encoding["source"] = str(path)  # as xarray notes what it opens
+    return found
+
+
+def _read_weights(
+    path: Path, movies: Sequence[Movie], box_px: int, pixel_size_A: float, last_frequency_per_A: float | None
+) -> xr.Dataset:
     if path.suffix == ".star":
         frequency = np.arange(box_px // 2 + 1) / (box_px * pixel_size_A)
         b_factor, log_scale = read_bfactors(path)
