@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numba as nb
 import numpy as np
@@ -87,7 +88,7 @@ def write_eer(
             _write_page(file, code, extra, shape, index == n_frames - 1)
 
 
-def _write_page(file, code: bytes, extra: dict[int, bytes], shape: tuple[int, int], last: bool) -> None:
+def _write_page(file: BinaryIO, code: bytes, extra: dict[int, bytes], shape: tuple[int, int], last: bool) -> None:
     """Append a directory, its texts and its only strip; the next directory follows unless it is the last."""
     height, width = shape
     start, n_tags = file.tell(), 7 + len(extra)

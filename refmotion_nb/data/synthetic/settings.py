@@ -161,12 +161,12 @@ class SimulationSettings:
         return found
 
     @classmethod
-    def demo(cls, **changes) -> SimulationSettings:
+    def demo(cls, **changes: Any) -> SimulationSettings:
         """Take the defaults: four small movies of apoferritin."""
         return replace(cls(), **changes)
 
     @classmethod
-    def tutorial_motion(cls, motion_stars: Path | str, **changes) -> SimulationSettings:
+    def tutorial_motion(cls, motion_stars: Path | str, **changes: Any) -> SimulationSettings:
         """More than 400 particles that move as the ice did in real movies, whose motion STARs are in a folder."""
         base = cls(
             n_micrographs=6, size_px=1536, height_px=1600, n_frames=24, pixel_size_A=1.062, dose_per_frame_e_A2=1.277,
@@ -176,7 +176,7 @@ class SimulationSettings:
         return replace(base, **changes)
 
     @classmethod
-    def rough_motion(cls, **changes) -> SimulationSettings:
+    def rough_motion(cls, **changes: Any) -> SimulationSettings:
         """More than 400 particles that move with an exponential kernel of short range, in finer frames."""
         base = cls(
             n_micrographs=8, size_px=1280, height_px=1152, n_frames=32, pixel_size_A=1.1, dose_per_frame_e_A2=1.3,

@@ -221,13 +221,16 @@ def _reference_folder(which: int) -> str:
 
 
 @contextmanager
-def _mapping(workers: int | None) -> Iterator[Callable]:
+def _mapping(workers: int | None) -> Iterator[images.Map]:
     """Give a map that keeps order and runs in threads: everything costly releases the interpreter lock."""
     with ThreadPoolExecutor(workers or cpu_count()) as pool:
         yield pool.map
 
 
-def _expose_and_average(settings, species, plan, sensitivity, out, run) -> list[np.ndarray]:
+def _expose_and_average(
+    settings: SimulationSettings, species: list[models.AtomicModel], plan: planning.MicrographPlan, sensitivity: np.ndarray,
+    out: Path, run: images.Map,
+) -> list[np.ndarray]:  # fmt: skip
     """Write one movie and return its particles' rigid averages, normalised and centred, for each species.
 
     Averages are (particle, box, box//2+1).
@@ -268,7 +271,10 @@ def _weights(settings: SimulationSettings, box: int) -> np.ndarray:
     return weights / np.sqrt((weights**2).sum(axis=0))
 
 
-def _exposure(settings, species, plan, sensitivity, run) -> images.Exposure:
+def _exposure(
+    settings: SimulationSettings, species: list[models.AtomicModel], plan: planning.MicrographPlan, sensitivity: np.ndarray,
+    run: images.Map,
+) -> images.Exposure:  # fmt: skip
     scope = settings.microscope
     spread = scope.wavelength_A * (settings.defocus_max_A + 3 * settings.defocus_spread_A) / SPREAD_RESOLUTION_A
     box = max(models.render_size(m, settings.pixel_size_A, min(spread, 2 * m.radius_A)) for m in species)
@@ -278,7 +284,7 @@ def _exposure(settings, species, plan, sensitivity, run) -> images.Exposure:
     def spectrum(p: int) -> np.ndarray:
         which = plan.species[p]
         potential = models.project(species[which], plan.rotations[p], factors[which], settings.pixel_size_A)
-        ctf = scope.ctf(box, *plan.defocus_A[p], plan.astigmatism_deg)
+        ctf = scope.ctf(box, plan.defocus_A[p, 0], plan.defocus_A[p, 1], plan.astigmatism_deg)
         # weak phase object: relative intensity 1 - 2 φ·CTF in RELION's sign, so that protein is dark at low resolution
         strength = -2 * scope.interaction_rad_per_VA / settings.pixel_size_A**2 * plan.scale[p]
         return potential * ctf * np.float32(strength)
@@ -305,7 +311,10 @@ def _exposure(settings, species, plan, sensitivity, run) -> images.Exposure:
     )
 
 
-def _write_reference(settings, model, which, plans, averages, out, run) -> float:
+def _write_reference(
+    settings: SimulationSettings, model: models.AtomicModel, which: int, plans: list[planning.MicrographPlan],
+    averages: list[np.ndarray], out: Path, run: images.Map,
+) -> float:  # fmt: skip
     """Half maps from a species' own rigid averages, mask and FSC; return the resolution at 0.143 in Å."""
     box, folder = settings.boxes_px[which], out / _reference_folder(which)
     symmetry = model.symmetry if settings.symmetry == "assembly" else None
@@ -314,7 +323,7 @@ def _write_reference(settings, model, which, plans, averages, out, run) -> float
     half = np.concatenate([plan.half[m] for plan, m in zip(plans, mine)])
     rotations = np.concatenate([plan.rotations_given[m] for plan, m in zip(plans, mine)])
     scope = settings.microscope
-    ctf = np.stack([scope.ctf(box, *df, p.astigmatism_deg) for p, m in zip(plans, mine) for df in p.defocus_A[m]])
+    ctf = np.stack([scope.ctf(box, u, v, p.astigmatism_deg) for p, m in zip(plans, mine) for u, v in p.defocus_A[m]])
 
     def half_map(which: int) -> np.ndarray:
         mine = half == which
