@@ -232,7 +232,8 @@ main(sys.argv[1:])
 
 def test_a_killed_run_leaves_whole_files_and_a_rerun_goes_on(tiny, tmp_path, quick):
     command = [sys.executable, "-c", KILLED, "run", *inputs(tiny.folder), "--out", str(tmp_path), *GIVEN]
-    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == -signal.SIGKILL
+    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert "mic0000.mrcs" in stacks(tmp_path) and "mic0001.mrcs" not in stacks(tmp_path)
     first = stacks(tmp_path)["mic0000.mrcs"].stat().st_mtime_ns
     assert run(tiny.folder, tmp_path, *GIVEN) == 0
