@@ -12,12 +12,12 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numba
 import numpy as np
 
 from refmotion_nb.data.movies import tiff
 from refmotion_nb.data.movies.rawbytes import Bytes
 from refmotion_nb.data.schema import InputError
+from refmotion_nb.numerics.compiled import njit
 
 _METADATA, _SKIP_BITS, _X_BITS, _Y_BITS = 65001, 65007, 65008, 65009
 _COMPRESSIONS = {65000: (8, 2, 2), 65001: (7, 2, 2)}
@@ -168,7 +168,7 @@ def _dose(metadata: dict[str, str]) -> float | None:
         return None
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def decode_eer(stream, starts, out, height, width, skip_bits, x_bits, y_bits, shift):
     """Add the electrons of some raw frames to ``out`` in place; return how many sensor pixels each of them covers.
 
@@ -191,7 +191,7 @@ def decode_eer(stream, starts, out, height, width, skip_bits, x_bits, y_bits, sh
     return pixel
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _advance(stream, first_bit, first_pixel, stop, out, height, width, skip_bits, x_bits, y_bits, shift):
     """Decode one raw frame from a bit and a pixel on until ``stop`` is reached; return where to go on."""
     # All unsigned: signed indices would be checked for being negative, which stops the compiler from merging loads

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-import numba as nb
 import numpy as np
+
+from refmotion_nb.numerics.compiled import njit
 
 SKIP_BITS = 7  # all ones: that many empty pixels and no electron
 LONG, SHORT, LONG8, UNDEFINED = 4, 3, 16, 7
@@ -32,7 +33,7 @@ def split_into_events(
     return events
 
 
-@nb.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _encode(pixels, sub_pixels, n_pixels, out):  # pragma: no cover - compiled
     """Write codes into ``out``, least significant bit first; return the number of bytes used."""
     full = (1 << SKIP_BITS) - 1
