@@ -90,6 +90,10 @@ def test_options_replace_what_the_files_say(project):
         (set_to("rlnOpticsGroup", [3], 9), "no such group in data_optics for row 4"),
         (lambda table: table.iloc[:0], "holds no particles"),
         (
+            lambda table: table.assign(rlnAngleRot=0, rlnAngleTilt=0.0),
+            "rlnAngleRot and rlnAngleTilt are 0 in every row, as 2D classification leaves them; give the run_data.star",
+        ),
+        (
             set_to("rlnMicrographName", slice(None), "MotionCorr/job002/Movies/z.mrc"),
             "no particle can be used: its micrograph is not in .*corrected_micrographs.star .30.;",
         ),

@@ -68,6 +68,10 @@ def read_particles(path: str | Path) -> ParticleTable:
     _complain(~np.isin(half, (1, 2)), f"{path}: no half set (rlnRandomSubset 1 or 2) for", f"; {_REMEDY}", problems)
     _complain(~np.isin(group, list(optics)), f"{path}: no such group in data_optics for",
               "; write the file again from RELION", problems)  # fmt: skip
+    if len(rows) > 1 and not (numbers["rlnAngleRot"].any() or numbers["rlnAngleTilt"].any()):
+        problems.append(
+            f"{path}: rlnAngleRot and rlnAngleTilt are 0 in every row, as 2D classification leaves them; {_REMEDY}"
+        )
     values = {
         "row": np.arange(len(rows)),
         "stack_index": _stack_index(rows),
