@@ -348,6 +348,10 @@ def test_a_camera_that_does_not_fit_is_told_before_earlier_results_are_touched(p
         ),
         ([*GIVEN, "--hyperparameters", "other.json"], "both as values and as a file; give one"),
         (["--hyperparameters", "missing.json"], "missing.json does not"),
+        (
+            ["--hyperparameters", "LIST"],
+            "list.json does not hold hyperparameters; give the hyperparameters.json of a run",
+        ),
         (["--hyperparameters", "/dev/null"], "does not hold hyperparameters; give the hyperparameters.json of a run"),
         ([*GIVEN, "--dose-weights", "missing.nc"], "missing.nc does not exist"),
         (
@@ -373,6 +377,8 @@ def test_a_camera_that_does_not_fit_is_told_before_earlier_results_are_touched(p
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
 )
 def test_settings_that_make_no_sense(tiny, tmp_path, options, expected, capsys):
+    (tmp_path / "list.json").write_text("[1, 2]")
+    options = [option.replace("LIST", f"{tmp_path}/list.json") for option in options]
     assert run(tiny.folder, tmp_path / "out", *options) == 1
     lines = said(capsys)
     assert len(lines) == 1 and re.search(expected, lines[0]), lines
@@ -417,6 +423,15 @@ def test_command_lines_that_cannot_be_read(words, capsys):
         main(words)
     (line,) = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2 and re.fullmatch(r"refmotion: .*; usage: refmotion( [a-z]+)? --help", line)
+
+
+@pytest.mark.parametrize("option", ["--out", "--root", "--hyperparameters"])
+def test_an_empty_path_is_not_the_current_folder(tiny, tmp_path, monkeypatch, option, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        run(tiny.folder, tmp_path / "out", option, "")
+    assert stop.value.code == 2 and f"argument {option}: is empty; give a path" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("command", ["run", "simulate", "demo"])
