@@ -217,6 +217,15 @@ def test_what_was_finished_stays_and_a_rerun_goes_on(tiny, tmp_path, quick, monk
     assert not list(out.rglob(".*.mrcs"))
 
 
+def test_stopped_before_the_command_has_begun(monkeypatch, capsys):
+    monkeypatch.setattr("refmotion_nb.cli.parser_for", interrupt)
+    assert main(["check"]) == 130 and said(capsys)[0].startswith("stopped")
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
 KILLED = """
 import os, signal, sys
 from refmotion_nb.cli import main
