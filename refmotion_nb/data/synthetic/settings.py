@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,14 @@ class SimulationSettings:
             "speed_A_per_dose drift_A_per_dose motion_scale rigid_error_A pose_error_deg origin_error_A pick_error_A "
             "ice_noise illumination_spread hot_pixels gain_spread seed second_share"
         )
+        for one in fields(self):
+            if isinstance(value := getattr(self, one.name), float) and not math.isfinite(value):
+                raise InputError(f"{one.name} is {value}; give a number")
         for name in positive.split():
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be positive")
+        if self.workers is not None and self.workers < 0:
+            raise InputError(f"workers is {self.workers}; give 1 or more, or leave it out")
         for name in not_negative.split():
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must not be negative")

@@ -207,12 +207,13 @@ def read_species(settings: SimulationSettings) -> list[models.AtomicModel]:
 
 
 def _check_halves(plans: list[planning.MicrographPlan], n_species: int) -> None:
-    """Refuse a set in which one species has no particle in one of the half sets."""
+    """Refuse a set in which a species has no particle in one of the half sets."""
     there = {(int(s), int(h)) for plan in plans for s, h in zip(plan.species, plan.half)}
-    if n_species > 1 and len(there) < 2 * n_species:
+    if len(there) < 2 * n_species:
+        several = n_species > 1
         raise InputError(
-            "one species has no particles in one of its half sets; raise particles_per_micrograph or n_micrographs, or "
-            "bring second_share nearer to 0.5"
+            f"{'one species has' if several else 'there are'} no particles in one of {'its' if several else 'the'} half sets; "
+            f"raise particles_per_micrograph or n_micrographs{', or bring second_share nearer to 0.5' * several}"
         )
 
 
@@ -335,7 +336,11 @@ def _write_reference(
         files.write_mrc(folder / f"{name}.mrc", volume, settings.pixel_size_A, volume=True)
     curves = fsc_masked_corrected(maps[0], maps[1], mask, seed=settings.seed)
     tables.write_postprocess(folder / "postprocess.star", curves, settings.pixel_size_A, box, mask)
-    below = np.flatnonzero(curves.corrected < 0.143)
+    below = np.flatnonzero(~(curves.corrected >= 0.143))
+    if below.size and not below[0]:
+        raise InputError(
+            f"half maps of these particles agree in no shell ({folder}); simulate more particles, or less motion"
+        )
     return box * settings.pixel_size_A / float(below[0] if below.size else box // 2)
 
 
