@@ -90,6 +90,10 @@ def test_options_replace_what_the_files_say(project):
         (set_to("rlnOpticsGroup", [3], 9), "no such group in data_optics for row 4"),
         (lambda table: table.iloc[:0], "holds no particles"),
         (
+            lambda table: table.assign(rlnDefocusU=1.2, rlnDefocusV=1.1),
+            "rlnDefocusU and rlnDefocusV are below 100 Å in every row; give particles whose CTF was estimated, in Å",
+        ),
+        (
             lambda table: table.assign(rlnAngleRot=0, rlnAngleTilt=0.0),
             "rlnAngleRot and rlnAngleTilt are 0 in every row, as 2D classification leaves them; give the run_data.star",
         ),
@@ -112,6 +116,15 @@ def test_each_bad_particle_file_has_its_line(project, change, said):
         ("rlnVoltage", 0, "rlnVoltage must be above 0 in every row of data_optics"),
         ("rlnImagePixelSize", np.nan, "rlnImagePixelSize must be above 0"),
         ("rlnImageSize", 16.5, "rlnImageSize 16.5 in data_optics is no whole number of pixels"),
+        ("rlnVoltage", 300000, "rlnVoltage 300000 in data_optics is in kV; correct it"),
+        (
+            "rlnMagMat00",
+            0.0,
+            "rlnMagMat00 to 11 of optics group one in data_optics magnify by 0; they should be close to 1",
+        ),
+        ("rlnMagMat11", np.nan, "beam tilt, Zernike coefficient or magnification of optics group one .* not a number"),
+        ("rlnBeamTiltX", np.nan, "beam tilt, Zernike coefficient or magnification of optics group one .* not a number"),
+        ("rlnOddZernike", "[0.1,nan]", "beam tilt, Zernike coefficient or magnification of optics group one .* not a"),
         ("rlnAmplitudeContrast", np.nan, "rlnAmplitudeContrast is not a number"),
     ],
 )
@@ -203,6 +216,12 @@ def test_a_missing_movie_without_particles_is_only_listed(project):
         (
             general("rlnMicrographPreExposure", np.nan),
             "PreExposure is nan, not a dose; give",
+        ),
+        (
+            lambda blocks: blocks.update(
+                hot_pixels=pd.DataFrame({"rlnCoordinateX": [3, np.nan], "rlnCoordinateY": [1, 2]})
+            ),
+            "row 2 of data_hot_pixels is no place; run motion correction again",
         ),
         (lambda blocks: blocks["general"].update(rlnMotionModelVersion=1), "has 0 coefficients, not 36"),
         (

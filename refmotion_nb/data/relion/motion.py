@@ -160,7 +160,7 @@ def _movie(
         first_frame=first_frame,
         gain=gain or (Gain(locate(gain_name)) if gain_name else None),
         defects=locate(defects) if defects else None,
-        hot_pixels=_hot_pixels(blocks),
+        hot_pixels=_hot_pixels(blocks, path),
         eer_upsampling=_whole(general, path, "rlnEERUpsampling", 1),
         eer_grouping=_whole(general, path, "rlnEERGrouping", 1),
         global_shift=_global_shift(blocks, path, n_frames)[first_frame:],
@@ -222,11 +222,14 @@ def _local_coefficients(blocks: dict[str, Block], path: str | Path) -> np.ndarra
     return coefficients
 
 
-def _hot_pixels(blocks: dict[str, Block]) -> np.ndarray:
+def _hot_pixels(blocks: dict[str, Block], path: str | Path) -> np.ndarray:
     rows = table(blocks, "hot_pixels")
     if rows.empty:
         return np.zeros((0, 2), int)
-    return rows[["rlnCoordinateX", "rlnCoordinateY"]].to_numpy(float).round().astype(int)
+    found = rows[["rlnCoordinateX", "rlnCoordinateY"]].to_numpy(float)
+    if (bad := np.flatnonzero(~np.isfinite(found).all(axis=1))).size:
+        raise InputError(f"{path}: row {bad[0] + 1} of data_hot_pixels is no place; {_AGAIN}")
+    return found.round().astype(int)
 
 
 def _space_terms(xy: np.ndarray) -> np.ndarray:
