@@ -107,7 +107,10 @@ class Overrides(Stage):
             if not (self.spatial_strength or self.acceleration_strength):
                 raise InputError("spatial_strength and acceleration_strength are both 0; give one above 0")
             return Hyperparameters.from_strengths(*ours.values())
-        return Hyperparameters.from_relion(relion["s_vel"], relion["s_div"], relion["s_acc"], dose_per_frame_e_A2)
+        try:
+            return Hyperparameters.from_relion(relion["s_vel"], relion["s_div"], relion["s_acc"], dose_per_frame_e_A2)
+        except ValueError as error:
+            raise InputError(str(error)) from None
 
 
 STAGES = (HyperparameterSearch, DoseWeights, MotionCorrection, Validation, InputAudit, Overrides, Execution)

@@ -55,7 +55,12 @@ def read_prior(path: Path, settings: Alignment, dose_per_frame_e_A2: float, data
         found = read_hyperparameter_group(path)
         return default_prior(Hyperparameters.from_strengths(*found.values()), settings)
     if path.suffix == ".txt":
-        return default_prior(Hyperparameters.from_relion(*read_priors(path), dose_per_frame_e_A2), settings)
+        try:
+            return default_prior(Hyperparameters.from_relion(*read_priors(path), dose_per_frame_e_A2), settings)
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from None
     values = read_hyperparameters(path)
     energy = values.get("energy", settings.energy)
     if energy != settings.energy:
