@@ -78,6 +78,10 @@ def atomic(path: str | Path) -> Iterator[Path]:
         with naming(path):
             yield temporary
             os.replace(temporary, path)
+    except OSError as error:
+        if error.filename == str(temporary):  # which nobody knows
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -124,21 +128,28 @@ def spare(inputs: Iterable[tuple[str, str | Path]], out: Path, written: Iterable
                     raise OutputError(f"{path} ({what}) is read and would be overwritten; move it elsewhere")
 
 
-def spare_others(out: Path, written: Iterable[str], made: str = "results.zarr") -> None:
+def spare_others(out: Path, written: Iterable[str]) -> None:
     """Make sure that nothing of what is written (patterns of names) takes the place of a file that no run made.
 
-    A folder that a run has written to holds ``made``, and what else is in it is the run's.
+    Where a run has written, its results are, or hyperparameters or log if these were deleted; what else is there is the run's.
 
     Raises
     ------
     OutputError
         Which file would be overwritten.
     """
-    if (out / made).exists():
+    if any((out / name).exists() for name in ("results.zarr", "hyperparameters.json")) or _is_log(out / "run.log"):
         return
     for path in (path for pattern in written for path in sorted(out.glob(pattern))):
         if not path.name.startswith("."):
             raise OutputError(f"{path} is of no earlier run and might be overwritten; move it elsewhere")
+
+
+def _is_log(path: Path) -> bool:
+    """Tell whether a file is the log of a run: date and time, then the command."""
+    with suppress(OSError), open(path, "rb") as file:
+        return file.readline(40)[19:].startswith(b" refmotion ")
+    return False
 
 
 def writable(out: Path) -> None:
