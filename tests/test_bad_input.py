@@ -201,6 +201,13 @@ def test_a_file_of_another_run_that_is_missing_leaves_no_folder(tiny, tmp_path, 
     assert len(said(capsys)) == 1 and not (tmp_path / "deep").exists()
 
 
+def test_a_folder_in_place_of_a_file_is_told_by_its_name(tiny, tmp_path, capsys):
+    out = tmp_path / "out"
+    (out / "hyperparameters.json").mkdir(parents=True)
+    assert run(tiny.folder, out, *GIVEN) == 1
+    assert said(capsys) == [f"{out}/hyperparameters.json: Is a directory; check the path"]
+
+
 @pytest.mark.parametrize("name", ["particles.star", "Particles/mic0000.mrcs", "report.html"])
 def test_files_of_others_are_not_overwritten(tiny, tmp_path, name, capsys):
     (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -371,6 +378,14 @@ def test_a_camera_that_does_not_fit_is_told_before_earlier_results_are_touched(p
         ),
         (["--pre-exposure-e-A2", "3000"], r"mic0000.tif would have had 3032 e/Å² .*; give .* \(and 1 more like it\)"),
         (["--first-frame", "0"], "--first-frame is 0; give a whole number from 1"),
+        (
+            ["--s-vel", "1e300", "--s-div", "5000", "--s-acc", "2"],
+            r"s_vel 1e\+300 is a strength of 0; give one nearer to 1",
+        ),
+        (
+            ["--s-vel", "0.5", "--s-div", "5000", "--s-acc", "1e-300"],
+            "s_acc 1e-300 is a strength of inf; give one nearer",
+        ),
         (["--device", "cuda"], "device cuda: .*refmotion-nb.cuda12.*, or give cpu or auto"),
         (["--gain", "no-gain.mrc"], "no-gain.mrc.* not found .*; put it there, or give gain"),
     ],

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -249,6 +250,26 @@ def test_a_killed_run_leaves_whole_files_and_a_rerun_goes_on(tiny, tmp_path, qui
     assert stacks(tmp_path)["mic0000.mrcs"].stat().st_mtime_ns == first
     for name, path in stacks(quick).items():
         np.testing.assert_array_equal(pixels(stacks(tmp_path)[name])[0], pixels(path)[0])
+
+
+def test_what_was_cut_short_since_is_written_again(tiny, tmp_path, quick):
+    """By a machine that went down before all was on the disk, or a copy that was not finished."""
+    out = tmp_path / "out"
+    assert run(tiny.folder, out, *GIVEN) == 0
+    with open(out / "Particles/mic0000.mrcs", "r+b") as file:
+        file.truncate(5000)
+    kept = (out / "Particles/mic0001.mrcs").stat().st_mtime_ns
+    assert run(tiny.folder, out, *GIVEN) == 0
+    np.testing.assert_array_equal(pixels(out / "Particles/mic0000.mrcs")[0], pixels(stacks(quick)["mic0000.mrcs"])[0])
+    assert (out / "Particles/mic0001.mrcs").stat().st_mtime_ns == kept
+
+
+def test_results_that_were_deleted_are_computed_again(tiny, tmp_path):
+    out = tmp_path / "out"
+    assert run(tiny.folder, out, *GIVEN) == 0
+    shutil.rmtree(out / "results.zarr")
+    (out / "hyperparameters.json").unlink()
+    assert run(tiny.folder, out, *GIVEN) == 0 and (out / "results.zarr").is_dir()
 
 
 def test_a_run_that_is_told_to_end_says_so_and_cleans_up(tiny, tmp_path):

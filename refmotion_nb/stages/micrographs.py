@@ -16,7 +16,7 @@ import xarray as xr
 
 from refmotion_nb.data.files import sole, spare, spare_others, sweep, writable
 from refmotion_nb.data.limits import cpu_count
-from refmotion_nb.data.maps import write_stack
+from refmotion_nb.data.maps import is_whole, write_stack
 from refmotion_nb.data.micrographs import MovieTable, WrittenMicrograph, write_cryosparc, write_relion
 from refmotion_nb.data.movies.look import look_at
 from refmotion_nb.data.movies.reader import open_movie
@@ -215,9 +215,12 @@ class _Work:
         motion = self.stage.motion(movie, weights, self.particle_motion)
         key = self.stage.movie_key(movie, weights, motion)
         table = self.store.read(f"micrographs/{movie.micrograph}", key)
-        if table is not None and all((self.out / name).exists() for name in _names(table)):
+        if table is not None and all(self._is_whole(name, table) for name in _names(table)):
             return table
         return self._write(movie, weights, motion, key, threads)
+
+    def _is_whole(self, name: str, table: xr.Dataset) -> bool:
+        return is_whole(self.out / name, tuple(table.attrs["shape"]), float16=self.stage.float16)
 
     def _write(self, movie: Movie, weights: Weights, motion: Motion, key: str, threads: int) -> xr.Dataset:
         group = f"micrographs/{movie.micrograph}"
