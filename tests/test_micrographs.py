@@ -373,6 +373,12 @@ def test_settings_change_the_micrograph(moving, setting, value):
         assert changed[max(y - 12, 0) : y + 12, max(x - 12, 0) : x + 12].max() > standard.max() + 5
 
 
+def test_a_binning_that_leaves_nothing_is_refused(moving, tmp_path, capsys):
+    assert run(moving.folder, tmp_path / "out", "--binning", "100") == 1
+    (line,) = said(capsys)
+    assert re.search(r"the first: binning 100 leaves less than 16 px of .*mic0000.tif; give a smaller one", line)
+
+
 def test_sixteen_bits(moving, tmp_path):
     assert run(moving.folder, tmp_path / "f2") == 0 and run(moving.folder, tmp_path / "f4", "--float16") == 0
     full, half = (read(tmp_path / name / "Micrographs/mic0000.mrc") for name in ("f2", "f4"))

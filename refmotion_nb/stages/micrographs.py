@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from refmotion_nb.stages.workers import Workers
 
 FOLDER = "Micrographs"
+LEAST_PX = 16  # of a micrograph, along either axis
 WRITTEN = (f"{FOLDER}/*", "corrected_micrographs.star", "exposures.cs*")
 TYPICAL_A = 10.0  # resolution that decides where particles were found
 STILL_PX = 0.01  # local motion below it is none
@@ -162,6 +163,10 @@ class MicrographCorrection(Stage):
             The movie or its gain cannot be used.
         """
         shape = (movie.height, movie.width)
+        if min(binned_shape(shape, self._binning(movie))) < LEAST_PX:
+            raise InputError(
+                f"binning {self._binning(movie):g} leaves less than {LEAST_PX} px of {movie.path}; give a smaller one"
+            )
         weight = weights(radius_axis(shape) / movie.pixel_size_A)
         tables = [weight / np.sqrt((weight**2).sum(0))]
         if self.save_nodw:
