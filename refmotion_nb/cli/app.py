@@ -77,7 +77,7 @@ def access_of(options: argparse.Namespace) -> Any:
     from refmotion_nb.views.app.serve import Access
 
     login = {name: value for name in OAUTH if (value := getattr(options, name))}
-    if options.basic_auth:
+    if options.basic_auth is not None:
         if login:
             raise InputError("both --basic-auth and OAuth are given; give one")
         login["basic_auth"] = options.basic_auth
