@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import strict_cupy
+from fake_results import fake_dose_weights, fake_search
 
 import refmotion_nb as rm
 from refmotion_nb.data.movies.look import sample_bytes
@@ -228,6 +229,31 @@ def test_memory_that_ends_is_told_with_the_gpu_and_the_remedy(strict, tiny):
         session.micrograph(name, settings)
     assert name not in session.failed  # the movie can be used where there is room
     strict_cupy.devices.total = 8 << 30
+
+
+@pytest.mark.parametrize("where", ["a task", "priors", "half maps"])
+def test_memory_that_ends_in_any_stage_is_told_with_the_gpu_and_that_of_the_host_is_not(
+    strict, tiny, where, monkeypatch
+):
+    session, name = rm.Session(tiny.open(), 2, 0, device="cuda:0"), names(tiny)[0]
+
+    def work(error):
+        def ends(*_, **__):
+            raise error
+
+        if where == "a task":
+            list(session.place.each([name], rm.MotionCorrection(), ends))
+        elif where == "priors":
+            session.place.apply(ends, [1, 2])
+        else:
+            monkeypatch.setattr(rm.Validation, "_back_project", ends)
+            rm.Validation().run(session, fake_search(), fake_dose_weights())
+
+    for error in (strict.cuda.memory.OutOfMemoryError("out of memory"), RuntimeError("CUFFT_ALLOC_FAILED")):
+        with pytest.raises(InputError, match=r"the memory of cuda:0 ran out while .* \(.*\); end other programs there"):
+            work(error)
+    with pytest.raises(MemoryError, match="16 GiB"):
+        work(MemoryError("Unable to allocate 16 GiB"))
 
 
 def names(simulation):

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from refmotion_nb.numerics.compiled import njit
 
 _jit = njit(nogil=True, cache=True, fastmath={"contract", "arcp", "nsz"})
 MEMORY = 8  # steps of L-BFGS that are remembered

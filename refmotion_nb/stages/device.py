@@ -78,7 +78,7 @@ class Device:
 
     @contextmanager
     def telling_of_memory(self, what: str) -> Iterator[None]:
-        """Tell where the memory of a GPU ended, and what helps; on the CPU such an error stays as it is.
+        """Tell where the memory of a GPU ended, and what helps; an error of the host's memory stays as it is.
 
         Raises
         ------
@@ -87,8 +87,8 @@ class Device:
         """
         try:
             yield
-        except MemoryError as error:
-            if not self.is_gpu:
+        except Exception as error:
+            if not (self.is_gpu and gpu.ended_there(error)):
                 raise
             raise InputError(
                 f"the memory of {self.word} ran out while {what} ({error}); end other programs there, raise "

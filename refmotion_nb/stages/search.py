@@ -36,6 +36,7 @@ from refmotion_nb.stages.session import Session
 # motion (Å); the first of each is where the search starts
 PROFILES = ((10.0, 0.15), (5.0, 0.15), (20.0, 0.15), (10.0, 0.4), (np.inf, 1.0))
 COMMON_STD_A = (1.0, 0.5, 2.0)
+FEW_SHELLS = 3  # of Fourier components to score by: with less the search goes on, with a warning
 LEADERS = 3  # rays on which these are compared
 COARSE_FACTORS = (0.4, 1.0, 2.5)  # of the strength at which a ray was best
 FINE_FACTORS = tuple(float(f) for f in 10 ** (np.arange(-5, 6) / 12))
@@ -186,6 +187,7 @@ class HyperparameterSearch(Alignment):
         """
         session = data if isinstance(data, Session) else Session(data)
         reporter = viewer_of(reporter)
+        self._check_scoring(session)
         names, read = self._read(session, reporter)
         k_out = self._resolution(session)
         place = session.place
@@ -208,6 +210,14 @@ class HyperparameterSearch(Alignment):
 
     def _resolution(self, session: Session) -> float:
         return max(r.k_out / r.extent_A for r in session.references(self.relion))
+
+    def _check_scoring(self, session: Session) -> None:
+        """Refuse a search without Fourier components to score by before any movie is read; warn of one with few."""
+        extent = session.extent_A(self)
+        k_out = max(int(r.k_out * extent / r.extent_A + 0.5) for r in session.references(self.relion))
+        if (n := len(self.held_out(k_out))) < FEW_SHELLS:
+            session.warnings.append(f"alignment_fraction {self.alignment_fraction:g} leaves {n} shell{'s' * (n > 1)} of Fourier "
+                                    "components to score by, and scores are noisy: give a smaller one")  # fmt: skip
 
     def _read(self, session: Session, reporter: Reporter) -> tuple[list[str], list[Any]]:
         """Return names of random micrographs and, held, both sets of windows of each."""
