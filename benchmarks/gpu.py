@@ -155,6 +155,7 @@ def working(session: rm.Session, settings: rm.MotionCorrection, clock: Clock, co
     def whole() -> None:
         """Read eight times the same movie, the next one while one is worked on."""
         for _, one in session._read_ahead([name] * 8, lambda _: session.micrograph(name, settings), settings):
+            assert one is not None
             track = solve(alignment_windows(one, settings, True, threads).scaled(prior), geometry, [prior], False)
             one_shift = track.displacement_A[0] / movie.pixel_size_A
             to_host(normalise(recombine(one.spectra, one_shift, weight, box, threads), 0.4 * box, threads))

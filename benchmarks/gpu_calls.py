@@ -18,7 +18,7 @@ from pathlib import Path
 
 import refmotion_nb as rm
 from refmotion_nb.data.synthetic.simulate import SimulationSettings, simulate
-from refmotion_nb.numerics.rays import STEP, ray_table
+from refmotion_nb.numerics.rays import STEPS_PER_DECADE, ray_table
 from refmotion_nb.stages import search as searching
 from refmotion_nb.stages.alignment import Geometry, MotionPrior, alignment_windows, solve
 
@@ -81,7 +81,7 @@ def count(session: rm.Session, library: ctypes.CDLL, names: int) -> None:
         for thoroughness in ("fast", "balanced"):
             before = searching._aligned(session, held, None, priors(thoroughness, 0.3), [], False, 1e-4, 1)
             asked(library)
-            step = priors(thoroughness, 0.3 * STEP)
+            step = priors(thoroughness, 0.3 * 10 ** (1 / STEPS_PER_DECADE))
             searching._aligned(session, held, before, step, list(range(len(step))), False, 1e-4, 1)
             found.append((f"a step of {len(step)} rays", asked(library)))
         windows = alignment_windows(m, settings, True, 1).scaled(PRIOR)

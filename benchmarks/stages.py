@@ -17,6 +17,7 @@ import argparse
 import resource
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ def window_operations(n: int, k: int, size: int) -> int:
 
 def reference_operations(reference: rm.Reference, prepared: PreparedReference) -> float:
     """Return the usual count of operations of both half maps' padded transforms, only where there is and is kept something."""
+    assert reference.mask is not None
     depth, height, _ = (axis.stop - axis.start for axis in _support(rm.read_map(reference.mask)[0]))
     kept, _, n_x = prepared.volumes[0].ft.shape
     size = prepared.volumes[0].padding * prepared.box
@@ -92,7 +94,7 @@ def reference_operations(reference: rm.Reference, prepared: PreparedReference) -
 def decode_rate(path: Path, threads: int) -> float:
     """Return bytes per second that the threads decode of a TIFF's first strips in the cache; infinite where it is no LZW."""
     with tifffile.TiffFile(path) as tiff:
-        page = tiff.pages[0]
+        page: Any = tiff.pages[0]
         if page.compression != tifffile.COMPRESSION.LZW:
             return float("inf")
         rows = page.rowsperstrip
@@ -100,7 +102,7 @@ def decode_rate(path: Path, threads: int) -> float:
         strips = [
             tiff.filehandle.read_segments(page.dataoffsets[i : i + 1], page.databytecounts[i : i + 1]) for i in range(n)
         ]
-        packed = [segment for one in strips for segment, _ in one]
+        packed: list[Any] = [segment for one in strips for segment, _ in one]
         row_bytes = page.imagewidth * page.dtype.itemsize
     counts = np.array([len(one) for one in packed])
     data = np.frombuffer(b"".join(packed) + bytes(lzw.PADDING), np.uint8)
@@ -112,7 +114,7 @@ def decode_rate(path: Path, threads: int) -> float:
             assert lzw.decode_strips(data, np.cumsum(counts) - counts, counts, rows, out)
 
     def theirs(part: slice) -> None:
-        out = np.empty(rows * row_bytes, np.uint8)
+        out: Any = np.empty(rows * row_bytes, np.uint8)
         for _ in range(part.start, part.stop):
             for one in packed:
                 imagecodecs.lzw_decode(one, out=out)
@@ -238,12 +240,12 @@ def main() -> None:
     )
     prior = MotionPrior(rm.Hyperparameters.from_relion(0.5, 5000, 2, movie.dose_per_frame_e_A2), 0.7, 10.0, 0.15)
     for what, final in (("windows, search band", False), ("windows, all components", True)):
-        work = best_of(lambda final=final: alignment_windows(m, settings, final, threads))
+        work = best_of(partial(alignment_windows, m, settings, final, threads))
         raw = work[2]
         size, kb = raw.windows.grid.size, min(m.k_out, k) if final else settings.k_cut(m)
         operations, cross = window_operations(n * f, kb, size), 16 * n * f * (2 * kb + 1) * (kb + 1)
         show(what, work, operations + cross, n * f * (2 * kb + 1) * (kb + 1) * 4 + raw.windows.values.nbytes)
-        show("  own noise taken out", best_of(lambda raw=raw: raw.scaled(prior, threads)), operations)
+        show("  own noise taken out", best_of(partial(raw.scaled, prior, threads)), operations)
     show("windows, score", best_of(lambda: score_windows(m, settings, threads)))
     windows, geometry = raw.scaled(prior), Geometry.of(m)
     work = best_of(lambda: solve(windows, geometry, [prior], False))
