@@ -14,13 +14,13 @@ import panel as pn
 import xarray as xr
 
 import refmotion_nb as rm
-from refmotion_nb.numerics.rays import FIRST_STRENGTH, STEP, ray_table, strengths
+from refmotion_nb.numerics.rays import FIRST_STRENGTH, STEPS_PER_DECADE, ray_table, strengths
 from refmotion_nb.stages.runs import Run
 from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.roots import Roots
 from refmotion_nb.views.app.tabs.search import SearchTab
 
-MAX_STRENGTH = FIRST_STRENGTH * STEP**29  # 30 steps
+MAX_STRENGTH = FIRST_STRENGTH * 10 ** (29 / STEPS_PER_DECADE)  # 30 steps
 
 
 class NoData:

@@ -106,9 +106,9 @@ def measure(exploration: PriorExploration, n: int) -> None:
         model, rng = ExplorerModel(exploration), np.random.default_rng(0)
         rows.append((way, "and drawn as SVG", moved(model, way(model, n, rng), svg_of(model)), ""))
         model, rng = ExplorerModel(exploration), np.random.default_rng(0)
-        draw, sizes = bokeh_of(model)
+        draw, sent = bokeh_of(model)
         times = moved(model, way(model, n, rng), draw)
-        rows.append((way, "and drawn by Bokeh", times, f", patches of {np.median(sizes) / 1e3:.0f} kB"))
+        rows.append((way, "and drawn by Bokeh", times, f", patches of {np.median(sent) / 1e3:.0f} kB"))
     windows = exploration.micrograph.windows.values, exploration.micrograph.score.windows.values
     particles, frames = windows[0].shape[:2]
     sizes, megabytes = " and ".join(f"{w.shape[-1]}²" for w in windows), sum(w.nbytes for w in windows) / 1e6

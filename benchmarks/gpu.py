@@ -155,6 +155,7 @@ def working(session: rm.Session, settings: rm.MotionCorrection, clock: Clock, co
     def whole() -> None:
         """Read eight times the same movie, the next one while one is worked on."""
         for _, one in session._read_ahead([name] * 8, lambda _: session.micrograph(name, settings), settings):
+            assert one is not None
             track = solve(alignment_windows(one, settings, True, threads).scaled(prior), geometry, [prior], False)
             one_shift = track.displacement_A[0] / movie.pixel_size_A
             to_host(normalise(recombine(one.spectra, one_shift, weight, box, threads), 0.4 * box, threads))
@@ -174,9 +175,10 @@ def ray_search(session: rm.Session, target: int, clock: Clock) -> None:
     held = [searching._scaled(session, read, prior)] * copies
     power = float(copies**2 * read.score.movie_power * read.score.reference_power)
     everything = searching.Searched(session.place, held, ("movie",) * copies, copies * m.n, power, False)
+    resolution, viewer = settings._resolution(session), viewer_of(Silent())
     start = time.perf_counter()
-    rays = settings._walk(everything, prior, settings._resolution(session), viewer_of(Silent()))
-    best = settings._refine(everything, rays, Silent())
+    rays = settings._walk(everything, prior, resolution, viewer)
+    best = settings._refine(everything, rays, resolution, viewer)
     seconds = time.perf_counter() - start
     steps_taken = sum(len(ray.trials) for ray in rays)
     print(

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import resource
 import subprocess
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -113,10 +112,10 @@ def speed(dataset: Path, threads: int) -> None:
         movie = replace(movie, local_motion=np.concatenate([linear, linear]))
     pixels, n = movie.height * movie.width, movie.n_frames
     image = np.random.default_rng(0).random((movie.height, movie.width), np.float32)
-    there, spectrum = best_of(lambda: fft.rfft2(image, workers=threads))
-    back, _ = best_of(lambda: fft.irfft2(spectrum, s=image.shape, workers=threads))
+    there, _, spectrum = best_of(lambda: fft.rfft2(image, workers=threads))
+    back, _, _ = best_of(lambda: fft.irfft2(spectrum, s=image.shape, workers=threads))
     with open_movie(movie) as reader:
-        decode, _ = best_of(lambda: reader.frame(0))
+        decode, _, _ = best_of(lambda: reader.frame(0))
     print(f"{n} frames of {movie.width} × {movie.height}, {threads} threads: {flops / 1e9:.0f} GFlop/s, "
           f"{bandwidth / 1e9:.1f} GB/s")  # fmt: skip
     print(f"one frame: decoding {decode:.3f} s (one thread), scipy's transforms {there:.3f} and {back:.3f} s")
@@ -126,9 +125,7 @@ def speed(dataset: Path, threads: int) -> None:
     with one_blas_thread():
         for local, (operations, moved) in floors.items():
             stage = rm.MicrographCorrection(local_motion=local)
-            start = time.process_time()
-            seconds, _ = best_of(lambda stage=stage: stage.images(movie, weights, threads), 2)
-            cpu = (time.process_time() - start) / 2
+            seconds, cpu, _ = best_of(partial(stage.images, movie, weights, threads), 2)
             floor = n * max(operations / flops, moved / bandwidth)
             print(f"{'local' if local else 'rigid':8s}{seconds:8.2f} s ({cpu:.2f} s of all processors), floor {floor:6.2f} s, "
                   f"{n * (there + (back if local else 0)):6.2f} s in scipy's transforms alone")  # fmt: skip

@@ -43,7 +43,7 @@ def simulated(out: Path) -> Simulation:
 
 def run(simulation: Simulation, which: tuple[int, ...], out: Path, threads: int, until: str = "correct") -> Job:
     """Run a job on some of the species."""
-    tables, references = ([items[s] for s in which] for items in (simulation.particle_tables, simulation.references))
+    tables, references = [simulation.particle_tables[s] for s in which], [simulation.references[s] for s in which]
     data = rm.open_relion(tables, simulation.micrographs, references, simulation.folder)
     job = Job(data, out, {"symmetry": SYMMETRY, "threads": threads}, image_root=out, combinations=ENDS)
     job.run(until)
@@ -52,7 +52,8 @@ def run(simulation: Simulation, which: tuple[int, ...], out: Path, threads: int,
 
 def errors(simulation: Simulation, job: Job, which: tuple[int, ...]) -> dict[int, tuple[float, float]]:
     """Trajectory error (Å) of each species, rigid and corrected."""
-    truth, found = simulation.truth(), {species: ([], []) for species in which}
+    truth = simulation.truth()
+    found: dict[int, tuple[list[float], list[float]]] = {species: ([], []) for species in which}
     for movie, particles in job.data.micrographs():
         tracks = read_tracks(job.out / "Tracks" / f"{movie.micrograph}_tracks.star")
         rigid = initial_displacement(movie, particles["coordinate"].values)
@@ -63,7 +64,11 @@ def errors(simulation: Simulation, job: Job, which: tuple[int, ...]) -> dict[int
             for moved, into in zip((rigid, tracks), found[one]):
                 mine = species == one
                 into.append(trajectory_error_A(moved[mine], true[mine], truth["dose_mid"]))
-    return {one: tuple(float(np.sqrt(np.mean(np.square(e)))) for e in both) for one, both in found.items()}
+    return {one: (_rms(rigid), _rms(corrected)) for one, (rigid, corrected) in found.items()}
+
+
+def _rms(values: list[float]) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
 
 
 def mean_fsc(curve: np.ndarray, frequency: np.ndarray) -> float:
@@ -74,9 +79,11 @@ def mean_fsc(curve: np.ndarray, frequency: np.ndarray) -> float:
 def write_rigid(job: Job, out: Path, threads: int) -> None:
     """Write the particles of a job once more, summed along rigid motion with standard weights."""
     session, settings = rm.Session(job.data, threads), rm.MotionCorrection()
+    assert job.search is not None
     dose = rm.DoseWeights().run(session, job.search)
     standard = dose.assign(weight=dose["reference_weight"])
     for name, m in session.walk(list(session), settings):
+        assert m is not None, session.failed[name]
         rigid = Tracks(m.placement.initial_A, np.zeros_like(m.placement.rigid_A), m.placement.rigid_A, 1.0, 0)
         images = settings.images(m, rigid, standard, threads)
         write_stack(out / "Particles" / f"{name}.mrcs", images, m.extent_A / images.shape[-1])
@@ -84,7 +91,7 @@ def write_rigid(job: Job, out: Path, threads: int) -> None:
         write_star(out / path.name, read_star(path))  # image names are relative: the same numbers in the other stacks
 
 
-def relion_fsc(folder: Path, species: int, mask: Path) -> tuple[np.ndarray, np.ndarray]:
+def relion_fsc(folder: Path, species: int, mask: str | Path | None) -> tuple[np.ndarray, np.ndarray]:
     """Corrected FSC of one reference's particles and its frequencies (1/Å), by RELION's programs."""
     stem = f"relion_{species + 1}"
     for half in (1, 2):
@@ -114,7 +121,7 @@ def main() -> None:
     joint = run(simulation, (0, 1), out / "joint", threads, "validate")
     print(f"joint job with validation: {time.perf_counter() - start:.0f} s")
     together = errors(simulation, joint, (0, 1))
-    apart = {}
+    apart: dict[int, tuple[float, float]] = {}
     for species in (0, 1):
         job = run(simulation, (species,), out / f"alone_{species + 1}", threads)
         apart |= errors(simulation, job, (species,))
@@ -124,6 +131,7 @@ def main() -> None:
         rigid, ours = together[species]
         print(f"species {species + 1:<4d}{count:10d}{rigid:9.3f}{apart[species][1]:9.3f}{ours:9.3f}")
     print(f"\n{'':12s}{'rigid':>9s}{'corrected':>11s}{'gain':>8s}   mean FSC 8–4 Å, own validation")
+    assert joint.validation is not None
     curves = joint.validation["fsc_corrected"]
     for species in (0, 1):
         before, after = (mean_fsc(curve, curves["frequency"].values) for curve in curves.values[species])

@@ -28,6 +28,7 @@ from refmotion_nb.data.maps import write_stack
 from refmotion_nb.data.relion.results import open_postprocess
 from refmotion_nb.data.store import ResultStore
 from refmotion_nb.numerics.backend import one_blas_thread
+from refmotion_nb.stages.dose_weights import weights_for
 from refmotion_nb.stages.half_maps import particle_images
 from refmotion_nb.stages.job import Job
 from refmotion_nb.stages.search import prior_from_attrs
@@ -63,7 +64,7 @@ def write_combination(
             raise SystemExit(session.failed[name])
         tracks = session.track(m, stage, prior)
         moved = tracks.displacement_A if combination.corrected else m.placement.initial_A
-        weight = stage.weights(m, dose, combination.empirical)
+        weight = weights_for(m, dose if combination.empirical else None)
         images = particle_images(m, slice(0, m.n), moved / m.movie.pixel_size_A, weight, session.threads)
         write_stack(folder / f"{name}.mrcs", images, m.movie.pixel_size_A)
     table = (job / "particles.star").read_text()
@@ -72,7 +73,7 @@ def write_combination(
     return path
 
 
-def relion(particles: Path, out: Path, mask: Path, symmetry: str, highest_A: float) -> tuple[Path, Clock]:
+def relion(particles: Path, out: Path, mask: str | Path | None, symmetry: str, highest_A: float) -> tuple[Path, Clock]:
     """Reconstruct both half sets at once, post-process; return RELION's table and the time it took."""
     out.mkdir()
     halves = [out / f"half{h}.mrc" for h in (1, 2)]

@@ -27,6 +27,9 @@ from refmotion_nb.stages.keys import data_key
 
 SAME_A = 1e-3
 MIRRORED_A = 0.05  # a mirrored box holds another outermost row
+OVERRIDES = {
+    "spatial_strength": 1.5, "correlation_distance": 3000.0, "acceleration_strength": 2.0, "threads": 2,
+}  # fmt: skip
 PRIOR = MotionPrior(rm.Hyperparameters.from_strengths(1.5, 3000, 2), 0.5)
 
 
@@ -343,20 +346,23 @@ def test_recentred_particles_stay_where_they_are(finished, projects):
     assert np.abs(shift).max() <= 0.5 * data.movies[0].pixel_size_A + 1e-6
 
 
-def test_results_are_input_again(finished, project):
+@pytest.mark.parametrize("name", ["cryosparc", "relion"])
+def test_results_are_input_again(projects, tmp_path, name):
     """The written group, read with the same exposures and volume, names the same particles."""
-    again = rm.open_cryosparc(**(project | {"particles": finished / "particles.csg"}), orientation="cryosparc")
-    first = rm.open_cryosparc(**project, orientation="cryosparc")
-    for name in ("half", "micrograph"):
-        assert (again.particles[name].values == first.particles[name].values).all()
+    root = shutil.copytree(projects[name]["root"], tmp_path / "P1", symlinks=True)
+    project = {what: root / path.relative_to(projects[name]["root"]) for what, path in projects[name].items()}
+    edited(project["particles"], ctf__shift_A=lambda v: v + np.float32([1.3, -0.4]))
+    first = rm.open_cryosparc(**project, orientation=name)
+    assert rm.Job(first, tmp_path / "out", {**OVERRIDES, "check_input": False}).run()
+    again = rm.open_cryosparc(**(project | {"particles": tmp_path / "out/particles.csg"}), orientation=name)
+    for variable in ("half", "micrograph"):
+        assert (again.particles[variable].values == first.particles[variable].values).all()
     place = [d.particles["coordinate"].values - d.particles["origin"].values for d in (again, first)]
     np.testing.assert_allclose(*place, atol=1e-3)
 
 
 def test_relion_input_is_written_for_cryosparc_too(from_relion, tiny, tmp_path):
-    job = rm.Job(from_relion, tmp_path, {"spatial_strength": 1.5, "correlation_distance": 3000.0,
-                                         "acceleration_strength": 2.0, "threads": 2})  # fmt: skip
-    assert job.run()
+    assert rm.Job(from_relion, tmp_path, OVERRIDES).run()
     found = dataset_class().load(tmp_path / "particles.cs")
     given = from_relion.particles.sortby("row")
     assert (found["alignments3D/split"] + 1 == given["half"].values).all()
@@ -448,7 +454,7 @@ BAD = {
     "no pose": (bad(PARTICLES, alignments3D__pose=None), r"particles.cs lacks alignments3D/pose; give the particles of"),
     "no location": (gone(PASS), r"lacks location/micrograph_uid, .*with their passthrough file"),
     "split": (bad(PARTICLES, alignments3D__split=lambda v: v + 1), r"row 2, .* has no half set"),
-    "one half": (bad(PARTICLES, alignments3D__split=lambda v: v * 0), r"all particles are of one half set"),
+    "one half": (bad(PARTICLES, alignments3D__split=lambda v: v * 0), r"all particles are of half set 1; give both half sets"),
     "nan": (bad(PARTICLES, alignments3D__shift=lambda v: v * np.nan), r"row 1, 2, 3 and 21 more has a value that is not a"),
     "phase": (bad(PARTICLES, ctf__phase_shift_rad=lambda v: v * np.nan), r"row 1, 2, .* has a value that is not a number"),
     "tilt": (bad(PARTICLES, ctf__tilt_A=lambda v: v * np.nan), r"row 1, 2, 3 and 21 more has a value that is not a number"),
@@ -482,6 +488,18 @@ def test_locations_on_binned_micrographs(project):
     assert all(movie.binning == 2 for movie in half.movies)
     moved = whole.particles["coordinate"].values - half.particles["coordinate"].values
     assert 0 <= moved.min() and moved.max() < 1.01 * whole.movies[0].pixel_size_A  # cut to whole binned pixels
+
+
+def test_the_voltage_is_that_of_the_ctf_where_the_microscope_does_not_tell(project):
+    edited(project["exposures"], mscope_params__accel_kv=None, ctf__accel_kv=np.full(2, 200, np.float32))
+    assert {movie.voltage_kV for movie in rm.open_cryosparc(**project, orientation="cryosparc").movies} == {200.0}
+
+
+def test_a_gain_given_by_a_relative_path_is_found_from_any_folder(project, monkeypatch):
+    """Movies are also opened by workers that run in folders of their own."""
+    monkeypatch.chdir(project["root"])
+    opened = rm.open_cryosparc(**project, orientation="cryosparc", gain="J1/imported/gain.mrc")
+    assert {movie.gain.path for movie in opened.movies} == {project["root"] / "J1/imported/gain.mrc"}
 
 
 def test_particles_of_another_job_are_told(project):

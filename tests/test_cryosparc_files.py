@@ -5,11 +5,12 @@ import struct
 
 import numpy as np
 import pytest
-from cryosparc_project import dataset_class
+from cryosparc_project import dataset_class, save
 from scipy.linalg import expm
 from scipy.ndimage import map_coordinates
 
 from refmotion_nb.data.cryosparc.csfile import (
+    columns,
     merge,
     names,
     read_cs,
@@ -24,6 +25,7 @@ from refmotion_nb.data.cryosparc.files import locate, read_reference, read_rows
 from refmotion_nb.data.cryosparc.motion import ORIENTATIONS, oriented_gain, read_rigid, read_spline
 from refmotion_nb.data.cryosparc.particles import (
     NEEDED,
+    _coordinate,
     aberrations,
     aberrations_A,
     euler_to_pose,
@@ -113,17 +115,17 @@ def test_real_groups(t20s):
         read_group(t20s / "P9_J209_particles.csg")
 
 
-@pytest.mark.parametrize("container", [False, True])
-def test_what_we_write_the_official_reader_reads_and_the_reverse(tmp_path, container):
+def test_what_we_write_the_official_reader_reads_and_the_reverse(tmp_path):
     rows = rows_of()
-    write_cs(tmp_path / "a.cs", rows, container)
+    write_cs(tmp_path / "a.cs", rows)
     assert (read_cs(tmp_path / "a.cs") == rows).all()
     official = dataset_class().load(tmp_path / "a.cs")
     assert official.fields() == list(names(rows))
     assert official["blob/path"].tolist() == text(rows, "blob/path")
     assert (official["alignments3D/pose"] == rows["alignments3D/pose"]).all()
-    official.save(tmp_path / "b.cs", format=2 if container else 1)
-    assert (read_cs(tmp_path / "b.cs") == rows).all()
+    for container in (False, True):
+        official.save(tmp_path / "b.cs", format=2 if container else 1)
+        assert (read_cs(tmp_path / "b.cs") == rows).all()
 
 
 def test_real_poses_make_sense(t20s):
@@ -147,8 +149,7 @@ def test_real_particles_with_their_passthrough(t20s):
 
 def test_an_empty_table(tmp_path):
     for container in (False, True):
-        write_cs(tmp_path / "a.cs", rows_of()[:0], container)
-        found = read_cs(tmp_path / "a.cs")
+        found = read_cs(save(tmp_path / "a.cs", columns(rows_of()[:0]), container))
         assert len(found) == 0 and names(found) == names(rows_of())
 
 
@@ -171,8 +172,7 @@ def test_groups_written_and_read(tmp_path):
 
 
 def broken(tmp_path, kind):
-    path = tmp_path / "x.cs"
-    write_cs(path, rows_of(), container=kind == "cut container")
+    path = save(tmp_path / "x.cs", columns(rows_of()), container=kind == "cut container")
     if kind.startswith("cut"):
         path.write_bytes(path.read_bytes()[:400])
     elif kind == "text":
@@ -226,6 +226,9 @@ def test_paths(tmp_path):
     assert locate("J1/999456789012345678_b.tif", root, beside) == root / "J1/b.tif"
     assert locate("J1/a.tif", root, beside) == root / "J1/123456789012345678_a.tif"
     assert locate("J1/d.tif", root, beside) == root / "J1/d.tif"
+    assert locate("c.mrc", root, beside) == beside / "c.mrc"
+    (root / "J1/123456789012345678_[1].tif").touch()  # no pattern, a name
+    assert locate("J1/[1].tif", root, beside) == root / "J1/123456789012345678_[1].tif"
 
 
 def test_a_mask_given_wins(tmp_path):
@@ -254,6 +257,16 @@ def test_poses_are_relions_matrices():
     np.testing.assert_allclose(euler_to_matrix(found), euler_to_matrix(euler), atol=1e-9)
     quarter = np.array([[0, 0, np.pi / 2]])  # exp(-[v]x): x of the image is y of the map
     np.testing.assert_allclose(euler_to_matrix(pose_to_euler(quarter))[0] @ [0, 1, 0], [1, 0, 0], atol=1e-12)
+
+
+def test_whole_pixels_stay_what_they_were_in_fractions_of_32_bits():
+    for size in (3838, 4092, 5760, 11520):
+        pixel = np.arange(size)
+        frac = (pixel / size).astype(np.float32)
+        rows = table({"location/center_x_frac": frac, "location/center_y_frac": frac,
+                      "location/micrograph_shape": np.full((size, 2), size, np.uint32)})  # fmt: skip
+        assert (_coordinate(rows, False) == pixel[:, None]).all()
+        assert (_coordinate(rows, True)[:, 1] == size - pixel).all()
 
 
 def test_aberrations_as_written_out():
@@ -298,6 +311,12 @@ def test_splines_are_structuras(knots):
                  xy[at, 0] * (knots[2] - 1) / (width - 1)]  # fmt: skip
         theirs = map_coordinates(padded, np.stack(place) + 1, order=3, prefilter=False, mode="constant")
         np.testing.assert_allclose(found[..., axis], theirs, atol=1e-12)
+    ends, step = np.array([0.0, n_frames - 1]), np.array([1e-4, -1e-4])
+    before, after = (spline_displacement(c, xy, n_frames, (height, width), t) for t in (ends - 1, ends + 1))
+    inside = spline_displacement(c, xy, n_frames, (height, width), ends + step)
+    slope = (inside - found[:, [0, -1]]) / step[:, None]  # beyond the ends it goes straight on
+    np.testing.assert_allclose(before[:, 0], found[:, 0] - slope[:, 0], atol=1e-6)
+    np.testing.assert_allclose(after[:, 1], found[:, -1] + slope[:, 1], atol=1e-6)
     turned = spline_displacement(mirrored(c), xy * [1, -1] + [0, height - 1], n_frames, (height, width))
     np.testing.assert_allclose(turned * [1, -1], found, atol=1e-12)
 

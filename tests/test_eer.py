@@ -67,13 +67,13 @@ def encode(electrons: np.ndarray, bits: tuple[int, int, int]) -> bytes:
     return bytes(int(written[i : i + 8][::-1], 2) for i in range(0, len(written), 8))
 
 
-def write_eer(path: Path, streams: list[bytes], compression=65001, big=True, xml=b"", sum_first=False) -> Path:
+def write_eer(path: Path, streams: list[bytes], compression=65001, big=True, sum_first=False) -> Path:
     """Write a little-endian TIFF or BigTIFF of electron streams, each in two strips when long enough."""
     entry, word = ("<HHQQ", "<Q") if big else ("<HHII", "<I")
     out = bytearray(b"II+\0\x08\0\0\0" + bytes(8) if big else b"II*\0" + bytes(4))
     link = 8 if big else 4
     pages: list[tuple[int, bytes]] = [(1, bytes(H * W))] * sum_first + [(compression, s) for s in streams]
-    for i, (kind, data) in enumerate(pages):
+    for kind, data in pages:
         parts = [data[: len(data) // 2], data[len(data) // 2 :]] if kind == 65000 else [data]
         offsets = []
         for part in parts:
@@ -92,9 +92,6 @@ def write_eer(path: Path, streams: list[bytes], compression=65001, big=True, xml
                 (279, letter, len(parts), at_counts)]  # fmt: skip
         if kind == 65002:
             tags += [(65007 + k, 3, 1, n) for k, n in enumerate(CODINGS[65002])]
-        if i == 0 and xml:
-            tags.insert(5, (65001, 7, len(xml), len(out)))
-            out += xml + bytes(len(xml) % 2)
         out[link : link + struct.calcsize(word)] = struct.pack(word, len(out))
         out += struct.pack("<Q" if big else "<H", len(tags)) + b"".join(struct.pack(entry, *t) for t in tags)
         link = len(out)
@@ -219,17 +216,9 @@ def test_threads_read_the_same_as_one_thread(path, electrons):
             np.testing.assert_array_equal(frame, expected[f])
 
 
-def test_info(tmp_path, path, electrons):
+def test_info(path):
     info = eer_info(path)
-    assert (info.n_frames, info.height, info.width, info.compression) == (RAW, H, W, 65001)
-    assert info.total_dose_e_px is None and info.metadata == {}
-    xml = (
-        b'<metadata><item name="totalDose" unit="e/pixel">12.5</item><item name="commercialName">X</item></metadata>\0'
-    )
-    streams = [encode(e, CODINGS[65001]) for e in electrons]
-    info = eer_info(write_eer(tmp_path / "x.eer", streams, xml=xml))
-    assert info.total_dose_e_px == 12.5 and info.metadata["commercialName"] == "X"
-    assert eer_info(write_eer(tmp_path / "x.eer", streams, xml=b"<not xml")).metadata == {}
+    assert (info.n_frames, info.height, info.width) == (RAW, H, W)
 
 
 def test_a_sum_before_the_electrons_is_passed_over(tmp_path, electrons):

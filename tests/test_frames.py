@@ -14,6 +14,7 @@ from relion_project import MICROGRAPHS, PARTICLES, edit, make_project, motion_bl
 from two_frame_counts import shorten, with_two_frame_counts
 
 import refmotion_nb as rm
+from refmotion_nb.data.cryosparc.csfile import read_cs, write_cs
 from refmotion_nb.data.movies.frames import keep_frames, regroup_eer
 from refmotion_nb.data.movies.reader import open_movie
 from refmotion_nb.data.relion.motion import initial_displacement, local_motion, read_motion, rigid_displacement
@@ -129,7 +130,7 @@ def any_eer(monkeypatch):
     from refmotion_nb.data.movies.eer import EerInfo
 
     monkeypatch.setattr(frames, "is_eer", lambda path: True)
-    monkeypatch.setattr(frames, "eer_info", lambda path: EerInfo(960, 64, 96, 65001))
+    monkeypatch.setattr(frames, "eer_info", lambda path: EerInfo(960, 64, 96))
 
 
 @pytest.mark.parametrize(("new", "most_A"), [(40, 1e-9), (20, 1e-9), (10, 1e-9), (80, 0.05), (30, 0.04), (96, 0.06)])
@@ -305,6 +306,12 @@ def test_cryosparc_with_frames_left_out_or_of_two_counts(tiny, tmp_path):
     first, second = rm.open_cryosparc(**project, mixed_frame_counts=True, first_frame=2).movies
     np.testing.assert_allclose(first.dose_edges, 4.0 * np.arange(1, 9), rtol=1e-6)
     np.testing.assert_allclose(second.dose_edges, 4.0 * np.arange(1, 7), rtol=1e-6)
+    table = read_cs(project["exposures"])
+    table["rigid_motion/frame_end"] = 5  # CryoSPARC's total dose is that of all frames, corrected or not
+    write_cs(tmp_path / "P1/fewer.cs", table)
+    fewer = rm.open_cryosparc(**(project | {"exposures": tmp_path / "P1/fewer.cs"}), orientation="cryosparc").movies
+    assert [movie.n_frames for movie in fewer] == [5, 5]
+    np.testing.assert_allclose([movie.dose_per_frame_e_A2 for movie in fewer], 4.0, rtol=1e-6)
     whole = rm.open_cryosparc(**project, orientation="cryosparc", mixed_frame_counts=True).movies
     for part, movie in zip((first, second), whole):
         np.testing.assert_allclose(initial_displacement(part, AT), initial_displacement(movie, AT)[:, 1:])

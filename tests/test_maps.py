@@ -22,18 +22,17 @@ def reference(tmp_path, volume):
     return Reference(tmp_path / "half1.mrc", tmp_path / "half2.mrc", tmp_path / "mask.mrc")
 
 
-@pytest.mark.parametrize(("float16", "mode"), [(False, 2), (True, 12)])
-def test_volume_round_trip_and_header(tmp_path, volume, float16, mode):
-    write_map(tmp_path / "a.mrc", volume, 0.885, float16=float16)
+def test_volume_round_trip_and_header(tmp_path, volume):
+    write_map(tmp_path / "a.mrc", volume, 0.885)
     assert mrcfile.validate(tmp_path / "a.mrc")
     with mrcfile.open(tmp_path / "a.mrc") as file:
         header = file.header
-        assert (header.mode, header.ispg, header.mz) == (mode, 1, 8) and file.is_volume()
+        assert (header.mode, header.ispg, header.mz) == (2, 1, 8) and file.is_volume()
         np.testing.assert_allclose([header.dmin, header.dmax], [volume.min(), volume.max()], rtol=1e-3)
         np.testing.assert_allclose([header.dmean, header.rms], [volume.mean(), volume.std()], rtol=1e-4)
     data, pixel_size_A = read_map(tmp_path / "a.mrc")
     assert data.dtype == np.float32 and pixel_size_A == pytest.approx(0.885)
-    np.testing.assert_allclose(data, volume, atol=2e-3 if float16 else 0)
+    np.testing.assert_array_equal(data, volume)
 
 
 @pytest.mark.parametrize(("float16", "mode"), [(False, 2), (True, 12)])
@@ -67,6 +66,9 @@ def test_reference_loads(reference, tmp_path):
     assert loaded.box_size == 8 and loaded.mask.min() == 1
     np.testing.assert_allclose(loaded.fsc, rows["rlnFourierShellCorrelationCorrected"])
     assert load_reference(reference).mask.sum() == 64
+    spoil(reference.mask, lambda d, a: (d * 1.001 - 0.0005, a))  # as real masks overshoot, by rounding
+    mask = load_reference(reference).mask
+    assert mask.min() == 0 and mask.max() == 1
 
 
 def spoil(path, make):

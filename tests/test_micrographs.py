@@ -20,10 +20,11 @@ from scipy.ndimage import map_coordinates, spline_filter
 import refmotion_nb as rm
 from refmotion_nb.cli import main
 from refmotion_nb.data.files import sole
-from refmotion_nb.data.micrographs import MovieTable
+from refmotion_nb.data.micrographs import MovieTable, WrittenMicrograph, write_relion
 from refmotion_nb.data.movies.detector import load_detector
 from refmotion_nb.data.movies.reader import open_movie
 from refmotion_nb.data.relion.motion import initial_displacement
+from refmotion_nb.data.star import read_star, write_star
 from refmotion_nb.data.store import write_netcdf
 from refmotion_nb.data.synthetic.simulate import simulate, trajectory_error_A
 from refmotion_nb.numerics.dewarp import GRID_PX, Camera, binned_shape, grid_nodes, radius_axis, spread, sum_frames
@@ -495,6 +496,17 @@ def test_micrographs_of_an_optics_group_with_two_pixel_sizes_are_two_groups(movi
     assert blocks["optics"]["rlnMicrographPixelSize"].tolist() == [1.6, 3.2]
     assert blocks["micrographs"]["rlnOpticsGroup"].tolist() == blocks["optics"]["rlnOpticsGroup"].tolist() == [1, 2]
     assert blocks["micrographs"]["rlnMicrographName"][0] == "./Micrographs/mic0000.mrc"
+
+
+def test_the_dose_noted_is_that_of_the_fractions_that_motion_is_listed_for(moving, tmp_path):
+    data = rm.open_movies(moving.micrographs, moving.folder)
+    source = data.relion["micrographs"]["rlnMicrographMetadata"][0]
+    blocks = read_star(moving.folder / source)
+    write_star(tmp_path / source, {**blocks, "general": {**blocks["general"], "rlnEERGrouping": 30}})
+    anew = replace(data.movies[0], eer_grouping=60, dose_per_frame_e_A2=8.0)
+    one = WrittenMicrograph(anew, 0, "Micrographs/mic0000.mrc", "", (512, 512), 1.6, 0.0, 1.0)
+    write_relion(tmp_path / "out", replace(data, root=tmp_path), [one], None)
+    assert read_star(tmp_path / "out/Micrographs/mic0000.star")["general"]["rlnMicrographDoseRate"] == 4.0
 
 
 def test_the_pixel_size_is_that_of_the_image_written(moving, tmp_path):

@@ -8,6 +8,7 @@ import refmotion_nb as rm
 from refmotion_nb import plots
 from refmotion_nb.data.maps import read_map
 from refmotion_nb.numerics.prior import exponential, spatial_modes
+from refmotion_nb.stages.alignment import Alignment, track
 from refmotion_nb.stages.one_micrograph import before_and_after
 from refmotion_nb.stages.search import prior_from_attrs
 
@@ -59,6 +60,26 @@ def test_trajectories_are_those_that_correction_writes(session, by_hand, tmp_pat
     rm.MotionCorrection().run(session, by_hand, dose, out=tmp_path)
     written = rm.ResultStore(tmp_path / "results.zarr").read(f"tracks/{NAME}")
     np.testing.assert_array_equal(rm.trajectories(session, NAME, by_hand)["shift"], written["shift"])
+
+
+def test_relions_energy_leaves_a_particle_alone_on_its_micrograph_where_motion_correction_saw_it(session, by_hand):
+    """As the tracks that RELION 3.1 writes of such a micrograph do."""
+    settings, prior = Alignment(energy="relion"), prior_from_attrs(by_hand.attrs)
+    alone = session.micrograph(NAME, settings).subset(np.array([3]))
+    tracks = track(alone, settings, prior, 1)
+    np.testing.assert_array_equal(tracks.displacement_A, alone.placement.initial_A)
+    ours = track(session.micrograph(NAME, Alignment()).subset(np.array([3])), Alignment(), prior, 1)
+    assert np.abs(ours.displacement_A - alone.placement.initial_A).max() > 0.1
+
+
+def test_trajectories_are_kept_within_a_tenth_of_the_cache(tiny, session, by_hand):
+    settings, prior = Alignment(), prior_from_attrs(by_hand.attrs)
+    m = session.micrograph(NAME, settings)
+    size = session.track(m, settings, prior).displacement_A.nbytes
+    for room, kept in ((9 * size, 0), (11 * size, 1)):
+        other = rm.Session(session.data, 2, room)
+        other.track(m, settings, prior)
+        assert len(other.tracks) == kept
 
 
 def test_particles_are_shown_as_they_are_written(session, by_hand, tmp_path):

@@ -8,9 +8,14 @@ import pytest
 import refmotion_nb as rm
 from refmotion_nb.data.relion.results import open_postprocess
 from refmotion_nb.data.synthetic.simulate import trajectory_error_A
-from refmotion_nb.numerics.energy import grant_grigorieff
-from refmotion_nb.stages.alignment import Alignment, Geometry, alignment_windows, solve, track
-from refmotion_nb.stages.reuse import default_prior, with_reference_scale
+from refmotion_nb.numerics.energy import grant_grigorieff, own_noise_windows, relion_damage
+from refmotion_nb.numerics.fourier import band_indices
+from refmotion_nb.numerics.patches import PatchSpectra
+from refmotion_nb.stages.alignment import Alignment, Geometry, Tracks, alignment_windows, solve, track
+from refmotion_nb.stages.correction import tracks_table
+from refmotion_nb.stages.micrograph import place
+from refmotion_nb.stages.reuse import as_search, default_prior
+from refmotion_nb.stages.search import prior_of
 
 CHOSEN = rm.Hyperparameters.from_strengths(1.5, 3000, 2)
 NAME = "mic0000"
@@ -33,7 +38,7 @@ def session(opened):
 
 @pytest.fixture(scope="module")
 def prior(session):
-    return with_reference_scale(session, Alignment(), default_prior(CHOSEN, Alignment()), 0)
+    return prior_of(as_search(session, Alignment(), default_prior(CHOSEN, Alignment()), 0))
 
 
 def tracked(session, prior, **settings):
@@ -57,6 +62,47 @@ def test_recenter_moves_boxes_by_whole_pixels_of_the_origins(session, prior):
     # the particle's motion is the same motion
     tracks = [tracked(session, prior, recenter=flag).displacement_A for flag in (True, False)]
     assert np.sqrt(np.mean((tracks[0] - tracks[1]) ** 2)) < 0.15
+
+
+@pytest.mark.parametrize("binning", [1.0, 1.5, 2.0])
+def test_recentred_particles_are_where_they_were_when_what_was_written_is_read(session, binning):
+    """RELION, as we do, cuts coordinates to whole pixels of the micrograph."""
+    movie, particles = session.micrographs[NAME]
+    movie = replace(movie, binning=binning)
+    placement = place(movie, particles, 100.0, True)
+    m = replace(session.micrograph(NAME, Alignment()), movie=movie, placement=placement)
+    written = tracks_table(m, Tracks(placement.initial_A, placement.rigid_A, placement.rigid_A, 1.0, 0), 8, 1.0)
+    read = {"coordinate": written["coordinate_px"] * movie.pixel_size_A * binning, "origin": written["origin"]}
+    again = place(movie, particles.assign(read), 100.0, True)
+    np.testing.assert_array_equal(again.centre_px, placement.centre_px)
+    np.testing.assert_allclose(again.origin_A, placement.origin_A)
+
+
+def test_own_noise_is_taken_out_where_motion_correction_put_the_particle(session):
+    m = session.micrograph(NAME, Alignment())
+    raw = alignment_windows(m, Alignment(), True, 2)
+    ((rows, arguments),) = raw.own_noise
+    assert np.array_equal(rows, np.arange(m.n)) and np.abs(m.placement.initial_A).max() > 2 * m.movie.pixel_size_A
+    noise = replace(raw.windows, values=own_noise_windows(**arguments))
+    beside = np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]]) * 0.5  # Å
+    found = noise.sample(m.placement.initial_A + beside[:, None, None])[0]
+    assert (found[0] > found[1:].max(0)).all()
+
+
+def test_the_grey_scale_is_that_of_views_that_decay_with_dose(session):
+    stage, m = Alignment(), session.micrograph(NAME, Alignment())
+    k, box = m.own.shape[2] - 1, m.spectra.box
+    ky, kx = band_indices(k)
+    left = stage.decay(m, int(1.5 * k) + 2)[:, np.hypot(ky, kx).astype(int)]  # (frame, ky, kx)
+    half = np.zeros((m.n, len(left), box, box // 2 + 1), np.complex64)
+    half[:, :, np.arange(-k, k + 1) % box, : k + 1] = 3 * m.own[:, None] * left
+    step = np.abs(half).max() / 32767
+    stored = np.rint(np.stack([half.real, half.imag], -1) / step).astype(np.int16)
+    still = np.zeros_like(m.placement.initial_A)
+    spectra = PatchSpectra(stored, np.full(still.shape[:2], step, np.float32), still.astype(int))
+    seen = replace(m, spectra=spectra, placement=replace(m.placement, initial_A=still))
+    found = alignment_windows(seen, stage, False, 2)
+    assert found.cross / found.power == pytest.approx(3, rel=1e-3)
 
 
 def test_without_all_fourier_components_the_band_of_the_search_aligns(session, prior):
@@ -118,10 +164,18 @@ def test_dose_and_pre_exposure_set_the_decay_and_the_prior(opened, session, prio
     assert paths[1] < 0.9 * paths[0]
 
 
+def test_relions_damage_begins_with_the_first_frame_of_the_movie_and_without_pre_exposure(session):
+    """At the start of every frame; frames that are left out count."""
+    m = session.micrograph(NAME, Alignment(energy="relion"))
+    late = replace(m, movie=replace(m.movie, first_frame=3, pre_exposure_e_A2=20.0))
+    expected = relion_damage(m.frequency(20), 4.0 * np.arange(3, 11))
+    np.testing.assert_allclose(Alignment(energy="relion").decay(late, 20), expected)
+
+
 def test_split_motion_takes_up_errors_of_rigid_alignment(tiny, session, prior):
     split = tracked(session, prior)
-    single = tracked(session, with_reference_scale(session, Alignment(), default_prior(
-        CHOSEN, Alignment(split_motion=False)), 0), split_motion=False)  # fmt: skip
+    alone = default_prior(CHOSEN, Alignment(split_motion=False))
+    single = tracked(session, prior_of(as_search(session, Alignment(), alone, 0)), split_motion=False)
     assert np.abs(split.common_A).max() > 0.3 and not single.common_A.any()
     assert error_A(tiny, split.displacement_A) < 0.9 * error_A(tiny, single.displacement_A)
 

@@ -309,6 +309,9 @@ def test_other_frame_counts(project):
     assert {skip.reason for skip in data.skipped} == {"its movie has 3 frames, most have 4"}
     assert [skip.row for skip in data.skipped] == list(range(1, 30, 3))
     assert [movie.n_frames for movie in opened(project, mixed_frame_counts=True).movies] == [4, 3, 4]
+    other_frame_count(project, n_frames=5)  # longer ones, too
+    found = opened(project, skip_movies_with_wrong_frame_count=True)
+    assert {skip.reason for skip in found.skipped} == {"its movie has 5 frames, most have 4"}
 
 
 def test_a_movie_shorter_than_its_motion(project):

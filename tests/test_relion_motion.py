@@ -6,15 +6,12 @@ import pytest
 from relion_project import motion_blocks
 
 from refmotion_nb.data.relion.motion import (
-    fit_local_motion,
     initial_displacement,
     local_motion,
-    read_local_shifts,
     read_motion,
     rigid_displacement,
 )
-from refmotion_nb.data.schema import InputError
-from refmotion_nb.data.star import write_star
+from refmotion_nb.data.star import read_star, table, write_star
 
 
 def read(tmp_path, change=None):
@@ -56,6 +53,19 @@ def test_unobserved_frames_take_the_last_observed(tmp_path, mark, expected, abse
     np.testing.assert_array_equal(read(tmp_path, change).global_shift[:, 0], expected)
 
 
+@pytest.mark.parametrize(("mark", "whose"), [([2], [0, 1, 1, 3]), ([3], [0, 1, 2, 2]), ([0, 1], [-1, -1, 2, 3])])
+def test_unobserved_frames_stay_with_their_local_motion_where_the_last_observed_was(tmp_path, mark, whose):
+    coefficients, at = np.random.default_rng(0).normal(0, 0.1, 36), np.array([[30.0, 50.0], [10.0, 5.0]])
+
+    def change(blocks):
+        with_model(coefficients)(blocks)
+        blocks["global_shift"] = blocks["global_shift"].drop(index=mark)
+
+    full = initial_displacement(read(tmp_path, with_model(coefficients)), at)
+    expected = np.where(np.array(whose)[:, None] >= 0, full[:, whose], 0)
+    np.testing.assert_allclose(initial_displacement(read(tmp_path, change), at), expected, atol=1e-12)
+
+
 def test_frames_before_the_first_used_count_as_dose(tmp_path):
     movie = read(tmp_path, lambda blocks: blocks["general"].update(rlnMicrographStartFrame=2))
     assert (movie.first_frame, movie.n_frames) == (1, 3)
@@ -87,17 +97,6 @@ def test_local_motion_terms():
         assert not shift[..., 0].any()
 
 
-def test_fit_gives_back_the_model():
-    rng = np.random.default_rng(5)
-    coefficients = rng.normal(size=36)
-    xy, frame = rng.uniform(-0.5, 0.5, (200, 2)), rng.integers(0, 40, 200)
-    shift = local_motion(coefficients, xy, np.arange(40))[np.arange(200), frame]
-    np.testing.assert_allclose(fit_local_motion(xy, frame, shift), coefficients, rtol=1e-6)
-    for few in (slice(0, 10), np.zeros(60, int)):
-        with pytest.raises(InputError, match="do not determine a local motion model"):
-            fit_local_motion(xy[few], frame[few], shift[few])
-
-
 def test_displacement_is_minus_the_shift(tmp_path):
     coefficients = np.zeros(36)
     coefficients[3] = 4.0  # x · z, for x
@@ -111,10 +110,16 @@ def test_displacement_is_minus_the_shift(tmp_path):
     assert not initial_displacement(still, at).any()
 
 
-def test_no_patches(tmp_path):
-    read(tmp_path)
-    with pytest.raises(InputError, match="has no data_local_shift"):
-        read_local_shifts(tmp_path / "a.star")
+def fit_to_patches(path):
+    """Coefficients (36,) that fit the patch shifts in a motion STAR file best."""
+    blocks = read_star(path, ("general", "local_shift"))
+    rows = table(blocks, "local_shift")
+    xy, shift = (rows[[f"rln{what}X", f"rln{what}Y"]].to_numpy(float) for what in ("Coordinate", "MicrographShift"))
+    xy = xy / [blocks["general"][f"rlnImageSize{axis}"] for axis in "XY"] - 0.5
+    frame = rows["rlnMicrographFrameNumber"].to_numpy(int) - 1
+    terms = [local_motion(one, xy, np.arange(frame.max() + 1))[np.arange(len(xy)), frame, 0] for one in np.eye(36)[:18]]
+    scale = np.abs(terms).max(1)  # z³ and z differ by the square of the frame count
+    return (np.linalg.lstsq(np.array(terms).T / scale, shift)[0].T / scale).reshape(36)
 
 
 def test_refit_of_relions_own_patches(test_data):
@@ -124,7 +129,7 @@ def test_refit_of_relions_own_patches(test_data):
     grid = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)
     for path in files:
         movie = read_motion(path, path.stem)
-        refitted = local_motion(fit_local_motion(*read_local_shifts(path)), grid, np.arange(movie.n_frames))
+        refitted = local_motion(fit_to_patches(path), grid, np.arange(movie.n_frames))
         difference = refitted - local_motion(movie.local_motion, grid, np.arange(movie.n_frames))
         assert np.sqrt((difference**2).sum(-1).mean()) < 0.15, path.name  # px
 

@@ -1,5 +1,8 @@
 """Against RELION 3.1 on the simulated apoferritin set: its numbers from its settings, and then better ones."""
 
+import shutil
+import subprocess
+
 import mrcfile
 import numpy as np
 import pytest
@@ -7,13 +10,13 @@ import xarray as xr
 
 import refmotion_nb as rm
 from refmotion_nb.data.relion.results import open_postprocess, read_bfactors, read_fsc, read_priors, read_tracks
-from refmotion_nb.data.star import read_star
+from refmotion_nb.data.star import read_star, write_star
 from refmotion_nb.data.synthetic.simulate import trajectory_error_A
 from refmotion_nb.numerics.dose import fcc, fit_relion
 from refmotion_nb.numerics.energy import first_shell_below
 from refmotion_nb.stages.alignment import Alignment, MotionPrior
 from refmotion_nb.stages.dose_weights import micrograph_fcc_sums
-from refmotion_nb.stages.reuse import default_prior, with_reference_scale
+from refmotion_nb.stages.reuse import as_search, default_prior
 from refmotion_nb.stages.search import prior_attrs, prior_from_attrs
 from refmotion_nb.stages.validation import COMBINATIONS
 
@@ -76,6 +79,70 @@ def test_fcc_sums_are_relions(folder, session):
         assert ours.shape == theirs.shape and max(errors) < RELATIVE, (name, errors)
 
 
+def polished(folder, out, particles, optics, binning=1.0):
+    """Have RELION polish some particles of mic0000, their micrograph ``binning`` times as coarse as the movie.
+
+    Returns our session of the same input, RELION's tracks, and its FCC sums.
+    """
+    if shutil.which("relion_motion_refine") is None:
+        pytest.skip("RELION is not installed")
+    for name in ("Movies", "Ref", "gain.mrc"):
+        (out / name).symlink_to(folder / name)
+    shutil.copytree(folder / "MotionCorr", out / "MotionCorr")
+    motion = out / "MotionCorr/Movies/mic0000.star"
+    motion.chmod(0o644)
+    blocks = read_star(motion)
+    write_star(motion, {**blocks, "general": {**blocks["general"], "rlnMicrographBinning": binning}})
+    write_star(out / "particles.star", {"optics": optics, "particles": particles})
+    command = ["relion_motion_refine", "--i", "particles.star", "--f", "Ref/postprocess.star", "--o", "Polish", "--j", "2",
+               "--corr_mic", "MotionCorr/corrected_micrographs.star", "--first_frame", "1", "--last_frame", "-1"]  # fmt: skip
+    subprocess.run(command, cwd=out, check=True, capture_output=True)
+    reference, _ = open_postprocess(out / "Ref/postprocess.star", out)
+    micrographs = out / "MotionCorr/corrected_micrographs.star"
+    session = rm.Session(rm.open_relion(out / "particles.star", micrographs, reference, out), 2)
+    results = out / "Polish/MotionCorr/Movies"
+    sums = [mrcfile.read(results / f"mic0000_FCC_{what}.mrc").astype(float) for what in ("cc", "w0", "w1")]
+    return session, read_tracks(results / "mic0000_tracks.star"), sums
+
+
+@pytest.fixture
+def few(folder):
+    """Fourteen particles of one micrograph, and their optics group."""
+    blocks = read_star(folder / "Extract/particles.star")
+    rows = blocks["particles"]
+    return rows[rows["rlnMicrographName"].str.contains("mic0000")].iloc[:14].reset_index(drop=True), blocks["optics"]
+
+
+def test_contrast_and_aberrations_are_relions(folder, few, tmp_path):
+    """RELION's sums of views with all that optics groups and particles may say of the microscope."""
+    particles, optics = few
+    along = np.linspace(0, 1, len(particles))
+    particles = particles.assign(
+        rlnPhaseShift=60 * along, rlnCtfBfactor=40 * along, rlnCtfScalefactor=0.8 + 0.3 * along,
+        rlnDefocusV=particles["rlnDefocusU"] - 1500 * along, rlnDefocusAngle=170 * along,
+    )  # fmt: skip
+    optics = optics.assign(
+        rlnBeamTiltX=1.7, rlnBeamTiltY=-0.9, rlnOddZernike="[0.3,-0.2,0.5,1.1,-0.7,0.4]",
+        rlnEvenZernike="[0.1,0.2,-0.3,0.15,0.7,-0.4,0.3,0.2,-0.6]",
+        rlnMagMat00=1.02, rlnMagMat01=0.01, rlnMagMat10=-0.005, rlnMagMat11=0.985,
+    )  # fmt: skip
+    session, tracks, theirs = polished(folder, tmp_path, particles, optics)
+    ours = micrograph_fcc_sums(session.micrograph("mic0000", Alignment(**AS_RELION)), tracks, 2)
+    errors = [relative(a, b) for a, b in zip(ours, theirs)]
+    assert max(errors) < RELATIVE, errors
+
+
+def test_tracks_count_from_relions_zero_on_binned_micrographs(folder, few, tmp_path):
+    """RELION cuts coordinates to pixels of the particle images, which here are those of the movie."""
+    particles, optics = few
+    for label in ("rlnCoordinateX", "rlnCoordinateY"):
+        particles = particles.assign(**{label: particles[label] / 2})
+    session, theirs, _ = polished(folder, tmp_path, particles, optics, binning=2.0)
+    settings, prior = Alignment(**AS_RELION), MotionPrior(rm.Hyperparameters.from_relion(0.5, 5000.0, 2.0, 2.0))
+    ours = session.track(session.micrograph("mic0000", settings), settings, prior).displacement_A
+    assert np.sqrt(((ours - theirs) ** 2).sum(-1).mean()) < TRACKS_A
+
+
 def test_b_factors_and_scales_are_relions(folder, session):
     total = np.sum([relions_sums(folder, name) for name in session], axis=0)
     reference = session.data.references[0]
@@ -101,8 +168,7 @@ def test_own_search_comes_close_to_the_truth(folder, session):
 def test_early_frames_blurred_by_motion_get_less_weight_than_damage_alone_would_give(session):
     """The first frames of the apoferritin set moved by several Å each, and were exposed while they did."""
     stage = rm.DoseWeights()
-    prior = with_reference_scale(session, stage, default_prior(CHOSEN, stage), 0)
-    dose = stage.run(session, xr.Dataset(attrs=prior_attrs(prior)))
+    dose = stage.run(session, as_search(session, stage, default_prior(CHOSEN, stage), 0))
     at = dose.sel(group="all").sel(frequency=1 / 5, method="nearest")
     weight, standard = at["weight"].values, at["reference_weight"].values
     assert np.argmax(standard) == 0 and weight[0] < 0.7 * standard[0] and np.argmax(weight) > 0

@@ -91,12 +91,12 @@ def test_particles_keep_their_columns(tmp_path):
     names = [f"{i + 1}@Polish/a_shiny.mrcs" for i in range(3)]
     origin = np.array([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])
     path = tmp_path / "out" / "particles.star"
-    results.write_particles(path, blocks, rows, names, pixel_size_A=1.25, box_size=32, ctf_premultiplied=True,
+    results.write_particles(path, blocks, rows, names, pixel_size_A={1: 1.25}, box_size={1: 32},
                             coordinate_px=origin * 100, origin_A=origin)  # fmt: skip
     written = read_star(path)
     group = written["optics"].iloc[0]
     assert len(written["optics"]) == 1
-    assert (group["rlnImagePixelSize"], group["rlnImageSize"], group["rlnCtfDataAreCtfPremultiplied"]) == (1.25, 32, 1)
+    assert (group["rlnImagePixelSize"], group["rlnImageSize"], group["rlnCtfDataAreCtfPremultiplied"]) == (1.25, 32, 0)
     assert group["rlnOddZernike"] == "[-0.23,0.09]"
     changed = ["rlnImageName", "rlnCoordinateX", "rlnCoordinateY", "rlnOriginXAngst", "rlnOriginYAngst"]
     kept = blocks["particles"].iloc[rows].reset_index(drop=True)
@@ -113,10 +113,11 @@ def test_pixel_size_by_optics_group(tmp_path):
     blocks["optics"] = pd.concat([blocks["optics"], blocks["optics"].assign(rlnOpticsGroup=2)], ignore_index=True)
     blocks["particles"]["rlnOpticsGroup"] = np.arange(30) % 2 + 1
     path = tmp_path / "a.star"
-    results.write_particles(path, blocks, range(30), ["1@a.mrcs"] * 30, pixel_size_A={1: 1.0, 2: 1.1}, box_size=32)
+    at = {"coordinate_px": np.zeros((30, 2)), "origin_A": np.zeros((30, 2)), "box_size": {1: 32, 2: 32}}
+    results.write_particles(path, blocks, range(30), ["1@a.mrcs"] * 30, pixel_size_A={1: 1.0, 2: 1.1}, **at)
     assert read_star(path)["optics"]["rlnImagePixelSize"].tolist() == [1.0, 1.1]
     with pytest.raises(InputError, match="no particles to write"):
-        results.write_particles(path, blocks, [], [], pixel_size_A=1.0, box_size=32)
+        results.write_particles(path, blocks, [], [], pixel_size_A={}, **at)
 
 
 @pytest.mark.skipif(shutil.which("relion_stack_create") is None, reason="RELION is not installed")
@@ -126,7 +127,8 @@ def test_relion_reads_written_particles_and_their_stack(tmp_path):
     images = np.random.default_rng(8).normal(size=(3, 32, 32)).astype(np.float32)
     write_stack(tmp_path / "a.mrcs", images, 1.25)
     results.write_particles(tmp_path / "a.star", tables(tmp_path), [0, 1, 2], [f"{i}@a.mrcs" for i in (3, 1, 2)],
-                            pixel_size_A=1.25, box_size=32)  # fmt: skip
+                            pixel_size_A={1: 1.25}, box_size={1: 32}, coordinate_px=np.zeros((3, 2)),
+                            origin_A=np.zeros((3, 2)))  # fmt: skip
     command = ["relion_stack_create", "--i", "a.star", "--o", "b"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr

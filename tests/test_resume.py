@@ -14,6 +14,7 @@ import weakref
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,8 +31,9 @@ from refmotion_nb.data.synthetic.simulate import SimulationSettings, simulate
 from refmotion_nb.demo import run_demo
 from refmotion_nb.numerics.rays import unrested
 from refmotion_nb.stages import audit, correction, session
+from refmotion_nb.stages.alignment import MotionPrior
 from refmotion_nb.stages.base import Cancelled, Silent
-from refmotion_nb.stages.search import still_moving
+from refmotion_nb.stages.search import Searched, still_moving
 from refmotion_nb.views.app.roots import Roots
 
 # three micrographs, so small that a whole job with search and validation takes two seconds
@@ -365,10 +367,14 @@ def test_one_movie_fails_and_only_it_is_done_when_it_was_repaired(project, tmp_p
 def test_a_movie_that_was_used_and_changed_puts_the_rest_in_question(project, tmp_path, out, monkeypatch):
     here = copied(project, tmp_path)
     assert run(here, out, *GIVEN) == 0
+    written = {name: (out / f"Particles/{name}.mrcs").stat().st_mtime_ns for name in NAMES}
     os.utime(here / "Movies/mic0001.tif", (0, 0))
     names = reads(monkeypatch)
     assert run(here, out, *GIVEN) == 0
     assert names[:3] == NAMES  # for the dose weights
+    # which came out as they were, so that the particles of the others still hold
+    again = [name for name in NAMES if (out / f"Particles/{name}.mrcs").stat().st_mtime_ns != written[name]]
+    assert again == ["mic0001"]
 
 
 def test_particles_left_out_on_opening_are_no_failure(project, tmp_path, out):
@@ -441,6 +447,14 @@ def test_max_strength(searched):
     assert warning.endswith("Raise max_strength.") and not still_moving(far)
     last = weak["activity_local"].values[:, -1].max()
     assert f"still move up to {last:.3g} Å" in warning
+
+
+def test_a_trial_is_scored_on_all_micrographs_and_moves_as_they_do_on_average():
+    facts = [np.array([[2.0], [1.0], [4.0]]), np.array([[4.0], [3.0], [8.0]])]  # cross term, local and total activity
+    place = SimpleNamespace(apply=lambda function, *columns: facts, values=lambda held: held)
+    prior = MotionPrior(rm.Hyperparameters(1.0, 50.0, 3000.0))
+    ((trial,), _) = Searched(place, [None, None], ("a", "b"), 20, 4.0, False).try_priors([prior])
+    assert (trial.cv_score, trial.activity_local, trial.activity_total) == (-3.0, 2.0, 6.0)
 
 
 def test_activity_near_zero():

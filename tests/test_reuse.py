@@ -367,6 +367,9 @@ def test_one_optics_group_has_one_pixel_size(two_pixel_sizes, tmp_path, capsys):
     line = "opticsGroup1 has particles on movies of 1.6 and of 1.4 Å/px (fine); give them different"
     assert line in said(capsys)[0]
     assert main(["check", *inputs(root)]) == 1 and line in " ".join(capsys.readouterr().out.split())
+    reference = rm.Reference(*(root / f"Ref/{name}.mrc" for name in ("half1", "half2", "mask")))
+    with pytest.raises(rm.InputError, match="opticsGroup1 has particles on movies of 1"):
+        rm.open_relion(root / PARTICLES, root / MICROGRAPHS, reference, root)
 
 
 def test_fourier_crop_must_fit_all_boxes(two_pixel_sizes, tmp_path, capsys):

@@ -2,10 +2,12 @@
 
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import mrcfile
 import numpy as np
 import pytest
+import xarray as xr
 from conftest import TINY
 from cryosparc_project import convert
 from job import GIVEN, inputs, said
@@ -19,6 +21,7 @@ from refmotion_nb.data.relion.results import read_tracks
 from refmotion_nb.data.star import read_star, write_star
 from refmotion_nb.data.store import ResultStore
 from refmotion_nb.data.synthetic.simulate import simulate, trajectory_error_A
+from refmotion_nb.stages import grey_scale
 from refmotion_nb.stages.alignment import Alignment, MotionPrior
 from refmotion_nb.stages.job import Job
 from refmotion_nb.stages.validation import COMBINATIONS
@@ -174,6 +177,16 @@ def test_the_grey_scale_of_a_reference_does_not_matter(two, tracks, tmp_path):
     assert not warnings
     for name, track in tracks.items():
         assert np.abs(found[name] - track).max() < 1e-3
+
+
+def test_a_grey_scale_that_cannot_be_told_is_not_taken(monkeypatch):
+    """Three standard errors are few: on that scale a reference would pull too little, or too much."""
+    sums = {0: (100.0, 50.0), 1: (30.0, 100.0), 2: (80.0, 100.0)}
+    monkeypatch.setattr(grey_scale, "scale_sums", lambda m, number, threads: sums[number])
+    micrograph = SimpleNamespace(particles=xr.Dataset({"reference": ("particle", [0, 1, 1, 2])}))
+    factors, warnings = grey_scale.scale_factors([micrograph], 3, 1)
+    np.testing.assert_allclose(factors, [1, 1, 0.4])
+    assert len(warnings) == 1 and warnings[0].startswith("reference 2 has too few particles")
 
 
 def test_the_grey_scale_is_found_with_the_settings_in_use(two, data, tmp_path):

@@ -6,12 +6,12 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from refmotion_nb.data.maps import LoadedReference, load_reference
+from refmotion_nb.data.maps import LoadedReference, check_reference, load_reference
 from refmotion_nb.data.schema import Dataset, InputError, Optics, Reference
 
 _WIDTH = 118
@@ -54,6 +54,25 @@ class Findings:
     root: Path
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    def opened(self) -> Dataset:
+        """Return the data set once the headers of its references were looked at, too.
+
+        Raises
+        ------
+        InputError
+            Something is wrong: a line for each kind of problem.
+        """
+        for reference in self.dataset.references:
+            try:
+                box_size, pixel_size_A = check_reference(reference)
+            except InputError as error:
+                self.problems.append(str(error))
+            else:
+                self.problems += unlike_particles(reference, box_size, pixel_size_A, self.dataset)
+        if problems := [*self.problems, *cannot_be_processed(self.dataset)]:
+            raise InputError("\n".join(dict.fromkeys(problems)))
+        return replace(self.dataset, notes=tuple(dict.fromkeys(self.notes)))
 
 
 def cannot_be_processed(dataset: Dataset) -> list[str]:

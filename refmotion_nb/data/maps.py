@@ -75,9 +75,9 @@ def map_header(path: str | Path) -> tuple[tuple[int, int, int], float]:
     return shape, round(float(voxel[0]), 6)
 
 
-def write_map(path: str | Path, volume: np.ndarray, pixel_size_A: float, *, float16: bool = False) -> None:
-    """Write a volume (z, y, x) as MRC mode 2, or 12 with ``float16``; atomically."""
-    _write(path, volume, pixel_size_A, float16, is_volume=True)
+def write_map(path: str | Path, volume: np.ndarray, pixel_size_A: float) -> None:
+    """Write a volume (z, y, x) as MRC mode 2; atomically."""
+    _write(path, volume, pixel_size_A, False, is_volume=True)
 
 
 def write_stack(path: str | Path, images: np.ndarray, pixel_size_A: float, *, float16: bool = False) -> None:

@@ -7,7 +7,6 @@ from math import factorial
 import numpy as np
 
 from refmotion_nb.numerics.backend import beside, kernels_of, xp_of
-from refmotion_nb.numerics.fourier import band_indices
 
 
 def wavelength_A(voltage_kV: float) -> float:
@@ -50,18 +49,13 @@ def beam_tilt_phase(
     return -scale * (x**2 + y**2) * (x * tilt_mrad[0] + y * tilt_mrad[1])
 
 
-def frequencies(k: int, extent_A: float, magnification: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the spatial frequencies (y, x), each (2k + 1, k + 1) in 1/Å, of a band of boxes ``extent_A`` wide.
-
-    An anisotropic magnification (RELION's rlnMagMat) turns the frequencies of the image into those of the specimen.
-    """
-    return specimen_frequencies(*band_indices(k), extent_A, magnification)
-
-
 def specimen_frequencies(
     ky: np.ndarray, kx: np.ndarray, extent_A: float, magnification: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the spatial frequencies (y, x) in 1/Å of the steps ky, kx of boxes ``extent_A`` wide; see ``frequencies``."""
+    """Return the spatial frequencies (y, x) in 1/Å of the steps ky, kx of boxes ``extent_A`` wide.
+
+    An anisotropic magnification (RELION's rlnMagMat) turns the frequencies of the image into those of the specimen.
+    """
     y, x = np.broadcast_arrays(ky / extent_A, kx / extent_A)
     if magnification is not None:
         m = np.asarray(magnification)

@@ -40,19 +40,6 @@ def hermitian_weight(kx: np.ndarray, box: int) -> np.ndarray:
     return np.where((kx == 0) | (2 * kx == box), 1.0, 2.0)
 
 
-def crop_half_plane(half: Any, box_out: int) -> Any:
-    """Return the half plane (..., box_out, box_out // 2 + 1) cut out of a larger one.
-
-    The frequencies at the new Nyquist limit are left as they are found.
-    """
-    box = half.shape[-2]
-    if box_out > box:
-        raise ValueError(f"cannot crop a box of {box} px to {box_out} px")
-    n = box_out // 2
-    rows = np.concatenate([np.arange(n), np.arange(box - (box_out - n), box)])
-    return half[..., beside(half, rows), : n + 1]
-
-
 def band_of(half: Any, k: int) -> Any:
     """Return the band (..., 2k + 1, k + 1) of a half plane."""
     box = half.shape[-2]

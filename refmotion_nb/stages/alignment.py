@@ -387,6 +387,9 @@ def displacement_std(
 
 def track(micrograph: Micrograph, settings: Alignment, prior: MotionPrior, threads: int) -> Tracks:
     """Return the trajectories of a micrograph's particles; windows that turn out too small are widened twice."""
+    if settings.relion and micrograph.n == 1:  # RELION leaves it where motion correction saw it
+        at = micrograph.placement
+        return Tracks(at.initial_A, np.zeros_like(at.rigid_A), at.rigid_A, 1.0, 0)
     _, position = micrograph.representatives
     micrograph = micrograph.distinct()
     geometry = Geometry.of(micrograph, settings.kernel)

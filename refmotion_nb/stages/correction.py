@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import param
 import xarray as xr
 
@@ -22,27 +22,13 @@ from refmotion_nb.numerics.dose import relion_gauge
 from refmotion_nb.numerics.recombine import normalise, recombine
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, Tracks
 from refmotion_nb.stages.base import Reporter, Silent, hash_of
-from refmotion_nb.stages.dose_weights import weights_of, weights_on
+from refmotion_nb.stages.dose_weights import weights_for, weights_of, weights_on
 from refmotion_nb.stages.keys import digest
 from refmotion_nb.stages.micrograph import Micrograph, optics_group
 from refmotion_nb.stages.search import prior_of
 from refmotion_nb.stages.session import Session
 
 WEIGHTS = ("weight", "dose", "frame_dose", "frequency", "group", "optics_group")  # of a table, all that correction uses
-
-
-@dataclass(frozen=True)
-class Written:
-    """One output particle."""
-
-    row: int
-    reference: int
-    micrograph: str
-    image_name: str
-    box: int  # px
-    pixel_size_A: float
-    coordinate_px: tuple[float, float]  # micrograph px
-    origin_A: tuple[float, float]
 
 
 class MotionCorrection(Alignment):
@@ -83,7 +69,7 @@ class MotionCorrection(Alignment):
         stacks = _stack_folder(out, image_root)
         sweep(out / "Particles")
         reporter.start(len(session.micrographs), "correcting particles")
-        finished: dict[str, tuple[list[Written], int]] = {}  # no tracks: they grow with the dataset
+        finished: dict[str, tuple[pd.DataFrame, int]] = {}  # no tracks: they grow with the dataset
         for name in session:
             table = store.read(f"tracks/{name}", _key(session, name, settings))
             if table is None or not (out / "Tracks" / f"{name}_tracks.star").exists():
@@ -108,9 +94,9 @@ class MotionCorrection(Alignment):
         for name, (_, hits) in finished.items():
             if hits:
                 session.warnings.append(f"{name}: {hits} positions lie beyond the window; raise window_reach_A")
-        written = [w for name in session if name in finished for w in finished[name][0]]
-        if not written:
+        if not finished:
             raise InputError(f"no particle was written: {failed[0][1] if failed else 'there is none'}")
+        written = pd.concat([rows for rows, _ in finished.values()])
         particles = self._finish(session, out, store, written, failed)
         _write_bfactors(out, dose)
         return particles
@@ -147,9 +133,8 @@ class MotionCorrection(Alignment):
     def images(self, m: Micrograph, tracks: Tracks, dose: xr.Dataset, threads: int) -> np.ndarray:
         """Return the corrected particles (particle, box, box) of a micrograph, background 0 ± 1."""
         box_out = self.output_box(m.spectra.box)
-        frequency = m.frequency(int(np.ceil(np.sqrt(2) * m.spectra.box / 2)) + 1)
-        weight = weights_on(dose, m.movie.dose_edges, frequency, m.group)
-        images = recombine(m.spectra, tracks.displacement_A / m.movie.pixel_size_A, weight, box_out, threads)
+        moved = tracks.displacement_A / m.movie.pixel_size_A
+        images = recombine(m.spectra, moved, weights_for(m, dose), box_out, threads)
         return to_host(normalise(images, m.background_radius_px(box_out), threads))
 
     def _finish(
@@ -157,21 +142,20 @@ class MotionCorrection(Alignment):
         session: Session,
         out: Path,
         store: ResultStore,
-        written: list[Written],
+        written: pd.DataFrame,
         failed: list[tuple[str, str]],
     ) -> xr.Dataset:
         data = session.data
         for number, tables in enumerate(data.tables):
-            mine = sorted((w for w in written if w.reference == number), key=lambda w: w.row)
-            if not mine:
+            mine = written[written["reference"] == number].sort_values("row")
+            if mine.empty:
                 continue
             suffix = f"_{number + 1}" if len(data.tables) > 1 else ""
-            group = tables["particles"]["rlnOpticsGroup"].to_numpy(int)
+            group = tables["particles"]["rlnOpticsGroup"].to_numpy(int)[mine["row"]]
             write_particles(
-                out / f"particles{suffix}.star", tables, [w.row for w in mine], [w.image_name for w in mine],
-                pixel_size_A={int(group[w.row]): w.pixel_size_A for w in mine},
-                box_size={int(group[w.row]): w.box for w in mine},
-                coordinate_px=np.array([w.coordinate_px for w in mine]), origin_A=np.array([w.origin_A for w in mine]),
+                out / f"particles{suffix}.star", tables, mine["row"].to_numpy(), mine["image_name"].tolist(),
+                pixel_size_A=dict(zip(group, mine["pixel_size_A"])), box_size=dict(zip(group, mine["box"])),
+                coordinate_px=mine[["x_px", "y_px"]].to_numpy(), origin_A=mine[["origin_x_A", "origin_y_A"]].to_numpy(),
             )  # fmt: skip
         table = particles_table(session, written, failed)
         store.write("particles", table)
@@ -244,49 +228,30 @@ def _stack_folder(out: Path, image_root: Path | None) -> str:
     return folder.as_posix()
 
 
-def _written(table: xr.Dataset, name: str, stacks: str) -> list[Written]:
-    rows, references = table["row"].values, table["reference"].values
-    coordinate, origin = table["coordinate_px"].values, table["origin"].values
-    return [
-        Written(
-            int(rows[i]),
-            int(references[i]),
-            name,
-            f"{i + 1:06d}@{stacks}/{name}.mrcs",
-            int(table.attrs["box"]),
-            float(table.attrs["pixel_size_A"]),
-            tuple(coordinate[i]),
-            tuple(origin[i]),
-        )
-        for i in range(len(rows))
-    ]
+def _written(table: xr.Dataset, name: str, stacks: str) -> pd.DataFrame:
+    """Return a row for each particle of a micrograph that was written."""
+    (x, y), (origin_x, origin_y) = table["coordinate_px"].values.T, table["origin"].values.T
+    return pd.DataFrame({
+        "row": table["row"].values, "reference": table["reference"].values, "micrograph": name,
+        "image_name": [f"{i + 1:06d}@{stacks}/{name}.mrcs" for i in range(len(x))],
+        "box": int(table.attrs["box"]), "pixel_size_A": float(table.attrs["pixel_size_A"]),
+        "x_px": x, "y_px": y, "origin_x_A": origin_x, "origin_y_A": origin_y,
+    })  # fmt: skip
 
 
-def particles_table(session: Session, written: list[Written], failed: list[tuple[str, str]]) -> xr.Dataset:
+def particles_table(session: Session, written: pd.DataFrame, failed: list[tuple[str, str]]) -> xr.Dataset:
     """Return the ``particles`` group: what was written and where, and why the others were not."""
-    entries: list[dict[str, Any]] = [
-        {
-            "row": w.row,
-            "reference": w.reference,
-            "micrograph": w.micrograph,
-            "written": True,
-            "image_name": w.image_name,
-            "reason": "",
-        }
-        for w in written
-    ]
+    columns = ["row", "reference", "micrograph", "written", "image_name", "reason"]
+    left_out = [(s.row, s.reference, s.micrograph, False, "", s.reason) for s in session.data.skipped if s.row >= 0]
     for name, reason in failed:
-        _, particles = session.micrographs[name]
-        for row, reference in zip(particles["row"].values, particles["reference"].values):
-            entries.append({"row": int(row), "reference": int(reference), "micrograph": name, "written": False,
-                            "image_name": "", "reason": reason})  # fmt: skip
-    for s in session.data.skipped:
-        if s.row >= 0:
-            entries.append({"row": s.row, "reference": s.reference, "micrograph": s.micrograph, "written": False,
-                            "image_name": "", "reason": s.reason})  # fmt: skip
-    entries.sort(key=lambda e: (e["reference"], e["row"]))
-    columns = {name: ("particle", np.array([e[name] for e in entries])) for name in entries[0]}
-    return xr.Dataset(columns)
+        particles = session.micrographs[name][1]
+        left_out += [(row, reference, name, False, "", reason)
+                     for row, reference in zip(particles["row"].values, particles["reference"].values)]  # fmt: skip
+    parts = [written.assign(written=True, reason="")[columns]]
+    if left_out:
+        parts.append(pd.DataFrame(left_out, columns=columns))
+    table = pd.concat(parts).sort_values(["reference", "row"])
+    return xr.Dataset({name: ("particle", np.array(table[name].tolist())) for name in columns})
 
 
 def hash_of_weights(dose: xr.Dataset) -> str:

@@ -135,6 +135,21 @@ class Device:
             )
         return self.at_once if self.at_once * largest <= room else 1
 
+    def check_references(self, n_bytes: int) -> None:
+        """Make sure that references of so many bytes fit beside those of the processes that share a GPU for views.
+
+        Raises
+        ------
+        InputError
+            They do not.
+        """
+        if self.slicer and n_bytes > USABLE_SHARE * self.slicer.total_bytes:
+            share = f"{self.slicer.total_bytes / 1e9:.1f} GB on {self.slicer.word} ({self.slicer.name})"
+            raise InputError(
+                f"references take {n_bytes / 1e9:.1f} GB in each process, of which each has {share}; give fewer gpus, or "
+                "leave slicing_gpu_also_aligns on"
+            )
+
     @property
     def warnings(self) -> list[str]:
         """What went wrong with its memory, once, in words."""
@@ -176,7 +191,7 @@ def choose_apart(oversubscription_GB: float = 20.0, worker: int = 0, sharing: in
     InputError
         There are no two GPUs.
     """
-    slicer = choose("cuda:0", oversubscription_GB)
+    slicer = choose("cuda:0", oversubscription_GB, sharing)  # each has its references there
     n = gpu.count() - 1
     if not n:
         raise InputError(f"there is one GPU, {slicer.word} ({slicer.name}); {APART}")

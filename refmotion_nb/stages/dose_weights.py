@@ -325,6 +325,18 @@ def weights_on(table: xr.Dataset, dose_edges: np.ndarray, frequency_per_A: np.nd
     return out / out.sum(0)
 
 
+def weights_for(m: Micrograph, dose: xr.Dataset | None) -> np.ndarray:
+    """Return what each frame of a micrograph weighs (frame, shell), to the corners of its patches; in all 1 in every shell.
+
+    Weights are those of a table, or without one Grant & Grigorieff's. InputError as of ``weights_on``.
+    """
+    frequency = m.frequency(int(np.ceil(np.sqrt(2) * m.spectra.box / 2)) + 1)
+    if dose is not None:
+        return weights_on(dose, m.movie.dose_edges, frequency, m.group)
+    standard = grant_grigorieff(frequency, m.mid_dose, m.movie.voltage_kV)
+    return standard / standard.sum(0)
+
+
 def table_edges(row: xr.Dataset) -> np.ndarray:
     """Return the accumulated dose (frame + 1,) before each frame and after the last of one row of a table, e/Å²."""
     middle = row["dose"].values

@@ -15,7 +15,6 @@ import numpy as np
 import param
 import xarray as xr
 
-from refmotion_nb.data.check import cannot_be_processed
 from refmotion_nb.data.cryosparc.hyperparameters import write_hyperparameter_group
 from refmotion_nb.data.cryosparc.write import write_particle_groups
 from refmotion_nb.data.files import STALE_S, only_within, sole, spare, spare_others, sweep, writable
@@ -285,8 +284,6 @@ class Job:
             raise SettingError(name, f"is no setting; {f'did you mean {near[0]}?' if near else 'leave it out'}")
         self.stage(Overrides).hyperparameters(self.data.movies[0].dose_per_frame_e_A2)
         self.stage(Execution).check()
-        if problems := cannot_be_processed(self.data):
-            raise InputError("\n".join(problems))
         self._check_boxes()
         validation: Validation = self.stage(Validation)
         if until == "validate":

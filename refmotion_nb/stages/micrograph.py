@@ -41,16 +41,21 @@ class Placement:
     initial_A: np.ndarray  # (particle, frame, 2) with the local motion model, where there is one
 
 
-def place(movie: Movie, particles: xr.Dataset, extent_A: float, recenter: bool) -> Placement:
-    """Return where to cut boxes ``extent_A`` wide; ``recenter`` moves them by the whole pixels of the refined origins."""
-    micrograph_pixel = movie.pixel_size_A * movie.binning
+def place(
+    movie: Movie, particles: xr.Dataset, extent_A: float, recenter: bool, images_A: np.ndarray | None = None
+) -> Placement:
+    """Return where to cut boxes ``extent_A`` wide; ``recenter`` moves them by the whole pixels of the refined origins.
+
+    Coordinates are cut to whole pixels of the micrograph, as when particles are extracted; with ``images_A`` to those of
+    the particle images (particle, 1), as when RELION polishes. Moved by such pixels they are read again as what they are.
+    """
+    pixel_A: Any = movie.pixel_size_A * movie.binning if images_A is None else images_A
     coordinate = particles["coordinate"].values
-    centre = np.rint(integer_coordinate(coordinate, micrograph_pixel) * movie.binning).astype(np.int64)
-    origin = particles["origin"].values.astype(float)
+    whole, origin = integer_coordinate(coordinate, pixel_A), particles["origin"].values.astype(float)
     if recenter:
-        whole = np.rint(origin / movie.pixel_size_A)
-        centre = centre - whole.astype(np.int64)
-        origin = origin - whole * movie.pixel_size_A
+        moved = np.rint(origin / pixel_A)
+        whole, origin = whole - moved, origin - moved * pixel_A
+    centre = np.rint(whole * pixel_A / movie.pixel_size_A).astype(np.int64)
     box = movie_box(extent_A, movie.pixel_size_A)
     return Placement(box, centre, origin, rigid_displacement(movie), initial_displacement(movie, coordinate))
 
@@ -228,7 +233,8 @@ def load_micrograph(
     Views are predicted where the references are, and moved. ``room`` and ``keep`` as ``read_spectra`` takes them.
     """
     device = device or Device()
-    placement = place(movie, particles, extent_A, recenter)
+    images_A = np.array([one.pixel_size_A for one in optics])[particles["optics"].values, None]
+    placement = place(movie, particles, extent_A, recenter, images_A if relion else None)
     spectra = read_spectra(movie, placement, not relion, repair, threads, device, room, keep)
     noise = _relion_noise(spectra, threads) if relion else _noise(spectra, movie, threads)
     extent = spectra.box * movie.pixel_size_A

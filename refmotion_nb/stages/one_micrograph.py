@@ -10,11 +10,11 @@ import xarray as xr
 
 from refmotion_nb.data.schema import AXES, InputError, wanted
 from refmotion_nb.numerics.backend import irfft2, to_host
-from refmotion_nb.numerics.energy import grant_grigorieff
 from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.numerics.recombine import normalise, recombine
 from refmotion_nb.stages.alignment import Alignment, alignment_windows, displacement_std
 from refmotion_nb.stages.correction import MotionCorrection, tracks_table
+from refmotion_nb.stages.dose_weights import weights_for
 from refmotion_nb.stages.micrograph import Micrograph
 from refmotion_nb.stages.reuse import as_search, default_prior
 from refmotion_nb.stages.search import HyperparameterSearch, prior_of
@@ -113,10 +113,7 @@ def before_and_after(
 
 def _uncorrected(m: Micrograph, box: int, threads: int) -> np.ndarray:
     """Return particles (particle, box, box) along the motion of motion correction, with standard weights."""
-    frequency = m.frequency(int(np.ceil(np.sqrt(2) * m.spectra.box / 2)) + 1)
-    weight = grant_grigorieff(frequency, m.mid_dose, m.movie.voltage_kV)
-    moved = m.placement.initial_A / m.movie.pixel_size_A
-    images = recombine(m.spectra, moved, weight / weight.sum(0), box, threads)
+    images = recombine(m.spectra, m.placement.initial_A / m.movie.pixel_size_A, weights_for(m, None), box, threads)
     return to_host(normalise(images, m.background_radius_px(box), threads))
 
 

@@ -91,14 +91,12 @@ def displacement(
 ) -> np.ndarray:
     """Return how the field moved at positions (position, 2) Å, as its particles did: (position, frame, 2) Å.
 
-    Where a particle is in the first frame is mixed up with errors of its pose, so that only motion from there on is
-    carried over. The sum over frames by ``frame_weight`` (frame,) lies where motion correction left it: particles stay at
-    their coordinates.
+    The sum over frames by ``frame_weight`` (frame,) lies where motion correction left it: particles stay at their
+    coordinates, and where they are in the first frame, which is mixed up with errors of their poses, does not matter.
     """
     first, position = np.unique(tracks["coordinate"].values, axis=0, return_index=True)[::-1]
     along = tracks["rigid"].values + tracks["common"].values
-    local = tracks["shift"].values[first] - along
-    moved = along + motion_field(position, local - local[:, :1], at_A, distance_A)
+    moved = along + motion_field(position, tracks["shift"].values[first] - along, at_A, distance_A)
     before = initial_displacement(movie, at_A)
     weight = frame_weight / frame_weight.sum()
     return moved - np.einsum("f,pfa->pa", weight, moved - before)[:, None]

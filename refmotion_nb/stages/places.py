@@ -13,10 +13,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from refmotion_nb.numerics.backend import one_blas_thread
+from refmotion_nb.stages.alignment import Alignment
 from refmotion_nb.stages.micrograph import Micrograph
 
 if TYPE_CHECKING:
-    from refmotion_nb.stages.alignment import Alignment
     from refmotion_nb.stages.session import Session
 
 Task = Callable[["Session", Micrograph], Any]

@@ -90,10 +90,10 @@ def write_prior(
     )  # fmt: skip
 
 
-def with_reference_scale(
+def as_search(
     session: Session, settings: Alignment, prior: MotionPrior, seed: int, reporter: Reporter | None = None
-) -> MotionPrior:
-    """Return a prior that knows the grey scale of the references in these movies, measured on a part of them.
+) -> xr.Dataset:
+    """Return a given prior as a search would, with the grey scale of the references measured on a part of the movies.
 
     RELION's energy takes the scale of the reference as it is.
 
@@ -102,39 +102,20 @@ def with_reference_scale(
     InputError
         No movie can be used.
     """
-    return _measured(session, settings, prior, seed, reporter or Silent())[0]
+    names: list[str] = []
+    if not settings.relion and not np.isfinite(prior.scale_pool):
+        what, task = "measuring the reference's grey scale", partial(_cross_and_power, settings=settings)
 
+        def visit(some: list[str]) -> Iterator[tuple[str, Any]]:
+            return session.place.each(some, settings, task)
 
-def as_search(
-    session: Session, settings: Alignment, prior: MotionPrior, seed: int, reporter: Reporter | None = None
-) -> xr.Dataset:
-    """Return a given prior as a search would, with the grey scale of the references measured.
-
-    Raises
-    ------
-    InputError
-        No movie can be used.
-    """
-    prior, names = _measured(session, settings, prior, seed, reporter or Silent())
+        everyone = list(session)
+        found = list(session.sample(everyone, SCALE_PARTICLES, seed, visit, reporter or Silent(), what))
+        if not found:
+            raise session.nothing_usable(everyone)
+        pool, spread2 = pooled_scale(*np.array([sums for _, sums in found]).T)
+        prior, names = replace(prior, scale_pool=pool, scale_spread2=spread2), [name for name, _ in found]
     return xr.Dataset(attrs={**prior_attrs(prior), "micrographs": names, "micrographs_key": session.keys.of(names)})
-
-
-def _measured(
-    session: Session, settings: Alignment, prior: MotionPrior, seed: int, reporter: Reporter
-) -> tuple[MotionPrior, list[str]]:
-    """Return the prior with the grey scale, and the micrographs that it was measured on."""
-    if settings.relion or np.isfinite(prior.scale_pool):
-        return prior, []
-    what, task = "measuring the reference's grey scale", partial(_cross_and_power, settings=settings)
-
-    def visit(some: list[str]) -> Iterator[tuple[str, Any]]:
-        return session.place.each(some, settings, task)
-
-    found = list(session.sample(list(session), SCALE_PARTICLES, seed, visit, reporter, what))
-    if not found:
-        raise session.nothing_usable(list(session))
-    pool, spread2 = pooled_scale(*np.array([sums for _, sums in found]).T)
-    return replace(prior, scale_pool=pool, scale_spread2=spread2), [name for name, _ in found]
 
 
 def _cross_and_power(session: Session, m: Micrograph, settings: Alignment) -> tuple[float, float]:

@@ -11,7 +11,7 @@ import param
 import xarray as xr
 
 from refmotion_nb.data.schema import Dataset, InputError, wanted
-from refmotion_nb.numerics.backend import to_host
+from refmotion_nb.numerics.backend import beside, to_host
 from refmotion_nb.numerics.energy import pooled_scale
 from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.numerics.rays import activity, ray_table, retired, strengths, unrested
@@ -80,8 +80,8 @@ class Aligned:
     """The trajectories of a micrograph under several priors, and what of them a search needs to know."""
 
     facts: np.ndarray  # (3, prior): cross term of the score, activity of local and of all motion, Å
-    local_A: np.ndarray  # (prior, particle, frame, 2) float32
-    common_A: np.ndarray  # (prior, frame, 2)
+    local_A: Any  # (prior, particle, frame, 2) float32; on a GPU that has room
+    common_A: Any  # (prior, frame, 2)
 
 
 @dataclass(frozen=True)
@@ -126,17 +126,24 @@ def _aligned(
     session: Session, m: SearchMicrograph, before: Aligned | None, priors: list[MotionPrior], stay: list[int],
     relion: bool, tolerance: float, n_micrographs: int,
 ) -> Aligned:  # fmt: skip
-    put = session.device.put
+    device = session.device
     threads = max(1, session.threads // n_micrographs)
-    problem = trajectory_problem(m.windows.on(put), m.geometry, priors, relion, m.bend, threads)
+    problem = trajectory_problem(m.windows.on(device.put), m.geometry, priors, relion, m.bend, threads)
     if before is None:
         start = problem.unknowns_of(m.geometry.initial_A - problem.rigid_A)
     else:
-        start = problem.unknowns_of(before.local_A[stay], before.common_A[stay])
-    solution = problem.solve(start, tolerance)
-    cross = to_host(m.score.windows.on(put).sample(solution.displacement_A)[0].sum((1, 2), dtype=np.float64))
-    local, total = activity(solution.local_A), activity(solution.displacement_A - m.geometry.rigid_A)
-    return Aligned(np.stack([cross, local, total]), solution.local_A.astype(np.float32), solution.common_A)
+        local, common = device.put(before.local_A), device.put(before.common_A)
+        rows = beside(local, stay)
+        start = problem.unknowns_of(local[rows], common[rows])
+    found = problem.descend(start, tolerance)
+    local, common = found.local_A, found.common_A
+    shown = local + common[:, None] + beside(local, problem.rigid_A)
+    cross = to_host(m.score.windows.on(device.put).sample(shown)[0].sum((1, 2), dtype=np.float64))
+    total = activity(shown - beside(local, m.geometry.rigid_A))
+    facts = np.stack([cross, activity(local), total])
+    if not device.keeps(local):
+        local, common = to_host(local), to_host(common)
+    return Aligned(facts, local.astype(np.float32), common)
 
 
 def _facts_of(session: Session, aligned: Aligned) -> np.ndarray:

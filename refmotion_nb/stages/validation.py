@@ -11,15 +11,14 @@ import xarray as xr
 
 from refmotion_nb.data.maps import write_map
 from refmotion_nb.data.schema import Dataset, InputError, as_path
-from refmotion_nb.numerics.energy import first_shell_below, grant_grigorieff
+from refmotion_nb.numerics.energy import first_shell_below
 from refmotion_nb.numerics.reconstruct import BackProjector, MaskedFSC, Transform, fsc_masked_corrected
 from refmotion_nb.numerics.sharpening import guinier_b_factor, sharpened
 from refmotion_nb.numerics.symmetry import operators
 from refmotion_nb.stages.alignment import Alignment, MotionPrior
 from refmotion_nb.stages.base import Reporter, Silent
-from refmotion_nb.stages.dose_weights import weights_of, weights_on
+from refmotion_nb.stages.dose_weights import weights_for, weights_of
 from refmotion_nb.stages.half_maps import Grid, half_maps, slices_of
-from refmotion_nb.stages.micrograph import Micrograph
 from refmotion_nb.stages.search import prior_of
 from refmotion_nb.stages.session import Session
 
@@ -174,7 +173,9 @@ class Validation(Alignment):
             displacement = {False: m.placement.initial_A}
             if any(c.corrected for c in group):
                 displacement[True] = session.track(m, self, prior).displacement_A
-            weight = {empirical: self.weights(m, dose, empirical) for empirical in {c.empirical for c in group}}
+            weight = {
+                empirical: weights_for(m, dose if empirical else None) for empirical in {c.empirical for c in group}
+            }
             chosen = [(displacement[c.corrected] / m.movie.pixel_size_A, weight[c.empirical]) for c in group]
             for start in range(0, m.n, CHUNK):
                 part = slice(start, min(start + CHUNK, m.n))
@@ -190,14 +191,6 @@ class Validation(Alignment):
             reporter.advance(micrograph=name)
             del m  # the next one may need its room
         return projectors
-
-    def weights(self, m: Micrograph, dose: xr.Dataset, empirical: bool) -> np.ndarray:
-        """Return the dose weights (frame, shell) of a micrograph, normalised over frames: measured, or the standard curve's."""
-        frequency = m.frequency(int(np.ceil(np.sqrt(2) * m.spectra.box / 2)) + 1)
-        if empirical:
-            return weights_on(dose, m.movie.dose_edges, frequency, m.group)
-        standard = grant_grigorieff(frequency, m.mid_dose, m.movie.voltage_kV)
-        return standard / standard.sum(0)
 
 
 def _groups(

@@ -14,7 +14,7 @@ from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from threading import Condition, Lock, Semaphore
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from distributed import Client, Future, KilledWorker, WorkerPlugin, get_worker
@@ -27,12 +27,10 @@ from refmotion_nb.data.schema import Dataset, InputError
 from refmotion_nb.numerics import gpu
 from refmotion_nb.numerics.backend import one_blas_thread
 from refmotion_nb.numerics.room import reuse_freed_memory
+from refmotion_nb.stages.alignment import Alignment
 from refmotion_nb.stages.device import Device, choose, choose_apart
 from refmotion_nb.stages.places import Task
 from refmotion_nb.stages.session import Session
-
-if TYPE_CHECKING:
-    from refmotion_nb.stages.alignment import Alignment
 
 AHEAD = 2  # micrographs per worker on their way: one in work, one being read
 GONE = (CommClosedError, ClosedClientError, CancelledError)  # what Dask raises once the scheduler is lost

@@ -1,4 +1,4 @@
-"""CryoSPARC's ``.cs`` tables and ``.csg`` groups: NumPy's format and the CSDAT container, read and written.
+"""CryoSPARC's ``.cs`` tables and ``.csg`` groups: NumPy's format and the CSDAT container, which is read only.
 
 A table is a structured array with one row per item; strings are bytes (``S``), as CryoSPARC itself stores them in
 NumPy's format. CSDAT, as ``cryosparc-tools`` writes it: six magic bytes, a little-endian length and that much JSON
@@ -68,13 +68,10 @@ def read_cs(path: str | Path) -> np.ndarray:
     return rows.reshape(-1)
 
 
-def write_cs(path: str | Path, rows: np.ndarray, container: bool = False) -> None:
-    """Write a structured array as a ``.cs`` file, in NumPy's format or as a CSDAT ``container``; atomically."""
+def write_cs(path: str | Path, rows: np.ndarray) -> None:
+    """Write a structured array as a ``.cs`` file in NumPy's format; atomically."""
     with atomic(path) as temporary, open(temporary, "wb") as file:
-        if container:
-            file.write(_pack(rows))
-        else:
-            np.save(file, rows, allow_pickle=False)
+        np.save(file, rows, allow_pickle=False)
 
 
 def text(rows: np.ndarray, name: str) -> list[str]:
@@ -241,24 +238,3 @@ def _unpack(data: memoryview) -> np.ndarray:
         ends = {int(start): heap.index(b"\0", int(start)) for start in np.unique(raw[name])}
         raw[name] = np.array([heap[int(start) : ends[int(start)]] or b"" for start in raw[name]])
     return table(raw)
-
-
-def _pack(rows: np.ndarray) -> bytes:
-    heap, offsets = bytearray(b"\0"), {b"": 0}
-    kinds: list[list[Any]] = []
-    blocks = []
-    for name in names(rows):
-        column = np.ascontiguousarray(rows[name])
-        if column.dtype.kind == "S":
-            for value in set(column.tolist()) - set(offsets):
-                offsets[value] = len(heap)
-                heap += value + b"\0"
-            kinds.append([name, "|O"])
-            column = np.array([offsets[value] for value in column.tolist()], "<u8")
-        else:
-            kinds.append([name, column.dtype.str, *([list(column.shape[1:])] if column.ndim > 1 else [])])
-        blocks.append(struct.pack("<I", column.nbytes) + column.tobytes())
-    header = {"length": len(rows), "dtype": kinds, "compression": None, "compressed_fields": []}
-    encoded = json.dumps(header).encode()
-    body = b"".join(blocks) if len(rows) else b""
-    return _CSDAT + struct.pack("<I", len(encoded)) + encoded + body + bytes(heap)

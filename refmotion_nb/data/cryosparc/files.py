@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from glob import escape
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,9 @@ def locate(name: str, root: Path, beside: Path) -> Path:
         if plain.exists():
             return plain
         if path.parent.is_dir():
-            uids = [other for other in path.parent.glob(f"*_{plain.name}") if without_uid(other.name) == plain.name]
+            uids = [
+                other for other in path.parent.glob(f"*_{escape(plain.name)}") if without_uid(other.name) == plain.name
+            ]
             if len(uids) == 1:
                 return uids[0]
     return candidates[0]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from refmotion_nb.data.check import Check, Findings, check_dataset, unlike_particles
+from refmotion_nb.data.check import Check, Findings, check_dataset
 from refmotion_nb.data.cryosparc.csfile import names, text
 from refmotion_nb.data.cryosparc.csfile import table as cs_table
 from refmotion_nb.data.cryosparc.exposures import read_exposures, read_movies
@@ -17,10 +17,9 @@ from refmotion_nb.data.cryosparc.files import Entry, first_file, job_of, read_re
 from refmotion_nb.data.cryosparc.motion import ORIENTATIONS
 from refmotion_nb.data.cryosparc.orientation import best_orientation
 from refmotion_nb.data.cryosparc.particles import micrograph_shapes, particle_table, read_particle_rows
-from refmotion_nb.data.maps import check_reference
 from refmotion_nb.data.micrographs import MovieTable, beside_absolute
-from refmotion_nb.data.relion.micrographs import MovieSet, Options, short_names
-from refmotion_nb.data.relion.particles import ParticleTable, assemble, off_their_movies, repeated, shared_places
+from refmotion_nb.data.relion.micrographs import MovieSet, Options, as_gain, short_names
+from refmotion_nb.data.relion.particles import assemble, off_their_movies, repeated, shared_places, unfit
 from refmotion_nb.data.relion.results import find_root, given_root
 from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference, Skipped, as_path
 from refmotion_nb.data.star import table
@@ -83,21 +82,11 @@ def open_cryosparc(
         Anything needed is missing, contradictory or not a number; one line for each kind of problem.
     """
     options = Options(
-        gain if gain is None or isinstance(gain, Gain) else Gain(as_path(gain, "gain")), dose_per_frame_e_A2, pre_exposure_e_A2,
-        eer_fractions, first_frame, last_frame, skip_movies_with_wrong_frame_count, mixed_frame_counts,
-        hot_pixel_threshold, subtract_background,
+        as_gain(gain, root), dose_per_frame_e_A2, pre_exposure_e_A2, eer_fractions, first_frame, last_frame,
+        skip_movies_with_wrong_frame_count, mixed_frame_counts, hot_pixel_threshold, subtract_background,
     )  # fmt: skip
     read = _read(exposures, particles, volumes, masks, root, orientation, options)
-    for reference in read.dataset.references:
-        try:
-            box_size, pixel_size_A = check_reference(reference)
-        except InputError as error:
-            read.problems.append(str(error))
-        else:
-            read.problems += unlike_particles(reference, box_size, pixel_size_A, read.dataset)
-    if read.problems:
-        raise InputError("\n".join(dict.fromkeys(read.problems)))
-    return replace(read.dataset, notes=tuple(dict.fromkeys(read.notes)))
+    return read.opened()
 
 
 def survey_cryosparc(
@@ -112,8 +101,8 @@ def survey_cryosparc(
     **options: Any,
 ) -> Check:
     """Go through CryoSPARC results without stopping at the first problem; the arguments are ``open_cryosparc``'s."""
-    gain = gain if gain is None or isinstance(gain, Gain) else Gain(as_path(gain, "gain"))
-    read = _read(exposures, particles, volumes, masks, root, orientation, Options(gain, **options))
+    asked = Options(as_gain(gain, root), **options)
+    read = _read(exposures, particles, volumes, masks, root, orientation, asked)
     return check_dataset(read.dataset, read.problems, read.notes, title=f"CryoSPARC project in {read.root.absolute()}")
 
 
@@ -182,8 +171,9 @@ def _assembled(
         sources=(*(("particles", path) for path, _ in particles), *(("exposures", path) for path, _ in exposures)),
         orientation=name,
     )  # fmt: skip
-    unfit = _unfit(dataset, tables) if movies.movies or (exposures and not movies.problems) else []
-    problems = [*(problem for part in tables for problem in part.problems), *movies.problems, *unfit]
+    problems = [*(problem for part in tables for problem in part.problems), *movies.problems]
+    if movies.movies or (exposures and not movies.problems):
+        problems += unfit(values, skipped, tables, "exposures")
     return dataset, replace(movies, problems=tuple(problems))
 
 
@@ -203,21 +193,6 @@ def _oriented(
     return best_orientation({
         name: _assembled([one for one in few_exposures if len(one[1])], few_particles, references[:1], root, name, relaxed)[0]
         for name in ORIENTATIONS})  # fmt: skip
-
-
-def _unfit(dataset: Dataset, tables: list[ParticleTable]) -> list[str]:
-    problems = []
-    reference, half = dataset.particles["reference"].values, dataset.particles["half"].values
-    for number, part in enumerate(tables):
-        halves = set(half[reference == number].tolist()) & {1, 2}
-        if not (reference == number).any():
-            reasons = [skip.reason for skip in dataset.skipped if skip.row >= 0 and skip.reference == number]
-            why = reasons[0] if reasons else "none is left"
-            problems.append(f"{part.path}: no particle can be used ({why}); give the exposures they are from")
-        elif len(halves) == 1:
-            problems.append(f"{part.path}: all particles are of one half set (alignments3D/split {halves.pop() - 1}); "
-                            "give both")  # fmt: skip
-    return problems
 
 
 def _notes(particles: Tables, jobs: list[str]) -> list[str]:
@@ -297,10 +272,9 @@ def open_exposures(
     home = (root if root is not None else _root([path for path, _ in tables], list(tables))).absolute()
     tables = [(path, beside_absolute(rows, path.parent)) for path, rows in tables]
     shapes = {uid: shape for _, rows in tables for uid, shape in _micrograph_blobs(rows).items()}
-    gain = gain if gain is None or isinstance(gain, Gain) else Gain(as_path(gain, "gain"))
     # RELION's rows are those of particle images only: micrographs lie as the locations that the exposures go with
     frame = ORIENTATIONS["cryosparc" if orientation == "relion" else orientation]
-    found = read_movies(tables, (), home, Options(gain, **options), frame, shapes)
+    found = read_movies(tables, (), home, Options(as_gain(gain, root), **options), frame, shapes)
     if not found.movies:
         raise InputError(f"{tables[0][0]}: none of its movies can be used; the first: {found.idle[0].reason}")
     common = [name for name in names(tables[0][1]) if all(name in names(rows) for _, rows in tables)]

@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 
 from refmotion_nb.data.cryosparc.csfile import columns, table, write_cs, write_csg
+from refmotion_nb.data.cryosparc.motion import ORIENTATIONS
 from refmotion_nb.data.cryosparc.particles import aberrations_A, euler_to_pose
 from refmotion_nb.data.files import atomic
 from refmotion_nb.data.schema import Dataset, InputError, Movie
@@ -35,10 +36,10 @@ def write_particle_groups(out: str | Path, data: Dataset, tracks: Iterable[tuple
     """
     out = Path(out)
     movies = {movie.micrograph: movie for movie in data.movies}
-    reversed_y = {number: y_reversed(data, number) for number in range(len(data.references))}
+    against = bool(data.orientation) and ORIENTATIONS[data.orientation].y_reversed  # y of its locations and motion
     parts: dict[int, list[dict[str, np.ndarray]]] = {}
     for name, its_tracks in tracks:
-        for number, values in _micrograph(out, movies[name], its_tracks, reversed_y):
+        for number, values in _micrograph(out, movies[name], its_tracks, against):
             parts.setdefault(number, []).append(values)
     if not parts:
         raise InputError(f"{out}: no particles to write")
@@ -48,7 +49,7 @@ def write_particle_groups(out: str | Path, data: Dataset, tracks: Iterable[tuple
         order = np.argsort(joined["row"], kind="stable")
         values = {key: column[order] for key, column in joined.items()}
         suffix = f"_{number + 1}" if len(data.references) > 1 else ""
-        rows = _rows(data, number, values, movies, reversed_y[number])
+        rows = _rows(data, number, values, movies, against)
         path = out / f"particles{suffix}.cs"
         write_cs(path, rows)
         write_csg(path.with_suffix(".csg"), f"particles_{number}", "particle", "Motion-corrected particles",
@@ -57,27 +58,12 @@ def write_particle_groups(out: str | Path, data: Dataset, tracks: Iterable[tuple
     return written
 
 
-def y_reversed(data: Dataset, number: int) -> bool:
-    """Return whether the y of CryoSPARC's locations runs against the movies' rows, as the data set was opened."""
-    if not data.cs_rows or number >= len(data.cs_rows) or not data.movies:
-        return False
-    mine = np.flatnonzero(data.particles["reference"].values == number)
-    heights = {movie.micrograph: movie.height * movie.pixel_size_A for movie in data.movies}
-    particles = data.particles.isel(particle=mine)
-    height = np.array([heights[name] for name in particles["micrograph"].values])
-    given = data.cs_rows[number]["location/center_y_frac"][particles["row"].values].astype(float)
-    found = particles["coordinate"].values[:, 1] / height
-    return bool(np.abs(1 - found - given).sum() < np.abs(found - given).sum())
-
-
-def _micrograph(
-    out: Path, movie: Movie, tracks: xr.Dataset, reversed_y: Mapping[int, bool]
-) -> list[tuple[int, dict[str, np.ndarray]]]:
+def _micrograph(out: Path, movie: Movie, tracks: xr.Dataset, against: bool) -> list[tuple[int, dict[str, np.ndarray]]]:
     """Save the trajectories of a micrograph; return what its particles need, by reference."""
     shift = tracks["shift"].values / movie.pixel_size_A  # (particle, frame, 2) movie px
     reference = tracks["reference"].values.astype(int)
-    against = np.array([reversed_y.get(int(number), False) for number in reference])
-    shift = shift * np.where(against[:, None, None], [1.0, -1.0], 1.0)
+    if against:
+        shift = shift * np.array([1.0, -1.0])
     save_array(out / "Motion" / f"{movie.micrograph}_traj.npy", shift.astype(np.float32))
     found = []
     for number in np.unique(reference):

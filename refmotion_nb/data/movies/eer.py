@@ -8,8 +8,7 @@ which is RELION's.
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +18,9 @@ from refmotion_nb.data.movies.rawbytes import Bytes
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.numerics.compiled import njit
 
-_METADATA, _SKIP_BITS, _X_BITS, _Y_BITS = 65001, 65007, 65008, 65009
+_SKIP_BITS, _X_BITS, _Y_BITS = 65007, 65008, 65009
 _COMPRESSIONS = {65000: (8, 2, 2), 65001: (7, 2, 2)}
-_KEEP = frozenset(
-    {tiff.WIDTH, tiff.HEIGHT, tiff.COMPRESSION, tiff.OFFSETS, tiff.COUNTS, _METADATA, _SKIP_BITS, _X_BITS, _Y_BITS}
-)
+_KEEP = frozenset({tiff.WIDTH, tiff.HEIGHT, tiff.COMPRESSION, tiff.OFFSETS, tiff.COUNTS, _SKIP_BITS, _X_BITS, _Y_BITS})
 PADDING = 8  # bytes that may be read beyond the end of a stream
 _BAND_BYTES = 1 << 18  # of the rendered frame; all raw frames of a group add to it while it is in the cache
 # How many pixels of the rendered frame to one of the sensor, as a power of two; 3 is what RELION calls 4x
@@ -37,9 +34,6 @@ class EerInfo:
     n_frames: int  # raw frames
     height: int  # px of the sensor
     width: int
-    compression: int
-    total_dose_e_px: float | None = None  # electrons per sensor pixel, where it is given
-    metadata: dict[str, str] = field(default_factory=dict)  # of the acquisition, as the camera names it
 
 
 class EerFile:
@@ -49,7 +43,7 @@ class EerFile:
         self._source = source
         self._streams: list[list[tuple[int, int]]] = []
         self._bits: tuple[int, int, int] = (0, 0, 0)
-        self.info = EerInfo(0, 0, 0, 0)
+        self.info = EerInfo(0, 0, 0)
         for tags in tiff.directories(source, _KEEP):
             compression = tiff.number_of(tags, tiff.COMPRESSION, 1)
             bits = _COMPRESSIONS.get(compression)
@@ -57,20 +51,19 @@ class EerFile:
                 bits = tuple(tiff.number_of(tags, c, d) for c, d in ((_SKIP_BITS, 7), (_X_BITS, 2), (_Y_BITS, 2)))  # type: ignore[assignment]
             if bits is None:
                 continue  # some programs put an ordinary image, the sum, beside the electrons
-            self._add(tags, compression, bits)
+            self._add(tags, bits)
         if not self._streams:
             raise InputError(
                 f"{source.path} holds no EER frames: it is not an EER movie, or was not written to its end"
             )
         self.info = replace(self.info, n_frames=len(self._streams))
 
-    def _add(self, tags: tiff.Tags, compression: int, bits: tuple[int, int, int]) -> None:
+    def _add(self, tags: tiff.Tags, bits: tuple[int, int, int]) -> None:
         path, frame = self._source.path, len(self._streams) + 1
         height, width = tiff.number_of(tags, tiff.HEIGHT), tiff.number_of(tags, tiff.WIDTH)
         if frame == 1:
             self._bits = bits
-            metadata = _metadata(tags.get(_METADATA, b""))
-            self.info = EerInfo(0, height, width, compression, _dose(metadata), metadata)
+            self.info = EerInfo(0, height, width)
             if not height or not width or not 1 <= bits[0] <= 16 or not (0 <= bits[1] <= 4 and 0 <= bits[2] <= 4):
                 raise InputError(f"{path}: raw frame 1 has a damaged header; copy the file again")
         elif (height, width, bits) != (self.info.height, self.info.width, self._bits):
@@ -117,7 +110,7 @@ class EerFile:
 
 
 def eer_info(path: Path | str) -> EerInfo:
-    """Read raw frame count, sensor size and acquisition metadata from the headers; InputError unless EER."""
+    """Read raw frame count and sensor size from the headers; InputError unless EER."""
     with Bytes(Path(path)) as source:
         if not tiff.is_tiff(bytes(source.read(0, min(4, source.size)))):
             raise InputError(f"{path} is not an EER movie: it does not start as a TIFF file does")
@@ -151,21 +144,6 @@ def eer_shape(info: EerInfo, upsampling: int, path: Path) -> tuple[int, int]:
 def dtype_for(n: int, upsampling: int) -> np.dtype:
     """Return the smallest type that ``n`` raw frames cannot overflow: a pixel counts at most once per raw frame."""
     return np.dtype(np.uint8 if n * (4 if upsampling == -1 else 1) <= 255 else np.uint16)
-
-
-def _metadata(xml: tuple | bytes) -> dict[str, str]:
-    try:
-        root = ElementTree.fromstring(bytes(xml).rstrip(b"\0 \r\n"))
-    except (ElementTree.ParseError, TypeError, ValueError):
-        return {}  # nothing that is needed: other writers leave the tag out altogether
-    return {item.get("name", ""): (item.text or "").strip() for item in root.iter("item")}
-
-
-def _dose(metadata: dict[str, str]) -> float | None:
-    try:
-        return float(metadata["totalDose"])
-    except (KeyError, ValueError):
-        return None
 
 
 @njit(nogil=True, cache=True)

@@ -16,7 +16,7 @@ import pandas as pd
 
 from refmotion_nb.data.relion.motion import read_motion
 from refmotion_nb.data.relion.particles import listed, needs_optics
-from refmotion_nb.data.schema import Gain, InputError, Movie, Skipped, in_words
+from refmotion_nb.data.schema import Gain, InputError, Movie, Skipped, as_path, in_words
 from refmotion_nb.data.star import read_star, table
 
 _JOB_PREFIX = re.compile(r"^(?:.*?/)?[^/]+/job\d{3,}/")
@@ -156,6 +156,20 @@ def usable_movies(
         unusable={name: out[i] for name, i in listed_as.items() if i in out},
         idle=tuple(idle), problems=tuple(problems), notes=tuple(notes),
     )  # fmt: skip
+
+
+def from_root(path: str | Path, root: str | Path | None) -> Path:
+    """Take a path given by the user as it stands, or from the root where only that leads to a file."""
+    path = Path(path)
+    return Path(root) / path if root is not None and not path.exists() and (Path(root) / path).exists() else path
+
+
+def as_gain(gain: Gain | str | Path | None, root: str | Path | None) -> Gain | None:
+    """Return a gain reference given as such or by its path, found wherever work is done."""
+    if gain is None:
+        return None
+    gain = gain if isinstance(gain, Gain) else Gain(as_path(gain, "gain"))
+    return replace(gain, path=from_root(gain.path, root).absolute())
 
 
 def strip_job(name: str) -> str:

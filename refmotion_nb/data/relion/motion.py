@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from refmotion_nb.data.schema import Gain, InputError, Movie
 from refmotion_nb.data.spline_motion import spline_displacement
@@ -36,7 +35,8 @@ def read_motion(
 
     ``locate`` turns a path written in the file into one that can be opened. The dose, the pre-exposure and the gain
     given replace those of the file; the voltage is used where the file has none. Frames before the first one used are
-    left out; a frame without a shift takes the last one observed before it, else 0, as in RELION.
+    left out. A frame without a shift takes that of the last one observed before it, else 0, as in RELION; its local motion
+    stays as it was there, too (RELION leaves it out, so that particles jump; the model would go on as a cubic).
 
     Raises
     ------
@@ -59,43 +59,10 @@ def local_motion(coefficients: np.ndarray, xy_fraction: np.ndarray, time: np.nda
     ``time`` (time,) in frames from the first that was corrected; ``xy_fraction`` (position, 2): position over movie
     size minus one half. Source: RELION's ThirdOrderPolynomialModel.
     """
-    space = _space_terms(np.asarray(xy_fraction, float))  # (position, 6)
+    (x, y), z = np.asarray(xy_fraction, float).T, np.asarray(time, float)
+    space = np.stack([np.ones_like(x), x, x * x, y, y * y, x * y], axis=1)  # (position, 6)
     per_axis = np.asarray(coefficients, float).reshape(2, 6, 3)
-    return np.einsum("ps,ast,ft->pfa", space, per_axis, _time_terms(np.asarray(time, float)), optimize=True)
-
-
-def fit_local_motion(xy_fraction: np.ndarray, frame: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Fit RELION's local motion model to measured shifts by least squares: coefficients (36,), see ``local_motion``.
-
-    ``xy_fraction`` (row, 2) position over movie size minus one half, ``frame`` (row,) from 0, ``shift`` (row, 2) px.
-
-    Raises
-    ------
-    InputError
-        Fewer rows than the 18 terms of an axis, or positions or frames that do not determine them.
-    """
-    space, time = _space_terms(np.asarray(xy_fraction, float)), _time_terms(np.asarray(frame))
-    design = (space[:, :, None] * time[:, None, :]).reshape(len(space), 18)
-    return _least_squares(design, np.asarray(shift, float)).T.reshape(36)
-
-
-def read_local_shifts(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Read the patch shifts of a motion STAR file: (row, 2) xy fraction, (row,) frame from 0, (row, 2) shift px.
-
-    Raises
-    ------
-    InputError
-        The file has no ``data_local_shift``.
-    """
-    blocks = read_star(path, ("general", "local_shift"))
-    general, rows = _general(blocks, path), table(blocks, "local_shift")
-    if rows.empty:
-        raise InputError(f"{path} has no data_local_shift; motion was not estimated in patches")
-    first_frame = int(general.get("rlnMicrographStartFrame", 1))
-    size = np.array([general["rlnImageSizeX"], general["rlnImageSizeY"]], float)
-    position = rows[["rlnCoordinateX", "rlnCoordinateY"]].to_numpy(float) / size - 0.5
-    shift = rows[["rlnMicrographShiftX", "rlnMicrographShiftY"]].to_numpy(float)
-    return position, rows["rlnMicrographFrameNumber"].to_numpy(int) - first_frame, shift
+    return np.einsum("ps,ast,ft->pfa", space, per_axis, np.stack([z, z**2, z**3], axis=1), optimize=True)
 
 
 def rigid_displacement(movie: Movie) -> np.ndarray:
@@ -146,6 +113,8 @@ def _movie(
     if not dose:
         raise InputError(f"{path} has no dose rate; give dose_per_frame_e_A2 (e/Å² and frame)")
     gain_name, defects = (str(general.get(f"rlnMicrograph{kind}", "")) for kind in ("GainName", "DefectFile"))
+    shift, seen = _global_shift(blocks, path, n_frames)
+    seen = np.maximum(seen[first_frame:] - first_frame, 0)
     return Movie(
         micrograph=micrograph,
         path=locate(str(general["rlnMicrographMovieName"])),
@@ -163,8 +132,9 @@ def _movie(
         hot_pixels=_hot_pixels(blocks, path),
         eer_upsampling=_whole(general, path, "rlnEERUpsampling", 1),
         eer_grouping=_whole(general, path, "rlnEERGrouping", 1),
-        global_shift=_global_shift(blocks, path, n_frames)[first_frame:],
-        motion_frames=_last_observed(blocks, n_frames) - first_frame,
+        global_shift=shift[first_frame:],
+        motion_frames=int(seen[-1]) + 1,
+        motion_time=None if np.array_equal(seen, np.arange(len(seen))) else seen[:, None],
         local_motion=_local_coefficients(blocks, path) if int(general.get("rlnMotionModelVersion", 0)) else None,
     )
 
@@ -179,34 +149,24 @@ def _general(blocks: dict[str, Block], path: str | Path) -> dict[str, Any]:
     return general
 
 
-def _global_shift(blocks: dict[str, Block], path: str | Path, n_frames: int) -> np.ndarray:
+def _global_shift(blocks: dict[str, Block], path: str | Path, n_frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the shifts (frame, 2), and whose each is (frame,): that of the last frame observed, -1 before the first."""
     rows = table(blocks, "global_shift")
     if rows.empty:
         raise InputError(f"{path} has no data_global_shift; run motion correction again")
     if (again := rows["rlnMicrographFrameNumber"].duplicated()).any():
         twice = int(rows["rlnMicrographFrameNumber"][again].iloc[0])
         raise InputError(f"{path}: frame {twice} is in data_global_shift twice; run motion correction again")
-    shift, observed = _observed(rows, n_frames)
-    if (bad := np.flatnonzero(~np.isfinite(shift).all(axis=1))).size:
-        raise InputError(f"{path}: the shift of frame {bad[0] + 1} in data_global_shift is not a number; "
-                         "run motion correction again")  # fmt: skip
-    last = np.maximum.accumulate(np.where(observed, np.arange(n_frames), -1))
-    return np.where(last[:, None] >= 0, shift[last], 0.0)
-
-
-def _observed(rows: pd.DataFrame, n_frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """Shifts (frame, 2) as written, and which frames have one (frame,)."""
     shift = np.full((n_frames, 2), NOT_OBSERVED)
     frame = rows["rlnMicrographFrameNumber"].to_numpy(int) - 1
     inside = (frame >= 0) & (frame < n_frames)
     shift[frame[inside]] = rows.loc[inside, ["rlnMicrographShiftX", "rlnMicrographShiftY"]].to_numpy(float)
-    return shift, np.all(shift > NOT_OBSERVED, axis=1)
-
-
-def _last_observed(blocks: dict[str, Block], n_frames: int) -> int:
-    """Return the number of frames up to the last with a shift: motion correction was told to leave out those after it."""
-    seen = np.flatnonzero(_observed(table(blocks, "global_shift"), n_frames)[1])
-    return int(seen[-1]) + 1 if seen.size else n_frames
+    if (bad := np.flatnonzero(~np.isfinite(shift).all(axis=1))).size:
+        raise InputError(f"{path}: the shift of frame {bad[0] + 1} in data_global_shift is not a number; "
+                         "run motion correction again")  # fmt: skip
+    observed = np.all(shift > NOT_OBSERVED, axis=1)
+    last = np.maximum.accumulate(np.where(observed, np.arange(n_frames), -1))
+    return np.where(last[:, None] >= 0, shift[last], 0.0), last
 
 
 def _local_coefficients(blocks: dict[str, Block], path: str | Path) -> np.ndarray:
@@ -230,25 +190,6 @@ def _hot_pixels(blocks: dict[str, Block], path: str | Path) -> np.ndarray:
     if (bad := np.flatnonzero(~np.isfinite(found).all(axis=1))).size:
         raise InputError(f"{path}: row {bad[0] + 1} of data_hot_pixels is no place; {_AGAIN}")
     return found.round().astype(int)
-
-
-def _space_terms(xy: np.ndarray) -> np.ndarray:
-    x, y = xy[:, 0], xy[:, 1]
-    return np.stack([np.ones_like(x), x, x * x, y, y * y, x * y], axis=1)
-
-
-def _time_terms(z: np.ndarray) -> np.ndarray:
-    return np.stack([z, z**2, z**3], axis=1).astype(float)
-
-
-def _least_squares(design: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    scale = np.abs(design).max(axis=0, initial=0.0)  # z³ and z differ by the square of the frame count
-    if len(design) < 18 or not scale.all():
-        raise InputError(f"{len(design)} patch shifts do not determine a local motion model; measure more patches")
-    solution, _, rank, _ = np.linalg.lstsq(design / scale, shift, rcond=None)
-    if rank < 18:
-        raise InputError("these patch shifts do not determine a local motion model; measure more patches or frames")
-    return solution / scale[:, None]
 
 
 def _dose(general: dict[str, Any], path: str | Path, label: str, name: str, given: float | None) -> float:

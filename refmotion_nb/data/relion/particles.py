@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,6 +189,21 @@ def assemble(
     return particle_dataset(joined), tuple(optics), tuple(skipped)
 
 
+def unfit(particles: xr.Dataset, skipped: Sequence[Skipped], tables: Sequence[ParticleTable], movies: str) -> list[str]:
+    """Name the table whose particles all fall out, or are of one half set; ``movies`` is what lists these."""
+    problems = []
+    reference, half = particles["reference"].values, particles["half"].values
+    for number, part in enumerate(tables):
+        reasons = Counter(skip.reason for skip in skipped if skip.row >= 0 and skip.reference == number)
+        halves = set(half[reference == number].tolist()) & {1, 2}
+        if not (reference == number).any():
+            why = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
+            problems.append(f"{part.path}: no particle can be used: {why}; give the {movies} they are from")
+        elif len(halves) == 1:
+            problems.append(f"{part.path}: all particles are of half set {halves.pop()}; give both half sets")
+    return problems
+
+
 def shared_places(particles: xr.Dataset) -> list[str]:
     """Say how many places on the movies are listed for more than one reference, a line for that if there are any."""
     place = list(zip(particles["micrograph"].values.tolist(), *np.floor(particles["coordinate"].values).T.tolist()))
@@ -269,6 +285,9 @@ def _no_particles() -> dict[str, np.ndarray]:
 
 def _optics(row: Mapping[Any, Any]) -> Optics:
     magnification = [float(row.get(f"rlnMagMat{ij}", ij in ("00", "11"))) for ij in ("00", "01", "10", "11")]
+    odd = _list(row.get("rlnOddZernike", ""))
+    if "rlnBeamTiltX" in row:  # RELION takes third-order coma from the tilt then, whatever is listed
+        odd = (*odd[:3], *(0.0 for _ in odd[3:5]), *odd[5:])
     return Optics(
         name=str(row.get("rlnOpticsGroupName", row["rlnOpticsGroup"])),
         voltage_kV=float(row["rlnVoltage"]),
@@ -278,7 +297,7 @@ def _optics(row: Mapping[Any, Any]) -> Optics:
         box_size=int(row["rlnImageSize"]),
         ctf_premultiplied=bool(int(row.get("rlnCtfDataAreCtfPremultiplied", 0))),
         beam_tilt_mrad=(float(row.get("rlnBeamTiltX", 0)), float(row.get("rlnBeamTiltY", 0))),
-        odd_zernike=_list(row.get("rlnOddZernike", "")),
+        odd_zernike=odd,
         even_zernike=_list(row.get("rlnEvenZernike", "")),
         magnification=((magnification[0], magnification[1]), (magnification[2], magnification[3])),
     )

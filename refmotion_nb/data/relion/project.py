@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +9,17 @@ from typing import Any
 
 import pandas as pd
 
-from refmotion_nb.data.check import Check, Findings, check_dataset, unlike_particles
-from refmotion_nb.data.maps import check_reference
+from refmotion_nb.data.check import Check, Findings, check_dataset
 from refmotion_nb.data.micrographs import MovieTable
-from refmotion_nb.data.relion.micrographs import MovieSet, Options, read_micrographs, read_movies, short_names
+from refmotion_nb.data.relion.micrographs import (
+    MovieSet,
+    Options,
+    as_gain,
+    from_root,
+    read_micrographs,
+    read_movies,
+    short_names,
+)
 from refmotion_nb.data.relion.particles import (
     ParticleTable,
     assemble,
@@ -22,6 +28,7 @@ from refmotion_nb.data.relion.particles import (
     read_particles,
     repeated,
     shared_places,
+    unfit,
 )  # fmt: skip
 from refmotion_nb.data.relion.results import find_root, given_root
 from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference, Skipped, as_path, wanted
@@ -83,22 +90,13 @@ def open_relion(
         Anything needed is missing, contradictory or not a number; one line for each kind of problem.
     """
     options = Options(
-        _as_gain(gain, root), dose_per_frame_e_A2, pre_exposure_e_A2, eer_fractions, first_frame, last_frame,
+        as_gain(gain, root), dose_per_frame_e_A2, pre_exposure_e_A2, eer_fractions, first_frame, last_frame,
         skip_movies_with_wrong_frame_count, mixed_frame_counts, hot_pixel_threshold, subtract_background,
     )  # fmt: skip
     read = _read(_paths(particles, "particles"), micrographs, _references(references), root, options)
-    for reference in read.dataset.references:
-        try:
-            box_size, pixel_size_A = check_reference(reference)
-        except InputError as error:
-            read.problems.append(str(error))
-        else:
-            read.problems += unlike_particles(reference, box_size, pixel_size_A, read.dataset)
     if not read.dataset.references:
         read.problems.append("no reference given; give the half maps of a refinement")
-    if read.problems:
-        raise InputError("\n".join(dict.fromkeys(read.problems)))
-    return replace(read.dataset, notes=tuple(dict.fromkeys(read.notes)))
+    return read.opened()
 
 
 def survey(
@@ -114,7 +112,7 @@ def survey(
 
     The arguments are those of ``open_relion``, which looks at the headers of maps only; here they are read.
     """
-    asked = Options(_as_gain(gain, root), **options)
+    asked = Options(as_gain(gain, root), **options)
     read = _read(_paths(particles, "particles"), micrographs, _references(references), root, asked)
     return check_dataset(read.dataset, read.problems, read.notes, title=f"RELION project in {read.root.absolute()}")
 
@@ -128,8 +126,8 @@ def _read(
 ) -> Findings:
     root = given_root(root)
     problems, notes = list[str](), list[str]()
-    tables = _read_tables([_given(path, root) for path in particle_paths], problems)
-    micrographs, rows = _given(as_path(micrographs, "micrographs"), root), pd.DataFrame()
+    tables = _read_tables([from_root(path, root) for path in particle_paths], problems)
+    micrographs, rows = from_root(as_path(micrographs, "micrographs"), root), pd.DataFrame()
     try:
         rows = read_micrographs(micrographs)
     except InputError as error:
@@ -148,10 +146,9 @@ def _read(
     )  # fmt: skip
     if references and len(references) != len(particle_paths):
         problems.append(f"{len(particle_paths)} particle files for {len(references)} references; give one for each")
-    problems += [
-        *found.problems,
-        *(_unfit(dataset, tables) if found.movies or (len(rows) and not found.problems) else []),
-    ]
+    problems += found.problems
+    if found.movies or (len(rows) and not found.problems):
+        problems += unfit(particles, skipped, tables, "micrographs")
     notes += [
         *found.notes, *off_their_movies(particles, found.movies), *shared_places(particles), *repeated(particles),
     ]  # fmt: skip
@@ -172,30 +169,9 @@ def _read_tables(paths: Sequence[Path], problems: list[str]) -> list[ParticleTab
     return tables
 
 
-def _unfit(dataset: Dataset, tables: Sequence[ParticleTable]) -> list[str]:
-    """Name the reference whose particles all fall out, or whose half sets are not two."""
-    problems = []
-    reference, half = dataset.particles["reference"].values, dataset.particles["half"].values
-    for number, part in enumerate(tables):
-        reasons = Counter(skip.reason for skip in dataset.skipped if skip.row >= 0 and skip.reference == number)
-        halves = set(half[reference == number].tolist()) & {1, 2}
-        if not (reference == number).any():
-            why = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
-            problems.append(f"{part.path}: no particle can be used: {why}; give the micrographs they are from")
-        elif len(halves) == 1:
-            problems.append(f"{part.path}: all particles are of half set {halves.pop()}; give both half sets")
-    return problems
-
-
-def _given(path: str | Path, root: str | Path | None) -> Path:
-    """Take a path given by the user as it stands, or from the root where only that leads to a file."""
-    path = Path(path)
-    return Path(root) / path if root is not None and not path.exists() and (Path(root) / path).exists() else path
-
-
 def _located(reference: Reference, root: Path) -> Reference:
     given = {name: getattr(reference, name) for name in ("half1", "half2", "mask", "postprocess")}
-    found = {name: _given(as_path(path, name), root).absolute() for name, path in given.items() if path is not None}
+    found = {name: from_root(as_path(path, name), root).absolute() for name, path in given.items() if path is not None}
     return replace(reference, **found)
 
 
@@ -212,13 +188,6 @@ def _references(value: Any) -> list[Reference]:
     return [wanted(one, Reference, "references" if one is value else "one of references", remedy) for one in several]
 
 
-def _as_gain(gain: Gain | str | Path | None, root: str | Path | None) -> Gain | None:
-    if gain is None:
-        return None
-    gain = gain if isinstance(gain, Gain) else Gain(as_path(gain, "gain"))
-    return replace(gain, path=_given(gain.path, root).absolute())
-
-
 def open_movies(
     micrographs: str | Path, root: str | Path | None = None, *, gain: Gain | str | Path | None = None, **options: Any
 ) -> MovieTable:
@@ -232,11 +201,11 @@ def open_movies(
         The table cannot be read, or none of its movies can be used.
     """
     root = given_root(root)
-    path = _given(as_path(micrographs, "micrographs"), root)
+    path = from_root(as_path(micrographs, "micrographs"), root)
     rows = read_micrographs(path)
     metadata = rows["rlnMicrographMetadata"].astype(str).tolist()
     home = (root if root is not None else find_root([path], metadata[:3])).absolute()
-    found = read_movies(rows, path, (), home, Options(_as_gain(gain, root), **options))
+    found = read_movies(rows, path, (), home, Options(as_gain(gain, root), **options))
     if not found.movies:
         raise InputError(f"{path}: none of its movies can be used; the first: {found.idle[0].reason}")
     names = rows["rlnMicrographName"].astype(str).tolist()

@@ -163,11 +163,10 @@ def write_particles(
     rows: Sequence[int] | np.ndarray,
     image_names: Sequence[str],
     *,
-    pixel_size_A: float | Mapping[int, float],
-    box_size: int | Mapping[int, int],
-    ctf_premultiplied: bool = False,
-    coordinate_px: np.ndarray | None = None,
-    origin_A: np.ndarray | None = None,
+    pixel_size_A: Mapping[int, float],
+    box_size: Mapping[int, int],
+    coordinate_px: np.ndarray,
+    origin_A: np.ndarray,
 ) -> None:
     """Write the particle table of new images as RELION reads it, with all input columns kept; atomically.
 
@@ -182,13 +181,11 @@ def write_particles(
     image_names
         (particle,) ``N@stack`` for each of them.
     pixel_size_A
-        Of the new images, for all optics groups or by number of the group.
+        Of the new images, which are not multiplied by their CTF, by number of the optics group.
     box_size
         Of the new images, px, likewise.
-    ctf_premultiplied
-        Whether the images were multiplied by their CTF.
     coordinate_px, origin_A
-        (particle, 2) micrograph pixels and Å, where the particles were recentred.
+        (particle, 2) micrograph pixels and Å, of their centres.
 
     Raises
     ------
@@ -199,18 +196,15 @@ def write_particles(
     if particles.empty:
         raise InputError(f"{path}: no particles to write")
     particles["rlnImageName"] = list(image_names)
-    if coordinate_px is not None:
-        particles["rlnCoordinateX"], particles["rlnCoordinateY"] = np.asarray(coordinate_px, float).round(6).T
-    if origin_A is not None:
-        # the older columns, in pixels of images that are no longer the ones listed, would contradict these
-        particles = particles.drop(columns=["rlnOriginX", "rlnOriginY"], errors="ignore")
-        particles["rlnOriginXAngst"], particles["rlnOriginYAngst"] = np.asarray(origin_A, float).round(6).T
+    particles["rlnCoordinateX"], particles["rlnCoordinateY"] = np.asarray(coordinate_px, float).round(6).T
+    # the older columns, in pixels of images that are no longer the ones listed, would contradict these
+    particles = particles.drop(columns=["rlnOriginX", "rlnOriginY"], errors="ignore")
+    particles["rlnOriginXAngst"], particles["rlnOriginYAngst"] = np.asarray(origin_A, float).round(6).T
     optics = table(tables, "optics")
     optics = optics[optics["rlnOpticsGroup"].isin(particles["rlnOpticsGroup"])].reset_index(drop=True)
     groups = optics["rlnOpticsGroup"]
-    optics["rlnImagePixelSize"] = groups.map(dict(pixel_size_A)) if isinstance(pixel_size_A, Mapping) else pixel_size_A
-    optics["rlnImageSize"] = groups.map(dict(box_size)) if isinstance(box_size, Mapping) else box_size
-    optics["rlnCtfDataAreCtfPremultiplied"] = int(ctf_premultiplied)
+    optics["rlnImagePixelSize"], optics["rlnImageSize"] = groups.map(dict(pixel_size_A)), groups.map(dict(box_size))
+    optics["rlnCtfDataAreCtfPremultiplied"] = 0
     write_star(path, {"optics": optics, "particles": particles})
 
 
