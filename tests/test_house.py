@@ -115,3 +115,12 @@ def test_a_misspelt_name_is_answered(name, meant):
         getattr(refmotion_nb, name)
     with pytest.raises(AttributeError, match=r"no 'qqqqq'$"):
         _ = refmotion_nb.qqqqq
+
+
+@over(path for path in MODULES if name_of(path) != "numerics/compiled.py")
+def test_functions_are_compiled_by_one_decorator(path):
+    """Whose code on disk is safe for several processes (docs/adr/0028)."""
+    for node, name in imports(parsed(path)):
+        assert name.split(".")[0] != "numba", (
+            f"{name_of(path)}:{node.lineno} imports {name}; take numerics.compiled.njit"
+        )

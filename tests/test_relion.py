@@ -273,6 +273,7 @@ def test_a_dose_that_is_given_wins_over_one_that_is_none(project):
     [
         ("optics", "rlnVoltage", 0, "rlnVoltage must be above 0 in every row of data_optics"),
         ("optics", "rlnVoltage", "high", "rlnVoltage must be above 0"),
+        ("micrographs", "rlnMicrographName", "", "row 1 of data_micrographs has no rlnMicrographName; take it out"),
         ("micrographs", "rlnOpticsGroup", 7, "no such group in data_optics for MotionCorr/job002/Movies/a.mrc"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import pytest
 import xarray as xr
+from fake_results import fake_dose_weights
 
 import refmotion_nb as rm
 from refmotion_nb.data.schema import SettingError
@@ -189,3 +190,16 @@ def test_values_that_no_prior_has_and_stages_that_no_job_has(session, tmp_path):
     ):
         rm.Job(session, tmp_path / "out").run(until="tomorrow")
     assert not (tmp_path / "out").exists()
+
+
+def test_output_folders_of_stages_are_looked_at_as_those_of_jobs(session, tiny, tmp_path):
+    (tmp_path / "particles.star").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for out, expected in (("", "^out is empty; give a path"), (tmp_path, "particles.star is of no earlier run"),
+                          (tmp_path / "file", "file is not a folder; check the path"),
+                          (tiny.folder / "Extract", r"particles.star \(particles\) is read and would be over")):  # fmt: skip
+        with pytest.raises(rm.InputError, match=expected):
+            rm.MotionCorrection().run(session, SEARCH, fake_dose_weights(), out)
+    with pytest.raises(rm.InputError, match="file is not a folder; check the path"):
+        rm.Validation().run(session, SEARCH, fake_dose_weights(), out=tmp_path / "file")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "particles.star"]

@@ -64,7 +64,9 @@ def wanted(value: Any, kind: type[T], what: str, remedy: str) -> T:
 
 
 def as_path(value: Any, what: str) -> Path:
-    """Return ``value`` as a path; InputError where it is none, as a list of paths is."""
+    """Return ``value`` as a path; InputError where it is none, as a list of paths or an empty text is."""
+    if isinstance(value, str) and not value:
+        raise InputError(f"{what} is empty; give a path")
     if isinstance(value, str | os.PathLike):
         return Path(value)
     raise InputError(f"{what} is {in_words(value)}; give one path")

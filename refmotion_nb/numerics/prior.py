@@ -50,14 +50,16 @@ class Hyperparameters:
         Raises
         ------
         ValueError
-            A strength would be beyond what numbers hold.
+            A strength would be beyond what numbers hold, or both be 0.
         """
         with np.errstate(all="ignore"):
             spatial = float(np.pi / (2 * np.float64(s_vel) ** 2 * dose_per_frame_e_A2))
             acceleration = float(np.pi * dose_per_frame_e_A2 / (2 * np.float64(s_acc) ** 2))
         for name, value, strength in (("s_vel", s_vel, spatial), ("s_acc", s_acc, acceleration)):
-            if not 0 < strength < np.inf:
-                raise ValueError(f"{name} {value:g} is a strength of {strength:g}; give one nearer to 1")
+            if not strength < np.inf:
+                raise ValueError(f"{name} {value:g} is a strength of {strength:g}; give a larger one")
+        if not (spatial or acceleration):
+            raise ValueError(f"s_vel {s_vel:g} and s_acc {s_acc:g} are strengths of 0; give smaller ones")
         return cls.from_strengths(spatial, s_div, acceleration)
 
     def to_relion(self, dose_per_frame_e_A2: float) -> tuple[float, float, float]:

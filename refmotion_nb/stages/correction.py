@@ -12,7 +12,7 @@ import pandas as pd
 import param
 import xarray as xr
 
-from refmotion_nb.data.files import sweep
+from refmotion_nb.data.files import spare, spare_others, sweep, writable
 from refmotion_nb.data.maps import is_whole, write_stack
 from refmotion_nb.data.relion.results import write_bfactors, write_particles, write_tracks
 from refmotion_nb.data.schema import AXES, Dataset, InputError, as_path
@@ -22,6 +22,7 @@ from refmotion_nb.numerics.dose import relion_gauge
 from refmotion_nb.numerics.recombine import normalise, recombine
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, Tracks
 from refmotion_nb.stages.base import Reporter, Silent, hash_of
+from refmotion_nb.stages.describe import files_read
 from refmotion_nb.stages.dose_weights import weights_for, weights_of, weights_on
 from refmotion_nb.stages.keys import digest
 from refmotion_nb.stages.micrograph import Micrograph, optics_group
@@ -29,6 +30,8 @@ from refmotion_nb.stages.search import prior_of
 from refmotion_nb.stages.session import Session
 
 WEIGHTS = ("weight", "dose", "frame_dose", "frequency", "group", "optics_group")  # of a table, all that correction uses
+
+WRITTEN = ("Particles/*", "Tracks/*", "particles*.star", "bfactors*.star")
 
 
 class MotionCorrection(Alignment):
@@ -57,15 +60,20 @@ class MotionCorrection(Alignment):
         Raises
         ------
         InputError
-            The dose weights do not fit the movies, or nothing could be written.
+            The dose weights do not fit the movies, ``out`` holds files of others that would be overwritten, or nothing could be
+            written.
         """
         session = data if isinstance(data, Session) else Session(data)
         reporter = reporter or Silent()
         out, prior, dose = as_path(out, "out"), prior_of(search), weights_of(dose)
+        writable(out)
+        spare(files_read(session.data), out, WRITTEN)
+        spare_others(out, WRITTEN)
         store = ResultStore(out / "results.zarr")
         settings = self.settings(), self.track_key(prior), hash_of_weights(dose), session.keys.shared
 
         check_reach(session, dose)
+        store.update_attrs()  # the folder is this run's from now on
         stacks = _stack_folder(out, image_root)
         sweep(out / "Particles")
         reporter.start(len(session.micrographs), "correcting particles")

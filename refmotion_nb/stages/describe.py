@@ -44,6 +44,12 @@ def describe_inputs(data: Dataset, reused: Mapping[str, Path | None] | None = No
     }
 
 
+def files_read(data: Dataset) -> list[tuple[str, Path]]:
+    """Return all files that a dataset is read from, with what they are, in words."""
+    named = [(str(what), Path(path)) for what, path in describe_inputs(data)["files"]]
+    return [*named, *(("movie", movie.path) for movie in data.movies)]
+
+
 REUSED = ("hyperparameters", "dose weights")  # among the files: of other runs
 
 

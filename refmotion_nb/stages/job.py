@@ -28,7 +28,7 @@ from refmotion_nb.stages.alignment import MotionPrior
 from refmotion_nb.stages.audit import InputAudit, findings, summary
 from refmotion_nb.stages.base import Reporter, Silent, Stage, hash_of
 from refmotion_nb.stages.correction import MotionCorrection, check_reach, hash_of_weights, remove_tracks_of_other_data
-from refmotion_nb.stages.describe import REUSED, describe_inputs, describes, record
+from refmotion_nb.stages.describe import REUSED, describe_inputs, describes, files_read, record
 from refmotion_nb.stages.dose_weights import DoseWeights
 from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.halves import check_split
@@ -170,9 +170,8 @@ class Job:
         if until not in UNTIL:
             raise InputError(f"until is {until!r}; give {', '.join(UNTIL)}")
         self._check_settings(until)
-        files = [*describe_inputs(self.data)["files"], *(("movie", movie.path) for movie in self.data.movies)]
         writable(self.out)
-        spare(files, self.out, WRITTEN)
+        spare(files_read(self.data), self.out, WRITTEN)
         spare_others(self.out, WRITTEN)
         with sole(self.out) as alone, one_blas_thread():  # the same bits, whoever calls
             _sweep(self.out, alone)

@@ -9,6 +9,7 @@ import numpy as np
 import param
 import xarray as xr
 
+from refmotion_nb.data.files import writable
 from refmotion_nb.data.maps import write_map
 from refmotion_nb.data.schema import Dataset, InputError, as_path
 from refmotion_nb.numerics.energy import first_shell_below
@@ -107,6 +108,8 @@ class Validation(Alignment):
         prior, dose = prior_of(search), weights_of(dose)
         rotations = self.rotations(len(session.data.references))
         out = as_path(out, "out") if out else None
+        if out:
+            writable(out)
         kept = self.combinations_to_write() if out else ()
         grid = Grid.of(session, self)
         names = [name for name in session if name not in session.failed]

@@ -80,6 +80,8 @@ def _movie(
     row: dict[str, Any], short: str, table: Path, root: Path, options: Options, orientation: Orientation,
     micrograph_shape: tuple[int, int] | None,
 ) -> Movie:  # fmt: skip
+    if not row["movie_blob/path"]:
+        raise InputError(f"{table} names no movie for uid {row['uid']}; import the movies again")
     path = locate(row["movie_blob/path"], root, table.parent)
     n_in_movie, height, width = (int(v) for v in row["movie_blob/shape"])
     pixel = float(row["movie_blob/psize_A"])

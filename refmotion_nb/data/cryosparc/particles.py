@@ -19,7 +19,7 @@ import pandas as pd
 
 from refmotion_nb.data.cryosparc.csfile import names, text
 from refmotion_nb.data.cryosparc.files import Entry, first_file, read_rows
-from refmotion_nb.data.relion.particles import ParticleTable, listed
+from refmotion_nb.data.relion.particles import MOST_VOLTAGE_KV, ParticleTable, listed
 from refmotion_nb.data.schema import InputError, Optics
 from refmotion_nb.data.star import Block
 from refmotion_nb.numerics.ctf import wavelength_A
@@ -33,6 +33,7 @@ NEEDED = (
 _REMEDY = "give the particles of a refinement of half sets, with their passthrough file"
 _PER_GROUP = ("ctf/exp_group_id", "ctf/accel_kv", "ctf/cs_mm", "ctf/amp_contrast", "ctf/tilt_A", "ctf/trefoil_A",
               "ctf/tetra_A", "ctf/anisomag", "blob/psize_A", "blob/shape")  # fmt: skip
+_OPTIONAL = ("ctf/shift_A", "ctf/phase_shift_rad", "ctf/bfactor")
 _WIDTH = {"ctf/tilt_A": 2, "ctf/trefoil_A": 2, "ctf/tetra_A": 4, "ctf/anisomag": 4, "blob/shape": 2}
 _ROUNDING = 6e-8  # of fractions kept in 32 bits
 
@@ -176,6 +177,7 @@ def _groups(rows: np.ndarray) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
 
 def _optics(one: dict[str, np.ndarray], number: int) -> Optics:
     voltage = float(one["ctf/accel_kv"][0])
+    voltage = voltage if voltage > 0 else 300.0  # so that the rest can be looked at: what is wrong with it is said
     odd, even = aberrations(one["ctf/tilt_A"], one["ctf/trefoil_A"], one["ctf/tetra_A"], voltage)
     m = np.eye(2) + one["ctf/anisomag"].reshape(2, 2)
     return Optics(
@@ -197,11 +199,14 @@ def _coordinate(rows: np.ndarray, y_reversed: bool) -> np.ndarray:
 
 
 def _problems(rows: np.ndarray, path: Path) -> tuple[str, ...]:
+    voltage_kV = rows["ctf/accel_kv"].astype(float)
+    used = [name for name in {*NEEDED, *_PER_GROUP, *_OPTIONAL} & {*names(rows)} if rows.dtype[name].base.kind == "f"]
     bad = {
         "has no half set (alignments3D/split 0 or 1)": ~np.isin(rows["alignments3D/split"], (0, 1)),
         "has a value that is not a number": np.any([
-            ~np.isfinite(rows[name].astype(float).reshape(len(rows), -1)).all(1) for name in NEEDED
-            if rows.dtype[name].base.kind == "f"], axis=0),
+            ~np.isfinite(rows[name].astype(float).reshape(len(rows), -1)).all(1) for name in used], axis=0),
+        "has no voltage in kV (ctf/accel_kv)": ~((voltage_kV > 0) & (voltage_kV <= MOST_VOLTAGE_KV)),
+        "has no pixel size (alignments3D/psize_A)": ~(rows["alignments3D/psize_A"] > 0),
         "has no location on a micrograph": ~(rows["location/micrograph_shape"] > 0).all(1),
     }  # fmt: skip
     return tuple(f"{path}: row {listed((np.flatnonzero(mask) + 1).tolist())} {what}; {_REMEDY}"

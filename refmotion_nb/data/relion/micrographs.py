@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -86,6 +87,8 @@ def read_micrographs(path: str | Path) -> pd.DataFrame:
     if missing := [label for label in ("rlnMicrographName", "rlnMicrographMetadata") if label not in rows.columns]:
         raise InputError(f"{path} lacks {', '.join(missing)}; give corrected_micrographs.star of RELION's motion "
                          "correction, which names the motion of each micrograph")  # fmt: skip
+    if (nameless := np.flatnonzero(rows["rlnMicrographName"].astype(str) == "")).size:
+        raise InputError(f"{path}: row {nameless[0] + 1} of data_micrographs has no rlnMicrographName; take it out")
     rows = rows.drop_duplicates(["rlnMicrographName", "rlnMicrographMetadata"])
     if (again := rows["rlnMicrographName"].duplicated()).any():
         raise InputError(
@@ -176,7 +179,7 @@ def strip_job(name: str) -> str:
 
 def short_names(paths: Sequence[str]) -> list[str]:
     """Name micrographs uniquely: by base name where that is enough, else path within their job, else whole path."""
-    whole = [str(Path(path).with_suffix("")) for path in paths]
+    whole = [os.path.splitext(str(Path(path)))[0] for path in paths]
     levels = [[Path(path).name for path in whole], [strip_job(path).replace("/", "_") for path in whole],
               [path.strip("/").replace("/", "_") for path in whole]]  # fmt: skip
     counts = [Counter(level) for level in levels]
