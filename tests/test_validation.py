@@ -25,8 +25,7 @@ from refmotion_nb.numerics.sharpening import fsc_weight, guinier_b_factor, sharp
 from refmotion_nb.numerics.symmetry import grid_cosets, operators
 from refmotion_nb.stages.half_maps import Grid, slices_of
 from refmotion_nb.stages.halves import check_split
-from refmotion_nb.stages.reuse import default_prior
-from refmotion_nb.stages.search import prior_attrs
+from refmotion_nb.stages.search import default_prior, prior_attrs
 from refmotion_nb.stages.validation import COMBINATIONS
 
 GROUPS = ["C1", "C4", "C5", "D2", "D7", "T", "O", "I1", "I2", "I3", "I4"]

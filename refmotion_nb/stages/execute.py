@@ -142,9 +142,7 @@ class Execution(Stage):
     def _open(self) -> Workers:
         if self.dask:
             return dask(self.dask, str(self.cache_size_GB))
-        if self.gpus > 1:
-            return each_gpu(self._aligning_gpus, self.n_threads)
-        return processes(self.workers, self.n_threads)
+        return processes(self._aligning_gpus if self.gpus > 1 else self.workers, self.n_threads)
 
 
 def dask(client: Any, cache_size_GB: str = "") -> Workers:
@@ -199,20 +197,6 @@ def processes(n: int, threads: int = 0) -> Workers:
         )  # fmt: skip
         client = stack.enter_context(Client(stack.enter_context(cluster)))
         return workers.Workers(client, stack.pop_all().close, spread=True)
-
-
-def each_gpu(n: int, threads: int = 0) -> Workers:
-    """Return ``n`` worker processes on this machine, one for each of its first ``n`` GPUs, for ``Session(data, workers=...)``.
-
-    Where the session's device has its views predicted on the first GPU, the first is left out. They share ``threads``
-    processors, 0: all.
-
-    Raises
-    ------
-    InputError
-        Dask is not installed.
-    """
-    return processes(n, threads)
 
 
 def _workers_module() -> ModuleType:
