@@ -174,9 +174,10 @@ def ray_search(session: rm.Session, target: int, clock: Clock) -> None:
     held = [searching._scaled(session, read, prior)] * copies
     power = float(copies**2 * read.score.movie_power * read.score.reference_power)
     everything = searching.Searched(session.place, held, ("movie",) * copies, copies * m.n, power, False)
+    resolution, viewer = settings._resolution(session), viewer_of(Silent())
     start = time.perf_counter()
-    rays = settings._walk(everything, prior, settings._resolution(session), viewer_of(Silent()))
-    best = settings._refine(everything, rays, Silent())
+    rays = settings._walk(everything, prior, resolution, viewer)
+    best = settings._refine(everything, rays, resolution, viewer)
     seconds = time.perf_counter() - start
     steps_taken = sum(len(ray.trials) for ray in rays)
     print(

@@ -4,7 +4,8 @@
 
 DATASET is a folder laid out as by `refmotion simulate`. The floor of a stage is what the machine needs at least: its bytes at
 the rate of copying memory, its transforms at the rate of transforms of the same size that stay in the cache, LZW at the rate of
-the faster of two decoders (imagecodecs' and our own) on strips that stay there, or its other operations at the rate of a large
+the faster of two decoders (imagecodecs' and our own) on strips that stay there, one read of a reference per component of a
+predicted view at the rate of reads in no order, or its other operations at the rate of a large
 single-precision matrix product, whichever is longer. The rates are measured first, by all
 threads together. Beside the shortest time on the clock stands the least processor time, shared by the threads: on a machine
 with other work it is the one to look at.
@@ -74,6 +75,11 @@ def transform_operations(n: int, box: int) -> float:
     return 2.5 * n * box * box * float(np.log2(box * box))
 
 
+def window_operations(n: int, k: int, size: int) -> int:
+    """Return the operations of n windows: two real products of the folded band along ky, one along kx."""
+    return n * (4 * (size + 1) * (k + 1) ** 2 + 4 * size**2 * (k + 1))
+
+
 def reference_operations(reference: rm.Reference, prepared: PreparedReference) -> float:
     """Return the usual count of operations of both half maps' padded transforms, only where there is and is kept something."""
     depth, height, _ = (axis.stop - axis.start for axis in _support(rm.read_map(reference.mask)[0]))
@@ -138,6 +144,20 @@ def machine(threads: int) -> tuple[float, float]:
     return flops, 2 * big.nbytes / seconds
 
 
+def gather_rate(array: np.ndarray, threads: int) -> float:
+    """Return values per second that the threads together read of an array in no order."""
+    flat, n = array.ravel(), 1 << 18
+    where = np.random.default_rng(0).integers(0, flat.size, (threads, n))
+    target = np.empty((threads, n), array.dtype)
+
+    def gather(part: slice) -> None:
+        for i in range(part.start, part.stop):
+            np.take(flat, where[i], out=target[i], mode="clip")
+
+    seconds = least(best_of(lambda: over_chunks(threads, gather, threads, chunk=1), 7), threads)
+    return threads * n / seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
@@ -148,10 +168,10 @@ def main() -> None:
 
     def show(
         what: str, found: tuple[float, float, Any], operations: float = 0.0, moved: float = 0.0, ffts: float = 0.0,
-        unpacked: float = 0.0,
+        unpacked: float = 0.0, gathered: float = 0.0,
     ) -> Any:  # fmt: skip
         seconds, cpu, result = found
-        floor = max(operations / flops, moved / bandwidth, ffts / rate, unpacked / decoding)
+        floor = max(operations / flops, moved / bandwidth, ffts / rate, unpacked / decoding, gathered / gathering)
         ratio = f"{floor:9.3f}{least(found, threads) / floor:7.1f}" if floor else ""
         print(f"{what:34s}{seconds:9.3f}{cpu / threads:11.3f}{ratio}", flush=True)
         return result
@@ -167,8 +187,9 @@ def main() -> None:
     box = movie_box(references[0].extent_A, data.movies[0].pixel_size_A)
     rate = transform_rate(threads, box)
     decoding = decode_rate(data.movies[0].path, threads)
+    gathering = gather_rate(references[0].volumes[0].ft, threads)
     print(f"{threads} threads: {flops / 1e9:.0f} GFlop/s, {bandwidth / 1e9:.1f} GB/s, transforms of {box} px {rate / 1e9:.1f} "
-          "GFlop/s\n")  # fmt: skip
+          f"GFlop/s, {gathering / 1e6:.0f} million values a second of a reference in no order\n")  # fmt: skip
     print(f"{'stage':34s}{'seconds':>9s}{'processor':>11s}{'floor':>9s}{'ratio':>7s}")
     n_map = references[0].box
     show("references: load, transform", first, 0, 3 * 2 * 4 * n_map**3, reference_operations(reference, references[0]))
@@ -213,15 +234,15 @@ def main() -> None:
         best_of(
             lambda: steps._predict(movie, particles, placement, data.optics, references, k, threads, session.device)
         ),
-        2 * n * np.pi * k * k / 2 * 80,
+        gathered=2 * n * np.pi * k * k / 2,
     )
     prior = MotionPrior(rm.Hyperparameters.from_relion(0.5, 5000, 2, movie.dose_per_frame_e_A2), 0.7, 10.0, 0.15)
     for what, final in (("windows, search band", False), ("windows, all components", True)):
         work = best_of(lambda final=final: alignment_windows(m, settings, final, threads))
         raw = work[2]
         size, kb = raw.windows.grid.size, min(m.k_out, k) if final else settings.k_cut(m)
-        operations = n * f * (8 * (2 * kb + 1) * (kb + 1) * size + 4 * (2 * kb + 1) * size * size)
-        show(what, work, operations, n * f * (2 * kb + 1) * (kb + 1) * 4 + raw.windows.values.nbytes)
+        operations, cross = window_operations(n * f, kb, size), 16 * n * f * (2 * kb + 1) * (kb + 1)
+        show(what, work, operations + cross, n * f * (2 * kb + 1) * (kb + 1) * 4 + raw.windows.values.nbytes)
         show("  own noise taken out", best_of(lambda raw=raw: raw.scaled(prior, threads)), operations)
     show("windows, score", best_of(lambda: score_windows(m, settings, threads)))
     windows, geometry = raw.scaled(prior), Geometry.of(m)

@@ -1,7 +1,7 @@
 """CUDA C++ run by the host's compiler: what a kernel does is tested where there is no GPU.
 
-A kernel's source is compiled by g++ behind a few lines that stand for CUDA, one thread after another. Kernels in which
-threads wait for each other cannot be run like that; ours do not.
+A kernel's source is compiled by g++ behind what stands for CUDA (``cupy_on_host/kernel.h``): one thread runs after another, and
+where threads wait for each other they take turns.
 """
 
 from __future__ import annotations
@@ -17,18 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-SHIM = """
-#include <cmath>
-#include <cstddef>
-struct dim3_ { unsigned x, y, z; };
-static dim3_ blockIdx, threadIdx, blockDim, gridDim;
-struct float2 { float x, y; };
-struct short2 { short x, y; };
-static inline float2 make_float2(float x, float y) { return {x, y}; }
-static inline void sincospif(float a, float *s, float *c) { *s = float(sin(M_PI * a)); *c = float(cos(M_PI * a)); }
-#define __global__
-#define __device__
-"""
+SHIM = Path(__file__).parent / "cupy_on_host/kernel.h"
 TYPES = {
     "float": np.float32, "double": np.float64, "short": np.int16, "unsigned short": np.uint16, "int": np.int32,
     "unsigned int": np.uint32, "uint64": np.uint64,
@@ -61,29 +50,24 @@ def signatures(source: str) -> dict[str, list[Parameter]]:
     """Return the parameters of every kernel, macros expanded."""
     command = [compiler(), "-E", "-P", "-x", "c++", "-"]
     expanded = subprocess.run(command, input=source, capture_output=True, text=True, check=True).stdout
-    found = re.findall(r'extern "C" __global__ void (\w+)\(([^)]*)\)', expanded)
+    found = re.findall(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\)\s*)?(\w+)\(([^)]*)\)', expanded)
     return {name: [Parameter.parse(one) for one in parameters.split(",")] for name, parameters in found}
 
 
 @cache
 def library(source: str) -> ctypes.CDLL:
     """Compile the source with a launcher for every kernel."""
-    launchers = []
-    for name, parameters in signatures(source).items():
-        arguments = ", ".join(
-            f"*({'const ' * one.constant}{one.kind} {'*' * one.pointer}*)a[{i}]" for i, one in enumerate(parameters)
-        )
-        launchers.append(
-            f'extern "C" void launch_{name}(const unsigned *g, const unsigned *b, void **a) {{\n'
-            "gridDim = {g[0], g[1], g[2]}; blockDim = {b[0], 1, 1};\n"
-            "for (blockIdx.z = 0; blockIdx.z < g[2]; ++blockIdx.z) for (blockIdx.y = 0; blockIdx.y < g[1]; ++blockIdx.y)\n"
-            "for (blockIdx.x = 0; blockIdx.x < g[0]; ++blockIdx.x) for (threadIdx.x = 0; threadIdx.x < b[0]; ++threadIdx.x)\n"
-            f"{name}({arguments});\n}}\n"
-        )
+    together = "true" if "__sync" in source else "false"
+    launchers = [
+        f'extern "C" void launch_{name}(const unsigned *g, const unsigned *b, void **v) '
+        f"{{ run({name}, g, b, v, {together}); }}\n"
+        for name in signatures(source)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernels.cpp"
-        file.write_text(SHIM + source + "".join(launchers))
-        flags = ["-std=c++14", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-shared", "-fPIC"]
+        file.write_text(f'#include "{SHIM.name}"\n' + source + "".join(launchers))
+        flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-shared", "-fPIC"]
+        flags += ["-isystem", str(SHIM.parent)]
         command = [compiler(), *flags, str(file), "-o", str(file.with_suffix(".so"))]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:

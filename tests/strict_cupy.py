@@ -309,6 +309,17 @@ def flatnonzero(array: ndarray) -> ndarray:
     return ndarray(np.flatnonzero(host(array, True)))
 
 
+def multiply(one: Any, other: Any, out: ndarray | None = None, dtype: Any = None) -> ndarray:
+    """As CuPy's, into an array of the device if one is given."""
+    if not isinstance(one, ndarray):
+        raise TypeError("multiply of no array of the device")
+    found = np.multiply(host(one), host(other), dtype=dtype)
+    if out is None:
+        return ndarray(found)
+    out[...] = ndarray(found)
+    return out
+
+
 def _wait() -> None:
     devices.busy[devices.current] = False
 
@@ -324,8 +335,8 @@ def modules() -> dict[str, ModuleType]:
     makers = {name: _maker(name) for name in "empty zeros ones arange".split()}
     functions = {
         name: _function(name)
-        for name in "concatenate stack where maximum minimum abs exp clip moveaxis swapaxes broadcast_to matmul einsum argsort "
-        "searchsorted".split()
+        for name in "concatenate stack where maximum minimum abs exp sqrt clip moveaxis swapaxes broadcast_to matmul einsum "
+        "argsort searchsorted".split()
     }
     runtime = SimpleNamespace(
         getDevice=lambda: devices.current, getDeviceCount=lambda: devices.count, getDeviceProperties=_properties,
@@ -334,7 +345,7 @@ def modules() -> dict[str, ModuleType]:
     pool = SimpleNamespace(free_bytes=lambda: 0, free_all_blocks=lambda: None)
     vars(cupy).update(
         makers, **functions, ndarray=ndarray, asarray=asarray, ascontiguousarray=ascontiguousarray, RawModule=RawModule,
-        flatnonzero=flatnonzero,
+        flatnonzero=flatnonzero, multiply=multiply,
         linalg=SimpleNamespace(inv=lambda a: ndarray(np.linalg.inv(host(a, True)))),
         cuda=SimpleNamespace(
             Device=Device, runtime=runtime, memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),

@@ -138,6 +138,21 @@ def test_a_damaged_result_is_told_on_the_tab(engine):
     assert not problem.visible
 
 
+def test_what_could_not_be_read_is_looked_at_again_after_a_while(engine, monkeypatch):
+    file = engine.store.path / "dose_weights" / "weight" / ".zarray"
+    whole = file.read_text()
+    file.write_text("{")
+    page = Page(engine, OWNER)
+    page.front.value = TABS.index(DoseTab)
+    problem = page.tab(page.active).problem
+    file.write_text(whole)  # by nobody whom the engine knows
+    page.refresh()
+    assert problem.visible, "it is not looked at all the time"
+    monkeypatch.setattr("refmotion_nb.views.app.page.AGAIN_S", 0.0)
+    page.refresh()
+    assert not problem.visible
+
+
 def test_what_is_being_replaced_is_looked_at_once_more(engine, monkeypatch):
     tab, calls = DoseTab(engine, OWNER), []
 

@@ -10,6 +10,7 @@ from job import GIVEN, copied, error_A, inputs, left_behind, run, said, store, t
 from relion_project import edit
 
 from refmotion_nb.cli import main
+from refmotion_nb.data import files
 from refmotion_nb.data.maps import read_map, write_map
 from refmotion_nb.data.star import read_star
 
@@ -176,6 +177,53 @@ def test_one_line_and_nothing_half_written(project, name, capsys):
     assert len(lines) == 1 and re.search(expected, lines[0]), lines
     given = {"hyperparameters.json", "results.zarr/search/.zattrs", "results.zarr/search/.zgroup"}  # the values given
     assert set(left_behind(project / "out")) <= given
+    if "results.zarr" not in {path.name for path in (project / "out").glob("*")}:  # nothing was begun
+        assert not (project / "out").exists()
+
+
+def test_a_refused_run_adds_nothing_to_the_log_of_another(project, capsys):
+    out = project / "out"
+    with files.sole(out):
+        (out / "run.log").write_text("mine\n")
+        assert run(project, out, *GIVEN) == 1
+        BAD["truncated movie"][0](project)
+        assert run(project, out, *GIVEN) == 1
+    assert len(said(capsys)) == 2 and (out / "run.log").read_text() == "mine\n" and len(list(out.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["hyperparameters", "dose-weights"])
+def test_a_file_of_another_run_that_is_missing_leaves_no_folder(tiny, tmp_path, name, capsys):
+    out = tmp_path / "deep/er/out"
+    assert run(tiny.folder, out, f"--{name}", str(tmp_path / "none.json")) == 1
+    assert len(said(capsys)) == 1 and not (tmp_path / "deep").exists()
+    micrographs = ["micrographs", "--micrographs", str(tiny.micrographs), "--root", str(tiny.folder), "--out", str(out)]
+    assert main([*micrographs, "--dose-weights", str(tmp_path / "none.nc")]) == 1
+    assert len(said(capsys)) == 1 and not (tmp_path / "deep").exists()
+
+
+def test_a_folder_in_place_of_a_file_is_told_by_its_name(tiny, tmp_path, capsys):
+    out = tmp_path / "out"
+    (out / "hyperparameters.json").mkdir(parents=True)
+    assert run(tiny.folder, out, *GIVEN) == 1
+    assert said(capsys) == [f"{out}/hyperparameters.json: Is a directory; check the path"]
+
+
+@pytest.mark.parametrize("name", ["particles.star", "Particles/mic0000.mrcs", "report.html"])
+def test_files_of_others_are_not_overwritten(tiny, tmp_path, name, capsys):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    assert run(tiny.folder, tmp_path, *GIVEN) == 1
+    assert said(capsys) == [f"{tmp_path / name} is of no earlier run and might be overwritten; move it elsewhere, or choose "
+                            "another --out"]  # fmt: skip
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
+
+
+def test_micrographs_of_others_are_not_overwritten(tiny, tmp_path, capsys):
+    (tmp_path / "corrected_micrographs.star").write_text("mine")
+    given = ["micrographs", "--micrographs", str(tiny.micrographs), "--root", str(tiny.folder)]
+    assert main([*given, "--out", str(tmp_path)]) == 1
+    assert len(lines := said(capsys)) == 1 and "corrected_micrographs.star is of no earlier run" in lines[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["corrected_micrographs.star"]
 
 
 def test_several_problems_are_one_line_each(project, capsys):
@@ -307,6 +355,10 @@ def test_a_camera_that_does_not_fit_is_told_before_earlier_results_are_touched(p
         ),
         ([*GIVEN, "--hyperparameters", "other.json"], "both as values and as a file; give one"),
         (["--hyperparameters", "missing.json"], "missing.json does not"),
+        (
+            ["--hyperparameters", "LIST"],
+            "list.json does not hold hyperparameters; give the hyperparameters.json of a run",
+        ),
         (["--hyperparameters", "/dev/null"], "does not hold hyperparameters; give the hyperparameters.json of a run"),
         ([*GIVEN, "--dose-weights", "missing.nc"], "missing.nc does not exist"),
         (
@@ -326,12 +378,22 @@ def test_a_camera_that_does_not_fit_is_told_before_earlier_results_are_touched(p
         ),
         (["--pre-exposure-e-A2", "3000"], r"mic0000.tif would have had 3032 e/Å² .*; give .* \(and 1 more like it\)"),
         (["--first-frame", "0"], "--first-frame is 0; give a whole number from 1"),
+        (
+            ["--s-vel", "1e300", "--s-div", "5000", "--s-acc", "2"],
+            r"s_vel 1e\+300 is a strength of 0; give one nearer to 1",
+        ),
+        (
+            ["--s-vel", "0.5", "--s-div", "5000", "--s-acc", "1e-300"],
+            "s_acc 1e-300 is a strength of inf; give one nearer",
+        ),
         (["--device", "cuda"], "device cuda: .*refmotion-nb.cuda12.*, or give cpu or auto"),
         (["--gain", "no-gain.mrc"], "no-gain.mrc.* not found .*; put it there, or give gain"),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
 )
 def test_settings_that_make_no_sense(tiny, tmp_path, options, expected, capsys):
+    (tmp_path / "list.json").write_text("[1, 2]")
+    options = [option.replace("LIST", f"{tmp_path}/list.json") for option in options]
     assert run(tiny.folder, tmp_path / "out", *options) == 1
     lines = said(capsys)
     assert len(lines) == 1 and re.search(expected, lines[0]), lines
@@ -376,6 +438,15 @@ def test_command_lines_that_cannot_be_read(words, capsys):
         main(words)
     (line,) = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2 and re.fullmatch(r"refmotion: .*; usage: refmotion( [a-z]+)? --help", line)
+
+
+@pytest.mark.parametrize("option", ["--out", "--root", "--hyperparameters"])
+def test_an_empty_path_is_not_the_current_folder(tiny, tmp_path, monkeypatch, option, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        run(tiny.folder, tmp_path / "out", option, "")
+    assert stop.value.code == 2 and f"argument {option}: is empty; give a path" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("command", ["run", "simulate", "demo"])

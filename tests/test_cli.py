@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -217,6 +218,15 @@ def test_what_was_finished_stays_and_a_rerun_goes_on(tiny, tmp_path, quick, monk
     assert not list(out.rglob(".*.mrcs"))
 
 
+def test_stopped_before_the_command_has_begun(monkeypatch, capsys):
+    monkeypatch.setattr("refmotion_nb.cli.parser_for", interrupt)
+    assert main(["check"]) == 130 and said(capsys)[0].startswith("stopped")
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
 KILLED = """
 import os, signal, sys
 from refmotion_nb.cli import main
@@ -232,13 +242,34 @@ main(sys.argv[1:])
 
 def test_a_killed_run_leaves_whole_files_and_a_rerun_goes_on(tiny, tmp_path, quick):
     command = [sys.executable, "-c", KILLED, "run", *inputs(tiny.folder), "--out", str(tmp_path), *GIVEN]
-    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == -signal.SIGKILL
+    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert "mic0000.mrcs" in stacks(tmp_path) and "mic0001.mrcs" not in stacks(tmp_path)
     first = stacks(tmp_path)["mic0000.mrcs"].stat().st_mtime_ns
     assert run(tiny.folder, tmp_path, *GIVEN) == 0
     assert stacks(tmp_path)["mic0000.mrcs"].stat().st_mtime_ns == first
     for name, path in stacks(quick).items():
         np.testing.assert_array_equal(pixels(stacks(tmp_path)[name])[0], pixels(path)[0])
+
+
+def test_what_was_cut_short_since_is_written_again(tiny, tmp_path, quick):
+    """By a machine that went down before all was on the disk, or a copy that was not finished."""
+    out = tmp_path / "out"
+    assert run(tiny.folder, out, *GIVEN) == 0
+    with open(out / "Particles/mic0000.mrcs", "r+b") as file:
+        file.truncate(5000)
+    kept = (out / "Particles/mic0001.mrcs").stat().st_mtime_ns
+    assert run(tiny.folder, out, *GIVEN) == 0
+    np.testing.assert_array_equal(pixels(out / "Particles/mic0000.mrcs")[0], pixels(stacks(quick)["mic0000.mrcs"])[0])
+    assert (out / "Particles/mic0001.mrcs").stat().st_mtime_ns == kept
+
+
+def test_results_that_were_deleted_are_computed_again(tiny, tmp_path):
+    out = tmp_path / "out"
+    assert run(tiny.folder, out, *GIVEN) == 0
+    shutil.rmtree(out / "results.zarr")
+    (out / "hyperparameters.json").unlink()
+    assert run(tiny.folder, out, *GIVEN) == 0 and (out / "results.zarr").is_dir()
 
 
 def test_a_run_that_is_told_to_end_says_so_and_cleans_up(tiny, tmp_path):
@@ -364,7 +395,7 @@ def test_no_acceleration_prior_is_a_prior(tiny, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("words", "rc", "told"), [
-    ([b"run", b"--out", b"caf\xe9"], 1, "refmotion: caf\\udce9 is not UTF-8; rename it (convmv -f latin1 -t utf-8)"),
+    ([b"run", b"--out", b"caf\xe9"], 1, "refmotion: caf\\udce9 is not UTF-8; rename it (convmv --notest -f latin1 -t utf-8)"),
     ([b"check", b"--particles", "Å.star".encode(), b"--micrographs", b"m.star", b"--half1", b"a", b"--half2", b"b"], 1,
      "\\xc5.star does not exist"),
 ])  # fmt: skip
@@ -394,8 +425,21 @@ def test_simulate(tmp_path, capsys):
     size = ["--n-micrographs", "1", "--size-px", "256", "--n-frames", "3", "--pixel-size-A", "2.4", "--box-px", "72"]
     assert main(["simulate", "--out", str(tmp_path), *size, "--particles-per-micrograph", "3", "--edge-px", "44"]) == 0
     assert "3 particles on 1 movies" in capsys.readouterr().out
+    assert "simulating" in (tmp_path / "simulate.log").read_text()
     assert main(["simulate", "--out", str(tmp_path), "--box-px", "71"]) == 1
     assert said(capsys) == ["box_px, second_box_px, size_px and height_px must be even"]
+
+
+@pytest.mark.parametrize("command", ["simulate", "demo"])
+def test_a_simulation_leaves_the_movies_of_a_project_alone(tmp_path, command, capsys):
+    project = tmp_path if command == "simulate" else tmp_path / "simulated"
+    (project / "Movies").mkdir(parents=True)
+    (project / "Movies/mic0000.tif").write_text("mine")
+    assert main([command, "--out", str(tmp_path)]) == 1
+    assert said(capsys) == [f"{project} holds other files (Movies), which simulated ones would join or replace; give an empty "
+                            "folder, or one that does not exist yet"]  # fmt: skip
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [project / "Movies/mic0000.tif"]
+    assert (project / "Movies/mic0000.tif").read_text() == "mine"
 
 
 def test_switches_of_a_simulation_go_both_ways(tmp_path):

@@ -281,6 +281,18 @@ def command(project):
             str(project["volumes"]), "--root", str(project["root"])]  # fmt: skip
 
 
+def test_a_comma_in_a_path_does_not_part_tables(projects, tmp_path, capsys):
+    root = shutil.copytree(projects["cryosparc"]["root"], tmp_path / "P1, second try", symlinks=True)
+    given = {
+        name: root / path.relative_to(projects["cryosparc"]["root"]) for name, path in projects["cryosparc"].items()
+    }
+    assert main(["check", *command(given)]) == 0 and "Ready to process" in capsys.readouterr().out
+    given["particles"] = f"{given['particles']},{given['particles']}"
+    assert (
+        main(["check", "--exposures", str(given["exposures"]), *command(given)[2:]]) == 1
+    )  # such paths cannot be in a list
+
+
 def test_the_official_reader_loads_what_is_written(finished, projects):
     given, found = read_cs(projects["cryosparc"]["particles"]), dataset_class().load(finished / "particles.cs")
     assert len(found) == len(given) == 24

@@ -50,13 +50,15 @@ def compiled(source, architecture):
     return result, log.rstrip(b"\0").decode().strip(), code
 
 
+@pytest.mark.parametrize("name", kernels_gpu.SOURCES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_kernels_compile_without_a_warning(architecture):
-    result, log, code = compiled(kernels_gpu.source(), architecture)
+def test_kernels_compile_without_a_warning(architecture, name):
+    source = kernels_gpu.source(name)
+    result, log, code = compiled(source, architecture)
     said = [line for line in log.splitlines() if line and "are deprecated" not in line]  # of Volta, not of the kernels
     assert (result, said) == (0, [])
-    for name in cuda_on_host.signatures(kernels_gpu.source()):
-        assert f".text.{name}\0".encode() in code, name
+    for kernel in cuda_on_host.signatures(source):
+        assert f".text.{kernel}\0".encode() in code, kernel
 
 
 def test_the_compiler_warns_and_refuses():

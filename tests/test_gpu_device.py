@@ -3,14 +3,23 @@
 import numpy as np
 import pytest
 import strict_cupy
+from fake_results import fake_dose_weights, fake_search
 
 import refmotion_nb as rm
 from refmotion_nb.data.movies.look import sample_bytes
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.numerics import gpu
 from refmotion_nb.numerics.backend import irfft2, over_chunks, rfft2
-from refmotion_nb.numerics.device_sizes import TRANSFORMED_BYTES, MicrographSizes, plan_bytes, transform_batch
-from refmotion_nb.stages.alignment import alignment_windows
+from refmotion_nb.numerics.correlation import spline_grid
+from refmotion_nb.numerics.device_sizes import (
+    TRANSFORMED_BYTES,
+    MicrographSizes,
+    plan_bytes,
+    set_work_bytes,
+    transform_batch,
+)
+from refmotion_nb.numerics.trajectories import Windows
+from refmotion_nb.stages.alignment import Geometry, MotionPrior, alignment_windows, trajectory_problem
 from refmotion_nb.stages.device import Device, choose
 from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.micrograph import device_sizes
@@ -106,6 +115,24 @@ def test_a_large_movie_needs_what_was_computed_by_hand():
     assert [sample_bytes(n, size) for n, size in ((3, 100), (40, 300 << 20), (40, 2 << 30))] == [300, 1 << 30, 2 << 30]
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_trajectories_take_the_memory_that_is_planned(strict, kind):
+    rng, (n, n_frames, n_sets) = np.random.default_rng(3), (60, 20, 5)
+    grid, rigid = spline_grid(12, 48, 9.0), np.zeros((n_frames, 2))
+    geometry = Geometry(
+        rng.uniform(0, 3000, (n, 2)), np.ones(n_frames), np.arange(1.0, n_frames), rigid, np.zeros((n, n_frames, 2))
+    )
+    values = strict.asarray(rng.normal(size=(n, n_frames, grid.size, grid.size)).astype(kind))
+    priors = [MotionPrior(rm.Hyperparameters(1.0, 40.0, z), 0.7, 10.0, 0.15) for z in np.geomspace(500, 5000, n_sets)]
+    windows = Windows(values, grid, np.zeros((n, n_frames, 2)), 1.3)
+    bend, held = np.ones(n_frames), strict_cupy.devices.used[0]
+    strict_cupy.devices.most[0] = 0
+    problem = trajectory_problem(windows, geometry, priors, False, bend)
+    problem.descend(problem.unknowns_of(geometry.initial_A), max_iterations=2)
+    planned = n_sets * set_work_bytes(n, n_frames, problem.n_unknowns, values.dtype.itemsize)
+    assert 0.75 < (strict_cupy.devices.most[0] - held) / planned <= 1
+
+
 def test_batches_fit_into_the_memory_that_is_free(strict):
     strict_cupy.devices.total = 1000
     like = strict.zeros(10, np.uint8)
@@ -181,7 +208,7 @@ def test_a_stage_survives_the_end_of_memory_and_says_so_once(strict, tiny):
     found = []
     for _, m in session.walk(names(tiny), settings):
         found.append(m.spectra)
-        strict_cupy.devices.fail_at = 60  # in the middle of the next movie
+        strict_cupy.devices.fail_at = 65  # in the middle of the next movie
     assert len(session.warnings) == 1 and "the memory of the GPU ran out" in session.warnings[0]
     for one, two in zip(expected, found):
         np.testing.assert_array_equal(one.stored.get(), two.stored.get())
@@ -202,6 +229,31 @@ def test_memory_that_ends_is_told_with_the_gpu_and_the_remedy(strict, tiny):
         session.micrograph(name, settings)
     assert name not in session.failed  # the movie can be used where there is room
     strict_cupy.devices.total = 8 << 30
+
+
+@pytest.mark.parametrize("where", ["a task", "priors", "half maps"])
+def test_memory_that_ends_in_any_stage_is_told_with_the_gpu_and_that_of_the_host_is_not(
+    strict, tiny, where, monkeypatch
+):
+    session, name = rm.Session(tiny.open(), 2, 0, device="cuda:0"), names(tiny)[0]
+
+    def work(error):
+        def ends(*_, **__):
+            raise error
+
+        if where == "a task":
+            list(session.place.each([name], rm.MotionCorrection(), ends))
+        elif where == "priors":
+            session.place.apply(ends, [1, 2])
+        else:
+            monkeypatch.setattr(rm.Validation, "_back_project", ends)
+            rm.Validation().run(session, fake_search(), fake_dose_weights())
+
+    for error in (strict.cuda.memory.OutOfMemoryError("out of memory"), RuntimeError("CUFFT_ALLOC_FAILED")):
+        with pytest.raises(InputError, match=r"the memory of cuda:0 ran out while .* \(.*\); end other programs there"):
+            work(error)
+    with pytest.raises(MemoryError, match="16 GiB"):
+        work(MemoryError("Unable to allocate 16 GiB"))
 
 
 def names(simulation):

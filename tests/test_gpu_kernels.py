@@ -21,9 +21,14 @@ def rng():
     return np.random.default_rng(7)
 
 
+def on(cupy, arguments):
+    """Return arguments with arrays on the device."""
+    return [cupy.asarray(one) if isinstance(one, np.ndarray) else one for one in arguments]
+
+
 def both(cupy, name, *arguments, result=-1):
     """Run a kernel on the host and on the device; return what each left in its results (place from the end)."""
-    device = [cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in arguments]
+    device = on(cupy, arguments)
     assert kernels_of(device[result]) is kernels_gpu
     getattr(kernels_cpu, name)(*arguments)
     getattr(kernels_gpu, name)(*device)
@@ -182,7 +187,7 @@ def test_shell_sums(cupy, rng):
 def test_cross_terms(cupy, rng, box, big, k):
     k = min(k, big)
     weight = rng.uniform(size=(3, 4, int(np.ceil(np.sqrt(2) * k)) + 1)).astype(np.float32)
-    out = np.empty((3, 4, 2 * k + 1, k + 1), np.complex64)
+    out = np.empty((2, k + 1, 3, 4, 2, k + 1), np.float32)
     views = complex_numbers(rng, (3, 2 * big + 1, big + 1))
     expected, found = both(cupy, "cross_kernel", *patches(rng, 3, 4, box), views, weight, out)
     close(found, expected)
@@ -222,6 +227,58 @@ def test_sampling(cupy, rng, kind):
     precision = 4e-6 if kind is np.float32 else 1e-13
     close(found, expected, precision)
     close(to_host(on_device[4]), value, precision)
+
+
+def descent(rng, kind, n_particles, n_frames, modes, common_std):
+    """Return the arguments of ``solve`` of three sets: rough windows, a mode that stands still, a start away from the minimum."""
+    n_sets, width, size = 3, n_frames, 13
+    windows = rng.normal(size=(n_particles, n_frames, size, size)).astype(kind)
+    taps = B_SPLINE_TAPS.astype(kind)
+    first = rng.uniform(3, 9, (2, n_particles, n_frames)).astype(kind)
+    spatial = np.linalg.qr(rng.normal(size=(n_sets, n_particles, n_particles)))[0][..., :modes].astype(kind).copy()
+    temporal = (rng.normal(size=(n_sets, width, n_frames)) / np.sqrt(width)).astype(kind)
+    std = rng.uniform(0.2, 3, (n_sets, modes, width))
+    std[:, -1, 1:] = 0
+    std[..., 0] = 1
+    slopes = taps[:, 1:] * np.arange(1, 4, dtype=kind)
+    problem = windows, taps, slopes, first, kind(0.6), spatial, temporal, std, common_std
+    turn = np.linalg.qr(rng.normal(size=(n_sets, width, width)))[0].copy()
+    whitening = np.where(std > 0, 1 / np.where(std > 0, std, 1), 0)
+    gain = 1 / (1 + 1 / np.where(std > 0, std, 1) ** 2)
+    start = 0.3 * rng.normal(size=(n_sets, 2 * modes * width + 2 * n_frames))
+    return problem, (turn, gain, whitening, rng.uniform(0.1, 1, n_frames)), start
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("sizes", [(1, 2, 1), (5, 7, 5), (37, 33, 37), (131, 6, 130)])  # across the edges of tiles too
+def test_descent(cupy, rng, kind, sizes, monkeypatch):
+    for common_std, steps in ((0.8, 12), (0.0, 3)):
+        problem, inverse, start = descent(rng, kind, *sizes, common_std)
+        expected, iterations = kernels_cpu.solve(problem, inverse, start, 1e-9, steps)
+        device = [on(cupy, problem), on(cupy, inverse)]
+        found, taken = kernels_gpu.solve(*device, cupy.asarray(start), 1e-9, steps)
+        np.testing.assert_array_equal(taken, iterations)
+        assert steps == iterations.max() and isinstance(taken, np.ndarray)
+        np.testing.assert_allclose(to_host(found), expected, atol=1e-9 if kind is np.float64 else 2e-3)
+        assert np.abs(expected - start).max() > 0.1
+        # sums come out the same whichever thread is first: none reads what another has not written yet
+        monkeypatch.setenv("HOST_LAST_FIRST", "1")
+        again, _ = kernels_gpu.solve(*device, cupy.asarray(start), 1e-9, steps)
+        monkeypatch.delenv("HOST_LAST_FIRST")
+        np.testing.assert_array_equal(to_host(again), to_host(found))
+
+
+def test_sets_end_by_themselves(cupy, rng):
+    """One that is at its minimum already, one that may take no step, one of three that ends before the others."""
+    problem, inverse, start = descent(rng, np.float64, 6, 5, 6, 0.5)
+    lowest, taken = kernels_cpu.solve(problem, inverse, start, 1e-9, 1000)
+    assert len(set(taken)) > 1
+    start[1] = lowest[1]
+    device = [on(cupy, problem), on(cupy, inverse)]
+    for most, expected in ((1000, [taken[0], 0, taken[2]]), (0, [0, 0, 0])):
+        found, iterations = kernels_gpu.solve(*device, cupy.asarray(start), 1e-8, most)
+        assert iterations[1] == 0 and (iterations <= expected).all() and (iterations.max() > 3) == bool(most)
+        np.testing.assert_allclose(to_host(found), lowest if most else start, atol=1e-2)
 
 
 @pytest.mark.parametrize("box", [16, 15])

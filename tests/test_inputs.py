@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import shutil
 
 import mrcfile
 import numpy as np
@@ -218,6 +217,8 @@ def test_relions_energy_keeps_the_background(lit, tmp_path):
         (["--hot-pixel-threshold", "-2"], "--hot-pixel-threshold is -2; give a number from 0 to 30"),
         (["--gain-rotate", "4"], "--gain-rotate is 4; give a whole number from 0 to 3"),
         (["--gain-flip-y"], "the gain is to be turned, flipped or inverted; give gain too"),
+        (["--root", "/nowhere"], "root /nowhere does not exist; give the folder of the project, or leave it out"),
+        (["--root", "/dev/null"], "root /dev/null is not a folder; give"),
         (["--orientation", "relion"], "--orientation does not go with RELION's --micrographs; leave it out"),
         (["--mixed-frame-counts", "--skip-movies-with-wrong-frame-count"], "leaves movies out that mixed_.*; give one"),
     ],
@@ -250,6 +251,5 @@ def test_a_short_movie_is_named_with_its_remedies(tiny, tmp_path, capsys):
     project = with_two_frame_counts(tiny.folder, tmp_path / "project")
     assert run(project, tmp_path / "out", *GIVEN, "--last-frame", "7") == 1
     assert re.search("mic0001.tif: last_frame is 7, but 6 frames were corrected; give a smaller", said(capsys)[0])
-    shutil.rmtree(tmp_path / "out")
     edit(project / "Extract/particles.star", "particles", lambda t: t[t["rlnMicrographName"].str.contains("mic0000")])
     assert run(project, tmp_path / "out", *GIVEN, "--last-frame", "7") == 0  # no particle is on the short one

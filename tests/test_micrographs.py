@@ -1,5 +1,6 @@
 """Micrographs: sums of frames against plain ones, motion undone against the truth, tables as RELION and CryoSPARC read them."""
 
+import re
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -373,6 +374,12 @@ def test_settings_change_the_micrograph(moving, setting, value):
         assert changed[max(y - 12, 0) : y + 12, max(x - 12, 0) : x + 12].max() > standard.max() + 5
 
 
+def test_a_binning_that_leaves_nothing_is_refused(moving, tmp_path, capsys):
+    assert run(moving.folder, tmp_path / "out", "--binning", "100") == 1
+    (line,) = said(capsys)
+    assert re.search(r"the first: binning 100 leaves less than 16 px of .*mic0000.tif; give a smaller one", line)
+
+
 def test_sixteen_bits(moving, tmp_path):
     assert run(moving.folder, tmp_path / "f2") == 0 and run(moving.folder, tmp_path / "f4", "--float16") == 0
     full, half = (read(tmp_path / name / "Micrographs/mic0000.mrc") for name in ("f2", "f4"))
@@ -385,10 +392,11 @@ def test_what_is_finished_is_kept_and_what_is_not_is_done(moving, tmp_path):
     assert run(moving.folder, out) == 0
     first, second = (out / f"Micrographs/mic000{i}.mrc" for i in range(2))
     before = read(second)
-    second.unlink()
     stamp = first.stat().st_mtime_ns
-    assert run(moving.folder, out) == 0
-    assert first.stat().st_mtime_ns == stamp and np.array_equal(read(second), before)
+    for lost in (second.unlink, lambda: second.write_bytes(second.read_bytes()[:-1])):
+        lost()
+        assert run(moving.folder, out) == 0
+        assert first.stat().st_mtime_ns == stamp and np.array_equal(read(second), before)
     assert run(moving.folder, out, "--no-local-motion") == 0  # other settings: all anew
     assert first.stat().st_mtime_ns != stamp and not np.array_equal(read(second), before)
     weights = tmp_path / "dose_weights.nc"
@@ -397,6 +405,9 @@ def test_what_is_finished_is_kept_and_what_is_not_is_done(moving, tmp_path):
     unweighted = read(first)
     assert run(moving.folder, out, "--no-local-motion", "--dose-weights", str(weights)) == 0
     assert not np.array_equal(read(first), unweighted)
+    report = (out / "report.html").read_text(encoding="utf-8")
+    assert "by measured weights (of dose_weights.nc)" in report
+    assert re.search(rf"dose weights</td>\s*<td[^>]*>{re.escape(str(weights))}</td>", report)
 
 
 def test_a_movie_that_cannot_be_used_is_named_and_the_others_are_written(moving, tmp_path, capsys):

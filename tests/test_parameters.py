@@ -123,6 +123,31 @@ def test_alignment_fraction_moves_the_edge_of_the_band(session):
     assert edges == [int(m.k_out * np.sqrt(f)) for f in (0.25, 0.5, 1.0)]
 
 
+@pytest.mark.parametrize("energy", ["calibrated", "relion"])
+def test_a_search_without_fourier_components_to_score_by_is_refused(session, monkeypatch, energy):
+    k_out = session.micrograph(NAME, Alignment(energy=energy)).k_out
+    edge = k_out - 2.5 if energy == "relion" else k_out - 2
+    most = (edge / k_out) ** 2
+    some = rm.HyperparameterSearch(alignment_fraction=most - 1e-6, energy=energy)
+    assert list(some.held_out(k_out)) == [k_out - 1]
+    monkeypatch.setattr(rm.Session, "sample", None)  # reading a movie would be a TypeError
+    with pytest.raises(
+        rm.InputError, match=rf"alignment_fraction is 1: the FSC .* shell {k_out}, .* give less than 0\."
+    ):
+        rm.HyperparameterSearch(alignment_fraction=1.0, energy=energy).run(session)
+    with pytest.raises(TypeError):
+        some.run(session)
+    assert session.warnings.pop().startswith(
+        f"alignment_fraction {some.alignment_fraction:g} leaves 1 shell of Fourier"
+    )
+
+
+def test_a_reference_of_no_resolution_leaves_nothing_to_score_by():
+    assert list(Alignment(alignment_fraction=0.1).held_out(5)) == [4]
+    with pytest.raises(rm.InputError, match="give hyperparameters instead of searching"):
+        Alignment(alignment_fraction=0.1).held_out(4)
+
+
 def test_dose_and_pre_exposure_set_the_decay_and_the_prior(opened, session, prior):
     half, late = rm.Session(opened(dose_per_frame_e_A2=2.0), 2), rm.Session(opened(pre_exposure_e_A2=20.0), 2)
     frequency = np.array([0.1])

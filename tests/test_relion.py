@@ -29,6 +29,10 @@ def set_to(label, rows, value):
     return change
 
 
+def general(label, value):
+    return lambda blocks: blocks["general"].update({label: value})
+
+
 def without(*labels):
     return lambda table: table.drop(columns=list(labels))
 
@@ -82,8 +86,17 @@ def test_options_replace_what_the_files_say(project):
         (set_to("rlnRandomSubset", [0], 0), "no half set .* for row 1 of data_particles"),
         (set_to("rlnRandomSubset", slice(None), 2), "all particles are of half set 2"),
         (lambda table: table.assign(rlnPhaseShift=[np.nan, *[0.0] * 29]), "rlnPhaseShift is not a number in row 1 of"),
+        (set_to("rlnRandomSubset", [6], 1.5), "no half set .* for row 7 of data_particles"),
         (set_to("rlnOpticsGroup", [3], 9), "no such group in data_optics for row 4"),
         (lambda table: table.iloc[:0], "holds no particles"),
+        (
+            lambda table: table.assign(rlnDefocusU=1.2, rlnDefocusV=1.1),
+            "rlnDefocusU and rlnDefocusV are below 100 Å in every row; give particles whose CTF was estimated, in Å",
+        ),
+        (
+            lambda table: table.assign(rlnAngleRot=0, rlnAngleTilt=0.0),
+            "rlnAngleRot and rlnAngleTilt are 0 in every row, as 2D classification leaves them; give the run_data.star",
+        ),
         (
             set_to("rlnMicrographName", slice(None), "MotionCorr/job002/Movies/z.mrc"),
             "no particle can be used: its micrograph is not in .*corrected_micrographs.star .30.;",
@@ -102,6 +115,16 @@ def test_each_bad_particle_file_has_its_line(project, change, said):
     [
         ("rlnVoltage", 0, "rlnVoltage must be above 0 in every row of data_optics"),
         ("rlnImagePixelSize", np.nan, "rlnImagePixelSize must be above 0"),
+        ("rlnImageSize", 16.5, "rlnImageSize 16.5 in data_optics is no whole number of pixels"),
+        ("rlnVoltage", 300000, "rlnVoltage 300000 in data_optics is in kV; correct it"),
+        (
+            "rlnMagMat00",
+            0.0,
+            "rlnMagMat00 to 11 of optics group one in data_optics magnify by 0; they should be close to 1",
+        ),
+        ("rlnMagMat11", np.nan, "beam tilt, Zernike coefficient or magnification of optics group one .* not a number"),
+        ("rlnBeamTiltX", np.nan, "beam tilt, Zernike coefficient or magnification of optics group one .* not a number"),
+        ("rlnOddZernike", "[0.1,nan]", "beam tilt, Zernike coefficient or magnification of optics group one .* not a"),
         ("rlnAmplitudeContrast", np.nan, "rlnAmplitudeContrast is not a number"),
     ],
 )
@@ -163,14 +186,42 @@ def test_a_missing_movie_without_particles_is_only_listed(project):
             lambda blocks: blocks.update(global_shift=blocks["global_shift"].assign(rlnMicrographShiftX=np.nan)),
             "the shift of frame 1 in data_global_shift is not a number; run motion correction again",
         ),
-        (lambda blocks: blocks["general"].update(rlnMicrographOriginalPixelSize=0), "OriginalPixelSize is 0, not a"),
+        (
+            general("rlnMicrographOriginalPixelSize", 0),
+            "rlnMicrographOriginalPixelSize is 0; it has to be above 0: correct it",
+        ),
+        (
+            general("rlnMicrographBinning", 0),
+            "b.star: rlnMicrographBinning is 0; it has to be above 0: correct it, or run motion",
+        ),
+        (general("rlnMicrographBinning", -2), "rlnMicrographBinning is -2; it has"),
+        (general("rlnVoltage", 0), "rlnVoltage is 0; it has to be above 0"),
+        (
+            general("rlnMicrographPreExposure", -3.5),
+            "rlnMicrographPreExposure is -3.5, not a dose; give pre_exposure_e_A2",
+        ),
+        (general("rlnMicrographDoseRate", -2), "rlnMicrographDoseRate is -2, not a dose; give dose_per_frame_e_A2"),
+        (
+            general("rlnImageSizeZ", 3.5),
+            "rlnImageSizeZ is 3.5; it has to be a whole number above 0: correct it, or run motion",
+        ),
+        (general("rlnImageSizeX", -96), "rlnImageSizeX is -96; it has to be a whole number"),
+        (general("rlnMicrographStartFrame", 1.5), "rlnMicrographStartFrame is 1.5; it has to be a whole number"),
+        (general("rlnMicrographStartFrame", 0), "rlnMicrographStartFrame is 0; it has to be a whole number"),
+        (general("rlnEERGrouping", 0), "rlnEERGrouping is 0; it has to be a whole number"),
         (
             lambda blocks: blocks["global_shift"].__setitem__("rlnMicrographFrameNumber", [1, 1, 2, 3]),
             "frame 1 is in data_global_shift twice; run",
         ),
         (
-            lambda blocks: blocks["general"].update(rlnMicrographPreExposure=np.nan),
+            general("rlnMicrographPreExposure", np.nan),
             "PreExposure is nan, not a dose; give",
+        ),
+        (
+            lambda blocks: blocks.update(
+                hot_pixels=pd.DataFrame({"rlnCoordinateX": [3, np.nan], "rlnCoordinateY": [1, 2]})
+            ),
+            "row 2 of data_hot_pixels is no place; run motion correction again",
         ),
         (lambda blocks: blocks["general"].update(rlnMotionModelVersion=1), "has 0 coefficients, not 36"),
         (
@@ -196,6 +247,37 @@ def test_each_bad_motion_file_has_its_line(project, change, said):
     blocks = motion_blocks("b")
     change(blocks)
     write_star(project / "MotionCorr/job002/Movies/b.star", blocks)
+    with pytest.raises(InputError, match=said) as error:
+        opened(project)
+    assert "\n" not in str(error.value)
+
+
+def test_what_relion_was_not_told_is_no_error(project):
+    blocks = motion_blocks("b")
+    blocks["general"].update(rlnMicrographPreExposure=-1, rlnVoltage=-1, rlnMicrographBinning=-1)
+    write_star(project / "MotionCorr/job002/Movies/b.star", blocks)
+    movie = opened(project).movies[1]
+    assert (movie.pre_exposure_e_A2, movie.voltage_kV, movie.binning) == (0.0, 200.0, 1.0)
+
+
+def test_a_dose_that_is_given_wins_over_one_that_is_none(project):
+    blocks = motion_blocks("b")
+    blocks["general"].update(rlnMicrographPreExposure=-7, rlnMicrographDoseRate=np.nan)
+    write_star(project / "MotionCorr/job002/Movies/b.star", blocks)
+    movie = opened(project, dose_per_frame_e_A2=2.0, pre_exposure_e_A2=1.0).movies[1]
+    assert (movie.dose_per_frame_e_A2, movie.pre_exposure_e_A2) == (2.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("block", "label", "value", "said"),
+    [
+        ("optics", "rlnVoltage", 0, "rlnVoltage must be above 0 in every row of data_optics"),
+        ("optics", "rlnVoltage", "high", "rlnVoltage must be above 0"),
+        ("micrographs", "rlnOpticsGroup", 7, "no such group in data_optics for MotionCorr/job002/Movies/a.mrc"),
+    ],
+)
+def test_each_impossible_micrograph_table_has_its_line(project, block, label, value, said):
+    edit(project / MICROGRAPHS, block, lambda table: table.assign(**{label: value}))
     with pytest.raises(InputError, match=said) as error:
         opened(project)
     assert "\n" not in str(error.value)

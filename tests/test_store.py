@@ -306,6 +306,7 @@ def test_hyperparameters_given_as_two_strengths(tmp_path: Path) -> None:
         ({"distance_A": -1.0}, "distance_A is -1.0"),
         ({"balance_deg": 91.0}, "balance_deg is 91.0; it must be from 0 to 90"),
         ({"strength": "much"}, "does not hold hyperparameters"),
+        ({"score": "good"}, "does not hold hyperparameters"),
     ],
 )
 def test_hyperparameters_that_make_no_sense(tmp_path: Path, change: dict[str, object], message: str) -> None:

@@ -116,6 +116,16 @@ def test_any_model_can_be_read(tmp_path, suffix):
     assert first.radius_A > 60 and second.radius_A == model.radius_A
 
 
+def test_atoms_beyond_all_bounds_are_refused():
+    model = models.read_model()
+    factors = models.scattering_factors(model, models.half_plane_frequency(32, 1.0), 20.0)
+    with (
+        np.errstate(over="ignore"),
+        pytest.raises(InputError, match="atoms lie beyond all bounds in pixels of 1e-40 Å"),
+    ):
+        models.project(model, np.eye(3), factors, 1e-40)
+
+
 def test_unreadable_model_is_named(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.cif"):
         models.read_model(tmp_path / "nowhere.cif")
@@ -475,6 +485,10 @@ def test_formats_hold_the_same_movie(tmp_path):
     ("change", "message"),
     [
         ({"pixel_size_A": 0.0}, "pixel_size_A"),
+        ({"pixel_size_A": float("inf")}, "pixel_size_A is inf; give a number"),
+        ({"defocus_max_A": float("nan")}, "defocus_max_A is nan; give a number"),
+        ({"edge_px": float("nan")}, "edge_px is nan; give a number"),
+        ({"workers": -1}, "workers is -1; give 1 or more"),
         ({"movie_format": "dm4"}, "tif, mrc, eer"),
         ({"motion": "recorded"}, "motion_stars"),
         ({"box_px": 161}, "even"),
@@ -499,6 +513,20 @@ def test_a_species_without_a_half_set_is_refused(tmp_path):
         simulate(replace(SMALL, particles_per_micrograph=3, n_micrographs=1, second_share=0.3), tmp_path)
 
 
+def test_particles_that_make_no_half_maps_are_refused(tmp_path):
+    with pytest.raises(
+        InputError, match="no particles in one of the half sets; raise particles_per_micrograph or n_mic"
+    ):
+        simulate(replace(SMALL, particles_per_micrograph=1, n_micrographs=1), tmp_path / "one")
+    assert not (tmp_path / "one").exists()
+    wild = SimulationSettings(
+        n_micrographs=1, size_px=256, n_frames=3, pixel_size_A=2.4, box_px=72, particles_per_micrograph=3, edge_px=44,
+        speed_A_per_dose=1e9,
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"agree in no shell .*Ref.; simulate more particles, or less motion"):
+        simulate(wild, tmp_path / "wild")
+
+
 def test_presets_differ_in_sampling_and_dose():
     rough = SimulationSettings.rough_motion()
     assert rough.n_micrographs * rough.particles_per_micrograph >= 400
@@ -517,11 +545,33 @@ def test_the_example_is_made_once_and_found_again(tmp_path):
         example(folder, replace(SMALL, seed=7))
 
 
-def test_the_example_leaves_other_folders_alone(tmp_path):
-    (tmp_path / "thesis.tex").write_text("mine")
+@pytest.mark.parametrize("name", ["thesis.tex", "Movies"])
+def test_the_example_leaves_other_folders_alone(tmp_path, name):
+    (tmp_path / name).mkdir()
     with pytest.raises(InputError, match="other files"):
         example(tmp_path, SMALL)
-    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_a_simulation_that_was_stopped_is_made_again(tmp_path):
+    class Stops:
+        def start(self, total, what):
+            pass
+
+        def advance(self, n, **facts):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate(SMALL, tmp_path, Stops())
+    with pytest.raises(InputError, match="other settings"):
+        simulate(replace(SMALL, seed=7), tmp_path)
+    assert simulate(SMALL, tmp_path).open().movies
+
+
+def test_settings_that_cannot_be_simulated_leave_nothing(tmp_path):
+    with pytest.raises(InputError):
+        simulate(replace(SMALL, size_px=80, height_px=80, edge_px=None), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_trajectories_are_compared_with_the_truth_particle_by_particle(small):

@@ -21,6 +21,7 @@ from refmotion_nb.cli import main
 from refmotion_nb.stages.base import Cancelled, Silent
 from refmotion_nb.stages.correction import without_measurements
 from refmotion_nb.stages.dose_weights import weights_on
+from refmotion_nb.stages.execute import _uninterrupted
 from refmotion_nb.stages.session import Session
 from refmotion_nb.stages.workers import There, Workers
 
@@ -335,3 +336,15 @@ def test_bad_input_is_one_line(tiny, capsys, tmp_path, monkeypatch, workers):
     monkeypatch.setitem(sys.modules, "refmotion_nb.stages.workers", None)
     with pytest.raises(rm.InputError, match=r"workers need Dask .*refmotion-nb\[dask\]"):
         rm.execute.processes(2)
+
+
+def test_processes_are_started_without_interruption_and_ctrl_c_comes_after_that():
+    told = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    begun = []
+    with pytest.raises(KeyboardInterrupt), _uninterrupted():
+        begun.append(subprocess.run([sys.executable, "-c", told], stdout=subprocess.PIPE, text=True).stdout.strip())
+        signal.raise_signal(signal.SIGINT)
+        begun.append("went on")
+    assert begun == ["True", "went on"], "it reaches none of those that are started, whom this process ends in order"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -16,20 +16,21 @@ from refmotion_nb.data.schema import InputError, OutputError, SettingError, fail
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors are one line, the exit code is 0 only if everything asked for was written."""
-    from refmotion_nb.numerics.backend import one_blas_thread
-
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):  # terminals that know no Å get its number
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     if wrong := [word for word in arguments if not _is_text(word)]:  # what is written could not name it
-        print(f"refmotion: {wrong[0]} is not UTF-8; rename it (convmv -f latin1 -t utf-8)", file=sys.stderr)
+        print(f"refmotion: {wrong[0]} is not UTF-8; rename it (convmv --notest -f latin1 -t utf-8)", file=sys.stderr)
         return 1
-    options = parser_for(arguments[0] if arguments else "").parse_args(arguments)
-    options.arguments = arguments
     try:
-        with one_blas_thread(), _told_to_end():
-            return options.command(options)
+        with _told_to_end():
+            from refmotion_nb.numerics.backend import one_blas_thread
+
+            options = parser_for(arguments[0] if arguments else "").parse_args(arguments)
+            options.arguments = arguments
+            with one_blas_thread():
+                return options.command(options)
     except OutputError as error:
         print(f"refmotion: {error}, or choose another --out", file=sys.stderr)
     except SettingError as error:

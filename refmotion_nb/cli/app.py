@@ -12,7 +12,8 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from refmotion_nb.cli.inputs import add_input_options, cryosparc_input, input_settings, is_cryosparc, references
+from refmotion_nb.cli.inputs import add_input_options, cryosparc_input, entry, input_settings, is_cryosparc, references
+from refmotion_nb.cli.options import path
 from refmotion_nb.cli.parser import parser_for
 from refmotion_nb.data.schema import InputError
 
@@ -34,12 +35,12 @@ URLS = ("AUTHORIZE_URL", "TOKEN_URL")  # of a generic one
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add those of the input, of serving, and of who may do what."""
     add_input_options(parser, required=False)
-    parser.add_argument("folder", type=Path, nargs="?", help="output folder of a run, to look at and go on with")
+    parser.add_argument("folder", type=path, nargs="?", help="output folder of a run, to look at and go on with")
     parser.add_argument(
-        "--out", type=Path, help="output folder. Default: refmotion-results in the first folder to browse"
+        "--out", type=path, help="output folder. Default: refmotion-results in the first folder to browse"
     )
     parser.add_argument(
-        "--browse", type=Path, action="append", default=[],
+        "--browse", type=path, action="append", default=[],
         help="folder that may be read and written; nothing outside is; repeatable. Default: the current one",
     )  # fmt: skip
     group = parser.add_argument_group("serving")
@@ -76,7 +77,7 @@ def access_of(options: argparse.Namespace) -> Any:
     from refmotion_nb.views.app.serve import Access
 
     login = {name: value for name in OAUTH if (value := getattr(options, name))}
-    if options.basic_auth:
+    if options.basic_auth is not None:
         if login:
             raise InputError("both --basic-auth and OAuth are given; give one")
         login["basic_auth"] = options.basic_auth
@@ -213,7 +214,8 @@ def recorded_opening(folder: Path) -> Any:
     for base in dict.fromkeys([Path.cwd(), *folder.absolute().parents]):
         options = _parsed(tokens[1:])
         named = [*options.particles, *options.exposures, *([options.micrographs] if options.micrographs else [])]
-        if all((base / str(path).split(",")[0]).is_file() for path in named):
+        tables = [entry(base / one) for one in named]
+        if all(Path(one[0] if isinstance(one, tuple) else one).is_file() for one in tables):
             return opening_of(options, base)
     raise InputError(f"{named[0]} is not found from here; start the app in the folder that the run was started in")
 

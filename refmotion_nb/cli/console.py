@@ -6,7 +6,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -15,25 +15,49 @@ from refmotion_nb.views.progress import move
 
 
 class Console:
-    """Progress on stderr, everything in run.log; a reporter."""
+    """Progress on stderr, everything in a log; a reporter.
+
+    The log begins with the work: what was said before waits for it. A command that is refused leaves none, nor does it
+    write into that of another one, which holds the folder.
+    """
 
     def __init__(self, log: Path):
-        self._log = open(log, "a", encoding="utf-8", errors="backslashreplace")
+        self._path = log
+        self._log: TextIO | None = None
+        self._waiting: list[str] = []
         self._bar: Any = None
 
     def __enter__(self) -> Console:
         return self
 
     def __exit__(self, *problem: object) -> None:
-        if problem[1] is not None:
+        if problem[1] is None and self._waiting:
+            self._begin()
+        if problem[1] is not None and self._log:
             with suppress(OSError):  # the disk may be full: what is told is what stopped the work
                 self._write(f"stopped: {str(problem[1]) or 'by the user'}")
         self.done()
-        self._log.close()
+        if self._log:
+            self._log.close()
+
+    def _begin(self) -> None:
+        """Open the log, unless it is."""
+        if self._log is None:
+            self._log = open(self._path, "a", encoding="utf-8", errors="backslashreplace")
+            waiting, self._waiting = self._waiting, []
+            self._put("".join(waiting))
 
     def _write(self, text: str) -> None:
-        with naming(self._log.name):
-            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n"
+        if self._log is None:
+            self._waiting.append(line)
+        else:
+            self._put(line)
+
+    def _put(self, text: str) -> None:
+        assert self._log is not None
+        with naming(self._path):
+            self._log.write(text)
             self._log.flush()
 
     def say(self, text: str, log_only: bool = False) -> None:
@@ -43,7 +67,8 @@ class Console:
             print(text, file=sys.stderr)
 
     def start(self, total: int, what: str) -> None:
-        """Begin a progress bar."""
+        """Begin a progress bar, and the log if it has not begun."""
+        self._begin()
         self._write(what)
         self._bar = tqdm(total=total, desc=what, file=sys.stderr, leave=True, dynamic_ncols=True)
 

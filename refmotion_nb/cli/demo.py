@@ -7,15 +7,16 @@ import shlex
 from pathlib import Path
 
 from refmotion_nb.cli.console import Console
+from refmotion_nb.cli.options import path
+from refmotion_nb.data.files import writable
 from refmotion_nb.demo import run_demo
 from refmotion_nb.stages.execute import Execution
-from refmotion_nb.stages.job import writable
 from refmotion_nb.views.report import write_report
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add where it goes and what it runs on."""
-    parser.add_argument("--out", type=Path, default=Path("refmotion-demo"))
+    parser.add_argument("--out", type=path, default=Path("refmotion-demo"))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 

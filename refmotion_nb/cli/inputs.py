@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from refmotion_nb.cli.options import add_parameter, declared
+from refmotion_nb.cli.options import add_parameter, declared, path
 from refmotion_nb.data.cryosparc.project import open_cryosparc
 from refmotion_nb.data.relion.project import open_relion
 from refmotion_nb.data.relion.results import open_postprocess
@@ -21,21 +21,21 @@ def add_input_options(parser: argparse.ArgumentParser, required: bool = True) ->
         "input (RELION: --micrographs and half maps; CryoSPARC: --exposures and --volume)"
     )
     group.add_argument(
-        "--particles", type=Path, action="append", required=required,
+        "--particles", type=path, action="append", required=required,
         help="particle STAR, or .cs or .csg (TABLE.cs,PASSTHROUGH.cs where they are apart); once per reference",
     )  # fmt: skip
-    group.add_argument("--micrographs", type=Path, help="corrected_micrographs.star")
+    group.add_argument("--micrographs", type=path, help="corrected_micrographs.star")
     group.add_argument(
-        "--exposures", type=Path, action="append", default=[], help="motion-corrected exposures, .cs or .csg"
+        "--exposures", type=path, action="append", default=[], help="motion-corrected exposures, .cs or .csg"
     )
     group.add_argument(
-        "--volume", type=Path, action="append", default=[], help="volume, .cs or .csg; once per reference"
+        "--volume", type=path, action="append", default=[], help="volume, .cs or .csg; once per reference"
     )
-    group.add_argument("--half1", type=Path, action="append", default=[], help="half map 1; once per reference")
-    group.add_argument("--half2", type=Path, action="append", default=[], help="half map 2")
-    group.add_argument("--mask", type=Path, action="append", default=[], help="mask; wins over that of a volume")
-    group.add_argument("--fsc", type=Path, action="append", default=[], help="postprocess.star: names all three")
-    group.add_argument("--root", type=Path, help="project folder that paths in STAR files are relative to")
+    group.add_argument("--half1", type=path, action="append", default=[], help="half map 1; once per reference")
+    group.add_argument("--half2", type=path, action="append", default=[], help="half map 2")
+    group.add_argument("--mask", type=path, action="append", default=[], help="mask; wins over that of a volume")
+    group.add_argument("--fsc", type=path, action="append", default=[], help="postprocess.star: names all three")
+    group.add_argument("--root", type=path, help="project folder that paths in STAR files are relative to")
     group = parser.add_argument_group("what is read")
     for name, parameter in declared(Inputs).items():
         add_parameter(group, name, parameter)
@@ -88,14 +88,15 @@ def is_cryosparc(options: argparse.Namespace) -> bool:
     return bool(options.exposures)
 
 
+def entry(path: Path) -> Path | tuple[str, ...]:
+    """Return a table of CryoSPARC's, or TABLE.cs,PASSTHROUGH.cs as two; the name of a file may have a comma."""
+    return tuple(str(path).split(",")) if "," in str(path) and not path.exists() else path
+
+
 def cryosparc_input(options: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of ``open_cryosparc``."""
-
-    def entries(paths: list[Path]) -> list[Any]:
-        return [tuple(str(path).split(",")) if "," in str(path) else path for path in paths]
-
     return {
-        "exposures": entries(options.exposures), "particles": entries(options.particles),
-        "volumes": entries(options.volume), "masks": options.mask or None,
+        "exposures": [*map(entry, options.exposures)], "particles": [*map(entry, options.particles)],
+        "volumes": [*map(entry, options.volume)], "masks": options.mask or None,
         "orientation": Inputs.of(vars(options)).orientation, **input_settings(options),
     }  # fmt: skip

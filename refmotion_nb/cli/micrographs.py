@@ -12,15 +12,15 @@ from typing import Any
 import xarray as xr
 
 from refmotion_nb.cli.console import Console
-from refmotion_nb.cli.inputs import add_input_options, input_settings, is_cryosparc
-from refmotion_nb.cli.options import add_dose_weights_options, add_parameter, declared
+from refmotion_nb.cli.inputs import add_input_options, entry, input_settings, is_cryosparc
+from refmotion_nb.cli.options import add_dose_weights_options, add_parameter, declared, path
 from refmotion_nb.data.cryosparc.project import open_exposures
+from refmotion_nb.data.files import writable
 from refmotion_nb.data.maps import map_header
 from refmotion_nb.data.micrographs import MovieTable
 from refmotion_nb.data.relion.project import open_movies
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.stages.execute import Execution
-from refmotion_nb.stages.job import writable
 from refmotion_nb.stages.micrographs import MicrographCorrection
 from refmotion_nb.stages.particle_motion import ParticleMotion
 from refmotion_nb.stages.reuse import read_weights
@@ -33,14 +33,14 @@ EXECUTION = ("threads", "device", "workers", "dask")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add those of the input, of which particles are not required here, and of what is done with it."""
     add_input_options(parser, required=False)
-    parser.add_argument("--out", type=Path, required=True, help="output folder; the same folder again resumes")
+    parser.add_argument("--out", type=path, required=True, help="output folder; the same folder again resumes")
     add_dose_weights_options(
         parser,
         "dose_weights.nc of a run, RELION's bfactors.star (with --half1 of its reference) or CryoSPARC's "
         "refm_empirical_dw.npy; else the standard curve",
     )
     parser.add_argument(
-        "--tracks", type=Path, help="output folder of a run: micrographs move as their particles did, where it has some"
+        "--tracks", type=path, help="output folder of a run: micrographs move as their particles did, where it has some"
     )
     group = parser.add_argument_group("parameters")
     for name, parameter in declared(MicrographCorrection).items():
@@ -125,9 +125,8 @@ def _open_movies(
     not_needed = dict.fromkeys(("half1", "half2", "fsc", "volume"))
     if not is_cryosparc(argparse.Namespace(**{**vars(options), **not_needed})):
         return open_movies(options.micrographs, **settings), moved, []
-    entries = [tuple(str(path).split(",")) if "," in str(path) else path for path in options.exposures]
     orientation, why = _orientation(options, moved)
-    data = open_exposures(entries, orientation=orientation, **settings)
+    data = open_exposures([*map(entry, options.exposures)], orientation=orientation, **settings)
     return data, moved and replace(moved, orientation=orientation), [why]
 
 

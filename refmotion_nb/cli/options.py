@@ -31,6 +31,13 @@ def add_parameter(group: argparse._ArgumentGroup, name: str, parameter: param.Pa
         group.add_argument(option, type=kind, default=None, help=about)
 
 
+def path(text: str) -> Path:
+    """Return a path of the command line; an empty one, of a variable that the shell does not know, is no current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; give a path")
+    return Path(text)
+
+
 def option_of(name: str) -> str:
     """Return the option of a parameter."""
     return "--" + name.replace("_", "-")
@@ -38,7 +45,7 @@ def option_of(name: str) -> str:
 
 def add_dose_weights_options(parser: argparse.ArgumentParser, about: str) -> None:
     """Add the options of dose weights that are given; ``about`` says which files may be."""
-    parser.add_argument("--dose-weights", type=Path, help=about)
+    parser.add_argument("--dose-weights", type=path, help=about)
     parser.add_argument(
         "--dose-weights-last-frequency-per-A", type=float,
         help="frequency (1/Å) of the last bin of refm_empirical_dw.npy, where the files beside it do not tell",

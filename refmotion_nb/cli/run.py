@@ -12,10 +12,11 @@ import param
 
 from refmotion_nb.cli.console import Console
 from refmotion_nb.cli.inputs import add_input_options, opened
-from refmotion_nb.cli.options import add_dose_weights_options, add_parameter, declared
+from refmotion_nb.cli.options import add_dose_weights_options, add_parameter, declared, path
+from refmotion_nb.data.files import writable
 from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.inputs import Inputs
-from refmotion_nb.stages.job import STAGES, UNTIL, Job, writable
+from refmotion_nb.stages.job import STAGES, UNTIL, Job
 from refmotion_nb.stages.search import prior_of
 from refmotion_nb.views.report import write_report
 from refmotion_nb.views.svg import number
@@ -24,10 +25,10 @@ from refmotion_nb.views.svg import number
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add those of the input, and every parameter of the stages."""
     add_input_options(parser)
-    parser.add_argument("--out", type=Path, required=True, help="output folder; the same folder again resumes")
+    parser.add_argument("--out", type=path, required=True, help="output folder; the same folder again resumes")
     parser.add_argument("--until", choices=UNTIL, default="correct", help="last stage; default: correct")
     parser.add_argument(
-        "--hyperparameters", type=Path,
+        "--hyperparameters", type=path,
         help="instead of a search: hyperparameters.json or hyperparams.cs of another run, RELION's opt_params*.txt",
     )  # fmt: skip
     add_dose_weights_options(

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
-from pathlib import Path
 
 from refmotion_nb.cli.console import Console
-from refmotion_nb.cli.options import option_of
+from refmotion_nb.cli.options import option_of, path
 from refmotion_nb.data.synthetic.settings import SimulationSettings
 from refmotion_nb.data.synthetic.simulate import simulate
-from refmotion_nb.stages.job import writable
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add an option for each setting of a simulation."""
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--out", type=path, required=True, help="folder to write")
     for field in fields(SimulationSettings):
         kind = str(field.type).split(" |")[0]
         known = "" if field.default is None else f". Default: {field.default}"
@@ -23,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         if kind == "bool":
             parser.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=about)
         else:
-            cast = {"int": int, "float": float, "Path": Path}.get(kind, str)
+            cast = {"int": int, "float": float, "Path": path}.get(kind, str)
             parser.add_argument(option, type=cast, default=None, help=about)
 
 
@@ -33,7 +31,6 @@ def run(options: argparse.Namespace) -> int:
         f.name: getattr(options, f.name) for f in fields(SimulationSettings) if getattr(options, f.name) is not None
     }
     settings = SimulationSettings(**given)
-    writable(options.out)
     with Console(options.out / "simulate.log") as console:
         result = simulate(settings, options.out, console)
     print(

@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -77,6 +78,10 @@ def atomic(path: str | Path) -> Iterator[Path]:
         with naming(path):
             yield temporary
             os.replace(temporary, path)
+    except OSError as error:
+        if error.filename == str(temporary):  # which nobody knows
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -123,15 +128,61 @@ def spare(inputs: Iterable[tuple[str, str | Path]], out: Path, written: Iterable
                     raise OutputError(f"{path} ({what}) is read and would be overwritten; move it elsewhere")
 
 
+def spare_others(out: Path, written: Iterable[str]) -> None:
+    """Make sure that nothing of what is written (patterns of names) takes the place of a file that no run made.
+
+    Where a run has written, its results are, or hyperparameters or log if these were deleted; what else is there is the run's.
+
+    Raises
+    ------
+    OutputError
+        Which file would be overwritten.
+    """
+    if any((out / name).exists() for name in ("results.zarr", "hyperparameters.json")) or _is_log(out / "run.log"):
+        return
+    for path in (path for pattern in written for path in sorted(out.glob(pattern))):
+        if not path.name.startswith("."):
+            raise OutputError(f"{path} is of no earlier run and might be overwritten; move it elsewhere")
+
+
+def _is_log(path: Path) -> bool:
+    """Tell whether a file is the log of a run: date and time, then the command."""
+    with suppress(OSError), open(path, "rb") as file:
+        return file.readline(40)[19:].startswith(b" refmotion ")
+    return False
+
+
+def writable(out: Path) -> None:
+    """Make sure that ``out`` is a folder that can be written to, or can be made; nothing is.
+
+    Raises
+    ------
+    OutputError
+        It is a file, or permissions, the file system or a file in its place are against it.
+    """
+    there = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.lexists(path))
+    if there == out.absolute() and not there.is_dir():
+        raise OutputError(f"{out} is not a folder; check the path")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written to ({error.strerror}); check the path") from None
+
+
 @contextmanager
 def sole(folder: Path) -> Iterator[bool]:
     """Hold a folder against other runs while the block lasts, however it ends; False if the file system cannot.
+
+    It is made where there is none, and gone again if the block fails before anything is in it.
 
     Raises
     ------
     OutputError
         Another process holds it.
     """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -142,6 +193,11 @@ def sole(folder: Path) -> Iterator[bool]:
         except OSError:  # some network file systems have no locks
             held = False
         yield held
+    except BaseException:
+        with suppress(OSError):  # something is in it
+            for path in new:
+                path.rmdir()
+        raise
     finally:
         os.close(handle)
 
@@ -178,5 +234,5 @@ def _not_utf8(path: str | Path, error: UnicodeDecodeError) -> str:
     word = b"".join(part[0] for part in (before, after) if part).decode("ascii", "backslashreplace")
     return (
         f"{path}, line {line}: {word} is not UTF-8; convert the file (iconv -f latin1 -t utf-8), and where it is the name of a "
-        "file or folder, rename that too (convmv -f latin1 -t utf-8)"
+        "file or folder, rename that too (convmv --notest -f latin1 -t utf-8)"
     )

@@ -15,6 +15,7 @@ from refmotion_nb.data.files import admit, atomic, write_at
 from refmotion_nb.data.relion.results import read_fsc
 from refmotion_nb.data.schema import InputError, Reference
 
+HEADER_BYTES = 1024  # of an MRC file
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 _SAME_PIXEL = 1e-3  # relative; headers hold the cell in float32, and programs round
 
@@ -88,6 +89,14 @@ def write_stack(path: str | Path, images: np.ndarray, pixel_size_A: float, *, fl
         With ``float16``, a value that 16 bits cannot hold.
     """
     _write(path, images, pixel_size_A, float16, is_volume=False)
+
+
+def is_whole(path: Path, shape: tuple[int, ...], *, float16: bool = False) -> bool:
+    """Tell whether an image or a stack as ``write_stack`` writes it is there, with all the bytes that its shape takes."""
+    try:
+        return path.stat().st_size == HEADER_BYTES + int(np.prod(shape)) * (2 if float16 else 4)
+    except OSError:
+        return False
 
 
 def check_reference(reference: Reference) -> tuple[int, float]:

@@ -300,9 +300,11 @@ def read_hyperparameters(path: str | Path) -> dict[str, Any]:
     """
     text = read_text(path)
     try:
-        values = json.loads(text)
+        values = dict(json.loads(text))
         found = {
-            name: float("nan" if values[name] is None else values[name]) for name in _HYPERPARAMETERS if name in values
+            name: float("nan" if values[name] is None else values[name])
+            for name in (*_HYPERPARAMETERS, "score")
+            if name in values
         }
     except (ValueError, TypeError):
         raise InputError(f"{path} does not hold hyperparameters; give the hyperparameters.json of a run") from None
@@ -316,8 +318,7 @@ def read_hyperparameters(path: str | Path) -> dict[str, Any]:
     if not 0 <= found["balance_deg"] <= 90:
         raise InputError(f"{path}: balance_deg is {values.get('balance_deg', 'missing')}; it must be from 0 to 90")
     _agree(found, path)
-    score = values.get("score")
-    return {**values, **found, "score": math.nan if score is None else float(score)}
+    return {**values, "score": math.nan, **found}
 
 
 def _agree(found: dict[str, float], path: str | Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from threading import Lock
@@ -20,6 +20,8 @@ from scipy import fft
 from threadpoolctl import ThreadpoolController
 
 from refmotion_nb.numerics.device_sizes import transform_batch
+
+CACHE_BYTES = 1 << 19  # what a thread works on at a time
 
 
 def xp_of(array: Any) -> ModuleType:
@@ -40,6 +42,15 @@ def beside(array: Any, values: Any, dtype: Any = None) -> Any:
     return xp_of(array).asarray(values, dtype)
 
 
+def all_beside(array: Any, values: Sequence[np.ndarray], dtype: Any = np.float64) -> list[Any]:
+    """Return arrays of the host where ``array`` is, of one type and C-contiguous; to a GPU they go in one upload."""
+    if xp_of(array) is np:
+        return [np.ascontiguousarray(one, dtype) for one in values]
+    together = beside(array, np.concatenate([one.ravel() for one in values]).astype(dtype, copy=False))
+    ends = np.cumsum([one.size for one in values])
+    return [together[end - one.size : end].reshape(one.shape) for one, end in zip(values, ends)]
+
+
 def kernels_of(array: Any) -> ModuleType:
     """Return the kernels for an array: ``kernels_cpu`` or ``kernels_gpu``."""
     if xp_of(array) is np:
@@ -51,19 +62,16 @@ def kernels_of(array: Any) -> ModuleType:
     return kernels_gpu
 
 
-def by_row(work: Callable[..., Any], out: Any, values: Any, rows: np.ndarray, *sets: Any) -> Any:
-    """Fill ``out`` with ``work(value, matrix, ...)`` of every value (row, ...) and the matrices of its row, (set, ...) each.
+def by_row(work: Callable[..., Any], out: Any, values: Any, *sets: Any) -> Any:
+    """Fill ``out`` with ``work(value, matrix, ...)`` of every value and the matrices of its row, all (row, ...).
 
-    ``rows`` are in their order. On the CPU one comes after another, so that none of the large matrices is copied; on a GPU,
-    where a call costs more than a copy, all at once: ``work`` may only multiply matrices and exchange their axes.
+    On the CPU one comes after another, so that none of the large matrices is copied; on a GPU, where a call costs more than a
+    copy, all at once: ``work`` may only multiply matrices and exchange their axes.
     """
     if xp_of(out) is np:
-        for i, row in enumerate(rows):
-            out[i] = work(values[i], *(each[row] for each in sets))
+        for i, value in enumerate(values):
+            out[i] = work(value, *(each[i] for each in sets))
         return out
-    if len(rows) < len(sets[0]):
-        some = beside(out, rows)
-        sets = tuple(each[some] for each in sets)
     out[...] = work(values, *sets)
     return out
 
@@ -73,9 +81,12 @@ def rfft2(images: Any) -> Any:
     if xp_of(images) is np:
         return fft.rfft2(images, norm="forward", workers=1)
     n, box, width = images.shape
-    out = xp_of(images).empty((n, box, width // 2 + 1), np.complex64)
+    xp, norm = xp_of(images), np.float32(1 / (box * width))
+    out = xp.empty((n, box, width // 2 + 1), np.complex64)
     for part in _transformed_together(n, box):
-        out[part] = _device_fft().rfft2(images[part], norm="forward")
+        xp.multiply(
+            _device_fft().rfft2(images[part]), norm, out=out[part]
+        )  # in one pass; normalising is another for CuPy
     return out
 
 
@@ -180,3 +191,10 @@ def over_chunks(
         return [work(part) for part in slices]
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(work, slices))
+
+
+def in_cache(n: int, item_bytes: int, like: Any) -> Iterator[slice]:
+    """Yield slices of ``range(n)`` whose items stay in the second-level cache of a CPU; one of all where ``like`` is on a GPU."""
+    step = max(1, CACHE_BYTES // item_bytes) if xp_of(like) is np else n
+    for start in range(0, n, step):
+        yield slice(start, min(start + step, n))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from refmotion_nb.numerics.backend import beside, kernels_of, one_blas_thread, over_chunks, xp_of
+from refmotion_nb.numerics.backend import beside, in_cache, kernels_of, one_blas_thread, over_chunks, xp_of
 from refmotion_nb.numerics.device_sizes import window_work_bytes
 from refmotion_nb.numerics.patches import PatchSpectra
 
@@ -62,18 +62,34 @@ def _axis_matrix(grid: WindowGrid, k: np.ndarray, box: int) -> np.ndarray:
     return matrix
 
 
-def windows_from_cross(cross: Any, grid: WindowGrid, box: int) -> Any:
-    """Return windows (n, size, size) float32, y then x, of cross terms (n, 2k + 1, k + 1) complex64."""
+def waves(grid: WindowGrid, k: int, box: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the waves of a window's samples along ky and along kx (size, k + 1), for components from 0 to ``k``.
+
+    Of the half plane those along kx count twice, for what is not in it.
+    """
+    ks = np.arange(k + 1)
+    along_y = _axis_matrix(grid, ks, box)
+    return along_y, along_y * np.where(ks == 0, 1.0, 2.0)
+
+
+def _folded_windows(cross: Any, fold: Any, across: Any) -> Any:
+    """Return windows (particle, frame, y, x) float32 of folded cross terms (2, k + 1, particle, frame, 2, k + 1).
+
+    Folded as ``cross_kernel`` does, so that samples y and -y are sum and difference of the same two real products: a
+    quarter of the operations of a complex product for each sample.
+
+    Parameters
+    ----------
+    fold : (2, y from 0 on, k + 1) cosines and sines along ky
+    across : (2 · (k + 1), x) what real and imaginary parts contribute to each sample
+    """
     xp = xp_of(cross)
-    n, rows, columns = cross.shape
-    k = columns - 1
-    kx = np.arange(k + 1)
-    hermitian = np.where(kx == 0, 1.0, 2.0)
-    ex = (_axis_matrix(grid, kx, box) * hermitian).T.astype(np.complex64)  # (kx, x)
-    ey = _axis_matrix(grid, np.arange(-k, k + 1), box).astype(np.complex64)  # (y, ky)
-    inner = (cross.reshape(n * rows, columns) @ beside(cross, ex)).reshape(n, rows, grid.size)
-    both = xp.concatenate([inner.real, inner.imag], 1)
-    return xp.matmul(beside(cross, np.concatenate([ey.real, -ey.imag], 1))[None], both)
+    _, columns, n, n_frames = cross.shape[:4]
+    half, size = fold.shape[1] - 1, across.shape[1]
+    even, odd = xp.matmul(fold, cross.reshape(2, columns, -1))
+    rows = xp.empty((size, even.shape[1]), np.float32)
+    rows[half:], rows[half::-1] = even + odd, even - odd
+    return xp.moveaxis((rows.reshape(-1, 2 * columns) @ across).reshape(size, n, n_frames, size), 0, 2)
 
 
 def correlation_windows(
@@ -85,20 +101,26 @@ def correlation_windows(
     threads: int = 1,
 ) -> Any:
     """Return the windows (particle, frame, y, x) float32 of every patch of a micrograph, where its spectra are."""
-    stored, kernels, xp = spectra.stored, kernels_of(spectra.stored), xp_of(spectra.stored)
+    stored, scale = spectra.stored, spectra.scale
+    kernels, xp = kernels_of(stored), xp_of(stored)
     n, n_frames = spectra.n_particles, spectra.n_frames
     out = xp.empty((n, n_frames, grid.size, grid.size), np.float32)
     shells = int(np.ceil(np.sqrt(2) * k)) + 1
     padded = np.zeros((weight.shape[0], n_frames, shells), np.float32)
     padded[..., : k + 1] = weight[..., : k + 1]
     shared = xp.broadcast_to(beside(stored, padded), (n, n_frames, shells))
+    along_y, along_x = waves(grid, k, spectra.box)
+    fold = beside(stored, np.stack([along_y.real, along_y.imag])[:, grid.half :].astype(np.float32))
+    across = beside(stored, np.concatenate([along_x.real, -along_x.imag], 1).T.astype(np.float32))
+    patch_bytes = window_work_bytes(k, grid.size)
 
     def work(part: slice) -> None:
-        cross = xp.empty((part.stop - part.start, n_frames, 2 * k + 1, k + 1), np.complex64)
-        kernels.cross_kernel(stored[part], spectra.scale[part], predicted[part], shared[part], cross)
-        flat = cross.reshape(-1, 2 * k + 1, k + 1)
-        out[part] = windows_from_cross(flat, grid, spectra.box).reshape(out[part].shape)
+        for some in in_cache(n_frames, patch_bytes, stored):
+            patches, size = stored[part, some], scale[part, some]
+            cross = xp.empty((2, k + 1, *patches.shape[:2], 2, k + 1), np.float32)
+            kernels.cross_kernel(patches, size, predicted[part], shared[part, some], cross)
+            out[part, some] = _folded_windows(cross, fold, across)
 
     with one_blas_thread():
-        over_chunks(n, work, threads, chunk=4, like=stored, item_bytes=n_frames * window_work_bytes(k, grid.size))
+        over_chunks(n, work, threads, chunk=1, like=stored, item_bytes=n_frames * patch_bytes)
     return out

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 TRANSFORMED_BYTES = 32 << 20  # of half planes that are transformed together, at most: enough to keep a GPU busy
 MOST_TRANSFORMED = 256  # images
 DOUBLE, COMPLEX, REAL, SHORT = 8, 8, 4, 2  # bytes of float64, complex64, float32, int16
+SET_VECTORS = 22  # of all unknowns of a set while its trajectories are solved: VECTORS in kernels_motion.cu
 LOOK = 8  # bytes per pixel while hot pixels are looked for (sum of frames, three masks, sums of columns of blocks)
 
 
@@ -45,7 +46,12 @@ def cut_work_bytes(box: int) -> int:
 
 def window_work_bytes(k: int, size: int) -> int:
     """Return the bytes per patch while its window of ``size`` samples is made from the band up to shell ``k``."""
-    return COMPLEX * band(k) + 3 * COMPLEX * (2 * k + 1) * size + REAL * size * size
+    return REAL * (4 * (k + 1) ** 2 + (5 * size + 3) * (k + 1) + 2 * size * size)
+
+
+def own_noise_work_bytes(k: int, size: int) -> int:
+    """Return the bytes per patch while its own noise is spread over a window of ``size`` samples."""
+    return REAL * (2 * (k + 1) ** 2 + 14 * size * (k + 1) + size * size)
 
 
 def power_work_bytes(box: int) -> int:
@@ -68,10 +74,14 @@ def slice_work_bytes(k: int) -> int:
     return (4 * COMPLEX + 2 * REAL) * band(k)
 
 
-def set_work_bytes(n_particles: int, n_frames: int, n_unknowns: int) -> int:
-    """Return the bytes per set of hyperparameters while its trajectories are solved: modes, steps of L-BFGS, gradients."""
-    modes = 2 * n_particles * n_particles + 3 * n_particles * n_frames + 2 * n_frames * n_frames
-    return DOUBLE * (modes + 30 * n_unknowns)
+def set_work_bytes(n_particles: int, n_frames: int, n_unknowns: int, real: int = REAL) -> int:
+    """Return the bytes per set of hyperparameters while its trajectories are solved, in numbers of ``real`` bytes.
+
+    Modes and what is made of them, the preconditioner, vectors of L-BFGS, and trajectories before and after.
+    """
+    tracks, blocks = 2 * n_particles * n_frames, n_frames * n_frames
+    modes = n_particles * n_particles + blocks + 2 * tracks
+    return real * modes + DOUBLE * (2 * blocks + 3 * tracks + (SET_VECTORS + 4) * n_unknowns)
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,8 @@ class MicrographSizes:
             windows=2 * patches * REAL * window * window,
             frames=sample + pixels * (2 * count_bytes + LOOK),
             gain=pixels * REAL,
-            work=max(cut_work_bytes(box), n_frames * window_work_bytes(k, window)),
+            work=max(
+                cut_work_bytes(box), *(n_frames * of(k, window) for of in (window_work_bytes, own_noise_work_bytes))
+            ),
             plans=plan_bytes(n_particles, box),
         )

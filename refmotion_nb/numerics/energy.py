@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from refmotion_nb.numerics.backend import beside, kernels_of, one_blas_thread, over_chunks, to_host, xp_of
-from refmotion_nb.numerics.correlation import WindowGrid, windows_from_cross
-from refmotion_nb.numerics.device_sizes import window_work_bytes
+from refmotion_nb.numerics.correlation import WindowGrid, waves
+from refmotion_nb.numerics.device_sizes import own_noise_work_bytes
 from refmotion_nb.numerics.fourier import band_indices, raised_cosine
 
 RELION_DAMAGE = (3.40, -1.06, -0.54)  # a, b, c of RELION's --dmg_a/b/c
@@ -114,25 +114,25 @@ def own_noise_windows(
     the FSC the noise in a half map has (1 - FSC) of its power, to which the particle contributed in proportion to CTF²
     and its frames in proportion to their dose weight, so that the expected cross term is CTF² (1 - FSC) |V|² D / σ².
     """
-    n, n_frames = len(ctf), len(weight)
-    big = (ctf.shape[1] - 1) // 2
-    ky, kx = band_indices(k)
-    radius = np.sqrt(kx**2 + ky**2)
+    xp, n, n_frames = xp_of(ctf), len(ctf), len(weight)
+    big, ks = (ctf.shape[1] - 1) // 2, np.arange(k + 1)
+    radius = np.hypot(ks[:, None], ks)
     shell = np.minimum(radius.astype(int), weight.shape[1] - 1)
-    xp = xp_of(ctf)
-    ctf2 = ctf[:, big - k : big + k + 1, : k + 1] ** 2 * beside(ctf, (radius <= k).astype(np.float32))
+    share = beside(ctf, (weight[:, shell] * (radius <= k)).astype(np.float32))  # (frame, ky, kx)
+    share[:, 0] /= 2  # ky = 0 is in both halves
+    square = ctf[:, big - k : big + k + 1, : k + 1] ** 2
+    up, down = square[:, k:, None], square[:, k::-1, None]  # at ky and at -ky
+    even, odd = (xp.moveaxis(one, 2, 1) for one in (up + down, up - down))  # (particle, 1, ky, kx)
+    along_y, along_x = (beside(ctf, one.astype(np.complex64)) for one in waves(grid, k, box))
+    turn = beside(ctf, -2j * np.pi / box * ks)
+    turn_x, turn_y = (xp.exp(turn * beside(ctf, offset_px[..., i, None])).astype(np.complex64) for i in (0, 1))
     out = xp.empty((n, n_frames, grid.size, grid.size), np.float32)
-    turn = -2j * np.pi / box
-    shares = beside(ctf, weight[:, shell].astype(np.float32))  # (frame, ky, kx)
-    kx, ky, offset_px = (beside(ctf, one) for one in (kx, ky, offset_px))
-    ramp_x = xp.exp(turn * kx * offset_px[..., 0, None, None]).astype(np.complex64)  # (particle, frame, 1, k + 1)
-    ramp_y = xp.exp(turn * ky * offset_px[..., 1, None, None]).astype(np.complex64)  # (particle, frame, 2k + 1, 1)
 
     def work(part: slice) -> None:
-        cross = (ctf2[part, None] * shares) * ramp_x[part]
-        cross *= ramp_y[part]
-        out[part] = windows_from_cross(cross.reshape(-1, *cross.shape[2:]), grid, box).reshape(out[part].shape)
+        y, x = along_y * turn_y[part, :, None], along_x * turn_x[part, :, None]  # (particle, frame, sample, k)
+        rows = xp.concatenate([y.real @ (even[part] * share), y.imag @ (odd[part] * share)], -1)
+        out[part] = rows @ xp.moveaxis(xp.concatenate([x.real, -x.imag], -1), -1, -2)
 
     with one_blas_thread():
-        over_chunks(n, work, threads, chunk=2, like=ctf, item_bytes=n_frames * window_work_bytes(k, grid.size))
+        over_chunks(n, work, threads, chunk=1, like=ctf, item_bytes=n_frames * own_noise_work_bytes(k, grid.size))
     return out

@@ -19,6 +19,11 @@ import numpy as np
 HEADROOM = 0.5  # of the free memory that one batch may take: another micrograph may be arriving meanwhile
 UPLOAD_BYTES = 64 << 20  # at a time: CuPy keeps pinned memory of the next power of two, for good
 MOST_AT_ONCE = 1 << 15  # particles in a batch; the third dimension of a grid has 16 bits
+_ENDS = (
+    "CUFFT_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "cudaErrorMemoryAllocation",
+)  # of memory, as libraries say it
 
 
 @dataclass(frozen=True)
@@ -156,9 +161,14 @@ def in_batches(n: int, work: Callable[[slice], Any], item_bytes: int) -> list[An
 
 
 def _is_end_of_memory(error: Exception) -> bool:
-    """Return whether CuPy, or one of the libraries it calls, had no memory left."""
-    ends = ("CUFFT_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation")
-    return isinstance(error, MemoryError) or any(end in str(error) for end in ends)
+    """Return whether CuPy, or one of the libraries it calls, had no memory left, or the host."""
+    return isinstance(error, MemoryError) or ended_there(error)
+
+
+def ended_there(error: Exception) -> bool:
+    """Return whether it was the memory of a GPU that ended, by an error or by what ``in_batches`` raised it from."""
+    first = error.__cause__ or error
+    return isinstance(first, _cupy().cuda.memory.OutOfMemoryError) or any(end in str(first) for end in _ENDS)
 
 
 class Memory:

@@ -16,10 +16,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numba as nb
 import numpy as np
 
 from refmotion_nb.numerics.backend import over_chunks
+from refmotion_nb.numerics.compiled import njit
 from refmotion_nb.numerics.fourier import band_indices, hermitian_weight, shell_round
 
 PRODUCTS = (
@@ -81,7 +81,7 @@ def shell_products(observed: np.ndarray, own: np.ndarray, opposite: np.ndarray, 
     return ShellProducts(sums, np.bincount(shell[inside], share[inside], k + 1))
 
 
-@nb.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _multiply(observed, own, opposite, shell, share, start, stop, sums):  # pragma: no cover - compiled
     n, rows, columns = observed.shape
     k = columns - 1

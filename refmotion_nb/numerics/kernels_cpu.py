@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
+from refmotion_nb.numerics.compiled import njit
 from refmotion_nb.numerics.kernels_field import block_kernel as block_kernel
 from refmotion_nb.numerics.kernels_field import hot_kernel as hot_kernel
 from refmotion_nb.numerics.kernels_field import repair_kernel as repair_kernel
 from refmotion_nb.numerics.kernels_motion import sample_kernel as sample_kernel
+from refmotion_nb.numerics.kernels_motion import solve as solve
 
 _jit = njit(nogil=True, cache=True, fastmath={"contract", "arcp", "nsz"})
 
@@ -29,17 +30,25 @@ def ctf_kernel(x, y, extra, k4, per_particle, out):  # (ky, kx) ×3, Cs term, (p
                 v = y[i, j]
                 u2 = u * u + v * v
                 gamma = xx * u * u + yy * v * v + xy * u * v + k4 * u2 * u2 + offset + extra[i, j]
-                out[p, i, j] = -scale * math.exp(b4 * u2) * math.sin(gamma)
+                damping = math.exp(b4 * u2) if b4 != 0 else 1.0
+                out[p, i, j] = -scale * damping * math.sin(gamma)
 
 
 @_jit
 def slice_kernel(ft, padding, k_max, to_map, shift, k, out):
-    """Trilinear slices of a half volume; shells beyond ``k_max`` are 0; ``shift`` (particle, 2) in boxes."""
-    zc = (ft.shape[0] - 1) // 2
-    limit = zc
-    x_limit = ft.shape[2] - 1
+    """Trilinear slices of a half volume; shells beyond ``k_max`` are 0; ``shift`` (particle, 2) in boxes.
+
+    The volume reaches one step further than ``k_max`` along y and z, and along x unless that is where it ends.
+    """
+    centre = (ft.shape[0] - 1) // 2
+    row, plane = ft.shape[2], ft.shape[1] * ft.shape[2]
+    values = ft.reshape(-1)
     limit2 = (padding * k_max) ** 2 * (1 + 1e-9)
     ramp_x = np.empty(k + 1, np.complex64)
+    first = np.empty(k + 1, np.int64)  # of the eight values about a point; -1: beyond the map
+    inside = np.empty((3, k + 1), np.float32)
+    side = np.empty(k + 1, np.float32)
+    corners = np.empty((k + 1, 8), np.complex64)
     for p in range(out.shape[0]):
         m = to_map[p]
         for j in range(k + 1):
@@ -49,38 +58,38 @@ def slice_kernel(ft, padding, k_max, to_map, shift, k, out):
             ky = float(i - k)
             phase = -2 * math.pi * shift[p, 1] * ky
             ramp_y = np.complex64(complex(math.cos(phase), math.sin(phase)))
-            for j in range(k + 1):
-                kx = float(j)
-                x = padding * (m[0, 0] * kx + m[0, 1] * ky)
-                y = padding * (m[1, 0] * kx + m[1, 1] * ky)
-                z = padding * (m[2, 0] * kx + m[2, 1] * ky)
-                if kx * kx + ky * ky > k * k or x * x + y * y + z * z > limit2:
-                    out[p, i, j] = 0
-                    continue
-                conjugate = x < 0
-                if conjugate:
-                    x, y, z = -x, -y, -z
-                x0 = math.floor(x)
-                y0 = math.floor(y)
-                z0 = math.floor(z)
-                fx = np.float32(x - x0)
-                fy = np.float32(y - y0)
-                fz = np.float32(z - z0)
-                x1 = min(x0 + 1, x_limit)
-                y1 = min(y0 + 1, limit) + zc
-                z1 = min(z0 + 1, limit) + zc
-                y0 += zc
-                z0 += zc
-                c00 = ft[z0, y0, x0] + fx * (ft[z0, y0, x1] - ft[z0, y0, x0])
-                c01 = ft[z0, y1, x0] + fx * (ft[z0, y1, x1] - ft[z0, y1, x0])
-                c10 = ft[z1, y0, x0] + fx * (ft[z1, y0, x1] - ft[z1, y0, x0])
-                c11 = ft[z1, y1, x0] + fx * (ft[z1, y1, x1] - ft[z1, y1, x0])
-                c0 = c00 + fy * (c01 - c00)
-                c1 = c10 + fy * (c11 - c10)
-                value = c0 + fz * (c1 - c0)
-                if conjugate:
-                    value = np.conj(value)
-                out[p, i, j] = value * (ramp_x[j] * ramp_y)
+            out[p, i] = 0
+            n = int(math.sqrt(k * k - ky * ky)) + 1
+            for j in range(n):
+                x = padding * (m[0, 0] * j + m[0, 1] * ky)
+                y = padding * (m[1, 0] * j + m[1, 1] * ky)
+                z = padding * (m[2, 0] * j + m[2, 1] * ky)
+                known = x * x + y * y + z * z <= limit2
+                sign = 1.0 if x >= 0 else -1.0
+                x0, y0, z0 = min(math.floor(sign * x), row - 2.0), math.floor(sign * y), math.floor(sign * z)
+                inside[0, j], inside[1, j], inside[2, j] = sign * x - x0, sign * y - y0, sign * z - z0
+                side[j] = sign
+                first[j] = int((z0 + centre) * plane + (y0 + centre) * row + x0) if known else -1
+            # apart from the arithmetic, so that many are waited for at a time
+            for j in range(n):
+                at = max(first[j], 0)
+                corners[j, 0], corners[j, 1] = values[at], values[at + 1]
+                corners[j, 2], corners[j, 3] = values[at + row], values[at + row + 1]
+                at += plane
+                corners[j, 4], corners[j, 5] = values[at], values[at + 1]
+                corners[j, 6], corners[j, 7] = values[at + row], values[at + row + 1]
+            for j in range(n):
+                if first[j] >= 0:
+                    c, fx, fy, fz = corners[j], inside[0, j], inside[1, j], inside[2, j]
+                    near = _between(_between(c[0], c[1], fx), _between(c[2], c[3], fx), fy)
+                    far = _between(_between(c[4], c[5], fx), _between(c[6], c[7], fx), fy)
+                    value = _between(near, far, fz)
+                    out[p, i, j] = complex(value.real, side[j] * value.imag) * (ramp_x[j] * ramp_y)
+
+
+@_jit
+def _between(a, b, share):
+    return a + share * (b - a)
 
 
 @_jit
@@ -139,15 +148,21 @@ def _cell(pixel, size, n):
 @njit(nogil=True, cache=True, fastmath=True)
 def quantise_kernel(values, out, scale):
     """Store values (patch, n) float32 as 16-bit integers (patch, n) with one scale per patch."""
+    # magnitudes are in the order of their bits, and the largest of integers is looked for vector by vector
+    bits = values.view(np.int32)
+    largest = np.empty(1, np.int32)
     for p in range(values.shape[0]):
-        row = values[p]
-        top = np.float32(0)
-        for i in range(row.size):
-            top = max(top, abs(row[i]))
+        top_bits = np.int32(0)
+        for i in range(values.shape[1]):
+            magnitude = np.int32(bits[p, i] & np.int32(0x7FFFFFFF))
+            if magnitude > top_bits:
+                top_bits = magnitude
+        largest[0] = top_bits
+        top = largest.view(np.float32)[0]
         step = top / np.float32(32767) if top > 0 else np.float32(1)
         scale[p] = step
         inverse = np.float32(1) / step
-        stored = out[p]
+        row, stored = values[p], out[p]
         for i in range(row.size):
             stored[i] = np.int16(np.rint(row[i] * inverse))
 
@@ -188,30 +203,60 @@ def shell_sum_kernel(values, weight, shell, out):
 
 
 @_jit
+def _parts(pair):
+    """Real and imaginary part of a stored component, both 16-bit integers, read as one number: it fills vectors."""
+    return np.float32(np.int16(pair)), np.float32(np.int32(pair >> 16))
+
+
+@_jit
 def cross_kernel(stored, scale, predicted, weight, out):
-    """Cross terms X conj(V) w of the band.
+    """Cross terms C = X conj(V) w of the band, folded along ky, for sums over ky of C exp(i ky y) by cosines and sines.
 
     stored (particle, frame, box, box/2+1, 2), predicted (particle, 2K+1, K+1) with K at least the band's k, weight
-    (particle, frame, shell) -> out (particle, frame, 2k+1, k+1).
+    (particle, frame, shell) -> out (2, k+1, particle, frame, 2, k+1) float32: real and imaginary parts of C(ky) + C(-ky) and
+    of i (C(ky) - C(-ky)) for ky from 0 to k; C(0) counts once.
     """
-    k = (out.shape[2] - 1) // 2
-    big = (predicted.shape[1] - 1) // 2
+    size = out.shape[5]  # k + 1
+    big = predicted.shape[2] - 1
     box = stored.shape[2]
-    shells = np.empty((2 * k + 1, k + 1), np.int32)
-    for i in range(2 * k + 1):
-        for j in range(k + 1):
-            shells[i, j] = int(math.sqrt((i - k) ** 2 + j * j))
-    for p in range(out.shape[0]):
-        for f in range(out.shape[1]):
-            s = scale[p, f]
-            for i in range(2 * k + 1):
-                row = (i - k) % box
-                for j in range(k + 1):
-                    w = weight[p, f, shells[i, j]] * s
-                    a = np.float32(stored[p, f, row, j, 0])
-                    b = np.float32(stored[p, f, row, j, 1])
-                    v = predicted[p, i - k + big, j]
-                    out[p, f, i, j] = complex((a * v.real + b * v.imag) * w, (b * v.real - a * v.imag) * w)
+    n = size * size
+    shells = np.empty(n, np.int32)
+    for i in range(size):
+        for j in range(size):
+            shells[i * size + j] = int(math.sqrt(i * i + j * j))
+    pairs = stored.view(np.int32)
+    band = np.empty((2, n), np.int32)  # at ky and at -ky; one array each of what follows fills vectors
+    view = np.empty((4, n), np.float32)
+    worth = np.empty(n, np.float32)
+    folded = np.empty((4, n), np.float32)
+    for p in range(stored.shape[0]):
+        for i in range(size):
+            for j in range(size):
+                up, down = predicted[p, big + i, j], predicted[p, big - i, j]
+                view[0, i * size + j], view[1, i * size + j] = up.real, up.imag
+                view[2, i * size + j], view[3, i * size + j] = down.real, down.imag
+        for f in range(stored.shape[1]):
+            for i in range(size):  # apart from the arithmetic, so that many rows are waited for at a time
+                below = (box - i) % box
+                for j in range(size):
+                    band[0, i * size + j] = pairs[p, f, i, j, 0]
+                for j in range(size):
+                    band[1, i * size + j] = pairs[p, f, below, j, 0]
+            for at in range(n):
+                worth[at] = weight[p, f, shells[at]] * scale[p, f]
+            for at in range(size):
+                worth[at] *= np.float32(0.5)
+            for at in range(n):
+                a, b = _parts(band[0, at])
+                c, d = _parts(band[1, at])
+                up_re, up_im = a * view[0, at] + b * view[1, at], b * view[0, at] - a * view[1, at]
+                down_re, down_im = c * view[2, at] + d * view[3, at], d * view[2, at] - c * view[3, at]
+                folded[0, at], folded[1, at] = (up_re + down_re) * worth[at], (up_im + down_im) * worth[at]
+                folded[2, at], folded[3, at] = (down_im - up_im) * worth[at], (up_re - down_re) * worth[at]
+            for part in range(4):
+                for i in range(size):
+                    for j in range(size):
+                        out[part // 2, i, p, f, part % 2, j] = folded[part, i * size + j]
 
 
 @_jit
@@ -223,40 +268,58 @@ def fcc_kernel(stored, scale, predicted, shift_px, whitening, shell, out):
     """
     n_shells = out.shape[2]
     box, half = shell.shape
-    big = (predicted.shape[1] - 1) // 2
+    big = predicted.shape[2] - 1
     columns = min(big + 1, half)
-    n_white = whitening.shape[0]
-    ramp_x = np.empty(columns, np.complex64)
-    white = np.full((box, columns), -1, np.float32)  # -1: does not count
     first = -min(big, box // 2)
-    last = min(big, (box - 1) // 2)
-    for ky in range(first, last + 1):
+    rows = min(big, (box - 1) // 2) - first + 1
+    n, n_frames = stored.shape[:2]
+    white = np.zeros((rows, columns), np.float32)
+    place = np.full((rows, columns), n_shells, np.int64)  # n_shells: does not count
+    for i in range(rows):
         for j in range(columns):
-            r = int(math.sqrt(ky * ky + j * j))
-            if r < n_white and shell[ky % box, j] < n_shells:
-                white[ky % box, j] = whitening[r]
-    for p in range(stored.shape[0]):
-        for f in range(stored.shape[1]):
-            ax = 2 * math.pi * shift_px[p, f, 0] / box
-            ay = 2 * math.pi * shift_px[p, f, 1] / box
+            r = int(math.sqrt((i + first) ** 2 + j * j))
+            if r < whitening.shape[0] and shell[(i + first) % box, j] < n_shells:
+                white[i, j] = whitening[r]
+                place[i, j] = shell[(i + first) % box, j]
+    view = np.empty((n, 2, rows, columns), np.float32)
+    view_power = np.zeros((rows, columns), np.float32)
+    for p in range(n):
+        for i in range(rows):
             for j in range(columns):
-                ramp_x[j] = complex(math.cos(ax * j), math.sin(ax * j)) * scale[p, f]
+                v = predicted[p, i + first + big, j]
+                view[p, 0, i, j], view[p, 1, i, j] = v.real, v.imag
+                view_power[i, j] += v.real * v.real + v.imag * v.imag
+    x, y = np.empty((2, columns), np.float32), np.empty((2, rows), np.float32)
+    band = np.empty((rows, columns), np.int32)
+    # over particles, which leaves only one sum per frame to be spread over shells
+    product, power = np.empty((rows, columns), np.float32), np.empty((rows, columns), np.float32)
+    pairs = stored.view(np.int32)
+    for f in range(n_frames):
+        product[:] = 0
+        power[:] = 0
+        for p in range(n):
+            _turns(2 * math.pi * shift_px[p, f, 0] / box, 0, scale[p, f], x)
+            _turns(2 * math.pi * shift_px[p, f, 1] / box, first, 1.0, y)
             s2 = scale[p, f] * scale[p, f]
-            for ky in range(first, last + 1):
-                i = ky % box
-                cy = np.complex64(complex(math.cos(ay * ky), math.sin(ay * ky)))
+            for i in range(rows):  # apart from the arithmetic, so that many rows are waited for at a time
+                row = (i + first) % box
                 for j in range(columns):
-                    g = white[i, j]
-                    if g < 0:
-                        continue
-                    r = shell[i, j]
-                    a = np.float32(stored[p, f, i, j, 0]) * g
-                    b = np.float32(stored[p, f, i, j, 1]) * g
-                    v = predicted[p, ky + big, j]
-                    t = ramp_x[j] * cy
-                    out[0, f, r] += (a * t.real - b * t.imag) * v.real + (a * t.imag + b * t.real) * v.imag
-                    out[1, f, r] += (a * a + b * b) * s2
-                    out[2, f, r] += v.real * v.real + v.imag * v.imag
+                    band[i, j] = pairs[p, f, row, j, 0]
+            for i in range(rows):
+                cos_y, sin_y = y[0, i], y[1, i]
+                for j in range(columns):
+                    a, b = _parts(band[i, j])
+                    c = x[0, j] * cos_y - x[1, j] * sin_y
+                    s = x[1, j] * cos_y + x[0, j] * sin_y
+                    product[i, j] += (a * c - b * s) * view[p, 0, i, j] + (a * s + b * c) * view[p, 1, i, j]
+                    power[i, j] += s2 * (a * a + b * b)
+        for i in range(rows):
+            for j in range(columns):
+                r, g = place[i, j], white[i, j]
+                if r < n_shells:
+                    out[0, f, r] += g * product[i, j]
+                    out[1, f, r] += g * g * power[i, j]
+                    out[2, f, r] += view_power[i, j]
 
 
 _ROWS = 16  # of a plane that are summed at a time: their weights stay in the cache while all frames pass by
@@ -280,34 +343,30 @@ def recombine_kernel(stored, scale, shift_px, weight, out):
             angle = 2 * math.pi * shift_px[p, f, 1] / box
             _turns(angle, 0, 1.0, y[p, f, :, :positive])
             _turns(angle, positive - box_out, 1.0, y[p, f, :, positive:])
-    # Both parts of a pixel as one number, and sums of the real and of the imaginary parts apart: else the compiler does
-    # not fill its vectors. Views of rows would each be counted as in use, which costs as much as a row's arithmetic.
     pairs = stored.view(np.int32)
-    total = np.empty((2, _ROWS, half), np.float32)
+    real, imaginary = (
+        np.empty((_ROWS, half), np.float32),
+        np.empty((_ROWS, half), np.float32),
+    )  # apart they fill vectors
     for first in range(0, box_out, _ROWS):
         end = min(first + _ROWS, box_out)
         for p in range(n):
-            total[:] = 0
+            real[:] = 0
+            imaginary[:] = 0
             for f in range(n_frames):
                 for i in range(first, end):
                     row = i if i < positive else i - box_out + box
                     cos_y, sin_y = y[p, f, 0, i], y[p, f, 1, i]
                     for j in range(half):
-                        a = np.float32(np.int16(pairs[p, f, row, j, 0]))
-                        b = np.float32(np.int32(pairs[p, f, row, j, 0] >> 16))
+                        a, b = _parts(pairs[p, f, row, j, 0])
                         c = x[p, f, 0, j] * cos_y - x[p, f, 1, j] * sin_y
                         s = x[p, f, 1, j] * cos_y + x[p, f, 0, j] * sin_y
-                        total[0, i - first, j] += (a * c - b * s) * weight[f, i, j]
-                    for j in range(half):
-                        a = np.float32(np.int16(pairs[p, f, row, j, 0]))
-                        b = np.float32(np.int32(pairs[p, f, row, j, 0] >> 16))
-                        c = x[p, f, 0, j] * cos_y - x[p, f, 1, j] * sin_y
-                        s = x[p, f, 1, j] * cos_y + x[p, f, 0, j] * sin_y
-                        total[1, i - first, j] += (a * s + b * c) * weight[f, i, j]
+                        real[i - first, j] += (a * c - b * s) * weight[f, i, j]
+                        imaginary[i - first, j] += (a * s + b * c) * weight[f, i, j]
             for i in range(first, end):
                 for j in range(half):
-                    out[p, i, j, 0] += total[0, i - first, j]
-                    out[p, i, j, 1] += total[1, i - first, j]
+                    out[p, i, j, 0] += real[i - first, j]
+                    out[p, i, j, 1] += imaginary[i - first, j]
 
 
 @_jit

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
+
+from refmotion_nb.numerics.compiled import njit
 
 _jit = njit(nogil=True, cache=True, fastmath={"contract", "arcp", "nsz"})
 _vector = njit(nogil=True, cache=True, fastmath={"contract", "arcp", "nsz", "reassoc"}, inline="always")

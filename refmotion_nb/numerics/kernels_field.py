@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from refmotion_nb.numerics.compiled import njit
 
 LEAST, MOST = 1e-6, 1e6  # mean counts that limits are tabulated for, in equal steps of the logarithm
 

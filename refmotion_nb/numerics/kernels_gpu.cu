@@ -262,6 +262,25 @@ extern "C" __global__ void add_background(const float *__restrict__ coarse, int 
     out[size_t(blockIdx.z) * box * box + at] += one + share_y * (two - one);
 }
 
+// the largest |value| of every share of a patch: thread ``at`` looks at each ``shares``-th value
+extern "C" __global__ void largest(const float *__restrict__ values, int n, int shares, float *__restrict__ out)
+{
+    ELEMENT(shares);
+    const float *patch = values + size_t(blockIdx.z) * n;
+    float top = 0.f;
+    for (int i = at; i < n; i += shares) top = fmaxf(top, fabsf(patch[i]));
+    out[size_t(blockIdx.z) * shares + at] = top;
+}
+
+// what one step of 16-bit integers stands for in every patch, given the largest of its shares
+extern "C" __global__ void steps(const float *__restrict__ top, int n_patches, int shares, float *__restrict__ out)
+{
+    ELEMENT(n_patches);
+    float most = 0.f;
+    for (int i = 0; i < shares; ++i) most = fmaxf(most, top[size_t(at) * shares + i]);
+    out[at] = most > 0.f ? most / 32767.f : 1.f;
+}
+
 extern "C" __global__ void quantise(const float *__restrict__ values, const float *__restrict__ step, int n,
                                     short *__restrict__ out)
 {
@@ -297,19 +316,27 @@ extern "C" __global__ void shell_sum(const float *__restrict__ values, const dou
     out[size_t(blockIdx.z) * n_shells + at] += sum;
 }
 
+// cross terms folded along ky (2, k + 1, particle, frame, 2, k + 1): of C(ky) + C(-ky) and of i (C(ky) - C(-ky))
 extern "C" __global__ void cross(const short2 *__restrict__ stored, const float *__restrict__ scale,
                                  const float2 *__restrict__ predicted, const float *__restrict__ weight, int box,
-                                 int big, int k, int n_shells, float2 *__restrict__ out)
+                                 int big, int k, int n_shells, float *__restrict__ out)
 {
-    const int columns = k + 1, n_pixels = (2 * k + 1) * columns;
-    ELEMENT(n_pixels);
-    const int ky = at / columns - k, kx = at % columns;
-    const size_t patch = size_t(blockIdx.z) * gridDim.y + blockIdx.y;
-    const short2 x = stored[(patch * box + (ky + box) % box) * (box / 2 + 1) + kx];
-    const float2 v = predicted[(size_t(blockIdx.z) * (2 * big + 1) + ky + big) * (big + 1) + kx];
-    const float w = weight[patch * n_shells + int(sqrtf(float(ky * ky + kx * kx)))] * scale[patch];
-    const float a = x.x, b = x.y;
-    out[patch * n_pixels + at] = make_float2((a * v.x + b * v.y) * w, (b * v.x - a * v.y) * w);
+    const int columns = k + 1;
+    ELEMENT(columns * columns);
+    const int ky = at / columns, kx = at % columns;
+    const size_t patch = size_t(blockIdx.z) * gridDim.y + blockIdx.y, n_patches = size_t(gridDim.z) * gridDim.y;
+    const short2 *spectrum = stored + patch * box * (box / 2 + 1) + kx;
+    const float2 *view = predicted + (size_t(blockIdx.z) * (2 * big + 1) + big) * (big + 1) + kx;
+    const short2 x = spectrum[ky * (box / 2 + 1)], y = spectrum[(box - ky) % box * (box / 2 + 1)];
+    const float2 v = view[ky * (big + 1)], u = view[-ky * (big + 1)];
+    const float w = weight[patch * n_shells + int(sqrtf(float(ky * ky + kx * kx)))] * scale[patch] * (ky ? 1.f : 0.5f);
+    const float2 up = make_float2(x.x * v.x + x.y * v.y, x.y * v.x - x.x * v.y);
+    const float2 down = make_float2(y.x * u.x + y.y * u.y, y.y * u.x - y.x * u.y);
+    float *even = out + (ky * n_patches + patch) * 2 * columns + kx, *odd = even + columns * n_patches * 2 * columns;
+    even[0] = (up.x + down.x) * w;
+    even[columns] = (up.y + down.y) * w;
+    odd[0] = (down.y - up.y) * w;
+    odd[columns] = (up.x - down.x) * w;
 }
 
 // what each pixel of the predicted band adds to the three sums of a frame: (3, frame, pixel), over all particles
@@ -360,46 +387,3 @@ extern "C" __global__ void recombine(const short2 *__restrict__ stored, const fl
     }
     out[size_t(blockIdx.z) * n_pixels + at] = sum;
 }
-
-template <typename Real>
-__device__ inline void sample(const Real *__restrict__ windows, const Real *__restrict__ position,
-                              const Real *__restrict__ taps, const Real *__restrict__ slopes, int n_patches, int size,
-                              Real *__restrict__ value, Real *__restrict__ gradient)
-{
-    ELEMENT(n_patches);
-    const size_t here = size_t(blockIdx.z) * n_patches + at;
-    const size_t along_x = here + size_t(blockIdx.z) * n_patches, along_y = along_x + n_patches;
-    const Real low = 1, high = size - 2, px = position[along_x], py = position[along_y];
-    const Real x = px < low ? low : px > high ? high : px, y = py < low ? low : py > high ? high : py;
-    const int ix = int(x) < size - 3 ? int(x) : size - 3, iy = int(y) < size - 3 ? int(y) : size - 3;
-    const Real u = x - ix, v = y - iy;
-    const Real *corner = windows + (size_t(at) * size + iy - 1) * size + ix - 1;
-    Real wx[4], dx[4], total = 0, gx = 0, gy = 0;
-    for (int t = 0; t < 4; ++t) {
-        wx[t] = taps[4 * t] + u * (taps[4 * t + 1] + u * (taps[4 * t + 2] + u * taps[4 * t + 3]));
-        dx[t] = slopes[3 * t] + u * (slopes[3 * t + 1] + u * slopes[3 * t + 2]);
-    }
-    for (int t = 0; t < 4; ++t) {
-        const Real *w = corner + t * size;
-        const Real wy = taps[4 * t] + v * (taps[4 * t + 1] + v * (taps[4 * t + 2] + v * taps[4 * t + 3]));
-        const Real dy = slopes[3 * t] + v * (slopes[3 * t + 1] + v * slopes[3 * t + 2]);
-        const Real row = w[0] * wx[0] + w[1] * wx[1] + w[2] * wx[2] + w[3] * wx[3];
-        total += wy * row;
-        gy += dy * row;
-        gx += wy * (w[0] * dx[0] + w[1] * dx[1] + w[2] * dx[2] + w[3] * dx[3]);
-    }
-    value[here] = total;
-    gradient[along_x] = x == px ? gx : Real(0);
-    gradient[along_y] = y == py ? gy : Real(0);
-}
-
-#define SAMPLE(name, Real)                                                                                           \
-    extern "C" __global__ void name(const Real *__restrict__ windows, const Real *__restrict__ position,             \
-                                    const Real *__restrict__ taps, const Real *__restrict__ slopes, int n_patches,   \
-                                    int size, Real *__restrict__ value, Real *__restrict__ gradient)                 \
-    {                                                                                                                \
-        sample<Real>(windows, position, taps, slopes, n_patches, size, value, gradient);                             \
-    }
-
-SAMPLE(sample_float32, float)
-SAMPLE(sample_float64, double)

@@ -1,6 +1,7 @@
 """The inner loops on a GPU (CUDA through CuPy): the names and signatures of ``kernels_cpu``, on arrays of one device.
 
-Each is tested against its twin. The source is ``kernels_gpu.cu``, compiled once per device when first used.
+Each is tested against its twin. The sources are ``kernels_gpu.cu`` and ``kernels_motion.cu``, compiled once per device when first
+used.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from refmotion_nb.numerics.device_sizes import SET_VECTORS
 from refmotion_nb.numerics.kernels_field import LEAST, MOST
 
-SOURCE = "kernels_gpu.cu"
+PIXELS, MOTION = SOURCES = "kernels_gpu.cu", "kernels_motion.cu"
 OPTIONS = ("--std=c++14",)  # no fast mathematics: sines of large phases would lose their digits
 _THREADS = 256  # per block
+_DESCENDING = 512  # threads per block where a block solves a set: THREADS in the source
 COUNTS = ("uint8", "int8", "uint16", "int16", "float32")  # of raw frames; others are turned into float32 first
 
 
@@ -92,11 +95,12 @@ def add_background_kernel(coarse, height, width, corners, out):
 
 def quantise_kernel(values, out, scale):
     """Store values (patch, n) float32 as 16-bit integers (patch, n) with one scale per patch."""
-    xp = _cupy()
-    top = xp.maximum(values.max(1), -values.min(1))
-    scale[:] = xp.where(top > 0, top / np.float32(32767), np.float32(1))
-    n = values.shape[1]
-    _launch("quantise", (n, 1, len(values)), values, scale, np.int32(n), out)
+    n_patches, n = values.shape
+    shares = _THREADS
+    top = _cupy().empty((n_patches, shares), np.float32)
+    _launch("largest", (shares, 1, n_patches), values, *map(np.int32, (n, shares)), top)
+    _launch("steps", (n_patches, 1, 1), top, *map(np.int32, (n_patches, shares)), scale)
+    _launch("quantise", (n, 1, n_patches), values, scale, np.int32(n), out)
 
 
 def power_kernel(stored, scale, shell, hermitian, out):
@@ -123,10 +127,10 @@ def shell_sum_kernel(values, weight, shell, out):
 
 
 def cross_kernel(stored, scale, predicted, weight, out):
-    """Cross terms X conj(V) w of the band, see kernels_cpu."""
+    """Cross terms X conj(V) w of the band, folded along ky, see kernels_cpu."""
     n, n_frames, box = stored.shape[:3]
-    k, big = out.shape[3] - 1, predicted.shape[2] - 1
-    grid, weight = (out[0, 0].size, n_frames, n), _cupy().ascontiguousarray(weight)
+    k, big = out.shape[5] - 1, predicted.shape[2] - 1
+    grid, weight = ((k + 1) ** 2, n_frames, n), _cupy().ascontiguousarray(weight)
     _launch("cross", grid, stored, scale, predicted, weight, *map(np.int32, (box, big, k, weight.shape[2])), out)
 
 
@@ -159,12 +163,30 @@ def sample_kernel(windows, position, taps, slopes, value, gradient):
     n = windows.shape[0] * windows.shape[1]
     sizes = map(np.int32, (n, windows.shape[2]))
     name = f"sample_{windows.dtype.name}"
-    _launch(name, (n, 1, len(position)), windows, position, taps, slopes, *sizes, value, gradient)
+    _launch(name, (n, 1, len(position)), windows, position, taps, slopes, *sizes, value, gradient, source=MOTION)
 
 
-def source() -> str:
-    """Return the CUDA source of all kernels."""
-    return files(__package__).joinpath(SOURCE).read_text()
+def solve(problem, inverse, start, tolerance, max_iterations):
+    """Minimise the energy of every set by preconditioned L-BFGS in one launch, a block to a set, see ``kernels_motion``."""
+    xp = _cupy()
+    windows, taps, slopes, first, samples_per_A, spatial, temporal, std, common_std = problem
+    n_sets, n_particles, modes = spatial.shape
+    width, n_frames = temporal.shape[1:]
+    unknowns, iterations = start.copy(), xp.empty(n_sets, np.int64)
+    work = xp.empty((n_sets, 2 * (modes + n_particles) * n_frames), windows.dtype)
+    vectors = xp.empty((n_sets, SET_VECTORS, start.shape[1]))
+    sizes = map(np.int32, (n_particles, n_frames, modes, width, windows.shape[2]))
+    _start(
+        f"solve_{windows.dtype.name}", (n_sets, 1, 1), _DESCENDING, MOTION, windows, taps, slopes, first, samples_per_A, spatial,
+        temporal, std, np.float64(common_std), *inverse, *sizes, work, vectors, np.float64(tolerance), np.int32(max_iterations),
+        unknowns, iterations,
+    )  # fmt: skip
+    return unknowns, iterations.get()
+
+
+def source(name: str) -> str:
+    """Return the CUDA source of kernels, one of ``SOURCES``."""
+    return files(__package__).joinpath(name).read_text()
 
 
 def _cupy() -> ModuleType:
@@ -182,17 +204,21 @@ def _double(array: Any) -> Any:
 
 
 @cache
-def _module(cupy: ModuleType, device: int) -> Any:
-    return cupy.RawModule(code=source(), options=OPTIONS)
+def _module(cupy: ModuleType, device: int, name: str) -> Any:
+    return cupy.RawModule(code=source(name), options=OPTIONS)
 
 
-def _launch(name: str, size: tuple[int, int, int], *arguments: Any) -> None:
-    """Run a kernel on ``size`` elements; ValueError where an array is not as the kernels read it."""
-    if 0 in size:
+def _launch(name: str, size: tuple[int, int, int], *arguments: Any, source: str = PIXELS) -> None:
+    """Run a kernel on ``size`` elements, one thread to each."""
+    _start(name, (-(-size[0] // _THREADS), *size[1:]), _THREADS, source, *arguments)
+
+
+def _start(name: str, blocks: tuple[int, int, int], threads: int, source: str, *arguments: Any) -> None:
+    """Run a kernel of a source; ValueError where an array is not as the kernels read it."""
+    if 0 in blocks:
         return
     for array in arguments:
         if hasattr(array, "flags") and array.ndim and not array.flags.c_contiguous:
             raise ValueError(f"kernel {name}: an array of shape {array.shape} is not contiguous")
     cupy = _cupy()
-    kernel = _module(cupy, cupy.cuda.runtime.getDevice()).get_function(name)
-    kernel((-(-size[0] // _THREADS), *size[1:]), (_THREADS,), arguments)
+    _module(cupy, cupy.cuda.runtime.getDevice(), source).get_function(name)(blocks, (threads,), arguments)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
+
+from refmotion_nb.numerics.compiled import njit
 
 _jit = njit(nogil=True, cache=True)
 

@@ -1,6 +1,7 @@
 """Sampling of correlation windows, and the trajectories of a micrograph found in one go, without the interpreter.
 
-On a GPU the latter is ``lbfgs.minimise``, which is also what it is tested against: the same steps, on arrays.
+``kernels_motion.cu`` does the same on a GPU. The steps are those of Nocedal & Wright, algorithm 7.5, with backtracking; tests
+have them on arrays, to compare with.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from refmotion_nb.numerics.compiled import njit
 
 _jit = njit(nogil=True, cache=True, fastmath={"contract", "arcp", "nsz"})
 MEMORY = 8  # steps of L-BFGS that are remembered
@@ -84,7 +86,8 @@ def solve(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Minimise the energy of every set (see ``TrajectoryProblem``) by preconditioned L-BFGS with backtracking.
 
-    Steps are those of ``lbfgs.minimise``. All arrays are C-contiguous, those of ``problem`` of the windows' type but the last.
+    A set stops when the decrease its next step promises is below ``tolerance`` or no step lowers its energy. All arrays are
+    C-contiguous, those of ``problem`` of the windows' type but the last.
 
     Parameters
     ----------

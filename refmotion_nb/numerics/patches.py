@@ -90,12 +90,12 @@ class PatchSpectra:
         """
         xp, kernels = xp_of(self.stored), kernels_of(self.stored)
         level = None if background is None else beside(frame, background) * mean_count(frame, gain)
-        # neighbours one after another, few at a time: what they share of the frame, and their patches, stay in the cache
-        order = np.lexsort((corners[:, 0], corners[:, 1] // self.box))
+        # on the CPU neighbours go one after another, few at a time: what they share, and their patches, stay in the cache
+        order = np.lexsort((corners[:, 0], corners[:, 1] // self.box)) if xp is np else None
         chunk = max(1, _CACHE_BYTES // (4 * self.box**2))
 
         def work(some: slice) -> None:
-            part = order[some]
+            part = some if order is None else order[some]
             patches = cut_patches(frame, gain, corners[part], self.box, level)
             spectrum = rfft2(patches)
             spectrum[:, 0, 0] = 0
@@ -103,9 +103,8 @@ class PatchSpectra:
             scale = xp.empty(len(patches), np.float32)
             values = spectrum.view(np.float32).reshape(len(patches), -1)
             kernels.quantise_kernel(values, packed.reshape(len(patches), -1), scale)
-            there = beside(packed, part)
-            self.stored[there, f] = packed
-            self.scale[there, f] = scale
+            self.stored[part, f] = packed
+            self.scale[part, f] = scale
 
         over_chunks(self.n_particles, work, 1, chunk, like=self.stored, item_bytes=cut_work_bytes(self.box))
 
@@ -131,7 +130,7 @@ def cut_patches(frame: Any, gain: Any, corners: np.ndarray, box: int, background
 
 def mean_count(frame: Any, gain: Any, step: int = 7) -> Any:
     """Return the mean count of a frame (height, width) times gain, from some of its pixels: one float32."""
-    some = frame[::step, ::step].astype(np.float32) * gain[::step, ::step]
+    some = xp_of(frame).multiply(frame[::step, ::step], gain[::step, ::step], dtype=np.float32)
     return some.mean(dtype=np.float64).astype(np.float32)
 
 

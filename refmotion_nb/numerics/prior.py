@@ -46,9 +46,18 @@ class Hyperparameters:
 
         RELION writes Σ v²/σ_v² where a Gaussian prior has half of it, and its data term is 4/π times the
         log-likelihood: together π/2.
+
+        Raises
+        ------
+        ValueError
+            A strength would be beyond what numbers hold.
         """
-        spatial = np.pi / (2 * s_vel**2 * dose_per_frame_e_A2)
-        acceleration = np.pi * dose_per_frame_e_A2 / (2 * s_acc**2)
+        with np.errstate(all="ignore"):
+            spatial = float(np.pi / (2 * np.float64(s_vel) ** 2 * dose_per_frame_e_A2))
+            acceleration = float(np.pi * dose_per_frame_e_A2 / (2 * np.float64(s_acc) ** 2))
+        for name, value, strength in (("s_vel", s_vel, spatial), ("s_acc", s_acc, acceleration)):
+            if not 0 < strength < np.inf:
+                raise ValueError(f"{name} {value:g} is a strength of {strength:g}; give one nearer to 1")
         return cls.from_strengths(spatial, s_div, acceleration)
 
     def to_relion(self, dose_per_frame_e_A2: float) -> tuple[float, float, float]:

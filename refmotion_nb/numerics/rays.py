@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+
+from refmotion_nb.numerics.backend import to_host, xp_of
 
 # balance θ (degrees) and correlation distance z (Å) of the rays, for each thoroughness
 RAYS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -29,9 +33,10 @@ def strengths(max_strength: float) -> np.ndarray:
     return FIRST_STRENGTH * 10 ** (np.arange(n + 1) / STEPS_PER_DECADE)
 
 
-def activity(displacement_A: np.ndarray) -> np.ndarray:
+def activity(displacement_A: Any) -> np.ndarray:
     """Return the 75th percentile over particles of trajectory length (set,) of displacements (set, particle, frame, 2)."""
-    length = np.linalg.norm(np.diff(displacement_A, axis=2), axis=-1).sum(-1)
+    step = displacement_A[:, :, 1:] - displacement_A[:, :, :-1]
+    length = to_host(xp_of(step).sqrt((step * step).sum(-1)).sum(-1))
     return np.percentile(length, 75, axis=1)
 
 

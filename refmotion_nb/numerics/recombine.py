@@ -55,7 +55,7 @@ def _sums(
     ky, kx = half_plane_indices(box_out)
     shell = np.minimum(shell_round(ky, kx), weight.shape[1] - 1)
     shift = beside(stored, displacement_px - spectra.offset_px)
-    share = beside(stored, np.ascontiguousarray(weight[:, shell], np.float32))
+    share = beside(stored, np.take(weight.astype(np.float32), shell, 1))
 
     def work(part: slice) -> None:
         total = xp.zeros((part.stop - part.start, box_out, box_out // 2 + 1, 2), np.float32)

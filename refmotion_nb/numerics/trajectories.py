@@ -15,11 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from refmotion_nb.numerics.backend import beside, by_row, kernels_of, one_blas_thread, over_chunks, to_host, xp_of
+from refmotion_nb.numerics.backend import (
+    all_beside,
+    beside,
+    by_row,
+    kernels_of,
+    one_blas_thread,
+    over_chunks,
+    to_host,
+    xp_of,
+)
 from refmotion_nb.numerics.correlation import WindowGrid
 from refmotion_nb.numerics.device_sizes import set_work_bytes
-from refmotion_nb.numerics.kernels_motion import solve
-from refmotion_nb.numerics.lbfgs import minimise
 from refmotion_nb.numerics.prior import PriorModes
 
 
@@ -100,6 +107,15 @@ class Solution:
     iterations: np.ndarray  # (set,)
 
 
+@dataclass(frozen=True)
+class Motion:
+    """Motion relative to rigid motion under every set of hyperparameters, where the windows are."""
+
+    local_A: Any  # (set, particle, frame, 2), the position in the first frame included
+    common_A: Any  # (set, frame, 2)
+    iterations: np.ndarray  # (set,), on the host
+
+
 class TrajectoryProblem:
     """The energy of a micrograph's trajectories under several priors, as a function of whitened unknowns.
 
@@ -119,27 +135,28 @@ class TrajectoryProblem:
         self.threads = threads
         self.rigid_A = rigid_A
         self.common_std = common_std_A
-        self.spatial = np.stack([m.spatial for m in modes])  # (set, particle, mode)
+        self.modes = modes
         self.precisions = [(m.spatial_precision, m.acceleration_precision) for m in modes]
-        self.std = np.stack([np.pad(m.std, ((0, 0), (1, 0)), constant_values=1.0) for m in modes])  # (set, mode, 1 + M)
-        self.temporal = np.stack([np.pad(m.temporal, ((1, 0), (0, 0)), constant_values=1.0) for m in modes])
-        self.n_sets, self.n_particles, self.n_frames = len(modes), self.spatial.shape[1], self.temporal.shape[2]
+        # (set, mode, 1 + M), (set, 1 + M, frame)
+        self.std, self.temporal = (_after_ones(list(each)) for each in zip(*((m.std.T, m.temporal) for m in modes)))
+        self.std = np.ascontiguousarray(self.std.swapaxes(1, 2))
+        self.n_sets, self.n_particles, self.n_frames = len(modes), len(modes[0].spatial), self.temporal.shape[2]
         self.n_local = self.std[0].size
         self.free = np.zeros(self.std.shape[1:])  # 1 where a prior acts
         self.free[:, 1:] = 1
         values, number = windows.values, windows.values.dtype  # products of matrices are as exact as the windows
-        # (set, 1, particle, mode), (set, 1, 1 + M, frame): alike for x and y
-        self._spatial, self._temporal = (beside(values, one[:, None], number) for one in (self.spatial, self.temporal))
-        self._std, self._rigid, self._mask = (beside(values, one) for one in (self.std, rigid_A, self._prior_mask()))
         # where rigid motion is in the windows (2, particle, frame), samples
         there = (rigid_A - windows.centre_px * windows.pixel_A) / windows.step_A + windows.grid.half
-        self._start = beside(values, np.ascontiguousarray(np.moveaxis(there, -1, 0)), number)
+        # (set, particle, mode), (set, 1 + M, frame): alike for x and y
+        self._spatial = beside(values, np.stack([m.spatial for m in modes], dtype=number))
+        self._temporal, self._start = all_beside(values, (self.temporal, np.moveaxis(there, -1, 0)), number)
+        self._std = beside(values, self.std)
         self._curved: tuple[Any, ...] | None = None
 
     def some(self, sets: slice) -> TrajectoryProblem:
         """Return the problem of some of its sets."""
         part = copy(self)
-        for name in ("spatial", "std", "temporal", "precisions", "_spatial", "_std", "_temporal"):
+        for name in ("modes", "std", "temporal", "precisions", "_spatial", "_std", "_temporal"):
             setattr(part, name, getattr(self, name)[sets])
         part._curved = None if self._curved is None else tuple(one[sets] for one in self._curved)
         part.n_sets = len(part.std)
@@ -150,21 +167,17 @@ class TrajectoryProblem:
         """Unknowns of one set."""
         return 2 * (self.n_local + self.n_frames)
 
-    def parts(self, unknowns: Any, rows: Any) -> tuple[Any, Any]:
+    def parts(self, unknowns: Any) -> tuple[Any, Any]:
         """Return local motion with the first position (set, 2, particle, frame) and common motion (set, 2, frame), Å."""
-        xp, number = xp_of(unknowns), self._spatial.dtype
-        whitened = unknowns[:, : 2 * self.n_local].reshape(len(rows), 2, *self.std.shape[1:])
-        coefficients = (whitened * self._std[beside(unknowns, rows), None]).astype(number)
-        local = xp.empty((len(rows), 2, self.n_particles, self.n_frames), number)
-        local = by_row(_forth, local, coefficients, rows, self._spatial, self._temporal)
-        return local, unknowns[:, 2 * self.n_local :].reshape(len(rows), 2, self.n_frames) * self.common_std
+        xp, number, n = xp_of(unknowns), self._start.dtype, self.n_sets
+        coefficients = unknowns[:, : 2 * self.n_local].reshape(n, 2, *self.std.shape[1:]) * self._std[:, None]
+        coefficients = coefficients.astype(number).reshape(n, -1, self.std.shape[2])
+        local = xp.empty((n, self.n_particles, 2 * self.n_frames), number)
+        local = by_row(_forth, local, coefficients, self._spatial, self._temporal).reshape(n, -1, 2, self.n_frames)
+        common = unknowns[:, 2 * self.n_local :].reshape(n, 2, self.n_frames) * self.common_std
+        return local.swapaxes(1, 2), common
 
-    def displacement(self, unknowns: Any, rows: Any) -> Any:
-        """Return displacements (set, particle, frame, 2) in Å from the coordinate."""
-        local, common = self.parts(unknowns, rows)
-        return xp_of(unknowns).moveaxis(local + common[:, :, None], 1, -1) + self._rigid
-
-    def unknowns_of(self, local_A: np.ndarray, common_A: np.ndarray | None = None) -> Any:
+    def unknowns_of(self, local_A: Any, common_A: Any = None) -> Any:
         """Return the unknowns (set, n_unknowns) of motion relative to rigid motion, wherever it was found.
 
         Parameters
@@ -172,39 +185,21 @@ class TrajectoryProblem:
         local_A : (set, particle, frame, 2), the position in the first frame included; or one for all sets
         common_A : (set, frame, 2), none by default
         """
-        xp, rows = xp_of(self._std), np.arange(self.n_sets)
-        local = np.moveaxis(np.broadcast_to(local_A, (self.n_sets, *local_A.shape[-3:])), -1, 1)
+        n, like, xp = self.n_sets, self._std, xp_of(self._std)
         inverse: list[np.ndarray] = []
-        for i in rows:
+        for i in range(n):
             again = i and np.array_equal(self.temporal[i], self.temporal[i - 1])
             inverse.append(inverse[-1] if again else np.linalg.pinv(self.temporal[i]))  # a profile may come to 0
-        modes = (beside(self._std, one[:, None]) for one in (self.spatial, np.stack(inverse)))
-        out = xp.empty((self.n_sets, 2, *self.std.shape[1:]))
-        coefficients = by_row(_taken_apart, out, beside(self._std, local), rows, *modes)
-        std = self._std[:, None]
+        local = beside(like, local_A)
+        local = xp.broadcast_to(local, (n, *local.shape[-3:])).swapaxes(2, 3).reshape(n, self.n_particles, -1)
+        out, std = xp.empty((n, 2 * self.std.shape[1], self.std.shape[2])), like[:, None]
+        coefficients = by_row(_taken_apart, out, local, self._spatial, beside(like, np.stack(inverse)))
+        coefficients = coefficients.reshape(n, 2, *self.std.shape[1:])
         whitened = xp.where(std > 0, coefficients / xp.where(std > 0, std, 1), 0)
-        common = np.zeros((self.n_sets, 2 * self.n_frames))
+        common = xp.zeros((n, 2 * self.n_frames))
         if common_A is not None and self.common_std > 0:
-            common[:] = np.moveaxis(common_A, -1, 1).reshape(self.n_sets, -1) / self.common_std
-        return xp.concatenate([whitened.reshape(self.n_sets, -1), beside(self._std, common)], 1)
-
-    def energy(self, unknowns: Any, rows: Any) -> tuple[Any, Any]:
-        """Return the energy (set,) and its gradient (set, n_unknowns) for the given rows."""
-        xp, shape = xp_of(unknowns), (len(rows), 2, *self.std.shape[1:])
-        moved, common = self.parts(unknowns, rows)
-        moved += common[:, :, None].astype(moved.dtype)
-        moved *= moved.dtype.type(1 / self.windows.step_A)
-        moved += self._start
-        value, slope = self.windows.sample_at(moved)
-        back = by_row(_back, xp.empty(shape), slope, rows, self._spatial, self._temporal)
-        back *= self._std[beside(unknowns, rows), None]
-        common = self.common_std * slope.sum(2, dtype=np.float64)
-        uphill = xp.concatenate([back.reshape(len(rows), -1), common.reshape(len(rows), -1)], 1)
-        prior = unknowns * self._mask
-        return 0.5 * (prior * unknowns).sum(1) - value.sum((1, 2), dtype=np.float64), prior - uphill
-
-    def _prior_mask(self) -> np.ndarray:
-        return np.concatenate([np.broadcast_to(self.free, (2, *self.free.shape)).ravel(), np.ones(2 * self.n_frames)])
+            common[...] = xp.moveaxis(beside(like, common_A), -1, 1).reshape(n, -1) / self.common_std
+        return xp.concatenate([whitened.reshape(n, -1), common], 1)
 
     def set_curvature(self, curvature: np.ndarray) -> None:
         """Precondition with the Hessian that windows of the given mean curvature (frame,) per Å² would have.
@@ -214,17 +209,22 @@ class TrajectoryProblem:
         spatial prior on this one, which the position in the first frame does not have. With that position eliminated the
         eigenvectors of H serve all modes: (H + c E)⁻¹ = Q diag(d) Qᵀ, in which only d depends on the mode.
         """
-        n = self.temporal.shape[1]
-        turn, gain = np.zeros((self.n_sets, 1, n, n)), np.empty((self.n_sets, 1, *self.std.shape[1:]))
-        for i, (spatial, acceleration) in enumerate(self.precisions):
-            hessian = (self.temporal[i] * curvature) @ self.temporal[i].T
-            first, along = hessian[0, 0], hessian[0, 1:] / hessian[0, 0]
-            values, vectors = np.linalg.eigh(hessian[1:, 1:] - first * np.outer(along, along) + np.diag(acceleration))
-            turn[i, 0, 1:, :-1], turn[i, 0, 0, :-1], turn[i, 0, 0, -1] = vectors, -along @ vectors, 1
-            gain[i, 0, :, :-1], gain[i, 0, :, -1] = 1 / (np.maximum(values, 0) + spatial[:, None]), 1 / first
-        whitening = np.divide(1, self.std, out=np.zeros_like(self.std), where=self.std > 0)[:, None]
-        self._curved = tuple(beside(self._std, one) for one in (turn, gain, whitening))
-        self._common_inverse = 1 / (1 + self.common_std**2 * self.n_particles * beside(self._std, curvature))
+        n_sets, n = self.n_sets, self.temporal.shape[1]
+        spatial, acceleration = (np.stack(each) for each in zip(*self.precisions))  # (set, mode), (set, M)
+        hessian = (self.temporal * curvature) @ self.temporal.swapaxes(1, 2)
+        first = hessian[:, :1, :1]
+        along = hessian[:, :1, 1:] / first
+        rest = hessian[:, 1:, 1:] - first * along.swapaxes(1, 2) * along
+        index = np.arange(n - 1)
+        rest[:, index, index] += acceleration
+        values, vectors = np.linalg.eigh(rest)
+        turn, gain = np.zeros((n_sets, n, n)), np.empty(self.std.shape)
+        turn[:, 1:, :-1], turn[:, :1, :-1], turn[:, 0, -1] = vectors, -along @ vectors, 1
+        gain[..., :-1], gain[..., -1:] = 1 / (np.maximum(values, 0)[:, None] + spatial[..., None]), 1 / first
+        whitening = np.divide(1, self.std, out=np.zeros_like(self.std), where=self.std > 0)
+        common = 1 / (1 + self.common_std**2 * self.n_particles * curvature)
+        *curved, self._common_inverse = all_beside(self._std, (turn, gain, whitening, common))
+        self._curved = tuple(curved)
 
     @property
     def _share(self) -> int:
@@ -237,7 +237,7 @@ class TrajectoryProblem:
         The data are taken to bind every particle of a frame by the same ``curvature`` (frame,) per Å², their mean: that of
         one window is mostly noise. The inverse Hessian is then exact: blocks of modes that the common motion couples.
         """
-        spatial, std, temporal = self.spatial[row], self.std[row], self.temporal[row]
+        spatial, std, temporal = self.modes[row].spatial, self.std[row], self.temporal[row]
         blocks = std[:, :, None] * ((temporal * curvature) @ temporal.T) * std[:, None]
         index = np.arange(blocks.shape[-1])
         blocks[:, index, index] += self.free
@@ -255,24 +255,20 @@ class TrajectoryProblem:
             variance[i] += np.einsum("fg,gh,fh->f", rest, common, rest, optimize=True)
         return np.sqrt(variance)
 
-    def precondition(self, gradient: Any, rows: Any) -> Any:
-        """Return the approximate inverse Hessian times a gradient (set, n_unknowns)."""
-        r, xp = len(rows), xp_of(gradient)
-        assert self._curved is not None, "set_curvature comes first"
-        local = gradient[:, : 2 * self.n_local].reshape(r, 2, *self.std.shape[1:])
-        local = by_row(_preconditioned, xp.empty(local.shape), local, rows, *self._curved)
-        common = gradient[:, 2 * self.n_local :].reshape(r, 2, -1) * self._common_inverse
-        return xp.concatenate([local.reshape(r, -1), common.reshape(r, -1)], 1)
+    def solve(self, start: Any = None, tolerance: float = 1e-5, max_iterations: int = 200) -> Solution:
+        """Return the trajectories of lowest energy on the host, see ``descend``."""
+        found = self.descend(start, tolerance, max_iterations)
+        local, common = to_host(found.local_A), to_host(found.common_A)
+        return Solution(local + common[:, None] + self.rigid_A, common, local, found.iterations)
 
-    def solve(self, start: Any | None = None, tolerance: float = 1e-5, max_iterations: int = 200) -> Solution:
-        """Return the trajectories of lowest energy, from ``start`` (set, n_unknowns) or from rigid motion.
+    def descend(self, start: Any = None, tolerance: float = 1e-5, max_iterations: int = 200) -> Motion:
+        """Return the motion of lowest energy, from ``start`` (set, n_unknowns) or from rigid motion.
 
         ``tolerance`` is the energy still to be gained, per particle and frame.
         """
         tolerance *= self.n_particles * self.n_frames
-        rows = np.arange(self.n_sets)
         if start is None:
-            start = np.zeros((len(rows), self.n_unknowns))
+            start = np.zeros((self.n_sets, self.n_unknowns))
         start = beside(self.windows.values, start)
 
         def work(part: slice) -> tuple[Any, np.ndarray]:
@@ -280,47 +276,49 @@ class TrajectoryProblem:
 
         with one_blas_thread():  # all sets at once, unless the memory of a GPU ends
             parts = over_chunks(
-                len(rows), work, self.threads, self._share, like=start,
-                item_bytes=set_work_bytes(self.n_particles, self.n_frames, self.n_unknowns),
+                self.n_sets, work, self.threads, self._share, like=start,
+                item_bytes=set_work_bytes(self.n_particles, self.n_frames, self.n_unknowns, self._start.dtype.itemsize),
             )  # fmt: skip
         xp = xp_of(start)
         unknowns = parts[0][0] if len(parts) == 1 else xp.concatenate([one for one, _ in parts])
-        iterations = np.concatenate([one for _, one in parts])
-        local, common = map(to_host, self.parts(unknowns, rows))
-        return Solution(
-            to_host(self.displacement(unknowns, rows)),
-            np.moveaxis(common, 1, -1),
-            np.moveaxis(local, 1, -1),
-            iterations,
-        )
+        local, common = (xp.moveaxis(part, 1, -1) for part in self.parts(unknowns))
+        return Motion(local, common, np.concatenate([one for _, one in parts]))
 
     def _minimised(self, start: Any, tolerance: float, max_iterations: int) -> tuple[Any, np.ndarray]:
-        """Return unknowns of lowest energy and iterations of all sets: compiled on the CPU, else step by step on arrays."""
-        if xp_of(start) is not np or self._curved is None:
-            return minimise(
-                self.energy, start, precondition=None if self._curved is None else self.precondition,
-                tolerance=tolerance, max_iterations=max_iterations,
-            )  # fmt: skip
+        """Return unknowns of lowest energy (set, n_unknowns), where ``start`` is, and iterations (set,) of all sets."""
+        assert self._curved is not None, "set_curvature comes first"
         windows = self.windows
         problem = (
-            windows.values, *windows.taps, self._start, self._start.dtype.type(1 / windows.step_A), self._spatial[:, 0],
-            self._temporal[:, 0], self._std, float(self.common_std),
+            windows.values, *windows.taps, self._start, self._start.dtype.type(1 / windows.step_A), self._spatial,
+            self._temporal, self._std, float(self.common_std),
         )  # fmt: skip
-        inverse = *(one[:, 0] for one in self._curved), self._common_inverse
-        return solve(problem, inverse, np.ascontiguousarray(start), float(tolerance), max_iterations)
+        start = xp_of(start).ascontiguousarray(start)
+        inverse = *self._curved, self._common_inverse
+        return kernels_of(start).solve(problem, inverse, start, float(tolerance), max_iterations)
+
+
+def _after_ones(matrices: list[np.ndarray]) -> np.ndarray:
+    """Return matrices (matrix, row, column) with a row of ones before the first one of each."""
+    out = np.ones((len(matrices), matrices[0].shape[0] + 1, matrices[0].shape[1]))
+    for i, one in enumerate(matrices):
+        out[i, 1:] = one
+    return out
 
 
 def _forth(coefficients: Any, spatial: Any, temporal: Any) -> Any:
-    return spatial @ (coefficients @ temporal)
-
-
-def _back(slope: Any, spatial: Any, temporal: Any) -> Any:
-    return spatial.swapaxes(-1, -2) @ slope @ temporal.swapaxes(-1, -2)
+    """Return motion (..., particle, x and y · frame) of coefficients (..., x and y · mode, 1 + M)."""
+    over_dose = coefficients @ temporal
+    *some, rows, frames = over_dose.shape
+    return spatial @ over_dose.reshape(*some, 2, rows // 2, frames).swapaxes(-3, -2).reshape(
+        *some, rows // 2, 2 * frames
+    )
 
 
 def _taken_apart(local: Any, spatial: Any, inverse: Any) -> Any:
-    return spatial.swapaxes(-1, -2) @ (local @ inverse)
-
-
-def _preconditioned(values: Any, turn: Any, gain: Any, whitening: Any) -> Any:
-    return ((values * whitening) @ turn * gain) @ turn.swapaxes(-1, -2) * whitening
+    """Return the coefficients of motion, see ``_forth``."""
+    over_dose = spatial.swapaxes(-1, -2) @ local
+    *some, modes, columns = over_dose.shape
+    return (
+        over_dose.reshape(*some, modes, 2, columns // 2).swapaxes(-3, -2).reshape(*some, 2 * modes, columns // 2)
+        @ inverse
+    )

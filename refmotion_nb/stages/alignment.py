@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import param
 
+from refmotion_nb.data.schema import SettingError
 from refmotion_nb.numerics.backend import beside
 from refmotion_nb.numerics.correlation import correlation_windows, pixel_grid, spline_grid
 from refmotion_nb.numerics.energy import (
@@ -112,7 +113,32 @@ class Alignment(Stage):
 
     def k_cut(self, micrograph: Micrograph) -> int:
         """Return the last shell that aligns during the search."""
-        return max(2, int(micrograph.k_out * np.sqrt(self.alignment_fraction) + (0.5 if self.relion else 0.0)))
+        return self._k_cut(micrograph.k_out)
+
+    def _k_cut(self, k_out: int) -> int:
+        return max(2, int(k_out * np.sqrt(self.alignment_fraction) + (0.5 if self.relion else 0.0)))
+
+    def held_out(self, k_out: int) -> range:
+        """Return the shells that score a search, beyond the soft edge of those that align and below ``k_out``.
+
+        Raises
+        ------
+        SettingError
+            There is none.
+        """
+        shells = range(self._k_cut(k_out) + 2, k_out)
+        if not shells:
+            most = max(0.0, (k_out - 2.5 if self.relion else k_out - 2) / k_out) ** 2  # that leaves one
+            remedy = (
+                f"give less than {int(100 * most) / 100:g}"
+                if k_out > 4
+                else "give hyperparameters instead of searching"
+            )
+            raise SettingError(
+                "alignment_fraction", f"is {self.alignment_fraction:g}: the FSC falls below 0.143 at shell {k_out}, and none "
+                f"up to there is left to score by; {remedy}"
+            )  # fmt: skip
+        return shells
 
     def decay(self, micrograph: Micrograph, n_shells: int) -> np.ndarray:
         """Return how much signal is left in every frame (frame, shell)."""
@@ -307,12 +333,17 @@ class ScoreWindows:
 
 
 def score_windows(micrograph: Micrograph, settings: Alignment, threads: int) -> ScoreWindows:
-    """Return windows of the shells from k_cut + 2 to FSC = 0.143 against the opposite half maps, the cosine RELION trains on."""
+    """Return windows of the shells held out, up to FSC = 0.143, against the opposite half maps, the cosine RELION trains on.
+
+    Raises
+    ------
+    SettingError
+        No shell is held out.
+    """
     m, spectra = micrograph, micrograph.spectra
     k = min(m.k_out, m.opposite.shape[2] - 1)
-    low = min(settings.k_cut(m) + 2, k - 1)
     shells = np.arange(k + 1)
-    band = (shells >= low) & (shells < k)
+    band = np.isin(shells, settings.held_out(k))
     decay = settings.decay(m, k + 1)
     whiten = inverse_noise(m.noise_power)[: k + 1]
     if settings.relion:

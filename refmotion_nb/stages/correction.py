@@ -13,7 +13,7 @@ import param
 import xarray as xr
 
 from refmotion_nb.data.files import sweep
-from refmotion_nb.data.maps import write_stack
+from refmotion_nb.data.maps import is_whole, write_stack
 from refmotion_nb.data.relion.results import write_bfactors, write_particles, write_tracks
 from refmotion_nb.data.schema import AXES, Dataset, InputError, as_path
 from refmotion_nb.data.store import ResultStore
@@ -71,10 +71,11 @@ class MotionCorrection(Alignment):
         reporter.start(len(session.micrographs), "correcting particles")
         finished: dict[str, tuple[pd.DataFrame, int]] = {}  # no tracks: they grow with the dataset
         for name in session:
-            files = out / "Particles" / f"{name}.mrcs", out / "Tracks" / f"{name}_tracks.star"
-            if not all(file.exists() for file in files):
+            table = store.read(f"tracks/{name}", _key(session, name, settings))
+            if table is None or not (out / "Tracks" / f"{name}_tracks.star").exists():
                 continue
-            if (table := store.read(f"tracks/{name}", _key(session, name, settings))) is not None:
+            box = int(table.attrs["box"])
+            if is_whole(out / "Particles" / f"{name}.mrcs", (table.sizes["particle"], box, box), float16=self.float16):
                 finished[name] = _written(table, name, stacks), int(table.attrs["edge_hits"])
         reporter.advance(len(finished), from_an_earlier_run=len(finished))
         failed = []

@@ -124,10 +124,12 @@ def record(
     }
 
 
-def describe_movies(data: MovieTable, tracks: Path | None = None) -> dict[str, Any]:
-    """Return the files and numbers of movies without particles; ``tracks`` are those of a run that they move by."""
+def describe_movies(
+    data: MovieTable, tracks: Path | None = None, dose_weights: str | Path | None = None
+) -> dict[str, Any]:
+    """Return the files and numbers of movies without particles, and which files of other runs they take."""
     gains = [("gain", path) for path in sorted({movie.gain.path for movie in data.movies if movie.gain})]
-    given = [*data.sources, *gains, ("tracks", tracks)]
+    given = [*data.sources, *gains, ("tracks", tracks), ("dose weights", dose_weights)]
     return {
         "program": "CryoSPARC" if data.relion is None else "RELION",
         "orientation": data.orientation,

@@ -78,7 +78,7 @@ class Device:
 
     @contextmanager
     def telling_of_memory(self, what: str) -> Iterator[None]:
-        """Tell where the memory of a GPU ended, and what helps; on the CPU such an error stays as it is.
+        """Tell where the memory of a GPU ended, and what helps; an error of the host's memory stays as it is.
 
         Raises
         ------
@@ -87,8 +87,8 @@ class Device:
         """
         try:
             yield
-        except MemoryError as error:
-            if not self.is_gpu:
+        except Exception as error:
+            if not (self.is_gpu and gpu.ended_there(error)):
                 raise
             raise InputError(
                 f"the memory of {self.word} ran out while {what} ({error}); end other programs there, raise "
@@ -135,6 +135,21 @@ class Device:
             )
         return self.at_once if self.at_once * largest <= room else 1
 
+    def check_references(self, n_bytes: int) -> None:
+        """Make sure that references of so many bytes fit beside those of the processes that share a GPU for views.
+
+        Raises
+        ------
+        InputError
+            They do not.
+        """
+        if self.slicer and n_bytes > USABLE_SHARE * self.slicer.total_bytes:
+            share = f"{self.slicer.total_bytes / 1e9:.1f} GB on {self.slicer.word} ({self.slicer.name})"
+            raise InputError(
+                f"references take {n_bytes / 1e9:.1f} GB in each process, of which each has {share}; give fewer gpus, or "
+                "leave slicing_gpu_also_aligns on"
+            )
+
     @property
     def warnings(self) -> list[str]:
         """What went wrong with its memory, once, in words."""
@@ -176,7 +191,7 @@ def choose_apart(oversubscription_GB: float = 20.0, worker: int = 0, sharing: in
     InputError
         There are no two GPUs.
     """
-    slicer = choose("cuda:0", oversubscription_GB)
+    slicer = choose("cuda:0", oversubscription_GB, sharing)  # each has its references there
     n = gpu.count() - 1
     if not n:
         raise InputError(f"there is one GPU, {slicer.word} ({slicer.name}); {APART}")

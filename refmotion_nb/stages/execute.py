@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
+from multiprocessing import resource_tracker
 from pathlib import Path
+from threading import current_thread, main_thread
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -191,12 +195,40 @@ def processes(n: int, threads: int = 0) -> Workers:
     each = max(1, (threads or cpu_count()) // n)
     with ExitStack() as stack:
         # no dashboard; the scheduler's web server, which Dask starts in any case, answers this machine only
-        cluster = LocalCluster(
-            n_workers=n, threads_per_worker=each, memory_limit=0,
-            dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False},
-        )  # fmt: skip
-        client = stack.enter_context(Client(stack.enter_context(cluster)))
+        with _uninterrupted():
+            cluster = LocalCluster(
+                n_workers=n, threads_per_worker=each, memory_limit=0, silence_logs=logging.ERROR,
+                dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False},
+            )  # fmt: skip
+            stack.enter_context(cluster)
+        client = stack.enter_context(Client(cluster))
         return workers.Workers(client, stack.pop_all().close, spread=True)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Start processes that Ctrl-C, which a terminal sends to all, does not reach, and put it off here until they are there.
+
+    This process ends them in order; half of them started, Dask would leave pages of errors.
+    """
+    resource_tracker.ensure_running()  # as processes are started otherwise, which lets signals through again
+    waiting: list[Any] = []
+    first = current_thread() is main_thread()  # only there signals are handled
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if first else {}
+    before = signal.pthread_sigmask(
+        signal.SIG_BLOCK, {signal.SIGINT}
+    )  # which threads and processes started now inherit
+    try:
+        for number in handlers:
+            signal.signal(number, lambda *received: waiting.append(received))
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, frame in waiting:
+            if callable(handler := handlers[number]):
+                handler(number, frame)
 
 
 def _workers_module() -> ModuleType:

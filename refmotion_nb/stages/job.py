@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,9 +17,9 @@ import xarray as xr
 
 from refmotion_nb.data.cryosparc.hyperparameters import write_hyperparameter_group
 from refmotion_nb.data.cryosparc.write import write_particle_groups
-from refmotion_nb.data.files import STALE_S, only_within, sole, spare, sweep
+from refmotion_nb.data.files import STALE_S, only_within, sole, spare, spare_others, sweep, writable
 from refmotion_nb.data.maps import check_reference
-from refmotion_nb.data.schema import OPENED, Dataset, InputError, OutputError, SettingError, as_path, wanted
+from refmotion_nb.data.schema import OPENED, Dataset, InputError, SettingError, as_path, wanted
 from refmotion_nb.data.store import PER_MICROGRAPH, ResultStore, write_netcdf
 from refmotion_nb.numerics.backend import one_blas_thread
 from refmotion_nb.numerics.patches import movie_box
@@ -50,7 +49,7 @@ FOLDERS = (
     *(f"results.zarr/{one}" for one in PER_MICROGRAPH),
 )
 WRITTEN = (*(f"{name}/*" for name in FOLDERS if name), "particles*.star", "particles*.cs", "particles*.csg", "bfactors*.star",
-           "dose_weights.nc", "hyperparameters.json", "hyperparams.cs*", "refm_*.npy", "report.html", "run.log")  # fmt: skip
+           "dose_weights.nc", "hyperparameters.json", "hyperparams.cs*", "refm_*.npy", "report.html")  # fmt: skip
 TIMED = {"checking the input": "audit", "hyperparameter search": "search", "reference scale": "search",
          "dose weights": "dose_weights", "validation": "validation"}  # the group that each leaves  # fmt: skip
 UNTIL = ("hyperparameters", "dose-weights", "correct", "validate")
@@ -107,7 +106,10 @@ class Overrides(Stage):
             if not (self.spatial_strength or self.acceleration_strength):
                 raise InputError("spatial_strength and acceleration_strength are both 0; give one above 0")
             return Hyperparameters.from_strengths(*ours.values())
-        return Hyperparameters.from_relion(relion["s_vel"], relion["s_div"], relion["s_acc"], dose_per_frame_e_A2)
+        try:
+            return Hyperparameters.from_relion(relion["s_vel"], relion["s_div"], relion["s_acc"], dose_per_frame_e_A2)
+        except ValueError as error:
+            raise InputError(str(error)) from None
 
 
 STAGES = (HyperparameterSearch, DoseWeights, MotionCorrection, Validation, InputAudit, Overrides, Execution)
@@ -169,8 +171,9 @@ class Job:
             raise InputError(f"until is {until!r}; give {', '.join(UNTIL)}")
         self._check_settings(until)
         files = [*describe_inputs(self.data)["files"], *(("movie", movie.path) for movie in self.data.movies)]
-        spare(files, self.out, WRITTEN)
         writable(self.out)
+        spare(files, self.out, WRITTEN)
+        spare_others(self.out, WRITTEN)
         with sole(self.out) as alone, one_blas_thread():  # the same bits, whoever calls
             _sweep(self.out, alone)
             execution: Execution = self.stage(Execution)
@@ -187,9 +190,9 @@ class Job:
                 return self._run(session, until, reporter)
 
     def _run(self, session: Session, until: str, reporter: Reporter) -> bool:
-        store = ResultStore(self.out / "results.zarr")
         self._given_prior(session)  # files that cannot be used are told before hours of work
         self._given_weights(session)
+        store = ResultStore(self.out / "results.zarr")
         for note in self.data.notes:
             self.say(f"note: {note}")
         # that the orientation was found out is no warning
@@ -431,15 +434,3 @@ def _sweep(out: Path, alone: bool) -> None:
     """Remove what killed runs left; where others may be writing, what is too old to be theirs."""
     for folder in FOLDERS:
         sweep(out / folder, -math.inf if alone else STALE_S)
-
-
-def writable(out: Path) -> None:
-    """Make sure that ``out`` is a folder that can be written to; OutputError otherwise."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except FileExistsError:
-        raise OutputError(f"{out} is not a folder; check the path") from None
-    except OSError as error:
-        raise OutputError(f"{out} cannot be written to ({error.strerror}); check the path") from None

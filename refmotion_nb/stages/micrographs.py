@@ -14,9 +14,9 @@ import numpy as np
 import param
 import xarray as xr
 
-from refmotion_nb.data.files import sole, spare, sweep
+from refmotion_nb.data.files import sole, spare, spare_others, sweep, writable
 from refmotion_nb.data.limits import cpu_count
-from refmotion_nb.data.maps import write_stack
+from refmotion_nb.data.maps import is_whole, write_stack
 from refmotion_nb.data.micrographs import MovieTable, WrittenMicrograph, write_cryosparc, write_relion
 from refmotion_nb.data.movies.look import look_at
 from refmotion_nb.data.movies.reader import open_movie
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from refmotion_nb.stages.workers import Workers
 
 FOLDER = "Micrographs"
+LEAST_PX = 16  # of a micrograph, along either axis
+WRITTEN = (f"{FOLDER}/*", "corrected_micrographs.star", "exposures.cs*")
 TYPICAL_A = 10.0  # resolution that decides where particles were found
 STILL_PX = 0.01  # local motion below it is none
 _SHOWN = 5  # positions along each side that the table shows motion at
@@ -89,13 +91,15 @@ class MicrographCorrection(Stage):
         dose = None if dose is None else weights_of(dose)
         out = as_path(out, "out")
         read = [*describe_movies(data)["files"], *(("movie", movie.path) for movie in data.movies)]
-        spare(read, out, (f"{FOLDER}/*", "corrected_micrographs.star", "exposures.cs*"))
-        out.mkdir(parents=True, exist_ok=True)
+        writable(out)
+        spare(read, out, WRITTEN)
+        spare_others(out, WRITTEN)
         with sole(out) as alone:
             for folder in ("", FOLDER, "results.zarr", "results.zarr/micrographs"):
                 sweep(out / folder, -math.inf) if alone else sweep(out / folder)
             work = _Work(self, dose, out.absolute(), particle_motion)
-            inputs = describe_movies(data, particle_motion.store.path if particle_motion else None)
+            tracks = particle_motion.store.path if particle_motion else None
+            inputs = describe_movies(data, tracks, None if dose is None else dose.encoding.get("source"))
             # beside what a run in the same folder notes of itself
             work.store.update_attrs(micrographs=record((type(self),), self.settings(), inputs, command))
             return self._run(data, work, threads or cpu_count(), workers, reporter or Silent(), image_root)
@@ -123,6 +127,8 @@ class MicrographCorrection(Stage):
         else:
             write_cryosparc(work.out, data, written)
         found = _table(written, failed).assign_attrs(dose_weights="standard" if work.dose is None else "measured")
+        if work.dose is not None and "from_file" in work.dose.attrs:
+            found.attrs["dose_weights_from_file"] = work.dose.attrs["from_file"]
         work.store.write("corrected_micrographs", found)
         return found
 
@@ -157,6 +163,10 @@ class MicrographCorrection(Stage):
             The movie or its gain cannot be used.
         """
         shape = (movie.height, movie.width)
+        if min(binned_shape(shape, self._binning(movie))) < LEAST_PX:
+            raise InputError(
+                f"binning {self._binning(movie):g} leaves less than {LEAST_PX} px of {movie.path}; give a smaller one"
+            )
         weight = weights(radius_axis(shape) / movie.pixel_size_A)
         tables = [weight / np.sqrt((weight**2).sum(0))]
         if self.save_nodw:
@@ -210,9 +220,12 @@ class _Work:
         motion = self.stage.motion(movie, weights, self.particle_motion)
         key = self.stage.movie_key(movie, weights, motion)
         table = self.store.read(f"micrographs/{movie.micrograph}", key)
-        if table is not None and all((self.out / name).exists() for name in _names(table)):
+        if table is not None and all(self._is_whole(name, table) for name in _names(table)):
             return table
         return self._write(movie, weights, motion, key, threads)
+
+    def _is_whole(self, name: str, table: xr.Dataset) -> bool:
+        return is_whole(self.out / name, tuple(table.attrs["shape"]), float16=self.stage.float16)
 
     def _write(self, movie: Movie, weights: Weights, motion: Motion, key: str, threads: int) -> xr.Dataset:
         group = f"micrographs/{movie.micrograph}"

@@ -56,7 +56,8 @@ class Here:
     def each(self, names: list[str], settings: Alignment, task: Task) -> Iterator[tuple[str, Any]]:
         """Yield name and value, see ``Place``."""
         for name, micrograph in self._session.walk(names, settings):
-            value = None if micrograph is None else task(self._session, micrograph)
+            with self._session.device.telling_of_memory(f"{name} was worked on"):
+                value = None if micrograph is None else task(self._session, micrograph)
             del micrograph  # the next one may need its room
             yield name, value
 
@@ -66,8 +67,9 @@ class Here:
         """Return the values of all rows, found by as many threads as the session has."""
         call, device = partial(function, self._session), self._session.device
         n = device.at_once if device.is_gpu else self._session.threads
-        with one_blas_thread(), ThreadPoolExecutor(n, initializer=device.activate) as pool:
-            return list(pool.map(call, *columns))
+        with device.telling_of_memory("micrographs were worked on"), one_blas_thread():
+            with ThreadPoolExecutor(n, initializer=device.activate) as pool:
+                return list(pool.map(call, *columns))
 
     def values(self, held: list[Any]) -> list[Any]:
         """Return them as they are."""

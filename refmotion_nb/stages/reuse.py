@@ -46,7 +46,12 @@ def read_prior(path: Path, settings: Alignment, dose_per_frame_e_A2: float, data
         found = read_hyperparameter_group(path)
         return default_prior(Hyperparameters.from_strengths(*found.values()), settings)
     if path.suffix == ".txt":
-        return default_prior(Hyperparameters.from_relion(*read_priors(path), dose_per_frame_e_A2), settings)
+        try:
+            return default_prior(Hyperparameters.from_relion(*read_priors(path), dose_per_frame_e_A2), settings)
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from None
     values = read_hyperparameters(path)
     energy = values.get("energy", settings.energy)
     if energy != settings.energy:
@@ -132,6 +137,14 @@ def read_weights(
     InputError
         No dose weights, or weights that do not fit these movies.
     """
+    found = _read_weights(path, movies, box_px, pixel_size_A, last_frequency_per_A)
+    found.encoding["source"] = str(path)  # as xarray notes what it opens
+    return found
+
+
+def _read_weights(
+    path: Path, movies: Sequence[Movie], box_px: int, pixel_size_A: float, last_frequency_per_A: float | None
+) -> xr.Dataset:
     if path.suffix == ".star":
         frequency = np.arange(box_px // 2 + 1) / (box_px * pixel_size_A)
         b_factor, log_scale = read_bfactors(path)

@@ -11,7 +11,7 @@ import param
 import xarray as xr
 
 from refmotion_nb.data.schema import Dataset, InputError, wanted
-from refmotion_nb.numerics.backend import to_host
+from refmotion_nb.numerics.backend import beside, to_host
 from refmotion_nb.numerics.energy import pooled_scale
 from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.numerics.rays import activity, ray_table, retired, strengths, unrested
@@ -37,6 +37,7 @@ from refmotion_nb.stages.session import Session
 PROFILES = ((10.0, 0.15), (5.0, 0.15), (20.0, 0.15), (10.0, 0.4), (np.inf, 1.0))
 COMMON_STD_A = (1.0, 0.5, 2.0)
 START = Hyperparameters(1.0, 50.0, 3000.0)  # where who knows nothing begins
+FEW_SHELLS = 3  # of Fourier components to score by: with less the search goes on, with a warning
 LEADERS = 3  # rays on which these are compared
 COARSE_FACTORS = (0.4, 1.0, 2.5)  # of the strength at which a ray was best
 FINE_FACTORS = tuple(float(f) for f in 10 ** (np.arange(-5, 6) / 12))
@@ -80,8 +81,8 @@ class Aligned:
     """The trajectories of a micrograph under several priors, and what of them a search needs to know."""
 
     facts: np.ndarray  # (3, prior): cross term of the score, activity of local and of all motion, Å
-    local_A: np.ndarray  # (prior, particle, frame, 2) float32
-    common_A: np.ndarray  # (prior, frame, 2)
+    local_A: Any  # (prior, particle, frame, 2) float32; on a GPU that has room
+    common_A: Any  # (prior, frame, 2)
 
 
 @dataclass(frozen=True)
@@ -126,17 +127,24 @@ def _aligned(
     session: Session, m: SearchMicrograph, before: Aligned | None, priors: list[MotionPrior], stay: list[int],
     relion: bool, tolerance: float, n_micrographs: int,
 ) -> Aligned:  # fmt: skip
-    put = session.device.put
+    device = session.device
     threads = max(1, session.threads // n_micrographs)
-    problem = trajectory_problem(m.windows.on(put), m.geometry, priors, relion, m.bend, threads)
+    problem = trajectory_problem(m.windows.on(device.put), m.geometry, priors, relion, m.bend, threads)
     if before is None:
         start = problem.unknowns_of(m.geometry.initial_A - problem.rigid_A)
     else:
-        start = problem.unknowns_of(before.local_A[stay], before.common_A[stay])
-    solution = problem.solve(start, tolerance)
-    cross = to_host(m.score.windows.on(put).sample(solution.displacement_A)[0].sum((1, 2), dtype=np.float64))
-    local, total = activity(solution.local_A), activity(solution.displacement_A - m.geometry.rigid_A)
-    return Aligned(np.stack([cross, local, total]), solution.local_A.astype(np.float32), solution.common_A)
+        local, common = device.put(before.local_A), device.put(before.common_A)
+        rows = beside(local, stay)
+        start = problem.unknowns_of(local[rows], common[rows])
+    found = problem.descend(start, tolerance)
+    local, common = found.local_A, found.common_A
+    shown = local + common[:, None] + beside(local, problem.rigid_A)
+    cross = to_host(m.score.windows.on(device.put).sample(shown)[0].sum((1, 2), dtype=np.float64))
+    total = activity(shown - beside(local, m.geometry.rigid_A))
+    facts = np.stack([cross, activity(local), total])
+    if not device.keeps(local):
+        local, common = to_host(local), to_host(common)
+    return Aligned(facts, local.astype(np.float32), common)
 
 
 def _facts_of(session: Session, aligned: Aligned) -> np.ndarray:
@@ -180,6 +188,7 @@ class HyperparameterSearch(Alignment):
         """
         session = data if isinstance(data, Session) else Session(data)
         reporter = viewer_of(reporter)
+        self._check_scoring(session)
         names, read = self._read(session, reporter)
         k_out = self._resolution(session)
         place = session.place
@@ -198,6 +207,14 @@ class HyperparameterSearch(Alignment):
 
     def _resolution(self, session: Session) -> float:
         return max(r.k_out / r.extent_A for r in session.references(self.relion))
+
+    def _check_scoring(self, session: Session) -> None:
+        """Refuse a search without Fourier components to score by before any movie is read; warn of one with few."""
+        extent = session.extent_A(self)
+        k_out = max(int(r.k_out * extent / r.extent_A + 0.5) for r in session.references(self.relion))
+        if (n := len(self.held_out(k_out))) < FEW_SHELLS:
+            session.warnings.append(f"alignment_fraction {self.alignment_fraction:g} leaves {n} shell{'s' * (n > 1)} of Fourier "
+                                    "components to score by, and scores are noisy: give a smaller one")  # fmt: skip
 
     def _read(self, session: Session, reporter: Reporter) -> tuple[list[str], list[Any]]:
         """Return names of random micrographs and, held, both sets of windows of each."""

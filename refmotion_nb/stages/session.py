@@ -225,6 +225,7 @@ class Session:
             if relion not in self._references:
                 start = perf_counter()
                 prepared = prepare_references(self.data, relion, self.threads)
+                self.device.check_references(sum(volume.ft.nbytes for one in prepared for volume in one.volumes))
                 device = self.device.slices_on
                 with device.current(), device.telling_of_memory("references were brought there"):
                     self._references[relion] = [one.on(device.put) for one in prepared]

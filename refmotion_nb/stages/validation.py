@@ -114,7 +114,8 @@ class Validation(Alignment):
         reporter.start(len(groups) * len(names) + len(combinations), "validating")
         found: list[list[Compared]] = [[] for _ in rotations]
         for group in groups:
-            projectors = self._back_project(session, names, prior, dose, group, grid, rotations, reporter)
+            with session.device.telling_of_memory("half maps were made"):
+                projectors = self._back_project(session, names, prior, dose, group, grid, rotations, reporter)
             for number, reference in enumerate(session.data.references):
                 halves = [_finished(projectors, number, half) for half in (1, 2)]
                 mask = grid.mask(reference)

@@ -380,7 +380,7 @@ def _on_micrograph(plugin: str, name: str, work: Work) -> Outcome:
             if name not in session.failed:
                 raise
             return Outcome(None, session.failed[name], get_worker().address)
-        with mine.computing:
+        with mine.computing, session.device.telling_of_memory(f"{name} was worked on"):
             value = work.task(session, micrograph)
         del micrograph  # before the next one has its room
         return Outcome(value, worker=get_worker().address)
@@ -393,7 +393,7 @@ def _reason(plugin: str, outcome: Outcome) -> Outcome:
 def _call(plugin: str, function: Callable[..., Any], *row: Any) -> Outcome:
     values = [one.value if isinstance(one, Outcome) else one for one in row]
     session = _mine(plugin).session
-    with _mine(plugin).solving:
+    with _mine(plugin).solving, session.device.telling_of_memory("micrographs were worked on"):
         return Outcome(function(session, *values))
 
 

@@ -63,6 +63,8 @@ def tell_micrographs(corrected: xr.Dataset) -> str:
     where = f", in pixels of {pixels}, to the folder Micrographs" if written.any() else ""
     weights = {"standard": ", by the standard curve", "measured": ", by measured weights"}
     weighted = f"dose-weighted{weights.get(corrected.attrs.get('dose_weights', ''), '')}"
+    if file := corrected.attrs.get("dose_weights_from_file"):
+        weighted += f" (of {file})"
     return f"{which} written whole, motion-corrected and {weighted}{where}."
 
 

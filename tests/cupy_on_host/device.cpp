@@ -1,7 +1,7 @@
 // The parts of CUDA that CuPy calls, on the host: memory of devices that are none, kernels compiled by g++ (kernel.h),
 // transforms and matrix products by their definitions. What a GPU would refuse, or do unpredictably, is refused here.
 //
-// HOST_GPUS: how many devices there are (1); HOST_GPU_BYTES: memory of each (8e9).
+// HOST_GPUS: how many devices there are (1); HOST_GPU_BYTES: memory of each (8e9). What is asked of them is counted.
 #include <algorithm>
 #include <cmath>
 #include <complex>
@@ -29,6 +29,12 @@ std::map<uintptr_t, std::pair<size_t, int>> blocks; // of device memory: size an
 std::map<int, size_t> used;
 thread_local int device = 0; // each thread begins on the first one
 
+std::map<std::string, long> asked; // how often, by name
+void count(const std::string &what) {
+    std::lock_guard<std::mutex> guard(lock);
+    ++asked[what];
+}
+
 size_t setting(const char *name, size_t otherwise) {
     const char *given = getenv(name);
     return given ? strtoull(given, nullptr, 10) : otherwise;
@@ -51,6 +57,16 @@ int device_of(const void *address) { // -1: the host
 } // namespace
 
 extern "C" {
+
+// what was asked of all devices since the last call: a line for each kind with its count
+const char *host_asked() {
+    static std::string text;
+    std::lock_guard<std::mutex> guard(lock);
+    text.clear();
+    for (const auto &one : asked) text += std::to_string(one.second) + " " + one.first + "\n";
+    asked.clear();
+    return text.c_str();
+}
 
 // runtime
 
@@ -125,6 +141,7 @@ int cudaMemcpy(void *to, const void *from, size_t size, int kind) {
     const bool there = device_of(to) >= 0, here = device_of(from) >= 0;
     if (size && kind != 4 && (there != (kind == 1 || kind == 3) || here != (kind == 2 || kind == 3)))
         return refused("copy in the wrong direction");
+    count(there && here ? "copy on devices" : there ? "upload" : "download");
     memmove(to, from, size);
     return 0;
 }
@@ -138,6 +155,7 @@ int cudaMemcpyPeerAsync(void *to, int, const void *from, int, size_t size, void 
 int cudaMemset(void *to, int value, size_t size) {
     if (size && device_of(to) < 0) return refused("memset of the host's memory");
     memset(to, value, size);
+    count("memset");
     return 0;
 }
 int cudaMemsetAsync(void *to, int value, size_t size, void *) { return cudaMemset(to, value, size); }
@@ -194,6 +212,8 @@ int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
                    unsigned, void *, void **values, void **) {
     if (gx > 2147483647u || gy > 65535 || gz > 65535 || bx * by * bz > 1024) return refused("grid or block too large");
     const unsigned grid[] = {gx, gy, gz}, block[] = {bx, by, bz};
+    Dl_info info;
+    if (dladdr(function, &info) && info.dli_sname) count(std::string("kernel ") + (info.dli_sname + strlen("launch_")));
     ((void (*)(const unsigned *, const unsigned *, void **))function)(grid, block, values);
     return 0;
 }
@@ -358,6 +378,7 @@ template <class Work> void of_type(int type, Work work) { // cudaDataType
 
 int strided(int type, const Product &p, const void *a, long long sa, const void *b, long long sb, void *c, long long sc,
             int batch) {
+    count("product of matrices");
     of_type(type, [&](auto zero) {
         typedef decltype(zero) T;
         for (int i = 0; i < batch; ++i) multiply(p, (const T *)a + i * sa, (const T *)b + i * sb, (T *)c + i * sc);
@@ -370,6 +391,7 @@ template <class T> int by_pointers(const Product &p, const T **a, const T **b, T
         refused("pointers of a batch on the host");
         abort();
     }
+    count("product of matrices");
     for (int i = 0; i < batch; ++i) multiply(p, a[i], b[i], c[i]);
     return 0;
 }
@@ -450,6 +472,7 @@ template <class T> int execute(int handle, const void *in, void *out, int sign) 
     const bool known = plans.count(handle);
     const Plan plan = known ? plans[handle] : Plan{};
     lock.unlock();
+    count("transform");
     if (!known || device_of(in) < 0 || device_of(out) < 0)
         return 1 + refused("transform without a plan, or of the host's memory");
     const int kind = plan.type & 15, last = plan.n[plan.rank - 1], half = last / 2 + 1,

@@ -1,6 +1,8 @@
 // What CUDA C++ needs to be compiled by the host's compiler: kernels of CuPy and ours run one thread after another, and
-// threads of a block that wait for each other as fibers which take turns.
+// threads of a block that wait for each other as fibers which take turns: from the first to the last, or the other way round
+// where HOST_LAST_FIRST is set.
 #pragma once
+#undef _FORTIFY_SOURCE // it takes a jump from stack to stack for an error
 #include <algorithm>
 #include <cassert>
 #include <cmath>
@@ -9,8 +11,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#ifdef __F16C__
 #include <immintrin.h>
+#endif
 #include <math.h>
+#include <setjmp.h>
 #include <ucontext.h>
 #include <utility>
 #include <vector>
@@ -23,7 +28,7 @@
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 #define __shared__ static thread_local
-#define __align__(n) alignas(n)
+#define __align__(n) __attribute__((aligned(n)))
 
 struct dim3 {
     unsigned x, y, z;
@@ -61,9 +66,11 @@ inline void sincospif(float a, float *s, float *c) {
 }
 inline int __popc(unsigned a) { return __builtin_popcount(a); }
 inline int __popcll(unsigned long long a) { return __builtin_popcountll(a); }
+#ifdef __F16C__
 inline unsigned short __float2half_rn(float a) { return _cvtss_sh(a, 0); }
 inline float __half2float(unsigned short a) { return _cvtsh_ss(a); }
 inline float __ushort_as_half(unsigned short a) { return __half2float(a); }
+#endif
 
 template <class To, class From> To same_bits(From a) {
     To b;
@@ -95,27 +102,28 @@ template <class T> T atomicCAS(T *at, T old, T value) {
 
 enum Waits { RUNS, FOR_BLOCK, FOR_WARP, ENDED };
 struct Fiber {
-    ucontext_t context;
-    char *stack;
+    jmp_buf here;
     Waits waits;
     dim3 at;
 };
 struct Block {
-    ucontext_t back;
+    jmp_buf back;
     Fiber *now;
     void (*body)(void *);
     void *call;
-    std::vector<Fiber> threads;
+    std::vector<Fiber *> threads;
     char shuffled[1024][16];
 };
 static thread_local Block block_;
-static const unsigned WARP = 32, STACK_BYTES = 1 << 17;
+static const unsigned LANES = 32, STACK_BYTES = 1 << 17;
 
-static void wait(Waits what) {
-    Fiber *me = block_.now;
-    me->waits = what;
-    swapcontext(&me->context, &block_.back);
+static void rest(Fiber *me) { // until it is told to go on
+    if (!_setjmp(me->here)) _longjmp(block_.back, 1);
     threadIdx = me->at;
+}
+static void wait(Waits what) {
+    block_.now->waits = what;
+    rest(block_.now);
 }
 static void __syncthreads() { wait(FOR_BLOCK); }
 static void __syncwarp(unsigned = 0) { wait(FOR_WARP); }
@@ -134,47 +142,56 @@ template <class T> T __shfl_up_sync(unsigned, T value, int by, int width = 32) {
     return shuffle(value, linear() % width >= by ? linear() - by : linear());
 }
 
-static void enter() {
-    threadIdx = block_.now->at;
-    block_.body(block_.call);
-    block_.now->waits = ENDED;
-    swapcontext(&block_.now->context, &block_.back);
+// a fiber runs one thread of a block, then one of the next
+static void live() {
+    Fiber *me = block_.now;
+    for (;;) {
+        rest(me);
+        block_.body(block_.call);
+        me->waits = ENDED;
+    }
+}
+static Fiber *born() {
+    Fiber *one = block_.now = new Fiber{};
+    ucontext_t context, unused;
+    getcontext(&context);
+    context.uc_stack.ss_sp = malloc(STACK_BYTES);
+    context.uc_stack.ss_size = STACK_BYTES - block_.threads.size() * 832 % (1 << 15); // else all are in one corner of the cache
+    context.uc_link = nullptr;
+    makecontext(&context, live, 0);
+    if (!_setjmp(block_.back)) swapcontext(&unused, &context);
+    return one;
+}
+static void go_on(Fiber *one) {
+    block_.now = one;
+    if (!_setjmp(block_.back)) _longjmp(one->here, 1);
 }
 static bool all_of(unsigned first, unsigned end, Waits what) {
     for (unsigned k = first; k < end; ++k)
-        if (block_.threads[k].waits != what && block_.threads[k].waits != ENDED) return false;
+        if (block_.threads[k]->waits != what && block_.threads[k]->waits != ENDED) return false;
     return true;
 }
 static void let_go(unsigned first, unsigned end) {
     for (unsigned k = first; k < end; ++k)
-        if (block_.threads[k].waits != ENDED) block_.threads[k].waits = RUNS;
+        if (block_.threads[k]->waits != ENDED) block_.threads[k]->waits = RUNS;
 }
 static void run_together(void (*body)(void *), void *call) {
     const unsigned n = blockDim.x * blockDim.y * blockDim.z;
+    const bool last_first = getenv("HOST_LAST_FIRST");
     block_.body = body;
     block_.call = call;
-    while (block_.threads.size() < n) {
-        Fiber one{};
-        one.stack = (char *)malloc(STACK_BYTES);
-        block_.threads.push_back(one);
-    }
+    while (block_.threads.size() < n) block_.threads.push_back(born());
     for (unsigned k = 0; k < n; ++k) {
-        Fiber &one = block_.threads[k];
-        getcontext(&one.context);
-        one.context.uc_stack.ss_sp = one.stack;
-        one.context.uc_stack.ss_size = STACK_BYTES;
-        one.context.uc_link = nullptr;
-        one.waits = RUNS;
-        one.at = {k % blockDim.x, k / blockDim.x % blockDim.y, k / blockDim.x / blockDim.y};
-        makecontext(&one.context, enter, 0);
+        block_.threads[k]->waits = RUNS;
+        block_.threads[k]->at = {k % blockDim.x, k / blockDim.x % blockDim.y, k / blockDim.x / blockDim.y};
     }
     for (;;) {
         bool ran = false;
-        for (unsigned k = 0; k < n; ++k) {
-            if (block_.threads[k].waits != RUNS) continue;
+        for (unsigned i = 0; i < n; ++i) {
+            Fiber *one = block_.threads[last_first ? n - 1 - i : i];
+            if (one->waits != RUNS) continue;
             ran = true;
-            block_.now = &block_.threads[k];
-            swapcontext(&block_.back, &block_.now->context);
+            go_on(one);
         }
         if (all_of(0, n, ENDED)) return;
         if (!ran) {
@@ -184,8 +201,8 @@ static void run_together(void (*body)(void *), void *call) {
         if (all_of(0, n, FOR_BLOCK))
             let_go(0, n);
         else
-            for (unsigned k = 0; k < n; k += WARP)
-                if (all_of(k, std::min(k + WARP, n), FOR_WARP)) let_go(k, std::min(k + WARP, n));
+            for (unsigned k = 0; k < n; k += LANES)
+                if (all_of(k, std::min(k + LANES, n), FOR_WARP)) let_go(k, std::min(k + LANES, n));
     }
 }
 

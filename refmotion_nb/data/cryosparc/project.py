@@ -20,7 +20,7 @@ from refmotion_nb.data.cryosparc.particles import micrograph_shapes, particle_ta
 from refmotion_nb.data.micrographs import MovieTable, beside_absolute
 from refmotion_nb.data.relion.micrographs import MovieSet, Options, as_gain, short_names
 from refmotion_nb.data.relion.particles import assemble, off_their_movies, repeated, shared_places, unfit
-from refmotion_nb.data.relion.results import find_root
+from refmotion_nb.data.relion.results import find_root, given_root
 from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference, Skipped, as_path
 from refmotion_nb.data.star import table
 
@@ -113,12 +113,12 @@ def _read(
     if orientation not in (*ORIENTATIONS, "auto"):
         raise InputError(f"orientation {orientation!r}; give auto, {', '.join(ORIENTATIONS)}")
     problems, notes = list[str](), list[str]()
-    root = None if root is None else as_path(root, "root")
+    root = given_root(root)
     exposures, particles = _entries(exposures, "exposures"), _entries(particles, "particles")
     volumes, masks = _entries(volumes, "volumes"), _entries(masks, "masks")
     exposure_tables = read_exposures(exposures, problems)
     files = [first_file(entry) for entry in (*exposures, *particles, *volumes)]
-    home = (Path(root) if root is not None else _root(files, exposure_tables)).absolute()
+    home = (root if root is not None else _root(files, exposure_tables)).absolute()
     references, jobs = _references(volumes, masks, home, problems)
 
     particle_rows = _particle_rows(particles, problems)
@@ -265,11 +265,11 @@ def open_exposures(
     """
     if orientation not in ORIENTATIONS:
         raise InputError(f"orientation {orientation!r}; without particles, give {', '.join(ORIENTATIONS)}")
-    problems = list[str]()
+    problems, root = list[str](), given_root(root)
     tables = read_exposures(_entries(exposures, "exposures"), problems)
     if problems or not tables:
         raise InputError("\n".join(problems) or "no exposures given; give those of Patch Motion Correction")
-    home = (Path(root) if root is not None else _root([path for path, _ in tables], list(tables))).absolute()
+    home = (root if root is not None else _root([path for path, _ in tables], list(tables))).absolute()
     tables = [(path, beside_absolute(rows, path.parent)) for path, rows in tables]
     shapes = {uid: shape for _, rows in tables for uid, shape in _micrograph_blobs(rows).items()}
     # RELION's rows are those of particle images only: micrographs lie as the locations that the exposures go with

@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numba
 import numpy as np
 
 from refmotion_nb.data.movies import tiff
 from refmotion_nb.data.movies.rawbytes import Bytes
 from refmotion_nb.data.schema import InputError
+from refmotion_nb.numerics.compiled import njit
 
 _SKIP_BITS, _X_BITS, _Y_BITS = 65007, 65008, 65009
 _COMPRESSIONS = {65000: (8, 2, 2), 65001: (7, 2, 2)}
@@ -146,7 +146,7 @@ def dtype_for(n: int, upsampling: int) -> np.dtype:
     return np.dtype(np.uint8 if n * (4 if upsampling == -1 else 1) <= 255 else np.uint16)
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def decode_eer(stream, starts, out, height, width, skip_bits, x_bits, y_bits, shift):
     """Add the electrons of some raw frames to ``out`` in place; return how many sensor pixels each of them covers.
 
@@ -169,7 +169,7 @@ def decode_eer(stream, starts, out, height, width, skip_bits, x_bits, y_bits, sh
     return pixel
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _advance(stream, first_bit, first_pixel, stop, out, height, width, skip_bits, x_bits, y_bits, shift):
     """Decode one raw frame from a bit and a pixel on until ``stop`` is reached; return where to go on."""
     # All unsigned: signed indices would be checked for being negative, which stops the compiler from merging loads

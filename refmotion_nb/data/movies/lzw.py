@@ -6,13 +6,14 @@ only where each string was last written and its length, and decoding is copying 
 
 from __future__ import annotations
 
-import numba
 import numpy as np
+
+from refmotion_nb.numerics.compiled import njit
 
 PADDING = 8  # bytes that may be read after the data and written after the output
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def decode_strips(data, starts, counts, rows_per_strip, out):
     """Decode all strips of an image into ``out``, (row, byte) uint8, last row first; return whether all were intact.
 
@@ -32,7 +33,7 @@ def decode_strips(data, starts, counts, rows_per_strip, out):
     return True
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _decode(data, n, out, size, offsets, lengths):
     """Decode one strip into the first ``size`` bytes of ``out``; return how many were decoded."""
     # All unsigned: signed indices would be checked for being negative, which stops the compiler from merging the eight

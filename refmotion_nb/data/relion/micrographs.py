@@ -93,7 +93,13 @@ def read_micrographs(path: str | Path) -> pd.DataFrame:
         )
     rows = rows.reset_index(drop=True)
     if "rlnOpticsGroup" in rows.columns and "rlnVoltage" in optics.columns:
-        rows["rlnVoltage"] = rows["rlnOpticsGroup"].map(dict(zip(optics["rlnOpticsGroup"], optics["rlnVoltage"])))
+        voltage = pd.to_numeric(optics["rlnVoltage"], errors="coerce")
+        if not (np.isfinite(voltage) & (voltage > 0)).all():
+            raise InputError(f"{path}: rlnVoltage must be above 0 in every row of data_optics; correct it")
+        rows["rlnVoltage"] = rows["rlnOpticsGroup"].map(dict(zip(optics["rlnOpticsGroup"], voltage)))
+        if (lost := np.flatnonzero(rows["rlnVoltage"].isna())).size:
+            raise InputError(f"{path}: no such group in data_optics for {rows['rlnMicrographName'].iloc[lost[0]]}; write the "
+                             "file again from RELION")  # fmt: skip
     return rows
 
 

@@ -17,6 +17,7 @@ from refmotion_nb.data.spline_motion import spline_displacement
 from refmotion_nb.data.star import Block, read_star, table
 
 NOT_OBSERVED = -9999.0  # RELION's mark for a frame without a shift
+_AGAIN = "run motion correction again"
 _BLOCKS = ("general", "global_shift", "local_motion_model", "hot_pixels")
 
 
@@ -100,19 +101,17 @@ def _movie(
     dose_per_frame_e_A2: float | None, pre_exposure_e_A2: float | None, voltage_kV: float | None, gain: Gain | None,
 ) -> Movie:  # fmt: skip
     general = _general(blocks, path)
-    n_frames, first_frame = int(general["rlnImageSizeZ"]), int(general.get("rlnMicrographStartFrame", 1)) - 1
-    if not 0 <= first_frame < n_frames:
-        raise InputError(f"{path}: rlnMicrographStartFrame {first_frame + 1} is not one of its {n_frames} frames; "
-                         "run motion correction again")  # fmt: skip
-    if not 0 < float(general["rlnMicrographOriginalPixelSize"]) < math.inf:
-        raise InputError(f"{path}: rlnMicrographOriginalPixelSize is {general['rlnMicrographOriginalPixelSize']}, not a "
-                         "pixel size; run motion correction again with that of the movies")  # fmt: skip
-    dose = _first(dose_per_frame_e_A2, general.get("rlnMicrographDoseRate"))
-    if dose is None or not 0 < dose < math.inf:
+    n_frames, first_frame = (
+        _whole(general, path, "rlnImageSizeZ"),
+        _whole(general, path, "rlnMicrographStartFrame", 1) - 1,
+    )
+    if first_frame >= n_frames:
+        raise InputError(
+            f"{path}: rlnMicrographStartFrame {first_frame + 1} is not one of its {n_frames} frames; {_AGAIN}"
+        )
+    dose = _dose(general, path, "rlnMicrographDoseRate", "dose_per_frame_e_A2", dose_per_frame_e_A2)
+    if not dose:
         raise InputError(f"{path} has no dose rate; give dose_per_frame_e_A2 (e/Å² and frame)")
-    before = float(_first(pre_exposure_e_A2, general.get("rlnMicrographPreExposure"), 0.0))
-    if not math.isfinite(before):
-        raise InputError(f"{path}: rlnMicrographPreExposure is {before}, not a dose; give pre_exposure_e_A2 (e/Å²)")
     gain_name, defects = (str(general.get(f"rlnMicrograph{kind}", "")) for kind in ("GainName", "DefectFile"))
     shift, seen = _global_shift(blocks, path, n_frames)
     seen = np.maximum(seen[first_frame:] - first_frame, 0)
@@ -120,20 +119,19 @@ def _movie(
         micrograph=micrograph,
         path=locate(str(general["rlnMicrographMovieName"])),
         n_frames=n_frames - first_frame,
-        height=int(general["rlnImageSizeY"]),
-        width=int(general["rlnImageSizeX"]),
-        pixel_size_A=float(general["rlnMicrographOriginalPixelSize"]),
-        dose_per_frame_e_A2=float(dose),
-        # RELION writes -1 for what it was not told
-        pre_exposure_e_A2=max(0.0, before),
-        voltage_kV=_first(_positive(general.get("rlnVoltage")), voltage_kV, 300.0),
-        binning=_first(_positive(general.get("rlnMicrographBinning")), 1.0),
+        height=_whole(general, path, "rlnImageSizeY"),
+        width=_whole(general, path, "rlnImageSizeX"),
+        pixel_size_A=_above_0(general, path, "rlnMicrographOriginalPixelSize"),
+        dose_per_frame_e_A2=dose,
+        pre_exposure_e_A2=_dose(general, path, "rlnMicrographPreExposure", "pre_exposure_e_A2", pre_exposure_e_A2),
+        voltage_kV=_above_0(general, path, "rlnVoltage", 300.0 if voltage_kV is None else voltage_kV),
+        binning=_above_0(general, path, "rlnMicrographBinning", 1.0),
         first_frame=first_frame,
         gain=gain or (Gain(locate(gain_name)) if gain_name else None),
         defects=locate(defects) if defects else None,
-        hot_pixels=_hot_pixels(blocks),
-        eer_upsampling=int(general.get("rlnEERUpsampling", 1)),
-        eer_grouping=int(general.get("rlnEERGrouping", 1)),
+        hot_pixels=_hot_pixels(blocks, path),
+        eer_upsampling=_whole(general, path, "rlnEERUpsampling", 1),
+        eer_grouping=_whole(general, path, "rlnEERGrouping", 1),
         global_shift=shift[first_frame:],
         motion_frames=int(seen[-1]) + 1,
         motion_time=None if np.array_equal(seen, np.arange(len(seen))) else seen[:, None],
@@ -176,7 +174,7 @@ def _local_coefficients(blocks: dict[str, Block], path: str | Path) -> np.ndarra
     if len(rows) != 36:
         raise InputError(f"{path}: data_local_motion_model has {len(rows)} coefficients, not 36; "
                          "run motion correction again")  # fmt: skip
-    coefficients = np.zeros(36)
+    coefficients = np.full(36, np.nan)
     coefficients[rows["rlnMotionModelCoeffsIdx"].to_numpy(int)] = rows["rlnMotionModelCoeff"].to_numpy(float)
     if not np.isfinite(coefficients).all():
         raise InputError(f"{path}: data_local_motion_model holds a coefficient that is not a number; "
@@ -184,18 +182,41 @@ def _local_coefficients(blocks: dict[str, Block], path: str | Path) -> np.ndarra
     return coefficients
 
 
-def _hot_pixels(blocks: dict[str, Block]) -> np.ndarray:
+def _hot_pixels(blocks: dict[str, Block], path: str | Path) -> np.ndarray:
     rows = table(blocks, "hot_pixels")
     if rows.empty:
         return np.zeros((0, 2), int)
-    return rows[["rlnCoordinateX", "rlnCoordinateY"]].to_numpy(float).round().astype(int)
+    found = rows[["rlnCoordinateX", "rlnCoordinateY"]].to_numpy(float)
+    if (bad := np.flatnonzero(~np.isfinite(found).all(axis=1))).size:
+        raise InputError(f"{path}: row {bad[0] + 1} of data_hot_pixels is no place; {_AGAIN}")
+    return found.round().astype(int)
 
 
-def _first(*values: Any) -> Any:
-    """Take the first value that is given."""
-    return next((value for value in values if value is not None), None)
+def _dose(general: dict[str, Any], path: str | Path, label: str, name: str, given: float | None) -> float:
+    """Take a dose, e/Å²: what the setting of that ``name`` gives, else the file's; 0 where RELION was not told it (or -1)."""
+    value = general.get(label, -1) if given is None else given
+    if float(value) == -1:
+        return 0.0
+    if not 0 <= float(value) < math.inf:
+        raise InputError(f"{path}: {label} is {value}, not a dose; give {name} (e/Å²)")
+    return float(value)
 
 
-def _positive(value: Any) -> float | None:
-    """Take a number of a STAR file, or None where it stands for 'not known' (RELION writes -1)."""
-    return float(value) if value is not None and float(value) > 0 else None
+def _above_0(general: dict[str, Any], path: str | Path, label: str, default: float | None = None) -> float:
+    """Take a number above 0; where RELION was not told it (it is missing, or -1) the default, if there is one."""
+    value = general.get(label)
+    if default is not None and (value is None or float(value) == -1):
+        return float(default)
+    if value is None or not 0 < float(value) < math.inf:
+        raise InputError(f"{path}: {label} is {value}; it has to be above 0: correct it, or {_AGAIN}")
+    return float(value)
+
+
+def _whole(general: dict[str, Any], path: str | Path, label: str, default: int | None = None) -> int:
+    """Take a whole number from 1 on; where it is missing the default, if there is one."""
+    value = float(general[label] if default is None else general.get(label, default))
+    if value < 1 or not value.is_integer():
+        raise InputError(
+            f"{path}: {label} is {general[label]}; it has to be a whole number above 0: correct it, or {_AGAIN}"
+        )
+    return int(value)

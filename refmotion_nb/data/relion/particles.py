@@ -15,6 +15,8 @@ import xarray as xr
 from refmotion_nb.data.schema import AXES, InputError, Movie, Optics, Skipped
 from refmotion_nb.data.star import Block, read_star, table
 
+MOST_VOLTAGE_KV = 5000.0  # beyond, it is in V
+LEAST_DEFOCUS_A = 100.0  # of all particles: below, it was not estimated, or is in µm
 _POSE = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 _CTF = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
 _PLACE = ("rlnCoordinateX", "rlnCoordinateY")
@@ -65,11 +67,19 @@ def read_particles(path: str | Path) -> ParticleTable:
     problems: list[str] = []
     numbers = {label: _numbers(rows[label], label, path, problems)
                for label in (*_PLACE, *_POSE, *_CTF, *(origin or ()), "rlnRandomSubset", "rlnOpticsGroup")}  # fmt: skip
-    group = np.nan_to_num(numbers["rlnOpticsGroup"], nan=-1).astype(int)
-    half = np.nan_to_num(numbers["rlnRandomSubset"]).astype(int)
+    group, half = _whole(numbers["rlnOpticsGroup"]), _whole(numbers["rlnRandomSubset"])
     _complain(~np.isin(half, (1, 2)), f"{path}: no half set (rlnRandomSubset 1 or 2) for", f"; {_REMEDY}", problems)
     _complain(~np.isin(group, list(optics)), f"{path}: no such group in data_optics for",
               "; write the file again from RELION", problems)  # fmt: skip
+    if len(rows) > 1 and not (numbers["rlnAngleRot"].any() or numbers["rlnAngleTilt"].any()):
+        problems.append(
+            f"{path}: rlnAngleRot and rlnAngleTilt are 0 in every row, as 2D classification leaves them; {_REMEDY}"
+        )
+    if (np.abs(numbers["rlnDefocusU"]) < LEAST_DEFOCUS_A).all() and (
+        np.abs(numbers["rlnDefocusV"]) < LEAST_DEFOCUS_A
+    ).all():
+        problems.append(f"{path}: rlnDefocusU and rlnDefocusV are below {LEAST_DEFOCUS_A:g} Å in every row; give particles whose "
+                        "CTF was estimated, in Å")  # fmt: skip
     values = {
         "row": np.arange(len(rows)),
         "stack_index": _stack_index(rows),
@@ -107,10 +117,28 @@ def optics_groups(blocks: Mapping[str, Block], path: str | Path) -> dict[int, Op
     for label in ("rlnVoltage", "rlnImagePixelSize", "rlnImageSize"):
         if not (np.isfinite(given := rows[label].to_numpy(float)) & (given > 0)).all():
             raise InputError(f"{path}: {label} must be above 0 in every row of data_optics; correct it")
+    if (broken := rows["rlnImageSize"].to_numpy(float) % 1 != 0).any():
+        raise InputError(f"{path}: rlnImageSize {rows['rlnImageSize'][broken].iloc[0]} in data_optics is no whole number of "
+                         "pixels; correct it")  # fmt: skip
+    if (beyond := rows["rlnVoltage"].to_numpy(float) > MOST_VOLTAGE_KV).any():
+        raise InputError(f"{path}: rlnVoltage {rows['rlnVoltage'][beyond].iloc[0]} in data_optics is in kV; correct it")
+    for one in groups.values():
+        _check_finer_optics(one, path)
     for label in ("rlnSphericalAberration", "rlnAmplitudeContrast"):
         if not np.isfinite(rows[label].to_numpy(float)).all():
             raise InputError(f"{path}: {label} is not a number in a row of data_optics; correct it")
     return groups
+
+
+def _check_finer_optics(one: Optics, path: str | Path) -> None:
+    """Refuse aberrations that are no numbers, and a magnification that is far from 1; InputError."""
+    magnification = np.array(one.magnification)
+    if not np.isfinite([*one.beam_tilt_mrad, *one.odd_zernike, *one.even_zernike, *magnification.ravel()]).all():
+        raise InputError(f"{path}: a beam tilt, Zernike coefficient or magnification of optics group {one.name} in data_optics "
+                         "is not a number; correct it")  # fmt: skip
+    if not 0.5 < np.linalg.det(magnification) < 2:
+        raise InputError(f"{path}: rlnMagMat00 to 11 of optics group {one.name} in data_optics magnify by "
+                         f"{np.linalg.det(magnification):.3g}; they should be close to 1, 0, 0, 1: correct them")  # fmt: skip
 
 
 def needs_optics(blocks: Mapping[str, Block], path: str | Path) -> pd.DataFrame:
@@ -290,6 +318,11 @@ def _numbers(column: pd.Series, label: str, path: str | Path, problems: list[str
     bad = ~np.isfinite(numbers)
     _complain(bad, f"{path}: {label} is not a number in", "; take these particles out of the file", problems)
     return numbers
+
+
+def _whole(numbers: np.ndarray) -> np.ndarray:
+    """Return numbers as whole ones, -1 in place of those that are none."""
+    return np.where(np.isfinite(numbers) & (numbers == np.rint(numbers)), numbers, -1).astype(int)
 
 
 def _complain(bad: np.ndarray, what: str, remedy: str, problems: list[str]) -> None:

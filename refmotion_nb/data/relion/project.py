@@ -30,7 +30,7 @@ from refmotion_nb.data.relion.particles import (
     shared_places,
     unfit,
 )  # fmt: skip
-from refmotion_nb.data.relion.results import find_root
+from refmotion_nb.data.relion.results import find_root, given_root
 from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference, Skipped, as_path, wanted
 from refmotion_nb.data.star import read_star, table
 
@@ -124,7 +124,7 @@ def _read(
     root: str | Path | None,
     options: Options,
 ) -> Findings:
-    root = None if root is None else as_path(root, "root")
+    root = given_root(root)
     problems, notes = list[str](), list[str]()
     tables = _read_tables([from_root(path, root) for path in particle_paths], problems)
     micrographs, rows = from_root(as_path(micrographs, "micrographs"), root), pd.DataFrame()
@@ -134,7 +134,7 @@ def _read(
         problems.append(str(error))
     metadata = rows["rlnMicrographMetadata"].astype(str).tolist() if len(rows) else []
     # absolute, since movies are also opened by workers that run in another folder
-    home = (Path(root) if root is not None else find_root([micrographs, *particle_paths], metadata[:3])).absolute()
+    home = (root if root is not None else find_root([micrographs, *particle_paths], metadata[:3])).absolute()
     wanted = {str(name) for part in tables for name in pd.unique(pd.Series(part.micrograph))}
     found = read_movies(rows, micrographs, wanted, home, options) if len(rows) else MovieSet()
     particles, optics, skipped = assemble(tables, found.find, found.movies, found.unusable, micrographs)
@@ -200,10 +200,11 @@ def open_movies(
     InputError
         The table cannot be read, or none of its movies can be used.
     """
+    root = given_root(root)
     path = from_root(as_path(micrographs, "micrographs"), root)
     rows = read_micrographs(path)
     metadata = rows["rlnMicrographMetadata"].astype(str).tolist()
-    home = (Path(root) if root is not None else find_root([path], metadata[:3])).absolute()
+    home = (root if root is not None else find_root([path], metadata[:3])).absolute()
     found = read_movies(rows, path, (), home, Options(as_gain(gain, root), **options))
     if not found.movies:
         raise InputError(f"{path}: none of its movies can be used; the first: {found.idle[0].reason}")

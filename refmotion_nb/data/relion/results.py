@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from refmotion_nb.data.files import atomic, read_text
-from refmotion_nb.data.schema import InputError, Reference
+from refmotion_nb.data.schema import InputError, Reference, as_path
 from refmotion_nb.data.star import Block, read_star, table, write_star
 
 _TRACK = re.compile(r"^data_(\d+)\s*$", re.MULTILINE)
@@ -146,6 +146,15 @@ def find_root(files: Sequence[str | Path], names: Sequence[str]) -> Path:
     """
     folders = [Path(), *(folder for file in files for folder in Path(file).absolute().parents)]
     return next((folder for folder in folders if any((folder / name).exists() for name in names)), Path())
+
+
+def given_root(root: str | Path | None) -> Path | None:
+    """Return the folder given as root, None where none is; InputError where it is no folder."""
+    folder = None if root is None else as_path(root, "root")
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"root {folder} {'is not a folder' if folder.exists() else 'does not exist'}; give the folder of the "
+                         "project, or leave it out")  # fmt: skip
+    return folder
 
 
 def write_particles(

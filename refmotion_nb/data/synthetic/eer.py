@@ -5,9 +5,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
-import numba as nb
 import numpy as np
+
+from refmotion_nb.numerics.compiled import njit
 
 SKIP_BITS = 7  # all ones: that many empty pixels and no electron
 LONG, SHORT, LONG8, UNDEFINED = 4, 3, 16, 7
@@ -31,7 +33,7 @@ def split_into_events(
     return events
 
 
-@nb.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _encode(pixels, sub_pixels, n_pixels, out):  # pragma: no cover - compiled
     """Write codes into ``out``, least significant bit first; return the number of bytes used."""
     full = (1 << SKIP_BITS) - 1
@@ -87,7 +89,7 @@ def write_eer(
             _write_page(file, code, extra, shape, index == n_frames - 1)
 
 
-def _write_page(file, code: bytes, extra: dict[int, bytes], shape: tuple[int, int], last: bool) -> None:
+def _write_page(file: BinaryIO, code: bytes, extra: dict[int, bytes], shape: tuple[int, int], last: bool) -> None:
     """Append a directory, its texts and its only strip; the next directory follows unless it is the last."""
     height, width = shape
     start, n_tags = file.tell(), 7 + len(extra)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import mrcfile
@@ -61,7 +61,10 @@ def write_movie(
     return stack
 
 
-def _events(frames, stack, grouping, seeds):
+def _events(
+    frames: Iterable[np.ndarray], stack: np.ndarray, grouping: int, seeds: Sequence[np.random.SeedSequence]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Take frames as they come into the stack (frame, y, x) and yield their raw frames."""
     for f, frame in enumerate(frames):
         stack[f] = frame
         yield from split_into_events(frame, grouping, np.random.default_rng(seeds[f]))

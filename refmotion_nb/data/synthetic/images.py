@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-import numba as nb
 import numpy as np
 import scipy.fft
 
+from refmotion_nb.numerics.compiled import njit
 from refmotion_nb.numerics.ctf import wavelength_A
 from refmotion_nb.numerics.energy import critical_dose
 
@@ -119,7 +119,7 @@ def _add(image: np.ndarray, patch: np.ndarray, corner: np.ndarray) -> None:
         image[y0:y1, x0:x1] += patch[y0 - y : y1 - y, x0 - x : x1 - x]
 
 
-@nb.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _blurred(spectrum, decay, path, out):  # pragma: no cover - compiled
     """Spectrum times decay times the mean phase factor over the points of a path (step, xy) in px."""
     n, half = spectrum.shape

@@ -177,6 +177,10 @@ def project(
     total = np.zeros(factors[0].shape, np.complex64)
     for positions, occupancy, factor in zip(model.positions_A, model.occupancies, factors):
         xy = (positions @ np.asarray(rotation)[:2].T * (2 * np.pi / (size * pixel_size_A))).astype(np.float32)
+        if not np.isfinite(xy).all():  # finufft would write beyond its memory
+            raise InputError(
+                f"atoms lie beyond all bounds in pixels of {pixel_size_A:g} Å; correct model and pixel_size_A"
+            )
         sums = finufft.nufft2d1(
             np.ascontiguousarray(xy[:, 1]), np.ascontiguousarray(xy[:, 0]), occupancy.astype(np.complex64),
             (size, size), eps=1e-5, isign=-1, nthreads=1, modeord=1,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,14 @@ class SimulationSettings:
             "speed_A_per_dose drift_A_per_dose motion_scale rigid_error_A pose_error_deg origin_error_A pick_error_A "
             "ice_noise illumination_spread hot_pixels gain_spread seed second_share"
         )
+        for one in fields(self):
+            if isinstance(value := getattr(self, one.name), float) and not math.isfinite(value):
+                raise InputError(f"{one.name} is {value}; give a number")
         for name in positive.split():
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be positive")
+        if self.workers is not None and self.workers < 0:
+            raise InputError(f"workers is {self.workers}; give 1 or more, or leave it out")
         for name in not_negative.split():
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must not be negative")
@@ -161,12 +167,12 @@ class SimulationSettings:
         return found
 
     @classmethod
-    def demo(cls, **changes) -> SimulationSettings:
+    def demo(cls, **changes: Any) -> SimulationSettings:
         """Take the defaults: four small movies of apoferritin."""
         return replace(cls(), **changes)
 
     @classmethod
-    def tutorial_motion(cls, motion_stars: Path | str, **changes) -> SimulationSettings:
+    def tutorial_motion(cls, motion_stars: Path | str, **changes: Any) -> SimulationSettings:
         """More than 400 particles that move as the ice did in real movies, whose motion STARs are in a folder."""
         base = cls(
             n_micrographs=6, size_px=1536, height_px=1600, n_frames=24, pixel_size_A=1.062, dose_per_frame_e_A2=1.277,
@@ -176,7 +182,7 @@ class SimulationSettings:
         return replace(base, **changes)
 
     @classmethod
-    def rough_motion(cls, **changes) -> SimulationSettings:
+    def rough_motion(cls, **changes: Any) -> SimulationSettings:
         """More than 400 particles that move with an exponential kernel of short range, in finer frames."""
         base = cls(
             n_micrographs=8, size_px=1280, height_px=1152, n_frames=32, pixel_size_A=1.1, dose_per_frame_e_A2=1.3,

@@ -20,6 +20,7 @@ from refmotion_nb.data.synthetic import images as images
 from refmotion_nb.data.synthetic import model as models
 from refmotion_nb.data.synthetic import plan as planning
 from refmotion_nb.data.synthetic import tables as tables
+from refmotion_nb.data.synthetic.record import held, note
 from refmotion_nb.data.synthetic.settings import SimulationSettings
 from refmotion_nb.data.synthetic.truth import tracks_error_A, true_tracks
 from refmotion_nb.numerics.reconstruct import backproject, fsc_masked_corrected, reconstruct
@@ -138,24 +139,33 @@ def simulate(settings: SimulationSettings, out: Path | str, reporter: Reporter |
     A second species has ``Extract/particles_2.star`` and ``Ref2``; ``truth.npz`` holds the particles of both (see
     ``tables.write_truth``).
 
-    The same settings give the same bytes, whatever the number of workers.
+    The same settings give the same bytes, whatever the number of workers; what is there already is returned as it is.
 
     Raises
     ------
     InputError
-        The model or a motion STAR cannot be read, or the field is too small for a particle.
+        The model or a motion STAR cannot be read, the field is too small for a particle, or ``out`` holds other files.
     """
     wanted(settings, SimulationSettings, "settings", "SimulationSettings(...)")
     out = as_path(out, "out")
-    reporter = reporter or Simulation.new_reporter()
+    with held(out, settings) as facts:
+        if not facts:
+            facts = _simulated(settings, out, reporter or Simulation.new_reporter())
+            note(out, settings, facts)
+    return Simulation(out, settings, **{**facts, "fsc_resolutions_A": tuple(facts["fsc_resolutions_A"])})
+
+
+def _simulated(settings: SimulationSettings, out: Path, reporter: Reporter | None) -> dict[str, Any]:
+    """Write all files; return the facts about them that a Simulation has."""
     species = read_species(settings)
-    for folder in ("Movies", "MotionCorr/Movies", "Extract", *map(_reference_folder, range(len(species)))):
-        (out / folder).mkdir(parents=True, exist_ok=True)
     sensitivity = planning.draw_sensitivity(settings)
-    gain_name = files.write_gain(out, 1 / sensitivity, settings.movie_format, settings.pixel_size_A)
     radius_A = max(model.radius_A for model in species)
     plans = [planning.plan_micrograph(settings, radius_A, index) for index in range(settings.n_micrographs)]
     _check_halves(plans, len(species))
+    note(out, settings, {})
+    for folder in ("Movies", "MotionCorr/Movies", "Extract", *map(_reference_folder, range(len(species)))):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    gain_name = files.write_gain(out, 1 / sensitivity, settings.movie_format, settings.pixel_size_A)
     if reporter:
         reporter.start(settings.n_micrographs + 1, "simulating")
     averages = []
@@ -174,8 +184,10 @@ def simulate(settings: SimulationSettings, out: Path | str, reporter: Reporter |
     if reporter:
         reporter.advance(1, resolution_A=resolutions_A[0])
         reporter.done()
-    error_A = _rigid_error_A(settings, plans)
-    return Simulation(out, settings, sum(p.count for p in plans), error_A, tuple(resolutions_A))
+    return {
+        "n_particles": sum(p.count for p in plans), "rigid_error_A": _rigid_error_A(settings, plans),
+        "fsc_resolutions_A": resolutions_A,
+    }  # fmt: skip
 
 
 def read_species(settings: SimulationSettings) -> list[models.AtomicModel]:
@@ -195,12 +207,13 @@ def read_species(settings: SimulationSettings) -> list[models.AtomicModel]:
 
 
 def _check_halves(plans: list[planning.MicrographPlan], n_species: int) -> None:
-    """Refuse a set in which one species has no particle in one of the half sets."""
+    """Refuse a set in which a species has no particle in one of the half sets."""
     there = {(int(s), int(h)) for plan in plans for s, h in zip(plan.species, plan.half)}
-    if n_species > 1 and len(there) < 2 * n_species:
+    if len(there) < 2 * n_species:
+        several = n_species > 1
         raise InputError(
-            "one species has no particles in one of its half sets; raise particles_per_micrograph or n_micrographs, or "
-            "bring second_share nearer to 0.5"
+            f"{'one species has' if several else 'there are'} no particles in one of {'its' if several else 'the'} half sets; "
+            f"raise particles_per_micrograph or n_micrographs{', or bring second_share nearer to 0.5' * several}"
         )
 
 
@@ -209,13 +222,16 @@ def _reference_folder(which: int) -> str:
 
 
 @contextmanager
-def _mapping(workers: int | None) -> Iterator[Callable]:
+def _mapping(workers: int | None) -> Iterator[images.Map]:
     """Give a map that keeps order and runs in threads: everything costly releases the interpreter lock."""
     with ThreadPoolExecutor(workers or cpu_count()) as pool:
         yield pool.map
 
 
-def _expose_and_average(settings, species, plan, sensitivity, out, run) -> list[np.ndarray]:
+def _expose_and_average(
+    settings: SimulationSettings, species: list[models.AtomicModel], plan: planning.MicrographPlan, sensitivity: np.ndarray,
+    out: Path, run: images.Map,
+) -> list[np.ndarray]:  # fmt: skip
     """Write one movie and return its particles' rigid averages, normalised and centred, for each species.
 
     Averages are (particle, box, box//2+1).
@@ -256,7 +272,10 @@ def _weights(settings: SimulationSettings, box: int) -> np.ndarray:
     return weights / np.sqrt((weights**2).sum(axis=0))
 
 
-def _exposure(settings, species, plan, sensitivity, run) -> images.Exposure:
+def _exposure(
+    settings: SimulationSettings, species: list[models.AtomicModel], plan: planning.MicrographPlan, sensitivity: np.ndarray,
+    run: images.Map,
+) -> images.Exposure:  # fmt: skip
     scope = settings.microscope
     spread = scope.wavelength_A * (settings.defocus_max_A + 3 * settings.defocus_spread_A) / SPREAD_RESOLUTION_A
     box = max(models.render_size(m, settings.pixel_size_A, min(spread, 2 * m.radius_A)) for m in species)
@@ -266,7 +285,7 @@ def _exposure(settings, species, plan, sensitivity, run) -> images.Exposure:
     def spectrum(p: int) -> np.ndarray:
         which = plan.species[p]
         potential = models.project(species[which], plan.rotations[p], factors[which], settings.pixel_size_A)
-        ctf = scope.ctf(box, *plan.defocus_A[p], plan.astigmatism_deg)
+        ctf = scope.ctf(box, plan.defocus_A[p, 0], plan.defocus_A[p, 1], plan.astigmatism_deg)
         # weak phase object: relative intensity 1 - 2 φ·CTF in RELION's sign, so that protein is dark at low resolution
         strength = -2 * scope.interaction_rad_per_VA / settings.pixel_size_A**2 * plan.scale[p]
         return potential * ctf * np.float32(strength)
@@ -293,7 +312,10 @@ def _exposure(settings, species, plan, sensitivity, run) -> images.Exposure:
     )
 
 
-def _write_reference(settings, model, which, plans, averages, out, run) -> float:
+def _write_reference(
+    settings: SimulationSettings, model: models.AtomicModel, which: int, plans: list[planning.MicrographPlan],
+    averages: list[np.ndarray], out: Path, run: images.Map,
+) -> float:  # fmt: skip
     """Half maps from a species' own rigid averages, mask and FSC; return the resolution at 0.143 in Å."""
     box, folder = settings.boxes_px[which], out / _reference_folder(which)
     symmetry = model.symmetry if settings.symmetry == "assembly" else None
@@ -302,7 +324,7 @@ def _write_reference(settings, model, which, plans, averages, out, run) -> float
     half = np.concatenate([plan.half[m] for plan, m in zip(plans, mine)])
     rotations = np.concatenate([plan.rotations_given[m] for plan, m in zip(plans, mine)])
     scope = settings.microscope
-    ctf = np.stack([scope.ctf(box, *df, p.astigmatism_deg) for p, m in zip(plans, mine) for df in p.defocus_A[m]])
+    ctf = np.stack([scope.ctf(box, u, v, p.astigmatism_deg) for p, m in zip(plans, mine) for u, v in p.defocus_A[m]])
 
     def half_map(which: int) -> np.ndarray:
         mine = half == which
@@ -314,7 +336,11 @@ def _write_reference(settings, model, which, plans, averages, out, run) -> float
         files.write_mrc(folder / f"{name}.mrc", volume, settings.pixel_size_A, volume=True)
     curves = fsc_masked_corrected(maps[0], maps[1], mask, seed=settings.seed)
     tables.write_postprocess(folder / "postprocess.star", curves, settings.pixel_size_A, box, mask)
-    below = np.flatnonzero(curves.corrected < 0.143)
+    below = np.flatnonzero(~(curves.corrected >= 0.143))
+    if below.size and not below[0]:
+        raise InputError(
+            f"half maps of these particles agree in no shell ({folder}); simulate more particles, or less motion"
+        )
     return box * settings.pixel_size_A / float(below[0] if below.size else box // 2)
 
 

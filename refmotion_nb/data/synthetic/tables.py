@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from refmotion_nb.data.star import write_star
+from refmotion_nb.data.synthetic.images import Microscope
 from refmotion_nb.data.synthetic.plan import MicrographPlan, euler_angles_deg
 from refmotion_nb.data.synthetic.settings import SimulationSettings
 from refmotion_nb.numerics.reconstruct import MaskedFSC
@@ -153,7 +154,7 @@ def write_truth(settings: SimulationSettings, plans: list[MicrographPlan], out: 
     np.savez(out / "particles_truth.npz", **arrays)
 
 
-def _optics(microscope, **more) -> pd.DataFrame:
+def _optics(microscope: Microscope, **more: Any) -> pd.DataFrame:
     """One row of data_optics."""
     row = {
         "rlnOpticsGroupName": "opticsGroup1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 import panel as pn
@@ -15,6 +16,7 @@ from refmotion_nb.views.app.tab import Tab
 from refmotion_nb.views.app.tabs import TABS
 
 POLL_MS = 250
+AGAIN_S = 2.0  # until what could not be read is looked at again
 SENT_MS = 20  # in which a browser is sent what there is
 QUERY = "tab"  # of the address: which tab is in front
 
@@ -50,6 +52,7 @@ class Page:
             around.param.watch(lambda event: self.recolour(event.new), "dark")
             self.layout.append(around)
         self._seen: dict[int, Any] = {}
+        self._looked = 0.0  # when something was last brought up to date, s
         self._served = served
         self._turn()
 
@@ -111,13 +114,18 @@ class Page:
         for run in self.engine.runs[-20:]:
             run.watched = True
         stamp, active = (self.engine.stamp(), self.viewer.may_run), self.active
-        if not force and self._seen.get(active) == stamp:
+        if not (force or self._seen.get(active) != stamp or self._again(active)):
             return
-        self._seen[active] = stamp
+        self._seen[active], self._looked = stamp, monotonic()
         with pn.io.hold():
             self.header.refresh()
             if active in self._tabs:
                 self._tabs[active].update()
+
+    def _again(self, active: int) -> bool:
+        """Return whether it is time to look again at what could not be read: files come back without the engine's doing."""
+        tab = self._tabs.get(active)
+        return tab is not None and tab.unread and monotonic() - self._looked > AGAIN_S
 
     def follow(self) -> Page:
         """Keep the page up to date from now on, until its browser goes away."""

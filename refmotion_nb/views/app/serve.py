@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import logging
 import re
 import secrets
@@ -25,6 +26,7 @@ from bokeh.server.urls import per_app_patterns
 from panel.io.server import DocHandler
 from tornado.web import RequestHandler
 
+from refmotion_nb.data.files import read_text
 from refmotion_nb.data.schema import Dataset, InputError
 from refmotion_nb.stages.session import Session
 from refmotion_nb.views.app.design import DARK, Dark, Light, Look, variables
@@ -101,8 +103,12 @@ class Access:
         Raises
         ------
         InputError
-            Others can reach it without a login, or owners are named whose names nobody checks.
+            Others can reach it without a login, owners are named whose names nobody checks, there is no such file of
+            passwords, or no such port.
         """
+        if not (self.unix_socket or 0 < self.port < 65536):
+            raise InputError(f"port {self.port}; give one from 1 to 65535, above 1023 unless you are root")
+        self._check_passwords()
         if self.everybody_runs and not self.unix_socket:
             raise InputError(
                 f"with --everybody-runs every account of this machine that reaches port {self.port} would run; give "
@@ -127,6 +133,26 @@ class Access:
                 "with one password for all, anybody can log in under the name of an --owner; give --basic-auth a file of "
                 '{"name": "password"}, or leave --owner out and use the link'
             )
+
+    def _check_passwords(self) -> None:
+        """Refuse a file of passwords that is not there, which would be taken for a password, or that holds none."""
+        given = self.login.get("basic_auth")
+        if given is None:
+            return
+        if not given:
+            raise InputError("--basic-auth is empty; give a file or a password")
+        if not Path(given).is_file():
+            if given.endswith(".json") or given.startswith(("/", "./", "../", "~/")):
+                raise InputError(
+                    f"--basic-auth {given} does not exist; check the path, or give a password that is none"
+                )
+            return
+        try:
+            names = json.loads(read_text(given))
+        except ValueError:
+            names = None
+        if not (isinstance(names, dict) and names and all(isinstance(one, str) and one for one in names.values())):
+            raise InputError(f'--basic-auth {given} holds no {{"name": "password"}}; correct it')
 
     @property
     def knows_names(self) -> bool:

@@ -26,7 +26,7 @@ class Tab:
         self.problem = parts.problem()
         self.view: Any = pn.Column(self.problem, sizing_mode="stretch_width")
         self._figures: list[Figure] = []
-        self._unread = False  # whether ``problem`` tells what could not be read
+        self.unread = False  # whether ``problem`` tells what could not be read
 
     def new_figure(self, **options: Any) -> Figure:
         """Return a place for a figure, for as long as the page is there; ``options`` are those of the column around it."""
@@ -47,11 +47,11 @@ class Tab:
             with pn.io.hold():
                 self._refresh()
         except (InputError, OSError) as error:
-            self._unread = True
+            self.unread = True
             parts.tell(self.problem, str(error))
         else:
-            if self._unread:
-                self._unread = False
+            if self.unread:
+                self.unread = False
                 parts.tell(self.problem, "")
 
     def _refresh(self) -> None:
@@ -62,7 +62,7 @@ class Tab:
 
     def attempt(self, call: Any, *args: Any, **kwargs: Any) -> Any:
         """Return what ``call`` returns; what is wrong with the input is shown at the top of the tab."""
-        self._unread = False
+        self.unread = False
         parts.tell(self.problem, "")
         try:
             if not self.viewer.may_run:

@@ -201,7 +201,7 @@ def progress_in_words(snapshot: Snapshot, work: Work, error: str = "", stopping:
     if snapshot.state == "done":
         return f"{done} done{earlier}."
     left = work.seconds_left
-    rate = f", {here / max(work.elapsed_s, 1e-3) * 60:.3g} micrographs per minute" if here else ""
+    rate = f", {60 * work.rate_per_s:.3g} micrographs per minute" if work.rate_per_s is not None else ""
     return f"{done}{earlier}{rate}{f', about {roughly(left)} left' if left else ''}"
 
 
