@@ -297,6 +297,9 @@ def test_sharpening_undoes_a_b_factor(rng):
     band = (k > 0.03) & (k < 0.21)
     np.testing.assert_allclose(again[band], np.abs(flat)[band], rtol=0.01, atol=0.01 * np.abs(flat).mean())
     assert again[k > 0.28].max() < 1e-3 * again[band].mean()
+    falling = np.where(np.arange(n // 2 + 1) < 16, 1.0, 0.1)  # below 0.143 there is nothing to sharpen, only noise
+    again = np.abs(np.fft.rfftn(sharpened(volume, falling, 80.0, pixel)))
+    assert again[k > 18 / (n * pixel)].max() < 1e-3 * again[k < 14 / (n * pixel)].mean()
 
 
 def test_the_weight_of_a_shell():
