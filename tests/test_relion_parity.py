@@ -88,9 +88,10 @@ def polished(folder, out, particles, optics, binning=1.0):
         pytest.skip("RELION is not installed")
     for name in ("Movies", "Ref", "gain.mrc"):
         (out / name).symlink_to(folder / name)
-    shutil.copytree(folder / "MotionCorr", out / "MotionCorr")
     motion = out / "MotionCorr/Movies/mic0000.star"
-    motion.chmod(0o644)
+    motion.parent.mkdir(parents=True)
+    for file in (folder / "MotionCorr").rglob("*.star"):
+        shutil.copyfile(file, out / file.relative_to(folder))
     blocks = read_star(motion)
     write_star(motion, {**blocks, "general": {**blocks["general"], "rlnMicrographBinning": binning}})
     write_star(out / "particles.star", {"optics": optics, "particles": particles})
