@@ -1,5 +1,7 @@
 """One micrograph looked at closely: trajectories by hand, correlation windows, and the truth to compare them with."""
 
+from dataclasses import replace
+
 import holoviews as hv
 import numpy as np
 import pytest
@@ -80,6 +82,18 @@ def test_trajectories_are_kept_within_a_tenth_of_the_cache(tiny, session, by_han
         other = rm.Session(session.data, 2, room)
         other.track(m, settings, prior)
         assert len(other.tracks) == kept
+
+
+def test_positions_beyond_the_window_are_told_by_later_runs_too(tiny, by_hand, tmp_path, monkeypatch):
+    line = f"{NAME}: 3 positions lie beyond the window; raise window_reach_A"
+    for run in ("first", "second"):
+        session = rm.Session(tiny.open(), 2)
+        dose = rm.DoseWeights(target_particles=24).run(session, by_hand)
+        if run == "first":
+            real = session.track
+            monkeypatch.setattr(session, "track", lambda *given, real=real: replace(real(*given), edge_hits=3))
+        rm.MotionCorrection().run(session, by_hand, dose, out=tmp_path)
+        assert line in session.warnings
 
 
 def test_particles_are_shown_as_they_are_written(session, by_hand, tmp_path):

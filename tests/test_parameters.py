@@ -14,8 +14,8 @@ from refmotion_nb.numerics.patches import PatchSpectra
 from refmotion_nb.stages.alignment import Alignment, Geometry, Tracks, alignment_windows, solve, track
 from refmotion_nb.stages.correction import tracks_table
 from refmotion_nb.stages.micrograph import place
-from refmotion_nb.stages.reuse import as_search, default_prior
-from refmotion_nb.stages.search import prior_of
+from refmotion_nb.stages.reuse import as_search
+from refmotion_nb.stages.search import default_prior, prior_of
 
 CHOSEN = rm.Hyperparameters.from_strengths(1.5, 3000, 2)
 NAME = "mic0000"

@@ -314,6 +314,16 @@ def test_other_frame_counts(project):
     assert {skip.reason for skip in found.skipped} == {"its movie has 5 frames, most have 4"}
 
 
+def test_a_movie_too_short_to_follow_motion_in_matters_where_it_has_particles(project):
+    other_frame_count(project, "c", 2)
+    with pytest.raises(
+        InputError, match=r"c.mrcs has 2 frames \(1 movies have fewer than 3\); motion cannot be followed"
+    ):
+        opened(project, mixed_frame_counts=True)
+    edit(project / PARTICLES, "particles", lambda table: table[~table["rlnMicrographName"].str.endswith("c.mrc")])
+    assert len(opened(project).movies) == 3
+
+
 def test_a_movie_shorter_than_its_motion(project):
     path = project / "Movies/c.mrcs"
     other = make_project(project / "other") / "Movies/c.mrcs"

@@ -16,8 +16,8 @@ from refmotion_nb.numerics.dose import fcc, fit_relion
 from refmotion_nb.numerics.energy import first_shell_below
 from refmotion_nb.stages.alignment import Alignment, MotionPrior
 from refmotion_nb.stages.dose_weights import micrograph_fcc_sums
-from refmotion_nb.stages.reuse import as_search, default_prior
-from refmotion_nb.stages.search import prior_attrs, prior_from_attrs
+from refmotion_nb.stages.reuse import as_search
+from refmotion_nb.stages.search import default_prior, prior_attrs, prior_from_attrs
 from refmotion_nb.stages.validation import COMBINATIONS
 
 # RELION 3.1 neither recentres on the rounded origin nor repairs hot pixels of TIFF movies when it polishes
@@ -88,9 +88,10 @@ def polished(folder, out, particles, optics, binning=1.0):
         pytest.skip("RELION is not installed")
     for name in ("Movies", "Ref", "gain.mrc"):
         (out / name).symlink_to(folder / name)
-    shutil.copytree(folder / "MotionCorr", out / "MotionCorr")
     motion = out / "MotionCorr/Movies/mic0000.star"
-    motion.chmod(0o644)
+    motion.parent.mkdir(parents=True)
+    for file in (folder / "MotionCorr").rglob("*.star"):
+        shutil.copyfile(file, out / file.relative_to(folder))
     blocks = read_star(motion)
     write_star(motion, {**blocks, "general": {**blocks["general"], "rlnMicrographBinning": binning}})
     write_star(out / "particles.star", {"optics": optics, "particles": particles})

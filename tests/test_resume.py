@@ -445,6 +445,9 @@ def test_max_strength(searched):
     (warning,) = still_moving(weak)
     assert "on 9 of 9 rays: at the maximum total prior strength (0.3)" in warning
     assert warning.endswith("Raise max_strength.") and not still_moving(far)
+    for row in far["activity_local"].values:  # each ends as soon as two steps were quiet
+        quiet = row[np.isfinite(row)] < 0.05
+        assert (quiet[1:] & quiet[:-1]).tolist() == [False] * (quiet.size - 2) + [True]
     last = weak["activity_local"].values[:, -1].max()
     assert f"still move up to {last:.3g} Å" in warning
 

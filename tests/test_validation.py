@@ -25,8 +25,7 @@ from refmotion_nb.numerics.sharpening import fsc_weight, guinier_b_factor, sharp
 from refmotion_nb.numerics.symmetry import grid_cosets, operators
 from refmotion_nb.stages.half_maps import Grid, slices_of
 from refmotion_nb.stages.halves import check_split
-from refmotion_nb.stages.reuse import default_prior
-from refmotion_nb.stages.search import prior_attrs
+from refmotion_nb.stages.search import default_prior, prior_attrs
 from refmotion_nb.stages.validation import COMBINATIONS
 
 GROUPS = ["C1", "C4", "C5", "D2", "D7", "T", "O", "I1", "I2", "I3", "I4"]
@@ -298,6 +297,9 @@ def test_sharpening_undoes_a_b_factor(rng):
     band = (k > 0.03) & (k < 0.21)
     np.testing.assert_allclose(again[band], np.abs(flat)[band], rtol=0.01, atol=0.01 * np.abs(flat).mean())
     assert again[k > 0.28].max() < 1e-3 * again[band].mean()
+    falling = np.where(np.arange(n // 2 + 1) < 16, 1.0, 0.1)  # below 0.143 there is nothing to sharpen, only noise
+    again = np.abs(np.fft.rfftn(sharpened(volume, falling, 80.0, pixel)))
+    assert again[k > 18 / (n * pixel)].max() < 1e-3 * again[k < 14 / (n * pixel)].mean()
 
 
 def test_the_weight_of_a_shell():

@@ -78,7 +78,8 @@ class Findings:
 def cannot_be_processed(dataset: Dataset) -> list[str]:
     """Name what no setting can make up for: movies too short to follow motion in, optics groups of two pixel sizes."""
     problems = []
-    short = [movie for movie in dataset.movies if movie.n_frames < FEWEST_FRAMES]
+    used = set(dataset.particles["micrograph"].values.tolist())
+    short = [movie for movie in dataset.movies if movie.n_frames < FEWEST_FRAMES and movie.micrograph in used]
     if short:
         problems.append(
             f"{short[0].path} has {short[0].n_frames} frames ({len(short)} movies have fewer than {FEWEST_FRAMES}); "

@@ -158,7 +158,8 @@ class DoseWeights(Alignment):
         for name, value in session.sample(list(session), self.target_particles, self.seed, visit, reporter, _MEASURING):
             used.add(name)
             yield name, value
-        few = min(self.target_particles, BORROWED_PARTICLES)
+        # of many groups, as beam tilts make of one exposure, few particles each: they lean on the pool
+        few = max(1, min(self.target_particles // len(groups), BORROWED_PARTICLES))
         for names in groups.values():
             if used.isdisjoint(names):
                 yield from session.sample(names, few, self.seed, visit, reporter, _MEASURING)

@@ -146,9 +146,7 @@ class Execution(Stage):
     def _open(self) -> Workers:
         if self.dask:
             return dask(self.dask, str(self.cache_size_GB))
-        if self.gpus > 1:
-            return each_gpu(self._aligning_gpus, self.n_threads)
-        return processes(self.workers, self.n_threads)
+        return processes(self._aligning_gpus if self.gpus > 1 else self.workers, self.n_threads)
 
 
 def dask(client: Any, cache_size_GB: str = "") -> Workers:
@@ -231,20 +229,6 @@ def _uninterrupted() -> Iterator[None]:
         for number, frame in waiting:
             if callable(handler := handlers[number]):
                 handler(number, frame)
-
-
-def each_gpu(n: int, threads: int = 0) -> Workers:
-    """Return ``n`` worker processes on this machine, one for each of its first ``n`` GPUs, for ``Session(data, workers=...)``.
-
-    Where the session's device has its views predicted on the first GPU, the first is left out. They share ``threads``
-    processors, 0: all.
-
-    Raises
-    ------
-    InputError
-        Dask is not installed.
-    """
-    return processes(n, threads)
 
 
 def _workers_module() -> ModuleType:

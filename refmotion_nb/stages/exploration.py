@@ -21,11 +21,9 @@ from refmotion_nb.stages.alignment import (
 )
 from refmotion_nb.stages.base import Reporter, Silent
 from refmotion_nb.stages.micrograph import Micrograph
-from refmotion_nb.stages.reuse import default_prior
-from refmotion_nb.stages.search import HyperparameterSearch, SearchMicrograph, prior_attrs
+from refmotion_nb.stages.search import START, HyperparameterSearch, SearchMicrograph, default_prior, prior_attrs
 from refmotion_nb.stages.session import Session
 
-START = Hyperparameters(1.0, 50.0, 3000.0)  # where a search that knows nothing begins
 TOLERANCE = 1e-5  # energy still to be gained, per particle and frame: some thousandths of an ångström
 
 

@@ -33,9 +33,9 @@ from refmotion_nb.stages.dose_weights import DoseWeights
 from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.halves import check_split
 from refmotion_nb.stages.inputs import Inputs
-from refmotion_nb.stages.reuse import as_search, default_prior, read_prior, read_weights, write_prior
+from refmotion_nb.stages.reuse import as_search, read_prior, read_weights, write_prior
 from refmotion_nb.stages.runs import Run, recorded, viewer_of
-from refmotion_nb.stages.search import HyperparameterSearch, prior_attrs, prior_of, still_moving
+from refmotion_nb.stages.search import HyperparameterSearch, default_prior, prior_attrs, prior_of, still_moving
 from refmotion_nb.stages.session import Session
 from refmotion_nb.stages.validation import COMBINATIONS, Combination, Validation
 

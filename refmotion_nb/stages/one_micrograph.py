@@ -16,8 +16,8 @@ from refmotion_nb.stages.alignment import Alignment, alignment_windows, displace
 from refmotion_nb.stages.correction import MotionCorrection, tracks_table
 from refmotion_nb.stages.dose_weights import weights_for
 from refmotion_nb.stages.micrograph import Micrograph
-from refmotion_nb.stages.reuse import as_search, default_prior
-from refmotion_nb.stages.search import HyperparameterSearch, prior_of
+from refmotion_nb.stages.reuse import as_search
+from refmotion_nb.stages.search import HyperparameterSearch, default_prior, prior_of
 from refmotion_nb.stages.session import Session
 
 SESSION = "a Session of what open_relion or open_cryosparc returned"

@@ -23,21 +23,12 @@ from refmotion_nb.stages.alignment import Alignment, MotionPrior, alignment_wind
 from refmotion_nb.stages.base import Reporter, Silent
 from refmotion_nb.stages.dose_weights import POOL, lacks
 from refmotion_nb.stages.micrograph import Micrograph
-from refmotion_nb.stages.search import COMMON_STD_A, PROFILES, prior_attrs, prior_from_attrs
+from refmotion_nb.stages.search import default_prior, prior_attrs, prior_from_attrs
 from refmotion_nb.stages.session import Session
 
 SCALE_PARTICLES = 1000  # to find the grey scale of a reference with
 _CRYOSPARC = (".cs", ".csg")
 _EMPIRICAL = "refm_empirical_dw.npy"
-
-
-def default_prior(hyperparameters: Hyperparameters, settings: Alignment) -> MotionPrior:
-    """Return a prior with given hyperparameters and typical values of what a search would have estimated."""
-    prior = MotionPrior(hyperparameters)
-    if settings.relion:
-        return prior
-    decay, floor = PROFILES[0] if settings.dose_profile else (np.inf, 1.0)
-    return MotionPrior(hyperparameters, COMMON_STD_A[0] if settings.split_motion else 0.0, decay, floor)
 
 
 def read_prior(path: Path, settings: Alignment, dose_per_frame_e_A2: float, data_key: str) -> MotionPrior:

@@ -36,6 +36,7 @@ from refmotion_nb.stages.session import Session
 # motion (Å); the first of each is where the search starts
 PROFILES = ((10.0, 0.15), (5.0, 0.15), (20.0, 0.15), (10.0, 0.4), (np.inf, 1.0))
 COMMON_STD_A = (1.0, 0.5, 2.0)
+START = Hyperparameters(1.0, 50.0, 3000.0)  # where who knows nothing begins
 FEW_SHELLS = 3  # of Fourier components to score by: with less the search goes on, with a warning
 LEADERS = 3  # rays on which these are compared
 COARSE_FACTORS = (0.4, 1.0, 2.5)  # of the strength at which a ray was best
@@ -193,11 +194,7 @@ class HyperparameterSearch(Alignment):
         place = session.place
         cross, power, movie_power, reference_power, particles = np.array(place.values(place.apply(_facts, read))).T
         pool, spread2 = pooled_scale(cross, power)
-        prior = MotionPrior(Hyperparameters(1.0, 50.0, 3000.0), 0.0, np.inf, 1.0, pool, spread2)
-        if self.split_motion and not self.relion:
-            prior = replace(prior, common_std_A=COMMON_STD_A[0])
-        if self.dose_profile and not self.relion:
-            prior = replace(prior, profile_decay_e_A2=PROFILES[0][0], profile_floor=PROFILES[0][1])
+        prior = replace(default_prior(START, self), scale_pool=pool, scale_spread2=spread2)
         held = []
         while read:  # unscaled windows make room for scaled ones, one by one
             held += place.apply(_scaled, [read.pop(0)], [prior])
@@ -379,6 +376,14 @@ def still_moving(search: xr.Dataset) -> list[str]:
         f"activity has not come near zero on {moving.sum()} of {moving.size} rays: at the maximum total prior strength "
         f"({limit:g}) particles still move up to {last[moving].max():.3g} Å. Raise max_strength."
     ]
+
+
+def default_prior(hyperparameters: Hyperparameters, settings: Alignment) -> MotionPrior:
+    """Return a prior with given hyperparameters and typical values of what a search estimates beside them."""
+    if settings.relion:
+        return MotionPrior(hyperparameters)
+    decay, floor = PROFILES[0] if settings.dose_profile else (np.inf, 1.0)
+    return MotionPrior(hyperparameters, COMMON_STD_A[0] if settings.split_motion else 0.0, decay, floor)
 
 
 def prior_attrs(prior: MotionPrior) -> dict[str, float]:
