@@ -253,7 +253,8 @@ def main() -> None:
     per_iteration = 2 * (2 * n * n * f + 2 * n * f * f) * 2 + n * f * 150
     show(f"trajectories ({int(found.iterations[0])} iterations)", work, per_iteration * found.iterations[0])
     tracks = found.displacement_A[0]
-    show("FCC", best_of(lambda: micrograph_fcc_sums(m, tracks, threads)), 20 * area / 2, stored)
+    band = n * f * (2 * k + 1) * (k + 1)
+    show("FCC", best_of(lambda: micrograph_fcc_sums(m, tracks, threads)), 20 * band, 4 * band)
     weight = np.full((f, box), 1.0 / f)
     work = best_of(lambda: recombine(m.spectra, tracks / movie.pixel_size_A, weight, box, threads))
     show("recombine", work, 10 * area / 2, stored, transform_operations(n, box))

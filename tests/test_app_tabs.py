@@ -76,6 +76,7 @@ def test_a_job_that_fails_before_its_stage_is_told_on_the_tab_that_started_it(en
     tabs = dose, corrected, results = DoseTab(engine, OWNER), CorrectTab(engine, OWNER), ResultsTab(engine, OWNER)
     with sole(engine.out):
         run = engine.run("correct")
+        assert run.watched, "the first unfinished result may be there before a page looks"
         until(lambda: run.snapshot.ended)
     for tab in tabs:
         tab.update()

@@ -344,6 +344,7 @@ class Engine:
                 within=self.roots.folders, command="refmotion app", opening=self.opening and self.opening.placed(self.roots),
             )  # fmt: skip
             run = self.session.submit(job, until)
+            run.watched = True  # by who started it: the first unfinished result may be there before a page looks again
         self.changed()
         return run
 
