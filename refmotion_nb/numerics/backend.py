@@ -21,7 +21,7 @@ from threadpoolctl import ThreadpoolController
 
 from refmotion_nb.numerics.device_sizes import transform_batch
 
-CACHE_BYTES = 1 << 19  # what a thread works on at a time
+_CACHE_BYTES = 1 << 19  # of intermediate results that a thread works on at a time
 
 
 def xp_of(array: Any) -> ModuleType:
@@ -84,9 +84,7 @@ def rfft2(images: Any) -> Any:
     xp, norm = xp_of(images), np.float32(1 / (box * width))
     out = xp.empty((n, box, width // 2 + 1), np.complex64)
     for part in _transformed_together(n, box):
-        xp.multiply(
-            _device_fft().rfft2(images[part]), norm, out=out[part]
-        )  # in one pass; normalising is another for CuPy
+        xp.multiply(_device_fft().rfft2(images[part]), norm, out=out[part])  # CuPy's own normalising is a pass more
     return out
 
 
@@ -195,6 +193,6 @@ def over_chunks(
 
 def in_cache(n: int, item_bytes: int, like: Any) -> Iterator[slice]:
     """Yield slices of ``range(n)`` whose items stay in the second-level cache of a CPU; one of all where ``like`` is on a GPU."""
-    step = max(1, CACHE_BYTES // item_bytes) if xp_of(like) is np else n
+    step = max(1, _CACHE_BYTES // item_bytes) if xp_of(like) is np else n
     for start in range(0, n, step):
         yield slice(start, min(start + step, n))
