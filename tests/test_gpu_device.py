@@ -260,14 +260,46 @@ def names(simulation):
     return [movie.micrograph for movie, _ in simulation.open().micrographs()]
 
 
-def test_what_is_kept_in_memory_is_on_the_host_and_comes_back(strict, tiny):
-    session, settings = rm.Session(tiny.open(), 2, 1e9, device="cuda:0"), rm.MotionCorrection()
-    first = session.micrograph(names(tiny)[0], settings)
-    (kept,) = session._kept.values()
-    assert isinstance(kept.spectra.stored, np.ndarray) and isinstance(kept.own, np.ndarray)
-    again = session.micrograph(names(tiny)[0], settings)
-    assert isinstance(again.own, strict.ndarray) and again is not first
-    np.testing.assert_array_equal(again.spectra.stored.get(), first.spectra.stored.get())
+def test_a_micrograph_stays_on_a_gpu_that_has_room_and_goes_to_the_host_from_one_that_has_not(strict, tiny):
+    settings, ballast = rm.MotionCorrection(), []
+    read = {}
+    for room in (True, False):
+        session = rm.Session(tiny.open(), 2, 1e9, device=choose("cuda:0", oversubscription_GB=1))
+        if not room:
+            ballast.append(strict.empty((5 << 30,), np.uint8))
+        first = session.micrograph(names(tiny)[0], settings)
+        kept = session.kept.get(*session.kept)
+        assert isinstance(kept.spectra.stored, strict.ndarray if room else np.ndarray)
+        assert isinstance(kept.own, type(kept.spectra.stored))
+        assert (session.spool.held_bytes > 0) is not room
+        read[room] = session.micrograph(names(tiny)[0], settings)
+        assert isinstance(read[room].own, strict.ndarray) and (read[room] is first) is room
+        np.testing.assert_array_equal(read[room].spectra.stored.get(), first.spectra.stored.get())
+    np.testing.assert_array_equal(read[True].own.get(), read[False].own.get())
+
+
+def test_micrographs_leave_a_gpu_when_others_need_its_memory_or_work_goes_on_elsewhere(strict, tiny):
+    session, settings = rm.Session(tiny.open(), 2, 0, device=choose("cuda:0", 1)), rm.MotionCorrection()
+
+    def read_all():
+        for name in names(tiny):
+            session.micrograph(name, settings)
+
+    read_all()
+    assert [name for name, *_ in session.kept] == names(tiny)
+    ballast = strict.empty((4 << 30,), np.uint8)
+    windows = strict.zeros(100)
+    assert isinstance(session.keep(windows), np.ndarray) and not session.kept  # windows are read in every step
+    del ballast
+    read_all()
+    assert session.keep(windows) is windows and len(session.kept) == len(names(tiny))
+    session.begin(2, 1e9, choose("cuda:1", 1))
+    assert not session.kept
+    session.device.activate()
+    assert session.micrograph(names(tiny)[0], settings).own.device.id == 1
+    session.begin(2, 1e9, choose("cpu"))
+    read_all()
+    assert isinstance(session.micrograph(names(tiny)[0], settings).own, np.ndarray)
 
 
 def test_what_is_kept_is_copied_once_there_is_room_and_nobody_waits(tiny, monkeypatch):
@@ -275,16 +307,16 @@ def test_what_is_kept_is_copied_once_there_is_room_and_nobody_waits(tiny, monkey
     m = session.micrograph(names(tiny)[0], rm.MotionCorrection())
 
     def on(self, put):
-        assert not session._lock.locked()
+        assert not session.kept._lock.locked()
         copied.append(self)
         return self
 
     monkeypatch.setattr(type(m), "on", on)
     for limit in (0, 1e9):
         session.spool.limit_bytes = limit
-        session._keep(("a",), m)
-        session._keep(("a",), m)
-    assert copied == [m] and list(session._kept) == [("a",)] and session.spool.held_bytes > 0
+        session.kept.add(("a",), m, session.device)
+        session.kept.add(("a",), m, session.device)
+    assert copied == [m] and list(session.kept) == [("a",)] and session.spool.held_bytes > 0
 
 
 def test_windows_go_to_the_host_when_the_gpu_is_half_full(strict):

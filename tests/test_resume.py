@@ -608,10 +608,10 @@ def test_what_the_last_stage_reads_is_not_kept(opened, out, monkeypatch, until, 
     settings = {"target_particles": 9, "max_strength": 0.3, "threads": 2}
     job = rm.Job(opened, out, settings)
     job.run(until)
-    assert len(job.session._kept) == own
+    assert len(job.session.kept) == own
     session = rm.Session(opened, 2)
     rm.Job(session, out.with_name("shared"), settings).run(until)
-    assert len(session._kept) == shared  # who shares a session may want to go on
+    assert len(session.kept) == shared  # who shares a session may want to go on
 
 
 def test_a_full_disk_is_one_line(project, out, monkeypatch, capsys):

@@ -77,7 +77,7 @@ def test_stages_give_the_same_bits_on_a_cluster(tiny, workers, alone, tmp_path):
     assert rm.HyperparameterSearch().run(there).identical(search)
     assert rm.DoseWeights().run(there, search).identical(dose)
     assert rm.InputAudit().run(there).identical(rm.InputAudit().run(session))
-    assert not there._kept and not there.tracks, "the movies were read here"
+    assert not there.kept and not there.tracks, "the movies were read here"
     for where, out in ((session, tmp_path / "one"), (there, tmp_path / "two")):
         rm.MotionCorrection().run(where, search, dose, out, image_root=out)
     files = sorted(

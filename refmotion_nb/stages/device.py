@@ -109,11 +109,13 @@ class Device:
         """Return an array on the device: itself if it is there; it has to be the calling thread's."""
         return gpu.upload(array) if self.is_gpu else array
 
-    def keeps(self, array: Any) -> bool:
-        """Return whether an array is on a GPU and may stay there for long."""
-        if xp_of(array) is np:
-            return False
-        return gpu.free_bytes() > (1 - KEPT_SHARE) * self.total_bytes
+    def keeps(self, array: Any, beside: int = 0) -> bool:
+        """Return whether an array is on a GPU and may stay there for long, if others will take ``beside`` bytes."""
+        return xp_of(array) is not np and self.has_spare(beside)
+
+    def has_spare(self, n_bytes: int = 0) -> bool:
+        """Return whether a GPU, which has to be the calling thread's, has more free memory than work may need, by ``n_bytes``."""
+        return gpu.free_bytes() - n_bytes > (1 - KEPT_SHARE) * self.total_bytes
 
     def together(self, sizes: Mapping[str, int], held: int = 0) -> int:
         """Return how many micrographs of these sizes, bytes by name, may be on it at a time, beside ``held`` bytes.

@@ -26,6 +26,7 @@ from refmotion_nb.stages.base import Reporter, Stage
 from refmotion_nb.stages.device import Device, Kept
 from refmotion_nb.stages.device import choose as choose_device
 from refmotion_nb.stages.grey_scale import bring_to_scale, choose, scale_factors
+from refmotion_nb.stages.kept import KeptMicrographs
 from refmotion_nb.stages.keys import DataKeys
 from refmotion_nb.stages.micrograph import Micrograph, device_sizes, load_micrograph
 from refmotion_nb.stages.places import Here, Place
@@ -75,7 +76,7 @@ class Session:
         self._room, self._gain = Room(), Kept(self.device.put)
         self._references: dict[bool, list[PreparedReference]] = {}
         self._factors: dict[tuple[str, ...], np.ndarray] = {}  # of grey scale (reference,), by how micrographs are read
-        self._kept: dict[tuple[str, ...], Micrograph] = {}
+        self.kept = KeptMicrographs(self.spool)
         self.keeps_micrographs = True  # those read from now on, if they fit
         self._lock = Lock()
         self._preparing, self._scaling = Lock(), RLock()
@@ -114,9 +115,10 @@ class Session:
             with self._preparing:
                 if device.words != self.device.words:
                     self._references.clear()
+                    self.kept.leave_devices()
                 self.device, self._gain = device, Kept(device.put)
         self.cache_bytes = self.spool.limit_bytes = cache_bytes
-        self._make_room(0)
+        self.kept.make_room(0)
         self.failed.clear()
         self.warnings[:] = self._scale_warnings
 
@@ -125,12 +127,11 @@ class Session:
         with self._preparing:
             self._references.clear()
             self._gain = Kept(self.device.put)
+        self.kept.clear()
         with self._lock:
-            held = self._tracks_bytes + sum(m.nbytes for m in self._kept.values())
-            self._kept.clear()
             self.tracks.clear()
+            self.spool.release(self._tracks_bytes)
             self._tracks_bytes = 0
-            self.spool.release(held)
 
     def submit(self, stage: Any, *inputs: Any, reporter: Reporter | None = None, **options: Any) -> Run:
         """Run a stage on this session, or a job, in the background, after those submitted before; return its run at once.
@@ -251,10 +252,8 @@ class Session:
                 names = choose(self.micrographs, n)
                 read = self._read_ahead(names, lambda name: self._read(name, settings), settings)
                 factors, warnings = scale_factors(filter(None, map(itemgetter(1), read)), n, self.threads)
-                with self._lock:
-                    for name in names:
-                        if (name, *how) in self._kept:
-                            bring_to_scale(self._kept[name, *how], factors)
+                for kept in filter(None, [self.kept.get((name, *how)) for name in names]):
+                    bring_to_scale(kept, factors)
                 self._factors[how] = factors
                 self._scale_warnings += [line for line in warnings if line not in self._scale_warnings]
                 self.warnings += [line for line in self._scale_warnings if line not in self.warnings]
@@ -291,8 +290,7 @@ class Session:
             Its movie or gain cannot be used; that is remembered in ``failed``.
         """
         factors = self.grey_scale(settings) if factors is None else factors
-        with self._lock:
-            kept = self._kept.get((name, *settings.how_read))
+        kept = self.kept.get((name, *settings.how_read))
         self.device.activate()
         return kept.on(self.device.put) if kept else self._read(name, settings, factors)
 
@@ -305,6 +303,7 @@ class Session:
         extent_A = self.extent_A(settings)
         start = perf_counter()
         self.device.activate()
+        self.kept.make_room_on(self.device)
         with self.device.telling_of_memory(f"{name} was read"):
             try:
                 micrograph = load_micrograph(
@@ -318,7 +317,8 @@ class Session:
         self.seconds["reading movies"] = self.seconds.get("reading movies", 0.0) + perf_counter() - start
         if factors is not None and (factors != 1).any():
             bring_to_scale(micrograph, factors)
-        self._keep((name, *settings.how_read), micrograph)
+        if self.keeps_micrographs:
+            self.kept.add((name, *settings.how_read), micrograph, self.device)
         return micrograph
 
     def memory_handed_on(self) -> AbstractContextManager[None]:
@@ -397,7 +397,7 @@ class Session:
         found = track(micrograph, settings, prior, self.threads)
         size = found.displacement_A.nbytes
         if self._tracks_bytes + size <= TRACKS_SHARE * self.cache_bytes:
-            self._make_room(size)
+            self.kept.make_room(size)
             with self._lock:
                 if self.spool.reserve(size):
                     self.tracks[key] = found
@@ -412,30 +412,11 @@ class Session:
         OSError
             The disk is full.
         """
+        self.kept.make_room_on(self.device)
         if self.device.keeps(array):
             return array
-        self._make_room(array.nbytes)
+        self.kept.make_room(array.nbytes)
         return self.spool.keep(to_host(array))
-
-    def _make_room(self, n_bytes: int) -> None:
-        """Give up micrographs, the last first, until ``n_bytes`` are free or none is left."""
-        with self._lock:
-            while self._kept and self.spool.held_bytes + n_bytes > self.cache_bytes:
-                _, last = self._kept.popitem()
-                self.spool.release(last.nbytes)
-
-    def _keep(self, key: tuple[str, ...], micrograph: Micrograph) -> None:
-        """Keep a micrograph if it fits; those kept first stay, since stages walk through micrographs in one order."""
-        if not self.keeps_micrographs or key in self._kept or not self.spool.reserve(micrograph.nbytes):
-            return
-        try:
-            on_host = micrograph.on(to_host)  # gigabytes from a GPU: nobody waits for them
-        except MemoryError:
-            self.spool.release(micrograph.nbytes)
-            raise
-        with self._lock:
-            if self._kept.setdefault(key, on_host) is not on_host:
-                self.spool.release(micrograph.nbytes)
 
 
 def _same(a: Any, b: Any) -> bool:
