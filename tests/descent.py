@@ -24,11 +24,11 @@ def energy(problem: TrajectoryProblem, unknowns: np.ndarray, rows: np.ndarray) -
     n, number = 2 * problem.n_local, problem._start.dtype
     std, spatial, temporal = (one[rows][:, None] for one in (problem.std, problem._spatial, problem._temporal))
     coefficients = (unknowns[:, :n].reshape(len(rows), 2, *std.shape[2:]) * std).astype(number)
-    common = unknowns[:, n:].reshape(len(rows), 2, 1, -1) * problem.common_std
+    common = unknowns[:, n:].reshape(len(rows), 2, 1, -1) @ problem.motions.T
     moved = spatial @ (coefficients @ temporal) + common.astype(number)
     value, slope = problem.windows.sample_at(moved * number.type(1 / problem.windows.step_A) + problem._start)
     back = spatial.swapaxes(-1, -2) @ slope @ temporal.swapaxes(-1, -2) * std
-    of_common = problem.common_std * slope.sum(2, dtype=np.float64)
+    of_common = slope.sum(2, dtype=np.float64) @ problem.motions
     uphill = np.concatenate([back.reshape(len(rows), -1), of_common.reshape(len(rows), -1)], 1)
     prior = unknowns * np.concatenate([np.tile(problem.free.ravel(), 2), np.ones(2 * problem.n_frames)])
     return 0.5 * (prior * unknowns).sum(1) - value.sum((1, 2), dtype=np.float64), prior - uphill

@@ -229,7 +229,7 @@ def test_sampling(cupy, rng, kind):
     close(to_host(on_device[4]), value, precision)
 
 
-def descent(rng, kind, n_particles, n_frames, modes, common_std):
+def descent(rng, kind, n_particles, n_frames, modes, common_std_A):
     """Return the arguments of ``solve`` of three sets: rough windows, a mode that stands still, a start away from the minimum."""
     n_sets, width, size = 3, n_frames, 13
     windows = rng.normal(size=(n_particles, n_frames, size, size)).astype(kind)
@@ -241,7 +241,8 @@ def descent(rng, kind, n_particles, n_frames, modes, common_std):
     std[:, -1, 1:] = 0
     std[..., 0] = 1
     slopes = taps[:, 1:] * np.arange(1, 4, dtype=kind)
-    problem = windows, taps, slopes, first, kind(0.6), spatial, temporal, std, common_std
+    common = common_std_A * rng.normal(size=(n_frames, n_frames)) / np.sqrt(n_frames)
+    problem = windows, taps, slopes, first, kind(0.6), spatial, temporal, std, common
     turn = np.linalg.qr(rng.normal(size=(n_sets, width, width)))[0].copy()
     whitening = np.where(std > 0, 1 / np.where(std > 0, std, 1), 0)
     gain = 1 / (1 + 1 / np.where(std > 0, std, 1) ** 2)
@@ -252,8 +253,8 @@ def descent(rng, kind, n_particles, n_frames, modes, common_std):
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 @pytest.mark.parametrize("sizes", [(1, 2, 1), (5, 7, 5), (37, 33, 37), (131, 6, 130)])  # across the edges of tiles too
 def test_descent(cupy, rng, kind, sizes, monkeypatch):
-    for common_std, steps in ((0.8, 12), (0.0, 3)):
-        problem, inverse, start = descent(rng, kind, *sizes, common_std)
+    for common_std_A, steps in ((0.8, 12), (0.0, 3)):
+        problem, inverse, start = descent(rng, kind, *sizes, common_std_A)
         expected, iterations = kernels_cpu.solve(problem, inverse, start, 1e-9, steps)
         device = [on(cupy, problem), on(cupy, inverse)]
         found, taken = kernels_gpu.solve(*device, cupy.asarray(start), 1e-9, steps)

@@ -271,7 +271,7 @@ def test_files_that_are_no_netcdf_are_refused(tmp_path: Path) -> None:
 
 def write_some(path: Path, **changes: object) -> dict[str, object]:
     values: dict[str, object] = {
-        "strength": np.float64(2.0), "balance_deg": 30.0, "distance_A": 1500.0, "common_std_A": 0.7,
+        "strength": np.float64(2.0), "balance_deg": 30.0, "distance_A": 1500.0, "common_std_A": 0.7, "drift_strength": 3.0,
         "profile": np.array([1.0, 0.5]), "score": math.nan, "n_particles": np.int64(12), "note": "Å",
         "relion": {"s_vel": 0.9, "s_div": 1500.0, "s_acc": math.inf, "dose_per_frame_e_A2": 1.0},
     }  # fmt: skip

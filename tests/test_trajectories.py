@@ -13,6 +13,7 @@ from refmotion_nb.numerics.prior import (
     EIGENVALUE_FLOOR,
     Hyperparameters,
     PriorModes,
+    common_prior,
     dose_modes,
     mode_precisions,
     spatial_modes,
@@ -120,7 +121,61 @@ def test_extreme_balances_are_proper_priors(rng, balance):
     assert (modes.std < 1e4).all() and (modes.std > 0).all()  # wide, yet of numbers that can be computed with
 
 
+def test_the_common_motion_is_small_and_the_field_moves_smoothly(rng):
+    """The energy as the equations have it, term by term; its minimum is what is expected."""
+    n, std, strength = 9, 0.7, 3.0
+    rigid, dose, profile = rng.normal(size=(n, 2)), rng.uniform(0.5, 2, n), rng.uniform(0.2, 1, n - 1)
+    prior = common_prior(rigid, dose, profile, std, strength)
+
+    def energy(common):
+        place, total = rigid + common, 0.5 * (common**2).sum() / std**2
+        at = np.cumsum(dose) - 0.5 * dose  # of the middles of frames
+        scaled = [(place[f + 1] - place[f]) / (at[f + 1] - at[f]) / profile[f] for f in range(n - 1)]
+        for f in range(n - 2):
+            between = 0.5 * (at[f + 2] - at[f])
+            total += 0.5 * strength * ((scaled[f + 1] - scaled[f]) ** 2).sum() / between
+        return total
+
+    for _ in range(5):
+        away = rng.normal(size=(n, 2))
+        expected = 0.5 * np.einsum("fx,fg,gx", away, prior.precision, away)
+        assert energy(prior.mean_A + away) - energy(prior.mean_A) == pytest.approx(expected)
+
+
+def test_errors_of_whole_frame_alignment_are_told_from_a_smooth_drift(rng):
+    dose, middle = np.full(60, 0.7), 0.7 * (np.arange(60) + 0.5)
+    drift = np.stack([5 * np.sin(middle / 15), 0.1 * middle], 1)
+    jitter = 0.5 * rng.normal(size=(60, 2))
+    found = common_prior(drift + jitter, dose, np.ones(59), 0.5, 3.0).mean_A
+    assert np.std(found + jitter) < 0.5 * np.std(jitter)
+
+
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_a_steady_drift_is_believed_and_without_drift_strength_anything_is(rng, n):
+    dose, profile, steady = rng.uniform(0.5, 2, n), rng.uniform(0.2, 1, n - 1), np.zeros((n, 2))
+    steady[1:] = np.cumsum(0.5 * (dose[1:] + dose[:-1]) * profile)[:, None] * [3.0, -1.0]
+    np.testing.assert_allclose(common_prior(steady, dose, profile, 0.5, 10.0).mean_A, 0, atol=1e-9)
+    jumping = common_prior(rng.normal(size=(n, 2)), dose, np.zeros(n - 1), 0.5, 0.0)
+    np.testing.assert_allclose(jumping.mean_A, 0)
+    np.testing.assert_allclose(jumping.precision, 4 * np.eye(n))
+
+
+@pytest.mark.parametrize("std_A", [0.0, 0.7])
+def test_unknowns_of_the_common_motion_have_unit_variance_and_data_do_not_mix_them(rng, std_A):
+    prior, data = common_of(rng.normal(size=(6, 2)), rng.uniform(0.5, 2, 6), std_A), rng.uniform(1, 9, 6)
+    motions, variance = prior.basis(data)
+    if not std_A:
+        assert not motions.any() and not prior.mean_A.any() and (variance == 1).all()
+        return
+    np.testing.assert_allclose(motions @ motions.T, np.linalg.inv(prior.precision), atol=1e-12)
+    np.testing.assert_allclose(motions.T @ (data[:, None] * motions), np.diag(1 / variance - 1), atol=1e-12)
+
+
 # trajectories
+
+
+def common_of(rigid_A, dose, std_A=0.5):
+    return common_prior(rigid_A, dose, np.linspace(1, 0.3, len(dose) - 1), std_A, 2.0)
 
 
 def problem_of(rng, grid, common_std_A=0.5, number=np.float64, n=5, n_frames=7):
@@ -131,7 +186,8 @@ def problem_of(rng, grid, common_std_A=0.5, number=np.float64, n=5, n_frames=7):
         prior_modes(position, dose, np.ones(n_frames - 1), Hyperparameters(strength, 40.0, 800.0))
         for strength in (0.1, 3.0)
     ]
-    return TrajectoryProblem(Windows(values, grid, centre, 1.3), modes, common_std_A, rng.normal(size=(n_frames, 2)))
+    rigid = rng.normal(size=(n_frames, 2))
+    return TrajectoryProblem(Windows(values, grid, centre, 1.3), modes, common_of(rigid, dose, common_std_A), rigid)
 
 
 @pytest.mark.parametrize("grid", [spline_grid(12, 48, 9.0), pixel_grid(9.0)], ids=["spline", "pixel"])
@@ -156,7 +212,8 @@ def test_energy_is_likelihood_and_prior(rng):
     rebuilt = np.moveaxis(local + common[:, :, None], 1, -1) + problem.rigid_A
     np.testing.assert_allclose(shown, rebuilt)
     likelihood = problem.windows.sample(shown)[0].sum((1, 2))
-    weak = 0.5 * (common**2).sum((1, 2)) / problem.common_std**2
+    away = np.moveaxis(common, 1, -1) - problem.common.mean_A  # (set, frame, 2)
+    weak = 0.5 * np.einsum("sfx,fg,sgx->s", away, problem.common.precision, away)
     dose_free = at[:, : 2 * problem.n_local].reshape(2, 2, *problem.std.shape[1:])[
         ..., 1:
     ]  # all but the first position
@@ -166,8 +223,11 @@ def test_energy_is_likelihood_and_prior(rng):
 def test_unknowns_of_a_trajectory_give_it_back(rng):
     problem = problem_of(rng, pixel_grid(9.0))
     track = rng.normal(size=(5, 7, 2))
-    shown = displacement(problem, problem.unknowns_of(track - problem.rigid_A))
+    local, still = track - problem.rigid_A, np.zeros((2, 7, 2))
+    shown = displacement(problem, problem.unknowns_of(local, still))
     np.testing.assert_allclose(shown, np.stack([track, track]), atol=1e-9)
+    expected = displacement(problem, problem.unknowns_of(local))
+    np.testing.assert_allclose(expected - shown, np.broadcast_to(problem.common.mean_A, shown.shape), atol=1e-9)
 
 
 def test_a_trajectory_found_under_one_prior_is_the_start_under_another(rng):
@@ -180,7 +240,8 @@ def test_a_trajectory_found_under_one_prior_is_the_start_under_another(rng):
         )
         for i, ratio in enumerate((2.0, 3.0))
     ]
-    other = TrajectoryProblem(problem.windows, modes, 2 * problem.common_std, problem.rigid_A)
+    elsewhere = common_of(rng.normal(size=(7, 2)), rng.uniform(0.5, 2, 7))
+    other = TrajectoryProblem(problem.windows, modes, elsewhere, problem.rigid_A)
     start = other.unknowns_of(local, common)
     for found, given in zip(other.parts(start), (local, common)):
         np.testing.assert_allclose(np.moveaxis(found, 1, -1), given, atol=1e-9)
@@ -190,7 +251,7 @@ def test_frames_that_a_prior_holds_still_have_unknowns_too(rng):
     problem = problem_of(rng, pixel_grid(9.0))
     profile = np.r_[np.ones(3), np.zeros(3)]
     modes = [prior_modes(rng.uniform(0, 2000, (5, 2)), np.ones(7), profile, Hyperparameters(1.0, 40.0, 800.0))]
-    still = TrajectoryProblem(problem.windows, modes, 0.0, problem.rigid_A)
+    still = TrajectoryProblem(problem.windows, modes, common_of(problem.rigid_A, np.ones(7), 0.0), problem.rigid_A)
     moved = np.where(np.arange(7)[:, None] < 4, rng.normal(size=(5, 7, 2)), 0.0)
     moved[:, 4:] = moved[:, 3:4]
     found, _ = still.parts(still.unknowns_of(moved))
@@ -208,7 +269,7 @@ def test_numbers_do_not_depend_on_threads(rng):
     windows, rigid = Windows(values, grid, np.zeros((n, n_frames, 2)), 1.3), rng.normal(size=(n_frames, 2))
     found = []
     for threads in (1, 2, 5):
-        problem = TrajectoryProblem(windows, modes, 0.5, rigid, threads)
+        problem = TrajectoryProblem(windows, modes, common_of(rigid, dose), rigid, threads)
         problem.set_curvature(np.full(n_frames, 2.0))
         found.append(problem.solve())
     for other in found[1:]:
@@ -227,7 +288,7 @@ def test_compiled_steps_lead_where_those_on_arrays_do(rng, kind, apart_A, common
     dose, rigid = rng.uniform(0.5, 2, n_frames), rng.normal(size=(n_frames, 2))
     profile = np.r_[1.0, 0.3, np.full(n_frames - 3, 0.15)]
     modes = [prior_modes(position, dose, profile, Hyperparameters(s, 40.0, 800.0)) for s in (0.1, 3.0, 30.0)]
-    problem = TrajectoryProblem(Windows(values, grid, centre, 1.3), modes, common_std_A, rigid)
+    problem = TrajectoryProblem(Windows(values, grid, centre, 1.3), modes, common_of(rigid, dose, common_std_A), rigid)
     problem.set_curvature(np.full(n_frames, 2.0))
     start = problem.unknowns_of(rng.normal(size=(n, n_frames, 2)))
     tolerance = 1e-10 * n * n_frames if kind is np.float64 else 1e-6
@@ -275,7 +336,7 @@ def test_limits_of_the_prior(rng):
     position, dose = rng.uniform(0, 2000, (5, 2)), np.ones(7)
     for strength, check in ((1e-9, "peaks"), (1e9, "rigid")):
         modes = [prior_modes(position, dose, np.ones(6), Hyperparameters(strength, 40.0, 800.0))]
-        free = TrajectoryProblem(problem.windows, modes, 0.0, problem.rigid_A)
+        free = TrajectoryProblem(problem.windows, modes, common_of(problem.rigid_A, dose, 0.0), problem.rigid_A)
         free.set_curvature(np.full(7, 1.0))
         found = free.solve(tolerance=1e-14)
         if check == "peaks":
@@ -368,9 +429,9 @@ def test_the_spread_of_displacements_is_that_of_the_inverse_hessian(rng, common_
     profile, other = rng.uniform(0.2, 1, n_frames - 1), Hyperparameters(9.0, 60.0, 300.0)
     modes = [prior_modes(position, dose, profile, h) for h in (HYPER, other)]
     bend = rng.uniform(0.1, 4, n_frames)
-    problem = TrajectoryProblem(
-        Bowls(bend, rng.normal(size=(n, n_frames, 2))), modes, common_std_A, rng.normal(size=(n_frames, 2))
-    )
+    rigid = rng.normal(size=(n_frames, 2))
+    bowls = Bowls(bend, rng.normal(size=(n, n_frames, 2)))
+    problem = TrajectoryProblem(bowls, modes, common_of(rigid, dose, common_std_A), rigid)
     for row in range(2):
         rows = np.array([row])
         units = np.concatenate([np.zeros((1, problem.n_unknowns)), np.eye(problem.n_unknowns)])

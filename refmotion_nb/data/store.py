@@ -35,6 +35,7 @@ _HYPERPARAMETERS = (
     "spatial_strength",
     "acceleration_strength",
     "common_std_A",
+    "drift_strength",
 )
 
 
@@ -250,6 +251,7 @@ def write_hyperparameters(
     balance_deg: float,
     distance_A: float,
     common_std_A: float,
+    drift_strength: float,
     profile: Sequence[float] | Mapping[str, float],
     relion: Mapping[str, float],
     score: float = math.nan,
@@ -265,7 +267,9 @@ def write_hyperparameters(
     strength, balance_deg, distance_A
         The three hyperparameters; the spatial and acceleration strengths that follow are written too.
     common_std_A
-        Standard deviation of the common correction of a micrograph per frame.
+        Standard deviation of the errors of whole-frame alignment in each frame, along either axis.
+    drift_strength
+        Of the acceleration prior on the motion of the whole field, (e/Å²)³/Å².
     profile
         Of local velocity with dose: a value per frame, or the parameters of a formula.
     relion
@@ -280,8 +284,8 @@ def write_hyperparameters(
     theta = math.radians(balance_deg)
     spatial, acceleration = strength * math.cos(theta), strength * math.sin(theta)
     values = {"strength": strength, "balance_deg": balance_deg, "distance_A": distance_A, "spatial_strength": spatial,
-              "acceleration_strength": acceleration, "common_std_A": common_std_A, "profile": profile,
-              "relion": relion, "score": score, "energy": energy}  # fmt: skip
+              "acceleration_strength": acceleration, "common_std_A": common_std_A, "drift_strength": drift_strength,
+              "profile": profile, "relion": relion, "score": score, "energy": energy}  # fmt: skip
     with atomic(path) as temporary:
         text = json.dumps(finite(plain({**values, **metadata})), indent=2, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")

@@ -169,7 +169,7 @@ def sample_kernel(windows, position, taps, slopes, value, gradient):
 def solve(problem, inverse, start, tolerance, max_iterations):
     """Minimise the energy of every set by preconditioned L-BFGS in one launch, a block to a set, see ``kernels_motion``."""
     xp = _cupy()
-    windows, taps, slopes, first, samples_per_A, spatial, temporal, std, common_std = problem
+    windows, taps, slopes, first, samples_per_A, spatial, temporal, std, common = problem
     n_sets, n_particles, modes = spatial.shape
     width, n_frames = temporal.shape[1:]
     unknowns, iterations = start.copy(), xp.empty(n_sets, np.int64)
@@ -178,7 +178,7 @@ def solve(problem, inverse, start, tolerance, max_iterations):
     sizes = map(np.int32, (n_particles, n_frames, modes, width, windows.shape[2]))
     _start(
         f"solve_{windows.dtype.name}", (n_sets, 1, 1), _DESCENDING, MOTION, windows, taps, slopes, first, samples_per_A, spatial,
-        temporal, std, np.float64(common_std), *inverse, *sizes, work, vectors, np.float64(tolerance), np.int32(max_iterations),
+        temporal, std, common, *inverse, *sizes, work, vectors, np.float64(tolerance), np.int32(max_iterations),
         unknowns, iterations,
     )  # fmt: skip
     return unknowns, iterations.get()

@@ -142,12 +142,11 @@ __device__ inline void product(int m, int n, int depth, double *room, Left left,
 // what a block needs to know of its set, see kernels_motion.py; x and y of all particles' positions lie in one row
 template <typename Real> struct Set {
     const Real *windows, *taps, *slopes, *first, *spatial, *temporal;
-    const double *std, *turn, *gain, *whitening, *common_inverse;
+    const double *std, *common, *turn, *gain, *whitening, *common_inverse;
     Real samples_per_A;
-    double common_std;
     int particles, frames, modes, width, size;
     Real *over_dose, *moved; // (mode, 2, frame), (particle, 2, frame): positions, then slopes in their place
-    double *turned;          // (2, mode, width)
+    double *turned;          // (2, mode, width); also (2, frame) of what all particles have in common: width is frame
     double *tile, *sums;     // for products and sums, shared by the block
 
     __device__ int local() const { return 2 * modes * width; }
@@ -158,6 +157,10 @@ template <typename Real> struct Set {
 template <typename Real> __device__ inline void move(const Set<Real> &s, const double *x)
 {
     const int frames = s.frames, both = 2 * frames, modes = s.modes, width = s.width;
+    product<double, true, true>(
+        2, frames, frames, s.tile, [&](int i, int k) { return x[s.local() + i * frames + k]; },
+        [&](int k, int j) { return s.common[j * frames + k]; },
+        [&](int i, int j, double sum) { s.turned[i * frames + j] = sum; });
     product<Real, true, false>(
         2 * modes, frames, width, s.tile,
         [&](int i, int k) { return Real(x[i * width + k] * s.std[i % modes * width + k]); },
@@ -167,7 +170,7 @@ template <typename Real> __device__ inline void move(const Set<Real> &s, const d
         s.particles, both, modes, s.tile, [&](int i, int k) { return s.spatial[size_t(i) * modes + k]; },
         [&](int k, int j) { return s.over_dose[k * both + j]; },
         [&](int i, int j, Real sum) {
-            const Real there = sum + Real(s.common_std * x[s.local() + j]);
+            const Real there = sum + Real(s.turned[j]);
             const int axis = j / frames;
             s.moved[i * both + j] = there * s.samples_per_A + s.first[(axis * s.particles + i) * frames + j % frames];
         });
@@ -192,7 +195,7 @@ template <typename Real> __device__ inline double slide(const Set<Real> &s)
 // fill in the gradient of the common motion and return this thread's share of its prior's energy; threads share particles
 template <typename Real> __device__ inline double common(const Set<Real> &s, const double *x, double *gradient)
 {
-    const int both = 2 * s.frames;
+    const int frames = s.frames, both = 2 * frames;
     double mine = 0;
     for (int start = 0; start < both; start += WARP) {
         const int j = start + threadIdx.x % WARP, share = threadIdx.x / WARP;
@@ -202,12 +205,18 @@ template <typename Real> __device__ inline double common(const Set<Real> &s, con
         __syncthreads();
         if (share == 0 && j < both) {
             for (int i = 1; i < THREADS / WARP; ++i) sum += s.sums[i * WARP + threadIdx.x];
-            const double one = x[s.local() + j];
-            gradient[s.local() + j] = one - s.common_std * sum;
-            mine += 0.5 * one * one;
+            s.turned[j] = sum;
         }
         __syncthreads();
     }
+    product<double, true, false>(
+        2, frames, frames, s.tile, [&](int i, int k) { return s.turned[i * frames + k]; },
+        [&](int k, int j) { return s.common[k * frames + j]; },
+        [&](int i, int j, double sum) {
+            const double one = x[s.local() + i * frames + j];
+            gradient[s.local() + i * frames + j] = one - sum;
+            mine += 0.5 * one * one;
+        });
     return mine;
 }
 
@@ -356,15 +365,15 @@ template <typename Real> __device__ inline void one_set(Set<Real> s, Real *work,
 #define SOLVE(name, Real)                                                                                              \
     extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                           \
         name(const Real *windows, const Real *taps, const Real *slopes, const Real *first, Real samples_per_A,         \
-             const Real *spatial, const Real *temporal, const double *std, double common_std, const double *turn,      \
+             const Real *spatial, const Real *temporal, const double *std, const double *common, const double *turn,   \
              const double *gain, const double *whitening, const double *common_inverse, int particles, int frames,     \
              int modes, int width, int size, Real *work, double *vectors, double tolerance, int most, double *x,       \
              int64 *iterations)                                                                                        \
     {                                                                                                                  \
         __shared__ __align__(16) double tile[DEPTH * (LEFT + RIGHT)];                                                  \
         __shared__ double sums[THREADS + WARP];                                                                        \
-        const Set<Real> s = {windows, taps, slopes, first, spatial, temporal, std, turn, gain, whitening,              \
-                             common_inverse, samples_per_A, common_std, particles, frames, modes, width, size,         \
+        const Set<Real> s = {windows, taps, slopes, first, spatial, temporal, std, common, turn, gain, whitening,      \
+                             common_inverse, samples_per_A, particles, frames, modes, width, size,                     \
                              nullptr, nullptr, nullptr, tile, sums};                                                   \
         one_set(s, work, vectors, tolerance, most, x, iterations);                                                     \
     }

@@ -87,14 +87,14 @@ def solve(
     """Minimise the energy of every set (see ``TrajectoryProblem``) by preconditioned L-BFGS with backtracking.
 
     A set stops when the decrease its next step promises is below ``tolerance`` or no step lowers its energy. All arrays are
-    C-contiguous, those of ``problem`` of the windows' type but the last.
+    C-contiguous, those of ``problem`` of the windows' type but the last two.
 
     Parameters
     ----------
     problem : windows (particle, frame, y, x), taps and slopes of ``sample_kernel``, positions in samples (2, particle, frame)
         without any motion, samples per Å, spatial (set, particle, mode), temporal (set, 1 + M, frame), std (set, mode, 1 + M)
-        float64, standard deviation of the common motion
-    inverse : turn (set, 1 + M, 1 + M), gain and whitening (set, mode, 1 + M), that of the common motion (frame,)
+        float64, common (frame, unknown of the common motion) Å float64
+    inverse : turn (set, 1 + M, 1 + M), gain and whitening (set, mode, 1 + M), that of the common motion (unknown,)
     start : (set, unknown) float64
 
     Returns
@@ -106,7 +106,8 @@ def solve(
     kind, shape = windows.dtype, (n_sets, *first.shape)
     room = (
         np.empty((rows, width), kind), np.empty((rows, first.shape[2]), kind), np.empty(shape, kind), np.empty(shape, kind),
-        np.empty((n_sets, *first.shape[1:]), kind), np.empty((rows, width)), np.empty((rows, width)), np.empty(MEMORY),
+        np.empty((n_sets, *first.shape[1:]), kind), np.empty(first.shape[2]), np.empty((rows, width)), np.empty((rows, width)),
+        np.empty(MEMORY),
     )  # fmt: skip
     pairs = np.empty((MEMORY, *start.shape)), np.empty((MEMORY, *start.shape)), np.zeros((MEMORY, n_sets))
     here, there = ((start.copy(), np.empty(n_sets), np.empty(start.shape)) for _ in range(2))
@@ -148,7 +149,7 @@ def _iterate(problem, inverse, room, pairs, here, there, direction, tolerance, m
 def _descend(gradient, pairs, r, iteration, inverse, room, q):
     """Fill in the quasi-Newton direction (unknown,) of a row (two-loop recursion); return how steep it falls."""
     steps, changes, rho = pairs
-    whitened, turned, alpha = room[5:]
+    whitened, turned, alpha = room[6:]
     for j in range(q.size):
         q[j] = -gradient[j]
     n_pairs = min(iteration, MEMORY)
@@ -212,8 +213,8 @@ def _take(r, i, here, there, pairs):
 @_jit
 def _energies(problem, room, rows, n, x, energy, gradient):
     """Fill in energy (set,) and gradient (set, unknown) of the first ``n`` of ``rows``."""
-    windows, taps, slopes, first, samples_per_A, spatial, temporal, std, common_std = problem
-    coefficients, over_dose, position, slope, value = room[:5]
+    windows, taps, slopes, first, samples_per_A, spatial, temporal, std, common = problem
+    coefficients, over_dose, position, slope, value, along = room[:6]
     modes = std.shape[1]
     n_local = 2 * std[0].size
     n_frames = first.shape[2]
@@ -226,22 +227,22 @@ def _energies(problem, room, rows, n, x, energy, gradient):
         np.dot(coefficients, temporal[r], over_dose)
         for a in range(2):
             np.dot(spatial[r], over_dose[a * modes : (a + 1) * modes], position[k, a])
-            common = x[r, n_local + a * n_frames : n_local + (a + 1) * n_frames]
+            np.dot(common, x[r, n_local + a * n_frames : n_local + (a + 1) * n_frames], along)
             for p in range(first.shape[1]):
                 for f in range(n_frames):
-                    moved = position[k, a, p, f] + number(common_std * common[f])
+                    moved = position[k, a, p, f] + number(along[f])
                     position[k, a, p, f] = moved * samples_per_A + first[a, p, f]
     sample_kernel(windows, position[:n], taps, slopes, value[:n], slope[:n])
     for k in range(n):
         r = rows[k]
         for a in range(2):
-            along = gradient[r, n_local + a * n_frames : n_local + (a + 1) * n_frames]
             for f in range(n_frames):
                 along[f] = 0
             for p in range(first.shape[1]):
                 for f in range(n_frames):
                     slope[k, a, p, f] *= samples_per_A
-                    along[f] -= common_std * slope[k, a, p, f]
+                    along[f] -= slope[k, a, p, f]
+            np.dot(common.T, along, gradient[r, n_local + a * n_frames : n_local + (a + 1) * n_frames])
             np.dot(spatial[r].T, slope[k, a], over_dose[a * modes : (a + 1) * modes])
         np.dot(over_dose, temporal[r].T, coefficients)
         energy[r] = _with_prior(x[r], coefficients, std[r], gradient[r])

@@ -2,6 +2,10 @@
 
 E_prior = ½ r [cos θ Σ_f Δd_f u_fᵀ K_z⁻¹ u_f + sin θ Σ_f |u_{f+1} - u_f|² / Δd_f], K_z(i, j) = exp(-|x_i - x_j| / z),
 u = velocity in Å per e/Å² divided by the dose profile. Eigenvectors of K_z times modes over dose make it diagonal.
+
+Whole-frame alignment saw the field at R_f, with errors of its own in every frame; the field itself moves smoothly. So the common
+motion c, which the field is off by, stands under ½ [Σ_f |c_f|² / σ² + a Σ_f |w_{f+1} - w_f|² / Δd_f], w = velocity of R + c
+divided by the dose profile: a normal distribution, whose mean is the smoothed R less R.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import linalg
 
+LEAST_PROFILE = 1e-3  # by which the whole field's velocity is divided: a profile may come to 0
 EIGENVALUE_FLOOR = 1e-6  # of the largest; below it a mode of K_z only says that coincident particles move alike
 
 
@@ -84,6 +89,44 @@ class PriorModes:
     def std(self) -> np.ndarray:
         """Standard deviation (mode, M) of each coefficient under the prior."""
         return 1 / np.sqrt(self.spatial_precision[:, None] + self.acceleration_precision)
+
+
+@dataclass(frozen=True)
+class CommonPrior:
+    """The prior of the common motion of a micrograph's frames, relative to rigid motion: a normal distribution."""
+
+    mean_A: np.ndarray  # (frame, 2)
+    precision: np.ndarray  # (frame, frame) per Å², along either axis; empty: there is no common motion
+
+    def basis(self, precision: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return motions (frame, mode), Å, independent and of unit variance, and their variances (mode,) given data.
+
+        The data bind frames with ``precision`` (frame,) per Å², in which the motions are independent too.
+        """
+        if not self.precision.size:
+            n = len(self.mean_A)
+            return np.zeros((n, n)), np.ones(n)
+        values, motions = linalg.eigh(np.diag(precision), self.precision)
+        return motions, 1 / (1 + np.maximum(values, 0))
+
+
+def common_prior(
+    rigid_A: np.ndarray, frame_dose: np.ndarray, profile: np.ndarray, std_A: float, drift_strength: float
+) -> CommonPrior:
+    """Return the prior of the common motion relative to ``rigid_A`` (frame, 2), see the equations above.
+
+    ``frame_dose`` (frame,) e/Å² of every frame, ``profile`` (frame - 1,) by which velocities are scaled, ``std_A`` σ of the
+    errors of whole-frame alignment along either axis (0: it makes none), ``drift_strength`` a, (e/Å²)³/Å² (0: the field may
+    jump).
+    """
+    if not std_A:
+        return CommonPrior(np.zeros_like(rigid_A), np.empty((0, 0)))
+    step = 0.5 * (frame_dose[1:] + frame_dose[:-1])
+    velocity = np.diff(np.eye(len(rigid_A)), axis=0) / (step * np.maximum(profile, LEAST_PROFILE))[:, None]
+    change = np.diff(velocity, axis=0)  # (frame - 2, frame)
+    rough = drift_strength * (change.T @ (change / (0.5 * (step[1:] + step[:-1]))[:, None]))
+    precision = np.eye(len(rigid_A)) / std_A**2 + rough
+    return CommonPrior(-np.linalg.solve(precision, rough @ rigid_A), precision)
 
 
 def exponential(ratio: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Maximum-a-posteriori trajectories of all particles of a micrograph, for many hyperparameters at once.
 
-A trajectory is rigid + common + local: the rigid part is given, the common part is one displacement per frame with a
-weak independent prior, the local part stands under the motion prior; the position in the first frame is free. The
+A trajectory is rigid + common + local: the rigid part is given, the common part is one displacement per frame under a
+weak prior, the local part stands under the motion prior; the position in the first frame is free. The
 unknowns are whitened (unit prior variance), which is what makes L-BFGS converge in tens of steps.
 """
 
@@ -27,7 +27,7 @@ from refmotion_nb.numerics.backend import (
 )
 from refmotion_nb.numerics.correlation import WindowGrid
 from refmotion_nb.numerics.device_sizes import set_work_bytes
-from refmotion_nb.numerics.prior import PriorModes
+from refmotion_nb.numerics.prior import CommonPrior, PriorModes
 
 
 @dataclass
@@ -121,11 +121,11 @@ class TrajectoryProblem:
 
     Unknowns of one set, for x and y each: (mode of K_z, 1 + M) of which the first column is the position in the first
     frame (no prior) and the others are the coefficients of local motion in units of their prior standard deviation;
-    then the common motion of every frame in units of its own.
+    then those of the common motion (frame,), likewise.
     """
 
     def __init__(
-        self, windows: Windows, modes: list[PriorModes], common_std_A: float, rigid_A: np.ndarray, threads: int = 1
+        self, windows: Windows, modes: list[PriorModes], common: CommonPrior, rigid_A: np.ndarray, threads: int = 1
     ):
         """Take windows, one set of modes per row, the prior of the common motion, and rigid motion (frame, 2) Å.
 
@@ -134,7 +134,7 @@ class TrajectoryProblem:
         self.windows = windows
         self.threads = threads
         self.rigid_A = rigid_A
-        self.common_std = common_std_A
+        self.common = common
         self.modes = modes
         self.precisions = [(m.spatial_precision, m.acceleration_precision) for m in modes]
         # (set, mode, 1 + M), (set, 1 + M, frame)
@@ -145,13 +145,14 @@ class TrajectoryProblem:
         self.free = np.zeros(self.std.shape[1:])  # 1 where a prior acts
         self.free[:, 1:] = 1
         values, number = windows.values, windows.values.dtype  # products of matrices are as exact as the windows
-        # where rigid motion is in the windows (2, particle, frame), samples
-        there = (rigid_A - windows.centre_px * windows.pixel_A) / windows.step_A + windows.grid.half
+        # where rigid motion and what is expected of the common one are in the windows (2, particle, frame), samples
+        there = (rigid_A + common.mean_A - windows.centre_px * windows.pixel_A) / windows.step_A + windows.grid.half
         # (set, particle, mode), (set, 1 + M, frame): alike for x and y
         self._spatial = beside(values, np.stack([m.spatial for m in modes], dtype=number))
         self._temporal, self._start = all_beside(values, (self.temporal, np.moveaxis(there, -1, 0)), number)
         self._std = beside(values, self.std)
         self._curved: tuple[Any, ...] | None = None
+        self._set_common(np.ones(self.n_frames))
 
     def some(self, sets: slice) -> TrajectoryProblem:
         """Return the problem of some of its sets."""
@@ -174,8 +175,8 @@ class TrajectoryProblem:
         coefficients = coefficients.astype(number).reshape(n, -1, self.std.shape[2])
         local = xp.empty((n, self.n_particles, 2 * self.n_frames), number)
         local = by_row(_forth, local, coefficients, self._spatial, self._temporal).reshape(n, -1, 2, self.n_frames)
-        common = unknowns[:, 2 * self.n_local :].reshape(n, 2, self.n_frames) * self.common_std
-        return local.swapaxes(1, 2), common
+        common = unknowns[:, 2 * self.n_local :].reshape(n, 2, self.n_frames) @ self._common.T
+        return local.swapaxes(1, 2), common + beside(common, self.common.mean_A.T)
 
     def unknowns_of(self, local_A: Any, common_A: Any = None) -> Any:
         """Return the unknowns (set, n_unknowns) of motion relative to rigid motion, wherever it was found.
@@ -183,7 +184,7 @@ class TrajectoryProblem:
         Parameters
         ----------
         local_A : (set, particle, frame, 2), the position in the first frame included; or one for all sets
-        common_A : (set, frame, 2), none by default
+        common_A : (set, frame, 2), what is expected by default
         """
         n, like, xp = self.n_sets, self._std, xp_of(self._std)
         inverse: list[np.ndarray] = []
@@ -197,8 +198,9 @@ class TrajectoryProblem:
         coefficients = coefficients.reshape(n, 2, *self.std.shape[1:])
         whitened = xp.where(std > 0, coefficients / xp.where(std > 0, std, 1), 0)
         common = xp.zeros((n, 2 * self.n_frames))
-        if common_A is not None and self.common_std > 0:
-            common[...] = xp.moveaxis(beside(like, common_A), -1, 1).reshape(n, -1) / self.common_std
+        if common_A is not None and self.common.precision.size:
+            away = xp.moveaxis(beside(like, common_A) - beside(like, self.common.mean_A), -1, 1)
+            common[...] = (away @ beside(like, self.common.precision @ self.motions)).reshape(n, -1)
         return xp.concatenate([whitened.reshape(n, -1), common], 1)
 
     def set_curvature(self, curvature: np.ndarray) -> None:
@@ -222,9 +224,13 @@ class TrajectoryProblem:
         turn[:, 1:, :-1], turn[:, :1, :-1], turn[:, 0, -1] = vectors, -along @ vectors, 1
         gain[..., :-1], gain[..., -1:] = 1 / (np.maximum(values, 0)[:, None] + spatial[..., None]), 1 / first
         whitening = np.divide(1, self.std, out=np.zeros_like(self.std), where=self.std > 0)
-        common = 1 / (1 + self.common_std**2 * self.n_particles * curvature)
-        *curved, self._common_inverse = all_beside(self._std, (turn, gain, whitening, common))
-        self._curved = tuple(curved)
+        self._curved = tuple(all_beside(self._std, (turn, gain, whitening)))
+        self._set_common(self.n_particles * curvature)
+
+    def _set_common(self, precision: np.ndarray) -> None:
+        """Take, for the common motion, unknowns that data of this ``precision`` (frame,) per Å² would not mix."""
+        self.motions, variance = self.common.basis(precision)
+        self._common, self._common_inverse = all_beside(self._std, (self.motions, variance))
 
     @property
     def _share(self) -> int:
@@ -247,8 +253,8 @@ class TrajectoryProblem:
         variance = spatial**2 @ np.diagonal(alone, axis1=1, axis2=2)
         # what local motion explains of the common
         taken = curvature[:, None] * np.tensordot(alike**2, alone, 1) * curvature
-        precision = np.eye(self.n_frames) + self.common_std**2 * (np.diag(self.n_particles * curvature) - taken)
-        common = self.common_std**2 * np.linalg.inv(precision)  # (frame, frame)
+        bound = self.motions.T @ (np.diag(self.n_particles * curvature) - taken) @ self.motions
+        common = self.motions @ np.linalg.inv(np.eye(self.n_frames) + bound) @ self.motions.T  # (frame, frame)
         for i, one in enumerate(spatial * alike):
             # the common motion less what this particle's local motion gives way by
             rest = np.eye(self.n_frames) - np.tensordot(one, alone, 1) * curvature
@@ -290,7 +296,7 @@ class TrajectoryProblem:
         windows = self.windows
         problem = (
             windows.values, *windows.taps, self._start, self._start.dtype.type(1 / windows.step_A), self._spatial,
-            self._temporal, self._std, float(self.common_std),
+            self._temporal, self._std, self._common,
         )  # fmt: skip
         start = xp_of(start).ascontiguousarray(start)
         inverse = *self._curved, self._common_inverse

@@ -23,8 +23,10 @@ from refmotion_nb.numerics.energy import (
 )
 from refmotion_nb.numerics.fourier import raised_cosine
 from refmotion_nb.numerics.prior import (
+    CommonPrior,
     Hyperparameters,
     PriorModes,
+    common_prior,
     dose_modes,
     exponential,
     mode_precisions,
@@ -43,11 +45,12 @@ class MotionPrior:
     """Hyperparameters with what else the prior is made of, estimated from the data rather than set."""
 
     hyperparameters: Hyperparameters
-    common_std_A: float = 0.0  # of the common motion of a frame, relative to rigid; 0: not split off
+    common_std_A: float = 0.0  # of the errors of whole-frame alignment, which the common motion mends; 0: not split off
     profile_decay_e_A2: float = np.inf  # local velocity falls with dose as floor + (1 - floor) exp(-dose / decay)
     profile_floor: float = 1.0
     scale_pool: float = np.nan  # grey scale of the reference against the movies
     scale_spread2: float = 0.0  # variance of it between micrographs
+    drift_strength: float = 0.0  # of the acceleration prior on the motion of the whole field, (e/Å²)³/Å²; 0: none
 
     def profile(self, dose_e_A2: np.ndarray) -> np.ndarray:
         """Return by how much velocities are scaled at each dose."""
@@ -207,6 +210,11 @@ class Geometry:
         temporal, beta = self._temporal[shape]
         return PriorModes(vectors, temporal, *mode_precisions(values, beta, h))
 
+    def common(self, prior: MotionPrior, rigid_A: np.ndarray) -> CommonPrior:
+        """Return the prior of the common motion relative to ``rigid_A`` (frame, 2)."""
+        profile = prior.profile(self.step_dose)
+        return common_prior(rigid_A, self.frame_dose, profile, prior.common_std_A, prior.drift_strength)
+
 
 def trajectory_problem(
     windows: Windows,
@@ -222,7 +230,7 @@ def trajectory_problem(
     """
     rigid = np.zeros_like(geometry.rigid_A) if relion else geometry.rigid_A
     modes = [geometry.modes(prior) for prior in priors]
-    problem = TrajectoryProblem(windows, modes, priors[0].common_std_A, rigid, threads)
+    problem = TrajectoryProblem(windows, modes, geometry.common(priors[0], rigid), rigid, threads)
     problem.set_curvature(windows.curvature(geometry.initial_A) if bend is None else bend)
     return problem
 

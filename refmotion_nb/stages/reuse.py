@@ -74,6 +74,7 @@ def write_prior(
     s_vel, s_div, s_acc = h.to_relion(dose_per_frame_e_A2)
     write_hyperparameters(
         path, strength=h.strength, balance_deg=h.balance_deg, distance_A=h.distance_A, common_std_A=prior.common_std_A,
+        drift_strength=prior.drift_strength,
         profile={"profile_decay_e_A2": prior.profile_decay_e_A2, "profile_floor": prior.profile_floor},
         relion={"s_vel": s_vel, "s_div": s_div, "s_acc": s_acc, "dose_per_frame_e_A2": dose_per_frame_e_A2},
         score=score, energy=energy, reference_scale={"scale_pool": prior.scale_pool, "scale_spread2": prior.scale_spread2},

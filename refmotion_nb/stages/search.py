@@ -32,10 +32,10 @@ from refmotion_nb.stages.places import Place
 from refmotion_nb.stages.runs import Viewer, viewer_of
 from refmotion_nb.stages.session import Session
 
-# what is tried for the parts of the prior that are estimated: decay (e/Å²) and floor of the dose profile, σ of the common
-# motion (Å); the first of each is where the search starts
+# what is tried for the parts of the prior that are estimated: decay (e/Å²) and floor of the dose profile; σ of the errors of
+# whole-frame alignment (Å) and drift strength; the first of each is where the search starts
 PROFILES = ((10.0, 0.15), (5.0, 0.15), (20.0, 0.15), (10.0, 0.4), (np.inf, 1.0))
-COMMON_STD_A = (1.0, 0.5, 2.0)
+COMMON = ((1.0, 3.0), (0.5, 3.0), (2.0, 3.0), (1.0, 10.0), (1.0, 0.0))
 START = Hyperparameters(1.0, 50.0, 3000.0)  # where who knows nothing begins
 FEW_SHELLS = 3  # of Fourier components to score by: with less the search goes on, with a warning
 LEADERS = 3  # rays on which these are compared
@@ -286,7 +286,8 @@ class HyperparameterSearch(Alignment):
             best = self._pick(micrographs, best, leaders, held, options)
         reporter.advance(best=best.cv_score)
         if self.split_motion and not self.relion:
-            best = self._pick(micrographs, best, leaders, held, [{"common_std_A": s} for s in COMMON_STD_A])
+            options = [{"common_std_A": s, "drift_strength": a} for s, a in COMMON]
+            best = self._pick(micrographs, best, leaders, held, options)
         reporter.advance(best=best.cv_score)
         best = min(self._along(micrographs, best.prior, leaders, held, FINE_FACTORS), key=lambda t: t.cv_score)
         reporter.advance(best=best.cv_score)
@@ -383,7 +384,8 @@ def default_prior(hyperparameters: Hyperparameters, settings: Alignment) -> Moti
     if settings.relion:
         return MotionPrior(hyperparameters)
     decay, floor = PROFILES[0] if settings.dose_profile else (np.inf, 1.0)
-    return MotionPrior(hyperparameters, COMMON_STD_A[0] if settings.split_motion else 0.0, decay, floor)
+    std_A, drift = COMMON[0] if settings.split_motion else (0.0, 0.0)
+    return MotionPrior(hyperparameters, std_A, decay, floor, drift_strength=drift)
 
 
 def prior_attrs(prior: MotionPrior) -> dict[str, float]:
@@ -391,7 +393,8 @@ def prior_attrs(prior: MotionPrior) -> dict[str, float]:
     h = prior.hyperparameters
     return {
         "strength": float(h.strength), "balance_deg": float(h.balance_deg), "distance_A": float(h.distance_A),
-        "common_std_A": float(prior.common_std_A), "profile_decay_e_A2": float(prior.profile_decay_e_A2),
+        "common_std_A": float(prior.common_std_A), "drift_strength": float(prior.drift_strength),
+        "profile_decay_e_A2": float(prior.profile_decay_e_A2),
         "profile_floor": float(prior.profile_floor), "scale_pool": float(prior.scale_pool),
         "scale_spread2": float(prior.scale_spread2),
     }  # fmt: skip
@@ -405,7 +408,7 @@ def prior_from_attrs(attrs: dict[str, float]) -> MotionPrior:
     return MotionPrior(
         h, float(attrs.get("common_std_A", 0.0)), np.inf if decay is None else float(decay),
         float(attrs.get("profile_floor", 1.0)), np.nan if pool is None else float(pool),
-        float(attrs.get("scale_spread2", 0.0)),
+        float(attrs.get("scale_spread2", 0.0)), float(attrs.get("drift_strength", 0.0)),
     )  # fmt: skip
 
 

@@ -239,7 +239,9 @@ def _relion_table(attrs: Mapping[str, Any], dose: float) -> str:
 
 def _motion_model(attrs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if np.isfinite(common := float(attrs.get("common_std_A", np.nan))):
-        yield "Common correction per frame (σ)", f"{number(common)} Å"
+        yield "Errors of whole-frame alignment (σ)", f"{number(common)} Å"
+    if drift := float(attrs.get("drift_strength", 0.0)):
+        yield "Drift strength (motion of the whole field)", f"{number(drift)} (e/Å²)³/Å²"
     decay, floor = (float(attrs.get(name, np.nan)) for name in ("profile_decay_e_A2", "profile_floor"))
     if np.isinf(decay):
         yield "Local motion fades", "not at all"

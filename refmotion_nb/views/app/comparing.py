@@ -27,7 +27,8 @@ MOST = 6  # runs beside the present one: there are seven colours
 GROUPS = {"search": "a search", "dose_weights": "dose weights", "validation": "a validation"}
 HYPERPARAMETERS = {
     "strength": ("total prior strength", ""), "balance_deg": ("balance", "°"), "distance_A": ("correlation distance", " Å"),
-    "common_std_A": ("common correction per frame, σ", " Å"), "profile_decay_e_A2": ("local motion fades over", " e/Å²"),
+    "common_std_A": ("errors of whole-frame alignment, σ", " Å"), "drift_strength": ("drift strength", ""),
+    "profile_decay_e_A2": ("local motion fades over", " e/Å²"),
     "profile_floor": ("… down to, of its start", ""), "cv_score": ("score (lower is better)", ""),
     "activity_local": ("local activity", " Å"), "n_particles": ("particles searched with", ""),
 }  # fmt: skip
