@@ -187,7 +187,9 @@ def problem_of(rng, grid, common_std_A=0.5, number=np.float64, n=5, n_frames=7):
         for strength in (0.1, 3.0)
     ]
     rigid = rng.normal(size=(n_frames, 2))
-    return TrajectoryProblem(Windows(values, grid, centre, 1.3), modes, common_of(rigid, dose, common_std_A), rigid)
+    problem = TrajectoryProblem(Windows(values, grid, centre, 1.3), modes, common_of(rigid, dose, common_std_A), rigid)
+    problem.set_curvature(rng.uniform(0.5, 2, n_frames))
+    return problem
 
 
 @pytest.mark.parametrize("grid", [spline_grid(12, 48, 9.0), pixel_grid(9.0)], ids=["spline", "pixel"])
@@ -242,6 +244,7 @@ def test_a_trajectory_found_under_one_prior_is_the_start_under_another(rng):
     ]
     elsewhere = common_of(rng.normal(size=(7, 2)), rng.uniform(0.5, 2, 7))
     other = TrajectoryProblem(problem.windows, modes, elsewhere, problem.rigid_A)
+    other.set_curvature(np.ones(7))
     start = other.unknowns_of(local, common)
     for found, given in zip(other.parts(start), (local, common)):
         np.testing.assert_allclose(np.moveaxis(found, 1, -1), given, atol=1e-9)
@@ -252,6 +255,7 @@ def test_frames_that_a_prior_holds_still_have_unknowns_too(rng):
     profile = np.r_[np.ones(3), np.zeros(3)]
     modes = [prior_modes(rng.uniform(0, 2000, (5, 2)), np.ones(7), profile, Hyperparameters(1.0, 40.0, 800.0))]
     still = TrajectoryProblem(problem.windows, modes, common_of(problem.rigid_A, np.ones(7), 0.0), problem.rigid_A)
+    still.set_curvature(np.ones(7))
     moved = np.where(np.arange(7)[:, None] < 4, rng.normal(size=(5, 7, 2)), 0.0)
     moved[:, 4:] = moved[:, 3:4]
     found, _ = still.parts(still.unknowns_of(moved))
@@ -432,6 +436,7 @@ def test_the_spread_of_displacements_is_that_of_the_inverse_hessian(rng, common_
     rigid = rng.normal(size=(n_frames, 2))
     bowls = Bowls(bend, rng.normal(size=(n, n_frames, 2)))
     problem = TrajectoryProblem(bowls, modes, common_of(rigid, dose, common_std_A), rigid)
+    problem.set_curvature(bend)
     for row in range(2):
         rows = np.array([row])
         units = np.concatenate([np.zeros((1, problem.n_unknowns)), np.eye(problem.n_unknowns)])

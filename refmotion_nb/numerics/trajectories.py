@@ -152,7 +152,6 @@ class TrajectoryProblem:
         self._temporal, self._start = all_beside(values, (self.temporal, np.moveaxis(there, -1, 0)), number)
         self._std = beside(values, self.std)
         self._curved: tuple[Any, ...] | None = None
-        self._set_common(np.ones(self.n_frames))
 
     def some(self, sets: slice) -> TrajectoryProblem:
         """Return the problem of some of its sets."""
@@ -204,7 +203,7 @@ class TrajectoryProblem:
         return xp.concatenate([whitened.reshape(n, -1), common], 1)
 
     def set_curvature(self, curvature: np.ndarray) -> None:
-        """Precondition with the Hessian that windows of the given mean curvature (frame,) per Å² would have.
+        """Precondition with the Hessian that windows of the given mean curvature (frame,) per Å² would have; it comes first.
 
         With one curvature for all particles of a frame the Hessian of a mode of K_z is D (H + c E) D: D its standard
         deviations, H = T B Tᵀ and the precisions of the acceleration prior, the same for all modes, c the precision of the
@@ -224,13 +223,11 @@ class TrajectoryProblem:
         turn[:, 1:, :-1], turn[:, :1, :-1], turn[:, 0, -1] = vectors, -along @ vectors, 1
         gain[..., :-1], gain[..., -1:] = 1 / (np.maximum(values, 0)[:, None] + spatial[..., None]), 1 / first
         whitening = np.divide(1, self.std, out=np.zeros_like(self.std), where=self.std > 0)
-        self._curved = tuple(all_beside(self._std, (turn, gain, whitening)))
-        self._set_common(self.n_particles * curvature)
-
-    def _set_common(self, precision: np.ndarray) -> None:
-        """Take, for the common motion, unknowns that data of this ``precision`` (frame,) per Å² would not mix."""
-        self.motions, variance = self.common.basis(precision)
-        self._common, self._common_inverse = all_beside(self._std, (self.motions, variance))
+        self.motions, common = self.common.basis(self.n_particles * curvature)
+        *curved, self._common, self._common_inverse = all_beside(
+            self._std, (turn, gain, whitening, self.motions, common)
+        )
+        self._curved = tuple(curved)
 
     @property
     def _share(self) -> int:

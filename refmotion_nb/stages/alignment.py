@@ -226,7 +226,8 @@ def trajectory_problem(
 ) -> TrajectoryProblem:
     """Return the trajectory problem under each prior; RELION's prior acts on the total motion, ours on local motion.
 
-    ``bend`` is the curvature (frame,) of the windows at the motion to start from, found now unless given.
+    ``bend`` is the curvature (frame,) of the windows at the motion to start from, found now unless given. Common motion is
+    under the prior of the first of ``priors``: they are to have this part in common.
     """
     rigid = np.zeros_like(geometry.rigid_A) if relion else geometry.rigid_A
     modes = [geometry.modes(prior) for prior in priors]
