@@ -80,7 +80,10 @@ def test_two_browsers_are_in_step_and_a_new_one_shows_the_present_state(app, bro
     enter(two, "window_reach_A", "0.5")
     two.get_by_text("give a number from 1 to 200").wait_for()
     one.context.close()
-    new = browser.open(app.url + "?tab=Settings")
+    new = browser.open(app.url)
+    turn_to(new, "Settings")
+    new.get_by_text("1 changed").wait_for()
+    new.reload()  # the tab is in the address
     new.get_by_text("1 changed").wait_for()
     two.get_by_role("button", name="Reset all to defaults").click()
     new.get_by_text("All are at their defaults").wait_for()

@@ -79,6 +79,15 @@ def test_the_dose_tab_shows_each_plot_of_what_was_measured(done):
     assert tab.status.object == "measured on 12 particles"
 
 
+@pytest.mark.parametrize(("kind", "choice"), [(DoseTab, "what"), (CorrectTab, "drawn")])
+def test_no_figure_is_there_under_the_name_of_another(done, kind, choice):
+    tab = kind(done, owner())
+    shown(tab, tab.figure)
+    chosen = getattr(tab, choice)
+    chosen.value = chosen.options[-1]
+    assert tab.figure.view[0].object == "drawing …"
+
+
 def test_edited_weights_are_saved_and_taken_by_the_next_correction(done):
     tab = DoseTab(done, owner())
     tab.refresh()
@@ -184,7 +193,7 @@ def test_particles_are_shown_under_the_settings_of_their_run(done, monkeypatch):
 
 def test_what_is_stored_is_drawn_once(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(figure, "_made", lambda make, dark: drawn.append(make) or (lambda: parts.words("drawn")))
+    monkeypatch.setattr(figure, "_made", lambda make, *_: drawn.append(make) or (lambda: parts.words("drawn")))
     engine = Engine(Roots([tmp_path]))
     store = fill(ResultStore(engine.out / "results.zarr"))
     dose, gained = DoseTab(engine, owner()), ResultsTab(engine, owner())

@@ -10,7 +10,7 @@ from bokeh.core.properties import value
 from bokeh.document import Document
 from bokeh.io.doc import patch_curdoc
 from bokeh.models import Axis, Glyph, Plot
-from fake_results import fake_search, fake_validation, fill
+from fake_results import fake_dose_weights, fake_search, fake_validation, fill
 from panel.io import document
 
 from refmotion_nb.data.store import ResultStore
@@ -18,11 +18,13 @@ from refmotion_nb.views import plots
 from refmotion_nb.views.app import comparing
 from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.exploring import explore
+from refmotion_nb.views.app.figure import _laid_out
 from refmotion_nb.views.app.page import Page
-from refmotion_nb.views.app.rendering import rendered
+from refmotion_nb.views.app.rendering import panels, rendered
 from refmotion_nb.views.app.roots import Roots
 from refmotion_nb.views.app.sending import leave_none_behind
 from refmotion_nb.views.app.tabs import TABS
+from refmotion_nb.views.app.tabs.dose import PLOTS
 from refmotion_nb.views.drawing_style import palette
 from refmotion_nb.views.figure_colours import figure_theme
 
@@ -83,10 +85,35 @@ def test_every_figure_has_the_colours_and_fonts_of_the_page(tmp_path, tiny, dark
     page.close()
 
 
+def test_panels_of_the_app_share_axes_and_one_tells_the_heights_of_its_row():
+    few = fake_search()
+    few = few.isel(ray=few["distance"].values == few["distance"].values[0]).assign_attrs(best_ray=0)
+    drawn = panels(plots.scores({"few": few, "all": fake_search()}), larger=1.5)
+    assert [one is None for one in drawn.figures] == [False, True, True, False, False, False] and drawn.columns == 3
+    shown = [one for one in drawn.figures if one is not None]
+    assert len({one.y_range.id for one in shown}) == len({one.x_range.id for one in shown}) == 1
+    assert [one.toolbar_location for one in shown] == ["right", None, None, "right"] and not drawn.told
+    narrow = next(iter(plots.scores(few))).opts.get("plot").kwargs["frame_width"]
+    assert {one.frame_width for one in shown} == {round(1.5 * narrow)}
+    assert type(_laid_out(drawn)) is pn.GridBox and len(_laid_out(drawn)) == 6
+
+
+def test_panels_that_tell_their_own_heights_stand_one_below_the_other_where_there_is_no_room():
+    drawn = panels(plots.b_factors(fake_dose_weights()))
+    assert drawn.told and [one.toolbar_location for one in drawn.figures] == ["right"] * 2
+    assert type(_laid_out(drawn)) is pn.FlexBox
+
+
+def test_frequencies_of_the_picture_and_of_the_curves_of_fcc_are_their_own():
+    picture, curves = panels(PLOTS["FCC"](fake_dose_weights())).figures
+    assert picture.x_range is not curves.x_range
+
+
 def test_the_fsc_of_one_reference_is_as_wide_as_there_is_room():
-    (one,) = comparing.every_fsc({"": fake_validation()})
-    assert rendered(one).sizing_mode == "stretch_width"
-    assert [rendered(one).sizing_mode for one in comparing.every_fsc({"": fake_validation(2)})] == ["fixed", "fixed"]
+    (one,) = panels(comparing.every_fsc({"": fake_validation()})).figures
+    assert one.sizing_mode == "stretch_width"
+    two = panels(comparing.every_fsc({"": fake_validation(2)})).figures
+    assert [one.sizing_mode for one in two] == ["fixed", "fixed"]
 
 
 class Connection:

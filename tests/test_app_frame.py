@@ -34,7 +34,7 @@ from refmotion_nb.stages.runs import Cancelled, Run
 from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.fields import fields_of
 from refmotion_nb.views.app.form import ProgramForm
-from refmotion_nb.views.app.header import Header
+from refmotion_nb.views.app.header import Header, now_line
 from refmotion_nb.views.app.opening import Opening, files_of
 from refmotion_nb.views.app.page import Page
 from refmotion_nb.views.app.rights import seat
@@ -511,6 +511,14 @@ def test_the_top_says_whose_results_are_looked_at_without_data(engine):
     fill(ResultStore(engine.out / "results.zarr"))
     page = Page(engine, Viewer("other", False))
     assert f'no data open, results in <code title="{engine.out}' in page.header.data.object
+
+
+def test_a_run_that_waits_tells_no_time_left():
+    work = SimpleNamespace(what="searching hyperparameters", done=17, total=25, seconds_left=4.0)
+    run = SimpleNamespace(stopping=False, state="running", snapshot=SimpleNamespace(works=[work]))
+    assert "<small>searching hyperparameters 17 of 25, about 4 s left</small>" in now_line(run)
+    run.state = "paused"
+    assert "<small>paused: searching hyperparameters 17 of 25</small>" in now_line(run)
 
 
 def test_a_page_shows_the_state_that_others_made(engine, tiny):

@@ -101,6 +101,13 @@ def test_rays_step_outwards_and_retire(engine, searching):
     np.testing.assert_allclose(tab.live.mapper.low, float(table["cv_score"].min()))
 
 
+def test_why_a_ray_ends_is_said_in_few_words_beside_its_last_step():
+    table = fake_search()
+    table["reason"] = "ray", np.where(np.arange(12) < 1, "maximum strength reached", "no motion left")
+    rays = Rays(table["balance"].values, table["distance"].values, 30000.0)
+    assert rays.ends(table)["reason"] == ["maximum strength", *["no motion left"] * 11]
+
+
 def test_words_say_what_stage_a_search_is_in(engine, searching):
     tab = SearchTab(engine, OWNER)
     searching._change(state="running")

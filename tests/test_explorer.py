@@ -1,12 +1,17 @@
 """The prior explorer: what it solves, what its sliders do, what its views show."""
 
+import asyncio
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import panel as pn
 import pytest
+from bokeh.document import Document
+from panel.io.server import set_curdoc
 
 import refmotion_nb as rm
 from refmotion_nb.numerics.prior import Hyperparameters
@@ -304,3 +309,27 @@ def test_the_pane_follows_its_sliders_and_the_other_session(model):
     assert one.map.dots.glyph.fill_color == palette(False)["text"]
     one.dark = True
     assert one.map.dots.glyph.fill_color == palette(True)["text"]
+
+
+def test_a_page_is_asked_to_draw_on_its_own_loop_only(model):
+    """Bokeh loses what another thread asks of a document just when it is held no more: the page would stand still for good."""
+    document, asked = Document(), []
+    context = SimpleNamespace(request=SimpleNamespace(arguments={}))
+    document._session_context = lambda: context  # as one that is served
+
+    def ask(call):
+        asked.append(threading.get_ident())
+        call()
+
+    document.add_next_tick_callback = ask
+
+    async def scene():
+        with set_curdoc(document):
+            pane = explorer_pane(model)
+        document.add_root(pane.map.figure)
+        await asyncio.to_thread(model.pin)
+        await asyncio.sleep(0.01)
+        assert pane.pin.value and asked == [threading.get_ident()]
+
+    with ThreadPoolExecutor(1) as beside:  # this thread may have a loop, of a browser's
+        beside.submit(asyncio.run, scene()).result()

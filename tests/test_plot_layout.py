@@ -41,6 +41,16 @@ def test_many_distances_stand_in_several_rows(draw):
     assert places == [0, 3, 6]  # each row tells its heights
 
 
+def test_runs_that_went_not_equally_far_share_the_numbers_beneath():
+    def numbers(search):
+        return [panel.opts.get("plot").kwargs["xticks"] for panel in panels(plots.rays(search))]
+
+    table = fake_search()
+    halfway = table.isel(step=slice(3)).assign_attrs(best_step=0)
+    assert numbers(halfway)[0] != numbers(table)[0]
+    assert numbers({"halfway": halfway, "end": table}) == numbers(table) * 2  # as the panels share the axis
+
+
 def test_runs_begin_in_rows_of_their_own():
     table = fake_search()
     one_only = table.isel(ray=table["distance"].values == table["distance"].values[0]).assign_attrs(best_ray=0)

@@ -384,6 +384,22 @@ def test_times_are_summed() -> None:
     assert report_html.duration(0.04) == "0.0 s" and report_html.duration(7261) == "2 h 1 min"
 
 
+def test_a_legend_has_a_pale_line_for_a_pale_one(store: ResultStore) -> None:
+    html = render_report(fill(store), title="t")
+    assert '<i style="border-top:2px solid var(--c0);opacity:.45"></i>one micrograph' in html
+
+
+@pytest.mark.browser
+def test_in_a_narrow_window_no_table_is_cut_off(browser: object, store: ResultStore) -> None:
+    page = browser.blank()  # type: ignore[attr-defined]
+    page.set_viewport_size({"width": 900, "height": 1000})
+    page.set_content(render_report(fill(store), title="t"))
+    assert (
+        page.evaluate("[...document.querySelectorAll('.scroll')].filter(d => d.scrollWidth > d.clientWidth).length")
+        == 0
+    )
+
+
 @pytest.mark.browser
 def test_on_paper_it_is_light_and_nothing_hides(browser: object, store: ResultStore) -> None:
     page = browser.blank()  # type: ignore[attr-defined]

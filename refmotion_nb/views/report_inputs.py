@@ -74,7 +74,7 @@ def _exposures(exposures: list[Any]) -> str:
         (
             int(e["movies"]), int(e["frames"]), float(e["dose_per_frame_e_A2"]),
             float(e["pre_exposure_e_A2"] + (e["first_frame"] + e["frames"]) * e["dose_per_frame_e_A2"]),
-            float(e["pixel_size_A"]), f"{e['width_px']} × {e['height_px']}", float(e["voltage_kV"]),
+            float(e["pixel_size_A"]), f"{e['width_px']}\u00a0×\u00a0{e['height_px']}", float(e["voltage_kV"]),
         )
         for e in exposures
     ]  # fmt: skip

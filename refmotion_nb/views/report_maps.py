@@ -82,7 +82,7 @@ def fsc(validation: xr.Dataset) -> list[str]:
             ]
             y = Axis.of(label(validation[variable]), *(line.y for line in lines), zero=True)
             rules = [(0.143, "0.143"), (0.5, "0.5")]
-            drawings.append((title, line_drawing(title, x, y, lines, rules=rules, size=(560, 320))))
+            drawings.append((title, line_drawing(title, x, y, lines, rules=rules, size=(460, 280))))
         if drawings:
             title = _title(validation, reference, "Agreement of half maps (FSC)")
             figures.append(figure(title, panels(drawings), _FSC, legend=legend, css="wide"))

@@ -126,7 +126,7 @@ def _noise(spectra: Mapping[str, xr.Dataset]) -> list[str]:
         Line(found["frequency"].values, found["noise_power"].values, name, "var(--c0)", "thin")
         for name, found in spectra.items()
     ]
-    legend = Legend().line("one micrograph", "var(--c0)")
+    legend = Legend().line("one micrograph", "var(--c0)", "thin")
     if len({found["frequency"].size for found in spectra.values()}) == 1:
         median = np.median([found["noise_power"].values for found in spectra.values()], axis=0)
         lines.append(Line(frequency.values, median, "median", "var(--c1)", "thick"))

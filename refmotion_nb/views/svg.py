@@ -191,7 +191,8 @@ class Legend:
         """Add a line."""
         dash = "dotted" if "dot" in style else "dashed" if "dashed" in style else "solid"
         weight = 3.5 if "dots" in style else 2
-        self.items.append(f'<span><i style="border-top:{weight}px {dash} {colour}"></i>{escape(name)}</span>')
+        pale = ";opacity:.45" if "thin" in style else ""  # as the style sheet has the line
+        self.items.append(f'<span><i style="border-top:{weight}px {dash} {colour}{pale}"></i>{escape(name)}</span>')
         return self
 
     def sequence(self, low: str, high: str) -> Legend:

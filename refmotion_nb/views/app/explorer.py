@@ -10,6 +10,7 @@ from typing import Any
 import panel as pn
 import param
 from bokeh.models import CustomJSTickFormatter
+from tornado.ioloop import IOLoop
 
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.numerics.prior import Hyperparameters
@@ -45,6 +46,7 @@ class ExplorerPane(pn.viewable.Viewer):
         self.places = Sliders(self.hand)
         self._placing = False  # sliders of this session are moved by us, on its own loop
         self._told, self._lock = False, Lock()
+        self._served: tuple[IOLoop, Any] | None = None  # the loop and the document of a page that a server shows
         self.map = MapFigure(model)
         self.trails = TrailFigure(model, "cv_score"), TrailFigure(model, "activity_local")
         self.sliders = {name: _slider(name, one) for name, one in self.places.all.items()}
@@ -83,9 +85,11 @@ class ExplorerPane(pn.viewable.Viewer):
         self.pin.param.watch(self._by_hand(lambda new: self.hand.pin() if new else self.hand.unpin()), "value")
         self.motion.param.watch(self._by_hand(lambda new: self.hand.show(whole=new)), "value")
         self.magnified.param.watch(self._by_hand(lambda new: self.hand.show(magnified=new)), "value")
+        document = pn.state.curdoc
+        if document is not None and document.session_context is not None:
+            self._served = IOLoop.current(), document
+            document.on_session_destroyed(lambda _: self.stop())
         self.stop = self.model.watch(self._tell)  # ends following the model
-        if pn.state.curdoc is not None and pn.state.curdoc.session_context is not None:
-            pn.state.curdoc.on_session_destroyed(lambda _: self.stop())
 
     def _by_hand(self, act: Callable[[Any], Any]) -> Callable[[Any], None]:
         def changed(event: Any) -> None:
@@ -111,16 +115,19 @@ class ExplorerPane(pn.viewable.Viewer):
             self._placing = False
 
     def _tell(self) -> None:
-        """Have the newest snapshot drawn on this session's loop; from any thread."""
-        document = self.map.figure.document
-        if document is None or document.session_context is None:  # not shown by a server
+        """Have the newest snapshot drawn on this session's loop; from any thread.
+
+        The document is asked on that loop: what it is asked by another thread just when it is held no more, it forgets.
+        """
+        if self._served is None:
             self.draw()
             return
         with self._lock:
             if self._told:
                 return
             self._told = True
-        document.add_next_tick_callback(partial(self._drawn, document))
+        loop, document = self._served
+        loop.add_callback(document.add_next_tick_callback, partial(self._drawn, document))
 
     def _drawn(self, document: Any) -> None:
         with self._lock:

@@ -15,7 +15,9 @@ import panel as pn
 from refmotion_nb.views.app import parts
 from refmotion_nb.views.app.design import page_is_dark
 from refmotion_nb.views.app.engine import Engine
-from refmotion_nb.views.app.rendering import rendered
+from refmotion_nb.views.app.rendering import Panels, panels
+
+BESIDE = 230  # px around a frame at most: axis, colour bar or legend, toolbar
 
 
 class Maker:
@@ -77,9 +79,9 @@ class _Words(str):
 class Figure:
     """Shows what ``make`` returned for the latest key; what was there before stays until then."""
 
-    def __init__(self, engine: Engine, **options: Any):
-        """Stand empty; ``options`` are those of the column around it."""
-        self.engine = engine
+    def __init__(self, engine: Engine, larger: float = 1.0, **options: Any):
+        """Stand empty; figures are ``larger`` than in a notebook, ``options`` are those of the column around them."""
+        self.engine, self.larger = engine, larger
         self.dark = page_is_dark()
         self.view = pn.Column(**{"sizing_mode": "stretch_width", **options})
         self._key: Hashable = None  # of what is wanted
@@ -128,7 +130,7 @@ class Figure:
     def _make(self, key: Hashable, make: Callable[[], Any], since: object) -> None:
         """Make it, in the thread, and let the page look again."""
         try:
-            shown = _made(make, self.dark)
+            shown = _made(make, self.dark, self.larger)
         except Exception as error:
             shown = _problem(error)
         if since is self._since:
@@ -136,18 +138,25 @@ class Figure:
             self.engine.changed()
 
 
-def _made(make: Callable[[], Any], dark: bool) -> Callable[[], Any]:
-    """Return how to show what ``make`` returns: HoloViews as Bokeh models, the panels of a layout one by one.
-
-    Bokeh's grids come out empty where they are put into a page later.
-    """
+def _made(make: Callable[[], Any], dark: bool, larger: float) -> Callable[[], Any]:
+    """Return how to show what ``make`` returns: HoloViews as Bokeh models."""
     item = make()
     if not isinstance(item, hv.core.Dimensioned):
         return lambda: pn.panel(item)
-    panels, columns = (list(item), item._max_cols) if isinstance(item, hv.Layout) else ([item], 1)
-    models = [rendered(one, dark) for one in panels]
-    options = {"sizing_mode": "stretch_width"} if len(models) == 1 else {}  # one may be as wide as there is room
-    return lambda: pn.GridBox(*map(pn.pane.Bokeh, models), ncols=min(columns, len(models)), **options)
+    drawn = panels(item, dark, larger)
+    return lambda: _laid_out(drawn)
+
+
+def _laid_out(drawn: Panels) -> Any:
+    """Return panels in rows, which where there is no room are broken unless a panel leans on the first in its row."""
+    panes = [pn.Spacer(width=0, height=0) if one is None else pn.pane.Bokeh(one) for one in drawn.figures]
+    if len(panes) == 1:
+        return pn.GridBox(*panes, ncols=1, sizing_mode="stretch_width")  # one may be as wide as there is room
+    if not drawn.told:
+        return pn.GridBox(*panes, ncols=drawn.columns)
+    widest = max(one.frame_width or 0 for one in drawn.figures if one is not None)
+    most = drawn.columns * (widest + BESIDE)
+    return pn.FlexBox(*panes, sizing_mode="stretch_width", gap="0", styles={"max-width": f"{most}px"})
 
 
 def _problem(error: Exception) -> Callable[[], Any]:

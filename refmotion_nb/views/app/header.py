@@ -110,10 +110,10 @@ def now_line(run: Run) -> str:
         state = "starting" if run.state in ("waiting", "running") else run.state
         return parts.bar(0, 0, f"{words_of(run)}: {state} …")
     work = run.snapshot.works[-1]
-    left = work.seconds_left
-    more = "" if left is None else f", {duration_left(left)}"
-    paused = "paused: " if run.state == "paused" else ""
-    return parts.bar(work.done, work.total, f"{paused}{work.what} {work.done:,} of {work.total:,}{more}")
+    done, left = f"{work.what} {work.done:,} of {work.total:,}", work.seconds_left
+    if run.state == "paused":
+        return parts.bar(work.done, work.total, f"paused: {done}")
+    return parts.bar(work.done, work.total, done if left is None else f"{done}, {duration_left(left)}")
 
 
 def duration_left(seconds: float) -> str:

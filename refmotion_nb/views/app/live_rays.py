@@ -79,7 +79,7 @@ class Rays:
         at = {"x": strength[last], "score": score[last], "activity": activity[last], "y": self.row}
         return {
             **{name: np.where(ended, values, np.nan).tolist() for name, values in at.items()},
-            "reason": [why if over else "" for why, over in zip(reason, ended)],
+            "reason": [why.removesuffix(" reached") if over else "" for why, over in zip(reason, ended)],  # has little room
             "marker": ["x" if gone else "triangle" for gone in retired],
         }  # fmt: skip
 

@@ -18,7 +18,12 @@ from refmotion_nb.views.app.tabs import TABS
 POLL_MS = 250
 AGAIN_S = 2.0  # until what could not be read is looked at again
 SENT_MS = 20  # in which a browser is sent what there is
-QUERY = "tab"  # of the address: which tab is in front
+QUERY = "tab"  # of the address: which tab is in front, also when the page is reloaded
+_NOTED = f"""
+const address = new URL(location);
+address.searchParams.set("{QUERY}", cb_obj.labels[cb_obj.active]);
+history.replaceState(null, "", address);
+"""
 
 
 class Page:
@@ -39,6 +44,8 @@ class Page:
         )
         self.front._debounce = 0  # ms; Panel would wait for 50 whether more is clicked
         self.front.param.watch(lambda _: self._turn(), "value")
+        if served:
+            self.front.jscallback(value=_NOTED)
         self.opening = parts.words("opening …", visible=False)
         self.body = pn.Column(self.opening, sizing_mode="stretch_width", css_classes=["rm-main"])
         look = Look(theme=DARK if dark else "default")  # a document of ours applies it by itself
@@ -83,9 +90,6 @@ class Page:
                 self.refresh(force=True)
         if new:
             self._soon(self._fill)
-        if pn.state.location is not None:
-            query: dict[str, Any] = {QUERY: TABS[self.active].title}
-            pn.state.location.update_query(**query)
 
     def _soon(self, call: Callable[[], None]) -> None:
         """Call once the browser has been sent what there is now; at once where there is no browser of its own."""

@@ -29,7 +29,7 @@ class Tab:
         self.unread = False  # whether ``problem`` tells what could not be read
 
     def new_figure(self, **options: Any) -> Figure:
-        """Return a place for a figure, for as long as the page is there; ``options`` are those of the column around it."""
+        """Return a place for a figure, for as long as the page is there; ``options`` are those of ``Figure``."""
         self._figures.append(Figure(self.engine, **options))
         return self._figures[-1]
 

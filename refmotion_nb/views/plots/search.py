@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import holoviews as hv
@@ -28,7 +28,7 @@ def rays(search: Runs) -> hv.Layout:
     runs = _runs(search)
     limits = _limits(runs.values(), "cv_score")
     most = max(float(run["activity_local"].max()) for run in runs.values())
-    return _by_distance(runs, lambda name, run, z, last: _ray_panel(name, run, z, last, limits, most))
+    return _by_distance(runs, lambda *which: _ray_panel(*which, limits, most))
 
 
 def scores(search: Runs) -> hv.Layout:
@@ -46,7 +46,7 @@ def score_surface(search: Runs) -> hv.Layout:
     """Draw the cross-validation score as a surface over strength and balance, a panel for each correlation distance."""
     runs = _runs(search)
     limits = _limits(runs.values(), "cv_score")
-    return _by_distance(runs, lambda name, run, z, last: _surface(name, run, z, last, limits))
+    return _by_distance(runs, lambda *which: _surface(*which, limits))
 
 
 def _runs(search: Runs) -> dict[str, xr.Dataset]:
@@ -66,18 +66,22 @@ def _by_distance(runs: dict[str, xr.Dataset], draw: Callable[..., Any]) -> hv.La
     distances = {name: np.unique(run["distance"].values) for name, run in runs.items()}
     most = max(len(found) for found in distances.values())
     columns = -(-most // -(-most // _COLUMNS))
+    along = _along(runs.values())
     items: list[Any] = []
     for name, run in runs.items():
         for i, z in enumerate(distances[name]):
-            item = draw(name, run, z, i == len(distances[name]) - 1)
+            item = look.styled(
+                draw(name, run, z, i == len(distances[name]) - 1), "Overlay", frame_width=_WIDTH, **along
+            )
             items.append(look.styled(item, "Overlay", yaxis="bare") if i % columns else item)  # heights are shared
         items += [hv.Empty()] * (-len(items) % columns)
     return look.panels(items, columns)
 
 
-def _along(run: xr.Dataset) -> dict[str, Any]:
-    """Return the axis of strength: logarithmic, with numbers that have room, and not empty where there is one strength."""
-    low, high = float(run["strength"].min()), float(run["strength"].max())
+def _along(runs: Iterable[xr.Dataset]) -> dict[str, Any]:
+    """Return the axis of strength that runs share: logarithmic, with numbers that have room, not empty for one strength."""
+    ends = [(float(run["strength"].min()), float(run["strength"].max())) for run in runs]
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
     if not low < high:
         return {"logx": True, "xlim": (low / 2, 2 * high)}
     first, last = int(np.ceil(np.log10(low) - 0.5)), int(np.floor(np.log10(high) + 0.5))
@@ -123,7 +127,7 @@ def _ray_panel(
     items = [points, *_ends(run, ends, [strength, balance], facts), _best(run, distance, "balance")]
     share = (14 + 22 * (1 + len(_reasons(run)))) / look.PANEL["frame_height"]  # of the height, for the legend
     return look.overlay(
-        items, frame_width=_WIDTH, **_along(run), ylim=(-5, (95 + 5 * share) / (1 - share)), yticks=_BALANCES,
+        items, ylim=(-5, (95 + 5 * share) / (1 - share)), yticks=_BALANCES,
         **_titled(name, distance), show_legend=last, legend_position="top_right",
         xlabel=f"{strength.pprint_label}\nsize: local activity, up to {svg.number(most)} Å",
     )  # fmt: skip
@@ -181,8 +185,7 @@ def _curves(name: str, run: xr.Dataset, distance: float, last: bool, what: str, 
             ends.append((x[-1], y[-1], theta, _why(one)))
     items += [*_ends(run, ends, dims, [look.dimension(run["balance"])]), _best(run, distance, what), *more]
     return look.overlay(
-        items, frame_width=_WIDTH, **_along(run), padding=0.05,
-        **_titled(name, distance), show_legend=last, legend_position="right",
+        items, padding=0.05, **_titled(name, distance), show_legend=last, legend_position="right",
     )  # fmt: skip
 
 
@@ -198,7 +201,7 @@ def _surface(name: str, run: xr.Dataset, distance: float, last: bool, limits: tu
         clabel="Score (lower is better)", **look.BAR,
     )  # fmt: skip
     return look.overlay(
-        [mesh, _best(run, distance, "balance")], frame_width=_WIDTH, **_along(run), ylim=(0, 90), yticks=_BALANCES,
+        [mesh, _best(run, distance, "balance")], ylim=(0, 90), yticks=_BALANCES,
         **_titled(name, distance), show_legend=False,
         xlabel=f"{dims[0].pprint_label}\nblank where a ray had retired",
     )  # fmt: skip

@@ -54,8 +54,8 @@ class CorrectTab(Tab):
             label="Plot", options=list(DRAWN), value="Local motion", margin=(23, 5, 2, 5)
         )
         for widget in (self.micrograph, self.drawn):
-            widget.param.watch(lambda _: self.update(), "value")
-        self.figure = self.new_figure()
+            widget.param.watch(lambda _: self._other(), "value")
+        self.figure = self.new_figure(larger=1.75)
         self.tracks = parts.card("Trajectories", pn.Row(self.micrograph, self.drawn), self.figure.view)
         form = pn.FlexBox(*(field.view for field in self.settings.values()), align_items="flex-end")
         self.view[:] = [
@@ -80,6 +80,10 @@ class CorrectTab(Tab):
         parts.say(self.ended, "" if by_progress else ending.told(ended))
         self._progress(run)
         self._trajectories(run)
+
+    def _other(self) -> None:
+        self.figure.clear()  # what is still there would be taken for what was chosen
+        self.update()
 
     def _run(self, until: str) -> None:
         self.attempt(self.engine.run, until)

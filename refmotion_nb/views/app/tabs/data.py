@@ -37,7 +37,7 @@ class DataTab(Tab):
         self.failed = parts.problem()
         self.checked = pn.Column(sizing_mode="stretch_width", margin=0)
         self.held = pn.Column(sizing_mode="stretch_width", margin=0)
-        self.movies = MovieBrowser(engine, self.new_figure(min_height=480))
+        self.movies = MovieBrowser(engine, self.new_figure(larger=1.5, min_height=480))
         self.form_card = parts.folded("Open data", self.form.view, opened=True)
         self.others = parts.problem()
         out_card = parts.card("Output folder", self.out.view, self.choose, self.others)

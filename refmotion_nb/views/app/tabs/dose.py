@@ -22,7 +22,7 @@ from refmotion_nb.views.app.rights import TOLD
 from refmotion_nb.views.app.tab import Tab
 
 PLOTS = {
-    "FCC": lambda *which: plots.fcc(*which) + plots.fcc_curves(*which),
+    "FCC": lambda *which: (plots.fcc(*which) + plots.fcc_curves(*which)).opts(shared_axes=False),
     "Weights": plots.weights,
     "B-factor and scale": plots.b_factors,
 }
@@ -53,9 +53,9 @@ class DoseTab(Tab):
         )
         self.beside = pn.widgets.CheckBoxGroup(label="Compare with", options=[], inline=True, margin=5)
         self.meaning = parts.words("")
-        self.figure = self.new_figure()
+        self.figure = self.new_figure(larger=1.5)
         for widget in (self.what, self.group, self.beside):
-            widget.param.watch(lambda _: self.update(), "value")
+            widget.param.watch(lambda _: self._other(), "value")
         self.editor = _Editor(self)
         self.last_frequency = pn.widgets.FloatInput(
             label="dose_weights_last_frequency_per_A", value=None, placeholder=UNSET, width=WIDTH, margin=(2, 5),
@@ -74,6 +74,10 @@ class DoseTab(Tab):
 
     def _start(self) -> None:
         self.attempt(self.engine.run, "dose-weights")
+        self.update()
+
+    def _other(self) -> None:
+        self.figure.clear()  # what is still there would be taken for what was chosen
         self.update()
 
     def refresh(self) -> None:
@@ -150,7 +154,7 @@ class _Editor:
         self.back = parts.button("Use the measured weights", lambda: tab.attempt(self._back))
         self.told = parts.words("")
         self.wrong = parts.problem()
-        self.figure = tab.new_figure()
+        self.figure = tab.new_figure(larger=1.2)
         for widget in (self.frames, self.share, self.beyond):
             change = "value_throttled" if widget is self.share else "value"
             widget.param.watch(lambda _: self._draw(), change)

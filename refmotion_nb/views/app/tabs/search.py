@@ -59,7 +59,7 @@ class SearchTab(Tab):
         self.key = parts.words("")
         self.live: LiveRays | None = None
         self.figures = pn.Column(sizing_mode="stretch_width")
-        self.drawn = self.new_figure(styles={"overflow-x": "auto"})
+        self.drawn = self.new_figure(larger=1.25, styles={"overflow-x": "auto"})
         self.choice.param.watch(lambda _: self._other(), "value")
         self.shown.param.watch(lambda _: self.update(), "value")
         self._arrange()
@@ -186,7 +186,7 @@ class SearchTab(Tab):
             self._draw(now)
         else:
             name, table = self.choice.value, now.table
-            self.drawn.show((name, Same(table)), lambda: DRAWN[name](table).cols(2))
+            self.drawn.show((name, Same(table)), lambda: DRAWN[name](table))
 
     def _draw(self, now: Standing) -> None:
         rays = search_state.rays_of(now, self.engine.settings)
