@@ -13,13 +13,12 @@ import starfile
 import xarray as xr
 from conftest import TINY
 from cryosparc_project import convert, dataset_class
-from job import GIVEN, left_behind, said
+from job import GIVEN, held_by_another, left_behind, said
 from job import run as polish
 from scipy.ndimage import map_coordinates, spline_filter
 
 import refmotion_nb as rm
 from refmotion_nb.cli import main
-from refmotion_nb.data.files import sole
 from refmotion_nb.data.micrographs import MovieTable, WrittenMicrograph, write_relion
 from refmotion_nb.data.movies.detector import load_detector
 from refmotion_nb.data.movies.reader import open_movie
@@ -470,7 +469,7 @@ def test_threads_and_device_are_those_of_a_run(moving, tmp_path, capsys, option,
 def test_one_command_at_a_time_writes_to_a_folder(moving, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
-    with sole(out):
+    with held_by_another(out):
         assert run(moving.folder, out) == 1
         assert "another run is writing to" in said(capsys)[-1]
         assert left_behind(out) == []
