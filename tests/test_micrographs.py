@@ -487,6 +487,15 @@ def test_how_micrographs_came_about_is_recorded_beside_what_a_run_notes(moving, 
     assert record["version"] == rm.__version__ and record["versions"]["numpy"] == np.__version__
 
 
+def test_micrographs_begun_by_another_version_are_told(moving, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr("refmotion_nb.stages.describe.__version__", "0.0.9")
+        assert run(moving.folder, tmp_path, "--binning", "2") == 0
+    assert "of refmotion_nb" not in capsys.readouterr().err
+    assert run(moving.folder, tmp_path, "--binning", "2") == 0
+    assert "warning: what version 0.0.9 of refmotion_nb finished in this folder" in capsys.readouterr().err
+
+
 def test_micrographs_of_an_optics_group_with_two_pixel_sizes_are_two_groups(moving, tmp_path):
     data = rm.open_movies(moving.micrographs, moving.folder)
     mixed = replace(data, movies=(data.movies[0], replace(data.movies[1], binning=2.0)))

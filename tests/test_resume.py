@@ -285,6 +285,19 @@ def test_stages_called_from_python_hold_their_folder_as_jobs_do(opened, quick, t
     ]
 
 
+def test_a_folder_begun_by_another_version_is_told_and_continued(project, out, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr("refmotion_nb.stages.describe.__version__", "0.0.9")
+        assert run(project, out, *GIVEN) == 0
+    assert "of refmotion_nb" not in capsys.readouterr().err
+    before = content(out, "Particles/mic0001.mrcs")
+    for _ in range(2):  # the second time it is no less so
+        assert run(project, out, *GIVEN) == 0
+        text = capsys.readouterr().err
+        assert "warning: what version 0.0.9 of refmotion_nb finished in this folder is kept as far as it holds" in text
+    assert content(out, "Particles/mic0001.mrcs") == before and store(out).attrs["earlier_versions"] == ["0.0.9"]
+
+
 def test_a_stack_of_other_settings_is_not_taken_for_ones_own(project, out, quick, monkeypatch):
     assert run(project, out, *GIVEN) == 0
     with monkeypatch.context() as patch:  # a run with other settings ends when it has written one stack
