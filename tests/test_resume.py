@@ -166,7 +166,7 @@ class Progress:
         if self.log.exists():
             with open(self.log, encoding="utf-8") as file:
                 file.seek(self.offset)
-                lines = steps(file.read())
+                lines = steps(file.read().rpartition("\n")[0])  # whole ones
             for line in lines[self.read :]:
                 if line in self.undisturbed[self.at :]:
                     self.at += self.undisturbed[self.at :].index(line) + 1
