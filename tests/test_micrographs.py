@@ -145,6 +145,20 @@ def test_splines_are_sampled_where_the_specimen_was():
     assert np.abs(error).max() < 5e-3 * want.std()
 
 
+def test_what_local_motion_brings_in_at_an_edge_is_the_image_reflected():
+    """At the last sample as many pixels outwards as inwards are the same."""
+    shape = (70, 90)
+    coefficients = np.random.default_rng(4).normal(size=shape).astype(np.float32)
+    nodes = [len(axis) for axis in grid_nodes(shape)]
+    there, back = (np.zeros(shape, np.float32) for _ in range(2))
+    for moved, out in (((2.5, 1.25), there), ((-2.5, -1.25), back)):
+        grid = np.broadcast_to(np.float32(moved), (*nodes, 2)).copy()
+        warp_add_kernel(coefficients, grid, GRID_PX, 0, 70, np.empty((3, 90 + GRID_PX), np.float32), out)
+    corners = np.ix_((0, -1), (0, -1))
+    np.testing.assert_allclose(there[corners], back[corners], atol=1e-5)
+    assert np.abs(there - back).max() > 0.1
+
+
 def waves(shape, shift=0.0):
     """Waves up to two thirds of the Nyquist limit, displaced by ``shift`` (height, width, 2) x y."""
     y, x = np.mgrid[: shape[0], : shape[1]].astype(float)
