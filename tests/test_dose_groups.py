@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from refmotion_nb.numerics.dose import sums_at_doses
 from refmotion_nb.stages.base import Silent
 from refmotion_nb.stages.dose_weights import (
     BORROWED_PARTICLES,
@@ -40,6 +41,21 @@ def test_a_large_group_follows_itself_and_a_small_one_the_pool(particles, expect
     assert table["particles"].values.tolist() == [100_000 + particles, 100_000, particles]
     assert rate_A2(table, "usual") == pytest.approx(2.0, rel=0.1)
     assert rate_A2(table, "other") == pytest.approx(expected, rel=0.1)
+
+
+def test_sums_of_frames_cut_otherwise_are_those_that_they_would_have_had():
+    """Of signal that falls off linearly with dose: it grows with the root of a frame's dose, powers not at all."""
+
+    def sums(n_frames):
+        edges = np.linspace(4.0, 52.0, n_frames + 1)
+        signal = np.sqrt(np.diff(edges)) * (1 - 0.5 * (edges[1:] + edges[:-1]) / 60)
+        return edges, np.stack([signal, np.full(n_frames, 3.0), np.full(n_frames, 5.0)])[..., None]
+
+    (edges, fine), (edges_to, coarse) = sums(24), sums(12)
+    np.testing.assert_allclose(sums_at_doses(fine, edges, edges_to), coarse, rtol=1e-6)
+    longer = sums_at_doses(fine, edges, np.append(edges_to, [56.0, 60.0]))
+    np.testing.assert_allclose(longer[:, :12], coarse, rtol=1e-6)
+    assert not longer[:, 12:].any(), "nothing is known of frames beyond"
 
 
 class ManyGroups:

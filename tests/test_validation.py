@@ -134,6 +134,18 @@ def test_insertion_is_trilinear(rng):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("n", [9, 10])
+def test_shells_are_those_of_the_whole_transform(rng, n):
+    a, b = rng.normal(size=(2, n, n, n)).astype(np.float32)
+    fa, fb = np.fft.fftn(a), np.fft.fftn(a + b)
+    k = np.fft.fftfreq(n, 1 / n)
+    shell = np.rint(np.sqrt(k[:, None, None] ** 2 + k[:, None] ** 2 + k**2)).astype(int)
+    cross, one, two = (
+        np.bincount(shell.ravel(), v.ravel())[: n // 2 + 1] for v in ((fa * fb.conj()).real, abs(fa) ** 2, abs(fb) ** 2)
+    )
+    np.testing.assert_allclose(fsc(a, a + b), cross / np.sqrt(one * two), atol=1e-5)
+
+
 def test_the_density_is_that_of_pipe_and_menon_after_two_steps(rng):
     """Compared with plain convolutions of the whole transform, both signs of kx."""
     n, count = 12, 15
@@ -157,7 +169,11 @@ def test_the_density_is_that_of_pipe_and_menon_after_two_steps(rng):
     first = averaged(weight)
     ratio = np.where(first > found.floors[shell], weight / np.maximum(first, 1e-30), 0)
     expected = first * averaged(ratio)
-    np.testing.assert_allclose(found.values, expected[..., half.shape[2] - 1 :], rtol=1e-3, atol=1e-5)
+    stored = np.s_[..., half.shape[2] - 1 :]
+    np.testing.assert_allclose(found.values, expected[stored], rtol=1e-3, atol=1e-5)
+    inside = z**2 + y**2 + x**2 <= transform.radius**2
+    some = inside[stored] & (shell[stored] == 7)
+    assert found.floors[7] == pytest.approx(1e-3 * first[stored][some].mean(), rel=1e-4)  # RELION's
 
 
 def test_sums_and_maps_do_not_depend_on_the_threads(rng):
