@@ -1,6 +1,10 @@
 """The command line called in this process, and what it leaves behind."""
 
+import fcntl
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +58,15 @@ def said(capsys) -> list[str]:
     """Return what the last command had to say about problems: the lines that start with its name."""
     lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
     return [line.removeprefix("refmotion: ") for line in lines if line.startswith("refmotion: ")]
+
+
+@contextmanager
+def held_by_another(folder: Path) -> Iterator[None]:
+    """Hold a folder as another process does."""
+    handle = os.open(folder, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    yield
+    os.close(handle)
 
 
 def left_behind(out: Path) -> list[str]:

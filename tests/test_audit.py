@@ -155,6 +155,17 @@ def test_particles_that_are_in_neither_map_leave_no_noise_there():
     assert np.std(z) == pytest.approx(1, abs=0.06)
 
 
+def test_shells_before_the_first_do_not_count_for_own_noise():
+    """There half maps differ by more than noise, and refinements may join them."""
+    products, _ = plain_sets(np.random.default_rng(2), n=6)
+    sums = products.sums.copy()
+    sums[:, 1:, :3] *= 7
+    one, other = own_noise(products, 2.5, 3), own_noise(replace(products, sums=sums), 2.5, 3)
+    np.testing.assert_allclose(other.excess, one.excess)
+    np.testing.assert_allclose(other.expected, one.expected)
+    assert abs(own_noise(replace(products, sums=sums), 2.5, 2).excess - own_noise(products, 2.5, 2).excess).max() > 0.1
+
+
 def test_products_of_micrographs_come_together_up_to_the_last_common_shell():
     first, second = (plain_sets(np.random.default_rng(1), n=6, k=k)[0] for k in (10, 8))
     both = ShellProducts.together([first, second])

@@ -6,11 +6,10 @@ import mrcfile
 import numpy as np
 import pytest
 import tifffile
-from job import GIVEN, copied, error_A, inputs, left_behind, run, said, store, tracks
+from job import GIVEN, copied, error_A, held_by_another, inputs, left_behind, run, said, store, tracks
 from relion_project import edit
 
 from refmotion_nb.cli import main
-from refmotion_nb.data import files
 from refmotion_nb.data.maps import read_map, write_map
 from refmotion_nb.data.star import read_star
 
@@ -183,7 +182,8 @@ def test_one_line_and_nothing_half_written(project, name, capsys):
 
 def test_a_refused_run_adds_nothing_to_the_log_of_another(project, capsys):
     out = project / "out"
-    with files.sole(out):
+    out.mkdir()
+    with held_by_another(out):
         (out / "run.log").write_text("mine\n")
         assert run(project, out, *GIVEN) == 1
         BAD["truncated movie"][0](project)

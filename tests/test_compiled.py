@@ -1,13 +1,15 @@
 """Machine code on disk, with several processes that compile at once and such that are killed."""
 
+import runpy
 import threading
 import time
 
 import numpy as np
 import pytest
+from numba.core import caching
 from numba.core.caching import IndexDataCacheFile
 
-from refmotion_nb.numerics import kernels_cpu
+from refmotion_nb.numerics import compiled, kernels_cpu
 from refmotion_nb.numerics.compiled import CodeFile, njit
 
 
@@ -53,6 +55,22 @@ def test_code_of_an_older_source_is_not_taken_for_the_new_ones(tmp_path, monkeyp
 def test_kernels_are_kept_so(tmp_path):
     kept = [one for one in vars(kernels_cpu).values() if hasattr(one, "py_func")]
     assert kept and all(isinstance(one._cache._cache_file, CodeFile) for one in kept)
+
+
+@pytest.mark.parametrize("theirs", [None, type("FunctionCache", (), {"__init__": lambda self, function: None})])
+def test_with_another_numba_code_is_kept_in_its_own_way(monkeypatch, theirs):
+    with monkeypatch.context() as patch:
+        if theirs is None:
+            patch.delattr(caching, "FunctionCache")
+        else:
+            patch.setattr(caching, "FunctionCache", theirs)
+        with_another = runpy.run_path(compiled.__file__)["njit"]
+
+    @with_another(nogil=True)
+    def twice(a):
+        return 2 * a
+
+    assert twice(3) == 6 and twice._cache.cache_path and not isinstance(twice._cache._cache_file, CodeFile)
 
 
 def test_what_is_not_kept_is_compiled(monkeypatch):

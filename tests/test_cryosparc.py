@@ -545,6 +545,10 @@ def test_written_poses_are_matrix_logarithms(tiny, tmp_path):
 def test_what_cannot_be_a_project(tiny, tmp_path):
     with pytest.raises(rm.InputError, match="orientation 'upright'; give cryosparc or relion"):
         tiny.as_cryosparc(tmp_path, "upright")
+    with pytest.raises(
+        rm.InputError, match=r"holds other files \(Extract\), which simulated ones would join or replace"
+    ):
+        tiny.as_cryosparc(tiny.folder)
     folder = shutil.copytree(tiny.folder, tmp_path / "mrc")
     for star in (folder / "MotionCorr/Movies").glob("*.star"):
         star.write_text(star.read_text().replace(".tif", ".mrc"))

@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from refmotion_nb.numerics.dose import sums_at_doses
 from refmotion_nb.stages.base import Silent
-from refmotion_nb.stages.dose_weights import BORROWED_PARTICLES, DoseWeights, Exposure, Measured, weights_table
+from refmotion_nb.stages.dose_weights import (
+    BORROWED_PARTICLES,
+    DoseWeights,
+    Exposure,
+    Measured,
+    exposures,
+    weights_on,
+    weights_table,
+)
 
 FRAMES, SHELLS, EXTENT_A = 12, 60, 120.0
 
@@ -34,11 +43,26 @@ def test_a_large_group_follows_itself_and_a_small_one_the_pool(particles, expect
     assert rate_A2(table, "other") == pytest.approx(expected, rel=0.1)
 
 
+def test_sums_of_frames_cut_otherwise_are_those_that_they_would_have_had():
+    """Of signal that falls off linearly with dose: it grows with the root of a frame's dose, powers not at all."""
+
+    def sums(n_frames):
+        edges = np.linspace(4.0, 52.0, n_frames + 1)
+        signal = np.sqrt(np.diff(edges)) * (1 - 0.5 * (edges[1:] + edges[:-1]) / 60)
+        return edges, np.stack([signal, np.full(n_frames, 3.0), np.full(n_frames, 5.0)])[..., None]
+
+    (edges, fine), (edges_to, coarse) = sums(24), sums(12)
+    np.testing.assert_allclose(sums_at_doses(fine, edges, edges_to), coarse, rtol=1e-6)
+    longer = sums_at_doses(fine, edges, np.append(edges_to, [56.0, 60.0]))
+    np.testing.assert_allclose(longer[:, :12], coarse, rtol=1e-6)
+    assert not longer[:, 12:].any(), "nothing is known of frames beyond"
+
+
 class ManyGroups:
     """A session of one micrograph for each of ``n`` optics groups, of which random choice finds none."""
 
     def __init__(self, n: int):
-        movie = SimpleNamespace(dose_edges=2.0 * np.arange(FRAMES + 1))
+        movie = SimpleNamespace(dose_edges=2.0 * np.arange(FRAMES + 1), voltage_kV=300.0)
         self.micrographs = {f"m{i}": (movie, xr.Dataset({"optics": ("particle", [i])})) for i in range(n)}
         self.data = SimpleNamespace(optics=[SimpleNamespace(name=f"tilt {i}") for i in range(n)])
         self.asked: list[tuple[int, int]] = []  # micrographs to choose from, particles
@@ -56,3 +80,45 @@ def test_groups_that_chance_left_out_are_all_measured_yet_take_no_more_than_the_
     session = ManyGroups(groups)
     assert not list(DoseWeights(target_particles=5000).sample(session, None, Silent()))
     assert session.asked == [(groups, 5000), *[(1, each)] * groups]
+
+
+def exposed(doses_per_frame, before=0.0):
+    """A session of a micrograph for each dose, all of one optics group."""
+    movies = [
+        SimpleNamespace(dose_edges=before + dose * np.arange(FRAMES + 1), voltage_kV=300.0) for dose in doses_per_frame
+    ]
+    particles = xr.Dataset({"optics": ("particle", [0])})
+    micrographs = {f"m{i}": (movie, particles) for i, movie in enumerate(movies)}
+    return SimpleNamespace(micrographs=micrographs, data=SimpleNamespace(optics=[SimpleNamespace(name="one")]))
+
+
+def test_doses_that_were_measured_movie_by_movie_make_one_group_on_their_median():
+    doses = 2.0 + 0.05 * np.random.default_rng(1).uniform(-1, 1, 500)
+    found = exposures(exposed(doses))
+    (one,) = set(found.values())
+    assert len(found) == 500 and np.allclose(one.edges, np.median(doses) * np.arange(FRAMES + 1), atol=1e-3)
+
+
+def test_doses_that_are_a_frame_apart_are_two_groups_and_each_movie_takes_the_weights_of_the_nearer():
+    doses = [2.0, 2.01, 2.3, 2.31]
+    found = exposures(exposed(doses))
+    few, many = dict.fromkeys(found.values())
+    assert [found[f"m{i}"] is few for i in range(4)] == [True, True, False, False]
+    groups = [
+        Measured(one, EXTENT_A, 50, measured("", rate, 10_000).sums, ["m"], 10_000)
+        for one, rate in ((few, 1.0), (many, 20.0))
+    ]
+    table = weights_table(groups)
+    for dose, row in zip(doses, (1, 1, 2, 2)):
+        own = table.isel(group=row)
+        got = weights_on(table, dose * np.arange(FRAMES + 1), own["frequency"].values, "one")
+        assert np.abs(got - own["weight"].values).max() < 0.01
+
+
+def test_weights_reach_every_movie_of_a_group():
+    """The longest exposed ends within a frame of what its group was measured on."""
+    doses = np.linspace(2.0, 2.0 + 1.99 / FRAMES, 7)
+    (one,) = set(exposures(exposed(doses, before=3.0)).values())
+    table = weights_table([Measured(one, EXTENT_A, 50, measured("", 2.0, 10).sums, ["m"], 10)])
+    for dose in doses:
+        weights_on(table, 3.0 + dose * np.arange(FRAMES + 1), np.array([0.1]), "one")

@@ -1,5 +1,7 @@
 """Which GPU is taken, what is said where there is none, and what happens when its memory ends."""
 
+from itertools import count
+
 import numpy as np
 import pytest
 import strict_cupy
@@ -8,7 +10,7 @@ from fake_results import fake_dose_weights, fake_search
 import refmotion_nb as rm
 from refmotion_nb.data.movies.look import sample_bytes
 from refmotion_nb.data.schema import InputError
-from refmotion_nb.numerics import gpu
+from refmotion_nb.numerics import gpu, patches
 from refmotion_nb.numerics.backend import irfft2, over_chunks, rfft2
 from refmotion_nb.numerics.correlation import spline_grid
 from refmotion_nb.numerics.device_sizes import (
@@ -200,15 +202,18 @@ def test_what_is_large_is_uploaded_in_slices(strict, monkeypatch):
     assert gpu.upload(there) is there
 
 
-def test_a_stage_survives_the_end_of_memory_and_says_so_once(strict, tiny):
+def test_a_stage_survives_the_end_of_memory_and_says_so_once(strict, tiny, monkeypatch):
     settings = rm.MotionCorrection()
     expected = [m.spectra for _, m in rm.Session(tiny.open(), 2, 0, device="cuda:0").walk(names(tiny), settings)]
-    session = rm.Session(tiny.open(), 2, 0, device="cuda:0")
-    session.references(False)
-    found = []
-    for _, m in session.walk(names(tiny), settings):
-        found.append(m.spectra)
-        strict_cupy.devices.fail_at = 65  # in the middle of the next movie
+    session, calls, cut = rm.Session(tiny.open(), 2, 0, device="cuda:0"), count(), patches.cut_patches
+
+    def ends_twice(*arguments):
+        if next(calls) in (3, 7):
+            strict_cupy.devices.fail_at = 0  # the next array
+        return cut(*arguments)
+
+    monkeypatch.setattr(patches, "cut_patches", ends_twice)
+    found = [m.spectra for _, m in session.walk(names(tiny), settings)]
     assert len(session.warnings) == 1 and "the memory of the GPU ran out" in session.warnings[0]
     for one, two in zip(expected, found):
         np.testing.assert_array_equal(one.stored.get(), two.stored.get())

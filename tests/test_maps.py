@@ -6,6 +6,7 @@ import pytest
 from refmotion_nb.data.maps import check_reference, load_reference, read_map, write_map, write_stack
 from refmotion_nb.data.schema import InputError, Reference
 from refmotion_nb.data.star import write_star
+from refmotion_nb.stages.references import _mask_radius
 
 
 @pytest.fixture
@@ -142,3 +143,10 @@ def test_real_reference(test_data):
     )
     assert loaded.half1.shape == (192, 192, 192) and loaded.pixel_size_A == 1.0
     assert np.argmax(loaded.fsc < 0.143) == 50
+
+
+def test_the_radius_of_a_mask_reaches_its_farthest_voxel(reference):
+    """Of a cube that is the corner: some view shows it along x."""
+    assert _mask_radius(load_reference(reference)) == pytest.approx(
+        2 * np.sqrt(3) * 1.25
+    )  # voxels -2 to 1 from the centre

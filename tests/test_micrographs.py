@@ -13,13 +13,12 @@ import starfile
 import xarray as xr
 from conftest import TINY
 from cryosparc_project import convert, dataset_class
-from job import GIVEN, left_behind, said
+from job import GIVEN, held_by_another, left_behind, said
 from job import run as polish
 from scipy.ndimage import map_coordinates, spline_filter
 
 import refmotion_nb as rm
 from refmotion_nb.cli import main
-from refmotion_nb.data.files import sole
 from refmotion_nb.data.micrographs import MovieTable, WrittenMicrograph, write_relion
 from refmotion_nb.data.movies.detector import load_detector
 from refmotion_nb.data.movies.reader import open_movie
@@ -144,6 +143,20 @@ def test_splines_are_sampled_where_the_specimen_was():
     )
     error = (out - 1 - want)[8:-8, 8:-8]
     assert np.abs(error).max() < 5e-3 * want.std()
+
+
+def test_what_local_motion_brings_in_at_an_edge_is_the_image_reflected():
+    """At the last sample as many pixels outwards as inwards are the same."""
+    shape = (70, 90)
+    coefficients = np.random.default_rng(4).normal(size=shape).astype(np.float32)
+    nodes = [len(axis) for axis in grid_nodes(shape)]
+    there, back = (np.zeros(shape, np.float32) for _ in range(2))
+    for moved, out in (((2.5, 1.25), there), ((-2.5, -1.25), back)):
+        grid = np.broadcast_to(np.float32(moved), (*nodes, 2)).copy()
+        warp_add_kernel(coefficients, grid, GRID_PX, 0, 70, np.empty((3, 90 + GRID_PX), np.float32), out)
+    corners = np.ix_((0, -1), (0, -1))
+    np.testing.assert_allclose(there[corners], back[corners], atol=1e-5)
+    assert np.abs(there - back).max() > 0.1
 
 
 def waves(shape, shift=0.0):
@@ -470,7 +483,7 @@ def test_threads_and_device_are_those_of_a_run(moving, tmp_path, capsys, option,
 def test_one_command_at_a_time_writes_to_a_folder(moving, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
-    with sole(out):
+    with held_by_another(out):
         assert run(moving.folder, out) == 1
         assert "another run is writing to" in said(capsys)[-1]
         assert left_behind(out) == []
@@ -486,6 +499,15 @@ def test_how_micrographs_came_about_is_recorded_beside_what_a_run_notes(moving, 
     assert record["command"].startswith("refmotion micrographs --micrographs") and record["settings"]["binning"] == 2
     assert record["inputs"]["files"][0] == ["micrographs", str(moving.micrographs)] and record["inputs"]["movies"] == 2
     assert record["version"] == rm.__version__ and record["versions"]["numpy"] == np.__version__
+
+
+def test_micrographs_begun_by_another_version_are_told(moving, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr("refmotion_nb.stages.describe.__version__", "0.0.9")
+        assert run(moving.folder, tmp_path, "--binning", "2") == 0
+    assert "of refmotion_nb" not in capsys.readouterr().err
+    assert run(moving.folder, tmp_path, "--binning", "2") == 0
+    assert "warning: what version 0.0.9 of refmotion_nb finished in this folder" in capsys.readouterr().err
 
 
 def test_micrographs_of_an_optics_group_with_two_pixel_sizes_are_two_groups(moving, tmp_path):

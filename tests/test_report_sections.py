@@ -111,6 +111,13 @@ def test_the_check_of_the_input_is_shown(store: ResultStore) -> None:
     assert "Nothing speaks against it" in report_inputs.inputs_section({}, None, clean)
 
 
+def test_of_many_doses_some_are_listed() -> None:
+    doses = [1.25 + 0.01 * i for i in range(30)]
+    inputs = {**INPUTS, "exposures": [{"movies": 1, **EXPOSURE, "dose_per_frame_e_A2": dose} for dose in doses]}
+    assert "And movies of 18 other doses." in text_of(report_inputs.inputs_section(inputs, None, None))
+    assert report_search.frame_doses(inputs, None) == [doses[0], doses[-1]]
+
+
 # hyperparameters
 
 

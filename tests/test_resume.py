@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 import tifffile
 import xarray as xr
-from job import GIVEN, copied, inputs, run, said, store
+from job import GIVEN, copied, held_by_another, inputs, run, said, store
 
 import refmotion_nb as rm
 from refmotion_nb.cli import main
 from refmotion_nb.cli.app import recorded_opening
-from refmotion_nb.data import files, spool
+from refmotion_nb.data import spool
 from refmotion_nb.data.store import ResultStore
 from refmotion_nb.data.synthetic.simulate import SimulationSettings, simulate
 from refmotion_nb.demo import run_demo
@@ -166,7 +166,7 @@ class Progress:
         if self.log.exists():
             with open(self.log, encoding="utf-8") as file:
                 file.seek(self.offset)
-                lines = steps(file.read())
+                lines = steps(file.read().rpartition("\n")[0])  # whole ones
             for line in lines[self.read :]:
                 if line in self.undisturbed[self.at :]:
                     self.at += self.undisturbed[self.at :].index(line) + 1
@@ -265,10 +265,37 @@ def test_what_a_killed_run_left_is_removed(project, out, quick):
 
 
 def test_two_runs_at_a_time_in_one_folder_are_refused(project, tmp_path, capsys):
-    with files.sole(tmp_path):
+    with held_by_another(tmp_path):
         assert run(project, tmp_path, *GIVEN) == 1
     assert said(capsys) == [f"another run is writing to {tmp_path}; wait for it, or choose another --out"]
     assert run(project, tmp_path, *GIVEN) == 0
+
+
+def test_stages_called_from_python_hold_their_folder_as_jobs_do(opened, quick, tmp_path):
+    results = store(quick)
+    session, search, dose = rm.Session(opened), results.read("search"), results.read("dose_weights")
+    with held_by_another(tmp_path):
+        for stage in (rm.MotionCorrection(), rm.Validation()):
+            with pytest.raises(rm.InputError, match=f"another run is writing to {tmp_path}; wait for it"):
+                stage.run(session, search, dose, out=tmp_path)
+    assert not list(tmp_path.iterdir())
+    rm.MotionCorrection().run(session, search, dose, out=tmp_path)
+    assert (tmp_path / "Particles/mic0002.mrcs").read_bytes()[1024:] == (quick / "Particles/mic0002.mrcs").read_bytes()[
+        1024:
+    ]
+
+
+def test_a_folder_begun_by_another_version_is_told_and_continued(project, out, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr("refmotion_nb.stages.describe.__version__", "0.0.9")
+        assert run(project, out, *GIVEN) == 0
+    assert "of refmotion_nb" not in capsys.readouterr().err
+    before = content(out, "Particles/mic0001.mrcs")
+    for _ in range(2):  # the second time it is no less so
+        assert run(project, out, *GIVEN) == 0
+        text = capsys.readouterr().err
+        assert "warning: what version 0.0.9 of refmotion_nb finished in this folder is kept as far as it holds" in text
+    assert content(out, "Particles/mic0001.mrcs") == before and store(out).attrs["earlier_versions"] == ["0.0.9"]
 
 
 def test_a_stack_of_other_settings_is_not_taken_for_ones_own(project, out, quick, monkeypatch):

@@ -425,7 +425,7 @@ def test_box_size(tiny, tmp_path, quick, box):
     assert error_A(tracks(out), truth) < 1.15 * error_A(tracks(quick), truth)
 
 
-@pytest.mark.parametrize("box", ["101", "40"])
+@pytest.mark.parametrize("box", ["101", "40", "100000"])
 def test_box_size_that_does_not_fit(tiny, tmp_path, capsys, box):
     assert run(tiny.folder, tmp_path / "out", *GIVEN, "--box-size", box) == 1
     assert f"box_size {box} is " in said(capsys)[0] and not (tmp_path / "out/Particles").exists()

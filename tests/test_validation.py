@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from job import GIVEN, run, said, store
+from scipy.ndimage import convolve1d
 from test_numerics import spectra_of
 
 import refmotion_nb as rm
@@ -20,7 +21,14 @@ from refmotion_nb.numerics.fourier import half_plane_indices
 from refmotion_nb.numerics.kernels_maps import insert_kernel
 from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.numerics.projection import euler_to_matrix
-from refmotion_nb.numerics.reconstruct import PADDING, BackProjector, fsc, fsc_masked_corrected, reconstruct
+from refmotion_nb.numerics.reconstruct import (
+    PADDING,
+    BackProjector,
+    fsc,
+    fsc_masked_corrected,
+    reconstruct,
+    sampling_density,
+)
 from refmotion_nb.numerics.sharpening import fsc_weight, guinier_b_factor, sharpened
 from refmotion_nb.numerics.symmetry import grid_cosets, operators
 from refmotion_nb.stages.half_maps import Grid, slices_of
@@ -124,6 +132,48 @@ def test_insertion_is_trilinear(rng):
                 share = np.prod(1 - np.abs(at - (low + corner)))
                 expected[z + radius + 1, y + radius + 1, x] += share * value
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [9, 10])
+def test_shells_are_those_of_the_whole_transform(rng, n):
+    a, b = rng.normal(size=(2, n, n, n)).astype(np.float32)
+    fa, fb = np.fft.fftn(a), np.fft.fftn(a + b)
+    k = np.fft.fftfreq(n, 1 / n)
+    shell = np.rint(np.sqrt(k[:, None, None] ** 2 + k[:, None] ** 2 + k**2)).astype(int)
+    cross, one, two = (
+        np.bincount(shell.ravel(), v.ravel())[: n // 2 + 1] for v in ((fa * fb.conj()).real, abs(fa) ** 2, abs(fb) ** 2)
+    )
+    np.testing.assert_allclose(fsc(a, a + b), cross / np.sqrt(one * two), atol=1e-5)
+
+
+def test_the_density_is_that_of_pipe_and_menon_after_two_steps(rng):
+    """Compared with plain convolutions of the whole transform, both signs of kx."""
+    n, count = 12, 15
+    weights = rng.random((count, n, n // 2 + 1)).astype(np.float32)
+    projector = BackProjector(n, 1)
+    projector.insert(
+        np.zeros((count, 1, n, n // 2 + 1), complex), weights, euler_to_matrix(random_turns(rng, count))[:, :2]
+    )
+    transform = projector.transform()
+    half = transform.sums[..., -1].astype(float)
+    weight = np.concatenate([half[::-1, ::-1, :0:-1], half], 2)
+
+    def averaged(values):
+        for axis in range(3):
+            values = convolve1d(values, [0.25, 0.5, 0.25], axis, mode="constant")
+        return values
+
+    found = sampling_density(transform)
+    z, y, x = np.indices(weight.shape) - np.reshape(weight.shape, (3, 1, 1, 1)) // 2
+    shell = np.minimum(np.rint(np.sqrt(z**2 + y**2 + x**2)).astype(int), transform.radius)
+    first = averaged(weight)
+    ratio = np.where(first > found.floors[shell], weight / np.maximum(first, 1e-30), 0)
+    expected = first * averaged(ratio)
+    stored = np.s_[..., half.shape[2] - 1 :]
+    np.testing.assert_allclose(found.values, expected[stored], rtol=1e-3, atol=1e-5)
+    inside = z**2 + y**2 + x**2 <= transform.radius**2
+    some = inside[stored] & (shell[stored] == 7)
+    assert found.floors[7] == pytest.approx(1e-3 * first[stored][some].mean(), rel=1e-4)  # RELION's
 
 
 def test_sums_and_maps_do_not_depend_on_the_threads(rng):

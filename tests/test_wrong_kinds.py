@@ -49,6 +49,19 @@ def test_opening(tiny, changed, expected):
 
 
 @pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"threads": -1}, "threads is -1; give a number from 0 on"),
+        ({"cache_bytes": -1.0}, "cache_bytes is -1.0; give a number"),
+        ({"cache_bytes": float("nan")}, "cache_bytes is nan; give a number"),
+    ],
+)
+def test_what_a_session_cannot_have(tiny, given, expected):
+    with pytest.raises(rm.InputError, match=f"^{expected}"):
+        rm.Session(tiny.open(), **given)
+
+
+@pytest.mark.parametrize(
     ("changed", "expected"),
     [
         ({"exposures": 3}, r"exposures is of type int \(3\); give one path"),

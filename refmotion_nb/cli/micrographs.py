@@ -20,6 +20,8 @@ from refmotion_nb.data.maps import map_header
 from refmotion_nb.data.micrographs import MovieTable
 from refmotion_nb.data.relion.project import open_movies
 from refmotion_nb.data.schema import InputError
+from refmotion_nb.data.store import ResultStore
+from refmotion_nb.stages.describe import of_other_versions
 from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.micrographs import MicrographCorrection
 from refmotion_nb.stages.particle_motion import ParticleMotion
@@ -75,6 +77,8 @@ def run(options: argparse.Namespace) -> int:
         for name, reason in zip(table["micrograph"].values, table["reason"].values):
             if reason:
                 console.say(f"warning: {name}: {reason}")
+        for warning in of_other_versions(ResultStore(options.out / "results.zarr").attrs["micrographs"]):
+            console.say(f"warning: {warning}")
         write_report(options.out / "results.zarr", options.out / "report.html")
         complete = bool(table["written"].all())
         console.say(_summary(options, table, time.perf_counter() - start))

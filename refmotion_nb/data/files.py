@@ -9,11 +9,12 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from fnmatch import fnmatch
 from pathlib import Path
+from types import MappingProxyType
 
 from refmotion_nb.data.schema import InputError, OutputError, as_path
 
@@ -22,6 +23,9 @@ _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8}(\.[^.]+)?|[0-9a-f]{12})")  # of ``a
 
 _READABLE: ContextVar[tuple[tuple[Path, ...], Callable[[], object]]] = ContextVar(
     "folders that may be read, and what is called before", default=((), lambda: None)
+)
+_HELD: ContextVar[Mapping[Path, bool]] = ContextVar(
+    "folders that are held, and whether with a lock", default=MappingProxyType({})
 )
 
 
@@ -174,13 +178,18 @@ def writable(out: Path) -> None:
 def sole(folder: Path) -> Iterator[bool]:
     """Hold a folder against other runs while the block lasts, however it ends; False if the file system cannot.
 
-    It is made where there is none, and gone again if the block fails before anything is in it.
+    It is made where there is none, and gone again if the block fails before anything is in it. Within the block, in its thread,
+    it may be held again: a job's stages hold its folder as those that are run alone do.
 
     Raises
     ------
     OutputError
-        Another process holds it.
+        Another run holds it.
     """
+    before, home = _HELD.get(), folder.resolve()
+    if home in before:
+        yield before[home]
+        return
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
@@ -192,7 +201,11 @@ def sole(folder: Path) -> Iterator[bool]:
             raise OutputError(f"another run is writing to {folder}; wait for it") from None
         except OSError:  # some network file systems have no locks
             held = False
-        yield held
+        token = _HELD.set({**before, home: held})
+        try:
+            yield held
+        finally:
+            _HELD.reset(token)
     except BaseException:
         with suppress(OSError):  # something is in it
             for path in new:

@@ -28,6 +28,7 @@ _VALUE = re.compile(r"^[^\S\n]*_(\S+)(?:[^\S\n]+(\"[^\"\n]*\"|\S+))?", re.MULTIL
 _TOKEN = re.compile(r'"[^"\n]*"|\S+')
 _TEXT_LABELS = ("Name", "File", "Metadata", "Zernike", "Half1", "Half2")
 _NOT_A_NUMBER = ["nan", "-nan", "NaN", "<NA>"]
+CHUNK = 20_000  # rows written at a time: as text a large table takes ten times its memory
 
 
 def read_star(path: str | Path, blocks: Collection[str] | None = None) -> dict[str, Block]:
@@ -124,11 +125,11 @@ def _number(text: str) -> int | float | str:
     return text.strip('"')
 
 
-def _write_loop(file: io.TextIOBase | Any, rows: pd.DataFrame, chunk: int = 20_000) -> None:
+def _write_loop(file: io.TextIOBase | Any, rows: pd.DataFrame) -> None:
     file.write("loop_\n")
     file.writelines(f"_{label} #{i + 1}\n" for i, label in enumerate(rows.columns))
-    for start in range(0, len(rows), chunk):  # in pieces: as text a large table takes ten times its memory
-        part = rows.iloc[start : start + chunk]
+    for start in range(0, len(rows), CHUNK):
+        part = rows.iloc[start : start + CHUNK]
         columns = [_tokens(part.iloc[:, i]) for i in range(part.shape[1])]
         file.write("\n".join(map(" ".join, zip(*columns))) + "\n")
 

@@ -15,7 +15,11 @@ from itertools import count
 from typing import Any
 
 import numba
-from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+try:
+    from numba.core.caching import FunctionCache, IndexDataCacheFile
+except ImportError:  # these are not public: another Numba may have none, and keeps code in its own way
+    FunctionCache = IndexDataCacheFile = object  # type: ignore[assignment,misc]
 
 
 def njit(*, cache: bool = True, **options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -24,7 +28,9 @@ def njit(*, cache: bool = True, **options: Any) -> Callable[[Callable[..., Any]]
     def compiled(function: Callable[..., Any]) -> Any:
         dispatcher = numba.njit(**options)(function)
         if cache and dispatcher is not function:  # as it is with NUMBA_DISABLE_JIT
-            dispatcher._cache = _Cache(function)
+            dispatcher.enable_caching()
+            with suppress(AttributeError, TypeError):  # likewise
+                dispatcher._cache = _Cache(function)
         return dispatcher
 
     return compiled

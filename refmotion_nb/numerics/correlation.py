@@ -42,9 +42,9 @@ class WindowGrid:
         return (self.half - 2) * self.step_px
 
 
-def spline_grid(k: int, box: int, reach_px: float, oversampling: float = 2.0) -> WindowGrid:
+def spline_grid(k: int, box: int, reach_px: float) -> WindowGrid:
     """Return the coarsest grid that interpolates a band up to shell ``k`` with an error below 1 % of the peak."""
-    step = box / (2.0 * oversampling * k)
+    step = box / (4.0 * k)  # half of what the band needs
     return WindowGrid(int(np.ceil(reach_px / step)) + 2, step, B_SPLINE_TAPS, True)
 
 

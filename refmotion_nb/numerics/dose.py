@@ -12,6 +12,8 @@ from refmotion_nb.numerics.device_sizes import fcc_work_bytes
 from refmotion_nb.numerics.fourier import half_plane_indices, shell_round
 from refmotion_nb.numerics.patches import PatchSpectra
 
+DRAWS = 40  # of micrographs, for bands of confidence
+
 
 def fcc_sums(
     spectra: PatchSpectra,
@@ -110,14 +112,12 @@ def bootstrap_weights(
     frequency_per_A: np.ndarray,  # (shell,) of the fit
     shells: slice,
     all_frequencies_per_A: np.ndarray,  # (frequency,) of the weights
-    borrowed: np.ndarray | float = 0.0,  # (3, frame, shell) sums that are always added
-    n: int = 40,
-    seed: int = 0,
+    borrowed: np.ndarray,  # (3, frame, shell) sums that are always added
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the 5th and 95th percentile of the weights (frame, frequency) when micrographs are drawn again."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     found = []
-    for _ in range(n):
+    for _ in range(DRAWS):
         draw = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)))
         values = fcc(np.tensordot(draw, sums, 1) + borrowed)[:, shells]
         found.append(weights(fit_model(values, frequency_per_A, frequency_per_A), all_frequencies_per_A))

@@ -1,7 +1,7 @@
 """Particle patches: where they are cut, their transforms, and the compact store the later passes read.
 
-Transforms are kept as 16-bit integers with one scale per patch: the rounding is below 1e-4 of the noise, and a
-micrograph takes half the memory and bandwidth.
+Transforms are kept as 16-bit integers with one scale per patch: the rounding is below 1e-3 of a patch's RMS, and a
+micrograph takes half the memory and bandwidth (ADR 0004).
 """
 
 from __future__ import annotations

@@ -59,13 +59,10 @@ class Transform:
 class BackProjector:
     """Slices of projections, inserted into an oversampled transform by trilinear interpolation under a symmetry."""
 
-    def __init__(
-        self, size: int, n_maps: int = 1, symmetry: np.ndarray | None = None, max_shell: int | None = None,
-        threads: int = 1,
-    ):  # fmt: skip
-        """Make room for maps of ``size`` px up to ``max_shell`` (Nyquist unless given) under operators (operator, 3, 3)."""
+    def __init__(self, size: int, n_maps: int, symmetry: np.ndarray | None = None, threads: int = 1):
+        """Make room for maps of ``size`` px up to the Nyquist limit under operators (operator, 3, 3)."""
         self.size, self.n_maps, self.threads = size, n_maps, threads
-        self.radius = PADDING * min(max_shell or size // 2, size // 2)
+        self.radius = PADDING * (size // 2)
         # what maps the grid onto itself is added up at the end, once for all slices
         self._on_grid, self._cosets = grid_cosets(np.eye(3)[None] if symmetry is None else np.asarray(symmetry, float))
         n = 2 * self.radius + 3
@@ -135,17 +132,15 @@ def backproject(
     rotations: np.ndarray,  # (particle, 3, 3) Euler matrices
     *,
     symmetry: np.ndarray | None = None,  # (operator, 3, 3) rotations that leave the object as it is
-    max_shell: int | None = None,  # px⁻¹ of the box; Nyquist unless given
-    threads: int = 1,
 ) -> Transform:
-    """Insert the slices of one map into an oversampled transform by trilinear interpolation.
+    """Insert the slices of one map into an oversampled transform by trilinear interpolation, in one thread.
 
     Raises
     ------
     ValueError
         Images that are not square, or images, weights and rotations of different lengths.
     """
-    projector = BackProjector(images_ft.shape[1], 1, symmetry, max_shell, threads)
+    projector = BackProjector(images_ft.shape[1], 1, symmetry)
     projector.insert(images_ft[:, None], weights_ft, np.asarray(rotations)[:, :2])
     return projector.transform()
 

@@ -29,6 +29,8 @@ from refmotion_nb.numerics.correlation import WindowGrid
 from refmotion_nb.numerics.device_sizes import set_work_bytes
 from refmotion_nb.numerics.prior import CommonPrior, PriorModes
 
+CURVATURE_STEP_A = 0.3
+
 
 @dataclass
 class Windows:
@@ -81,14 +83,16 @@ class Windows:
         slopes = taps[:, 1:] * np.arange(1, 4, dtype=self.values.dtype)
         return beside(self.values, taps), beside(self.values, slopes)
 
-    def curvature(self, displacement_A: np.ndarray, step_A: float = 0.3) -> np.ndarray:
+    def curvature(self, displacement_A: np.ndarray) -> np.ndarray:
         """Return the mean curvature over particles (frame,), per Å², at displacements (particle, frame, 2), on the host.
 
         Frames without signal count as 5 % of the sharpest.
         """
-        around = np.array([[0, 0], [step_A, 0], [-step_A, 0], [0, step_A], [0, -step_A]])
+        around = np.array(
+            [[0, 0], [CURVATURE_STEP_A, 0], [-CURVATURE_STEP_A, 0], [0, CURVATURE_STEP_A], [0, -CURVATURE_STEP_A]]
+        )
         value = to_host(self.sample(displacement_A[None] + around[:, None, None])[0].mean(1, dtype=np.float64))
-        bend = (4 * value[0] - value[1:].sum(0)) / (2 * step_A**2)
+        bend = (4 * value[0] - value[1:].sum(0)) / (2 * CURVATURE_STEP_A**2)
         return np.maximum(bend, max(0.05 * bend.max(), 1e-6))
 
     def edge_hits(self, displacement_A: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import pandas as pd
 import param
 import xarray as xr
 
-from refmotion_nb.data.files import spare, spare_others, sweep, writable
+from refmotion_nb.data.files import sole, spare, spare_others, sweep, writable
 from refmotion_nb.data.maps import is_whole, write_stack
 from refmotion_nb.data.relion.results import write_bfactors, write_particles, write_tracks
 from refmotion_nb.data.schema import AXES, Dataset, InputError, as_path
@@ -60,8 +60,8 @@ class MotionCorrection(Alignment):
         Raises
         ------
         InputError
-            The dose weights do not fit the movies, ``out`` holds files of others that would be overwritten, or nothing could be
-            written.
+            The dose weights do not fit the movies, ``out`` holds files of others that would be overwritten or another run writes
+            to it, or nothing could be written.
         """
         session = data if isinstance(data, Session) else Session(data)
         reporter = reporter or Silent()
@@ -69,10 +69,21 @@ class MotionCorrection(Alignment):
         writable(out)
         spare(files_read(session.data), out, WRITTEN)
         spare_others(out, WRITTEN)
+        check_reach(session, dose)
+        with sole(out):
+            return self._run(session, prior, dose, out, reporter, image_root)
+
+    def _run(
+        self,
+        session: Session,
+        prior: MotionPrior,
+        dose: xr.Dataset,
+        out: Path,
+        reporter: Reporter,
+        image_root: Path | None,
+    ) -> xr.Dataset:
         store = ResultStore(out / "results.zarr")
         settings = self.settings(), self.track_key(prior), hash_of_weights(dose), session.keys.shared
-
-        check_reach(session, dose)
         store.update_attrs()  # the folder is this run's from now on
         stacks = _stack_folder(out, image_root)
         sweep(out / "Particles")

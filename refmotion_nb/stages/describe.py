@@ -117,17 +117,34 @@ def _skipped(data: Dataset) -> list[dict[str, Any]]:
 
 
 def record(
-    stages: Iterable[type[Stage]], settings: Mapping[str, Any], inputs: Mapping[str, Any], command: str
+    stages: Iterable[type[Stage]],
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    command: str,
+    before: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return what a result store notes of how its results came about: version, command, settings, inputs."""
+    """Return what a result store notes of how its results came about: version, command, settings, inputs.
+
+    ``before`` is what stood there: finished results are kept, and may be of the versions it names.
+    """
+    earlier = [*before.get("earlier_versions", []), before.get("version", __version__)]
     return {
         "version": __version__,
+        "earlier_versions": [one for one in dict.fromkeys(earlier) if one != __version__],
         "command": command,
         "settings": {name: value for name, value in settings.items() if value is not None},
         "defaults": defaults(stages),
         "inputs": dict(inputs),
         "versions": versions(),
     }
+
+
+def of_other_versions(noted: Mapping[str, Any]) -> list[str]:
+    """Return in one line, if it is so, that some results of a store may be of other versions of this package."""
+    if not (earlier := noted["earlier_versions"]):
+        return []
+    return [f"what version {', '.join(earlier)} of refmotion_nb finished in this folder is kept as far as it holds, this is "
+            f"{noted['version']}; for results of one version give another folder"]  # fmt: skip
 
 
 def describe_movies(

@@ -1,7 +1,7 @@
 """Empirical dose weights: how well frames agree with the opposite half map, by frame and frequency.
 
-Movies that were exposed alike (one optics group, one frame count, one dose per frame) are measured together. With more
-than one such group the table's first row is the pool of all; each group leans on the pool as far as it is small.
+Movies that were exposed alike (one optics group, one frame count, one dose to within a frame's) are measured together. With
+more than one such group the table's first row is the pool of all; each group leans on the pool as far as it is small.
 """
 
 from __future__ import annotations
@@ -82,6 +82,27 @@ class Exposure:
         return np.array(self.dose_edges)
 
 
+def exposures(session: Session) -> dict[str, Exposure]:
+    """Return how the movies that each micrograph is measured with were exposed.
+
+    Doses that differ by less than a frame's are one, the median: measured doses, all a little different, make no groups.
+    """
+    kinds: dict[tuple[str, float, int], dict[str, np.ndarray]] = {}
+    for name, (movie, particles) in session.micrographs.items():
+        kind = optics_group(particles, session.data.optics), movie.voltage_kV, len(movie.dose_edges)
+        kinds.setdefault(kind, {})[name] = movie.dose_edges
+    found: dict[str, Exposure] = {}
+    for (group, voltage_kV, _), edges in kinds.items():
+        left = sorted(edges, key=lambda name: edges[name][-1])
+        while left:
+            least = edges[left[0]]
+            near = [name for name in left if np.abs(edges[name] - least).max() < least[1] - least[0]]
+            middle = np.median([edges[name] for name in near], axis=0)
+            found |= dict.fromkeys(near, Exposure(group, tuple(np.round(middle, 4).tolist()), voltage_kV))
+            left = [name for name in left if name not in found]
+    return found
+
+
 @dataclass
 class Measured:
     """The FCC sums of the micrographs of one group."""
@@ -123,9 +144,10 @@ class DoseWeights(Alignment):
         reporter = viewer_of(reporter)
         prior = prior_of(search)
         groups: dict[Exposure, Measured] = {}
+        exposed = exposures(session)
         task = partial(self.measure, prior=prior, extent_A=self._extent_A(session))
-        for _, one in self.sample(session, task, reporter):
-            groups.setdefault(one.exposure, Measured(one.exposure, one.extent_A, one.k_out)).add(one)
+        for name, one in self.sample(session, task, reporter):
+            groups.setdefault(exposed[name], Measured(exposed[name], one.extent_A, one.k_out)).add(one)
             reporter.show(lambda: weights_table([*groups.values()], self.relion))
         if not groups:
             raise session.nothing_usable(list(session))
@@ -146,9 +168,8 @@ class DoseWeights(Alignment):
 
     def sample(self, session: Session, task: Task, reporter: Reporter) -> Iterator[tuple[str, Any]]:
         """Yield name and value of a task on random micrographs; no group of movies exposed alike is left out."""
-        groups: dict[tuple[Any, ...], list[str]] = {}
-        for name, (movie, particles) in session.micrographs.items():
-            exposure = (optics_group(particles, session.data.optics), *np.round(movie.dose_edges, 4))
+        groups: dict[Exposure, list[str]] = {}
+        for name, exposure in exposures(session).items():
             groups.setdefault(exposure, []).append(name)
 
         def visit(names: list[str]) -> Iterator[tuple[str, Any]]:
@@ -358,11 +379,12 @@ def per_dose(row: xr.Dataset) -> xr.Dataset:
 def _row_of(table: xr.Dataset, dose_edges: np.ndarray, group: str) -> int:
     if table.sizes["group"] == 1 or "optics_group" not in table.coords:
         return 0
-    mine = np.flatnonzero(table["optics_group"].values == group)
-    for i in mine:
-        if _same_frames(table_edges(table.isel(group=i).dropna("frame", subset=["dose"])), dose_edges):
-            return int(i)
-    return int(mine[0]) if mine.size else 0
+
+    def apart(i: int) -> tuple[bool, float]:
+        edges = table_edges(table.isel(group=i).dropna("frame", subset=["dose"]))
+        return len(edges) != len(dose_edges), float(np.abs(edges[[0, -1]] - dose_edges[[0, -1]]).max())
+
+    return min(np.flatnonzero(table["optics_group"].values == group).tolist(), key=apart, default=0)
 
 
 def _same_frames(one: np.ndarray, other: np.ndarray) -> bool:

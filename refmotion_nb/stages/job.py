@@ -28,7 +28,7 @@ from refmotion_nb.stages.alignment import MotionPrior
 from refmotion_nb.stages.audit import InputAudit, findings, summary
 from refmotion_nb.stages.base import Reporter, Silent, Stage, hash_of
 from refmotion_nb.stages.correction import MotionCorrection, check_reach, hash_of_weights, remove_tracks_of_other_data
-from refmotion_nb.stages.describe import REUSED, describe_inputs, describes, files_read, record
+from refmotion_nb.stages.describe import REUSED, describe_inputs, describes, files_read, of_other_versions, record
 from refmotion_nb.stages.dose_weights import DoseWeights
 from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.halves import check_split
@@ -192,11 +192,12 @@ class Job:
         self._given_prior(session)  # files that cannot be used are told before hours of work
         self._given_weights(session)
         store = ResultStore(self.out / "results.zarr")
-        for note in self.data.notes:
+        self._describe(store, session)
+        notes = [*self.data.notes, *of_other_versions(store.attrs)]
+        for note in notes:
             self.say(f"note: {note}")
         # that the orientation was found out is no warning
-        session.warnings += [n for n in self.data.notes if not n.startswith("orientation ") or " is taken" in n]
-        self._describe(store, session)
+        session.warnings += [n for n in notes if not n.startswith("orientation ") or " is taken" in n]
         session.keeps_micrographs = True
         self._audit(session, store, reporter)
         # what the last stage reads, nobody will look at again
@@ -311,7 +312,9 @@ class Job:
             if n := remove_tracks_of_other_data(store, session):
                 self.say(f"{self.out} held trajectories of other data: those of {n} micrographs are removed")
         reused = dict(zip(REUSED, (self.hyperparameters_file, self.dose_weights_file)))
-        store.update_attrs(**record((Inputs, *STAGES), self.settings, describe_inputs(self.data, reused), self.command))
+        before = store.attrs if store.groups() else {}
+        described = describe_inputs(self.data, reused)
+        store.update_attrs(**record((Inputs, *STAGES), self.settings, described, self.command, before))
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:

@@ -101,7 +101,8 @@ class MicrographCorrection(Stage):
             tracks = particle_motion.store.path if particle_motion else None
             inputs = describe_movies(data, tracks, None if dose is None else dose.encoding.get("source"))
             # beside what a run in the same folder notes of itself
-            work.store.update_attrs(micrographs=record((type(self),), self.settings(), inputs, command))
+            before = work.store.attrs.get("micrographs", {})
+            work.store.update_attrs(micrographs=record((type(self),), self.settings(), inputs, command, before))
             return self._run(data, work, threads or cpu_count(), workers, reporter or Silent(), image_root)
 
     def _run(

@@ -78,13 +78,7 @@ def _prepare(loaded: LoadedReference, name: str, all_shells: bool, threads: int)
 
 
 def _mask_radius(loaded: LoadedReference) -> float:
-    """Return the largest distance (Å) of the mask from the box centre."""
-    n = loaded.box_size
-    r = np.arange(n) - n // 2
-    inside = loaded.mask > 0.5
-    radius = 0.0
-    for axis in range(3):
-        others = tuple(a for a in range(3) if a != axis)
-        hit = np.flatnonzero(inside.any(others))
-        radius = max(radius, float(np.abs(r[hit]).max(initial=0)))
-    return radius * loaded.pixel_size_A
+    """Return the largest distance (Å) of the mask from the box centre: in some view it is seen along x or y."""
+    r2 = (np.arange(loaded.box_size) - loaded.box_size // 2) ** 2
+    farthest = [z2 + (r2[:, None] + r2)[plane > 0.5].max(initial=-z2) for z2, plane in zip(r2, loaded.mask)]
+    return float(np.sqrt(max(farthest))) * loaded.pixel_size_A

@@ -28,7 +28,6 @@ from refmotion_nb.stages.session import Session
 
 SCALE_PARTICLES = 1000  # to find the grey scale of a reference with
 _CRYOSPARC = (".cs", ".csg")
-_EMPIRICAL = "refm_empirical_dw.npy"
 
 
 def read_prior(path: Path, settings: Alignment, dose_per_frame_e_A2: float, data_key: str) -> MotionPrior:

@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -44,13 +44,6 @@ class Viewer(Reporter, Protocol):
 
     def show(self, make: Callable[[], xr.Dataset]) -> None:
         """Take the unfinished result that ``make`` returns, if somebody wants to see it."""
-
-
-class Watcher(Reporter, Protocol):
-    """A reporter that wants the run it is told of: to look at it, and to know when it has ended, whichever way."""
-
-    def watching(self, run: Run) -> AbstractContextManager[Any]:
-        """Return what surrounds the run."""
 
 
 class Silent:
@@ -334,7 +327,7 @@ class Run:
         return self._ended.wait(timeout_s)
 
     def follow(self, call: Callable[[], Any]) -> Any:
-        """Return what ``call`` returns, remembering how it went."""
+        """Return what ``call`` returns, remembering how it went, within the reporter's context ``watching(run)`` if any."""
         watching = getattr(self._reporter, "watching", None)
         with nullcontext() if watching is None else watching(self):
             return self._follow(call)

@@ -65,8 +65,11 @@ class Session:
         Raises
         ------
         InputError
-            There is no such device, or ``data`` is no data set.
+            There is no such device, ``data`` is no data set, or processors or memory are below 0.
         """
+        for what, value in (("threads", threads), ("cache_bytes", cache_bytes)):
+            if not value >= 0:
+                raise InputError(f"{what} is {value}; give a number from 0 on")
         self.data = wanted(data, Dataset, "data", OPENED)
         self.workers = workers
         self.device = device if isinstance(device, Device) else choose_device(device)
@@ -265,17 +268,18 @@ class Session:
         Raises
         ------
         InputError
-            A box size that is odd, or too small for the reference's mask.
+            A box size that is odd, too small for the reference's mask, or larger than a movie.
         """
         references = self.references(settings.relion)
         if not settings.box_size:
             return max(r.extent_A for r in references)
         extent = settings.box_size * min(movie.pixel_size_A for movie in self.data.movies)
+        field = min(min(movie.height, movie.width) * movie.pixel_size_A for movie in self.data.movies)
         needed = 2 * max(r.mask_radius_A for r in references)
-        if settings.box_size % 2 or extent < needed:
+        if settings.box_size % 2 or not needed <= extent <= field:
             raise InputError(
-                f"box_size {settings.box_size} is {extent:.4g} Å wide, the mask {needed:.4g} Å; give an even box size that "
-                "holds the particle with a margin for its defocused signal, or 0 for the reference's extent"
+                f"box_size {settings.box_size} is {extent:.4g} Å wide, the mask {needed:.4g} Å, the least movie {field:.4g} Å; "
+                "give an even size in between with a margin for the particle's defocused signal, or 0 for the reference's extent"
             )
         return extent
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import param
 import xarray as xr
 
-from refmotion_nb.data.files import writable
+from refmotion_nb.data.files import sole, spare, writable
 from refmotion_nb.data.maps import write_map
 from refmotion_nb.data.schema import Dataset, InputError, as_path
 from refmotion_nb.numerics.energy import first_shell_below
@@ -18,6 +19,7 @@ from refmotion_nb.numerics.sharpening import guinier_b_factor, sharpened
 from refmotion_nb.numerics.symmetry import operators
 from refmotion_nb.stages.alignment import Alignment, MotionPrior
 from refmotion_nb.stages.base import Reporter, Silent
+from refmotion_nb.stages.describe import files_read
 from refmotion_nb.stages.dose_weights import weights_for, weights_of
 from refmotion_nb.stages.half_maps import Grid, half_maps, slices_of
 from refmotion_nb.stages.search import prior_of
@@ -101,7 +103,8 @@ class Validation(Alignment):
         Raises
         ------
         InputError
-            An unknown symmetry or combination, a movie that cannot be used, a half set without particles.
+            An unknown symmetry or combination, a movie that cannot be used, a half set without particles; in ``out`` a
+            reference would be overwritten, or another run writes to it.
         """
         session = data if isinstance(data, Session) else Session(data)
         reporter = reporter or Silent()
@@ -110,26 +113,28 @@ class Validation(Alignment):
         out = as_path(out, "out") if out else None
         if out:
             writable(out)
+            spare(files_read(session.data), out, ["Maps/*"])
         kept = self.combinations_to_write() if out else ()
         grid = Grid.of(session, self)
         names = [name for name in session if name not in session.failed]
         groups = _groups(combinations, grid, len(rotations), TRANSFORMS_SHARE * session.cache_bytes)
         reporter.start(len(groups) * len(names) + len(combinations), "validating")
         found: list[list[Compared]] = [[] for _ in rotations]
-        for group in groups:
-            with session.device.telling_of_memory("half maps were made"):
-                projectors = self._back_project(session, names, prior, dose, group, grid, rotations, reporter)
-            for number, reference in enumerate(session.data.references):
-                halves = [_finished(projectors, number, half) for half in (1, 2)]
-                mask = grid.mask(reference)
-                for combination, maps in zip(group, half_maps(halves, session.threads)):
-                    compared = Compared.of(maps, mask, grid, session.threads)
-                    found[number].append(compared)
-                    if out and combination.file_name in kept:
-                        path = _map_path(out, combination, number, len(rotations))
-                        _write_maps(path, maps, compared, grid, session.threads)
-            for combination in group:
-                reporter.advance(combination=combination.name)
+        with sole(out) if out else nullcontext():
+            for group in groups:
+                with session.device.telling_of_memory("half maps were made"):
+                    projectors = self._back_project(session, names, prior, dose, group, grid, rotations, reporter)
+                for number, reference in enumerate(session.data.references):
+                    halves = [_finished(projectors, number, half) for half in (1, 2)]
+                    mask = grid.mask(reference)
+                    for combination, maps in zip(group, half_maps(halves, session.threads)):
+                        compared = Compared.of(maps, mask, grid, session.threads)
+                        found[number].append(compared)
+                        if out and combination.file_name in kept:
+                            path = _map_path(out, combination, number, len(rotations))
+                            _write_maps(path, maps, compared, grid, session.threads)
+                for combination in group:
+                    reporter.advance(combination=combination.name)
         reporter.done()
         return _table(found, grid, combinations)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 NAMED = 3  # micrographs named for each reason
+LISTED = 12  # ways in which movies were exposed
 _ORDER = (  # of the figures of the check: some are told by the one before
     "particles", "resemblance", "resemblance_mirrored", "resemblance_exchanged", "lead_mirrored", "lead_exchanged", "own_noise",
     "own_noise_error", "power", "amplitude", "amplitude_square_error", "wrong_share", "wrong_share_error", "wrong_share_1",
@@ -87,7 +88,8 @@ def _exposures(exposures: list[Any]) -> str:
         "Size (px)",
         "Voltage (kV)",
     )
-    return table(head, lines, css="narrow") if lines else ""
+    more = paragraphs([f"And movies of {len(lines) - LISTED} other doses."]) if len(lines) > LISTED else ""
+    return table(head, lines[:LISTED], css="narrow") + more if lines else ""
 
 
 def _half_sets(half_sets: list[Any]) -> str:

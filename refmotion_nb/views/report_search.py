@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 MAX_PANELS = 6
+DOSES = 4  # per frame, that hyperparameters are told at
 STRENGTH_UNIT = "(e/Å²)/Å²"
 STILL_A = 0.05  # local activity below which nothing moves any more
 
@@ -196,10 +197,10 @@ def best_score(search: xr.Dataset) -> float:
 
 
 def frame_doses(inputs: Mapping[str, Any], dose: xr.Dataset | None) -> list[float]:
-    """Return the doses per frame of the movies, e/Å²: of the inputs, or else of the dose weights."""
+    """Return the doses per frame of the movies, e/Å², of many the ends: of the inputs, or else of the dose weights."""
     found = sorted({float(e["dose_per_frame_e_A2"]) for e in rows(inputs, "exposures")})
     if found or dose is None or "dose" not in dose:
-        return found
+        return found if len(found) <= DOSES else [found[0], found[-1]]
     steps = np.diff(dose["dose"].values[0])
     return [float(np.median(steps[np.isfinite(steps)]))] if np.isfinite(steps).any() else []
 

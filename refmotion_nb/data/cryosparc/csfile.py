@@ -236,5 +236,5 @@ def _unpack(data: memoryview) -> np.ndarray:
     heap = bytes(data[at:])
     for name in strings:
         ends = {int(start): heap.index(b"\0", int(start)) for start in np.unique(raw[name])}
-        raw[name] = np.array([heap[int(start) : ends[int(start)]] or b"" for start in raw[name]])
+        raw[name] = np.array([heap[int(start) : ends[int(start)]] for start in raw[name]])
     return table(raw)

@@ -17,6 +17,7 @@ from refmotion_nb.data.star import Block, read_star, table
 
 MOST_VOLTAGE_KV = 5000.0  # beyond, it is in V
 LEAST_DEFOCUS_A = 100.0  # of all particles: below, it was not estimated, or is in µm
+SHOWN = 3  # of many names
 _POSE = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 _CTF = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
 _PLACE = ("rlnCoordinateX", "rlnCoordinateY")
@@ -267,10 +268,10 @@ def particle_dataset(values: Mapping[str, np.ndarray]) -> xr.Dataset:
     return xr.Dataset(variables, coords={"axis": list(AXES), "angle": ["rot", "tilt", "psi"]})
 
 
-def listed(names: Sequence[Any], shown: int = 3) -> str:
+def listed(names: Sequence[Any]) -> str:
     """Name the first few and count the rest: 'a, b, c and 21 more'."""
-    first = ", ".join(map(str, names[:shown]))
-    return first if len(names) <= shown else f"{first} and {len(names) - shown} more"
+    first = ", ".join(map(str, names[:SHOWN]))
+    return first if len(names) <= SHOWN else f"{first} and {len(names) - SHOWN} more"
 
 
 def _units(unit: str) -> dict[str, str]:

@@ -15,10 +15,11 @@ from refmotion_nb.data.schema import InputError
 from refmotion_nb.data.synthetic.settings import SimulationSettings
 
 RECORD = "simulation.json"
+PROJECT_RECORD = "simulation_as_cryosparc.json"
 
 
 @contextmanager
-def held(folder: Path, settings: SimulationSettings) -> Iterator[dict[str, Any]]:
+def held(folder: Path, settings: SimulationSettings, record_name: str = RECORD) -> Iterator[dict[str, Any]]:
     """Hold the folder of a simulation; yield the facts noted once it was whole, none for one that is to be made.
 
     Raises
@@ -27,7 +28,7 @@ def held(folder: Path, settings: SimulationSettings) -> Iterator[dict[str, Any]]
         The folder holds other files, or a simulation of other settings, or another process simulates into it.
     """
     writable(folder)
-    record = folder / RECORD
+    record = folder / record_name
     if not record.exists() and (others := [path for path in _listed(folder) if not path.name.startswith(".")]):
         raise InputError(f"{folder} holds other files ({others[0].name}), which simulated ones would join or replace; give an "
                          "empty folder, or one that does not exist yet")  # fmt: skip
@@ -38,9 +39,9 @@ def held(folder: Path, settings: SimulationSettings) -> Iterator[dict[str, Any]]
         yield {name: value for name, value in found.items() if name != "settings"}
 
 
-def note(folder: Path, settings: SimulationSettings, facts: Mapping[str, Any]) -> None:
+def note(folder: Path, settings: SimulationSettings, facts: Mapping[str, Any], record_name: str = RECORD) -> None:
     """Note what is simulated into a folder; with the facts about it once it is whole."""
-    with atomic(folder / RECORD) as temporary:
+    with atomic(folder / record_name) as temporary:
         text = json.dumps(plain({"settings": _recorded(settings), **facts}), indent=1)
         temporary.write_text(text + "\n", encoding="utf-8")
 

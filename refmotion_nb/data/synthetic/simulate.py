@@ -20,7 +20,7 @@ from refmotion_nb.data.synthetic import images as images
 from refmotion_nb.data.synthetic import model as models
 from refmotion_nb.data.synthetic import plan as planning
 from refmotion_nb.data.synthetic import tables as tables
-from refmotion_nb.data.synthetic.record import held, note
+from refmotion_nb.data.synthetic.record import PROJECT_RECORD, held, note
 from refmotion_nb.data.synthetic.settings import SimulationSettings
 from refmotion_nb.data.synthetic.truth import tracks_error_A, true_tracks
 from refmotion_nb.numerics.reconstruct import backproject, fsc_masked_corrected, reconstruct
@@ -107,11 +107,14 @@ class Simulation:
         Raises
         ------
         InputError
-            The movies are not TIFF, or the orientation is unknown.
+            The movies are not TIFF, the orientation is unknown, or ``folder`` holds other files.
         """
+        folder = as_path(folder, "folder")
         count = range(len(self.settings.boxes_px))
         species = [(tables.particle_table(s), _reference_folder(s)) for s in count]
-        return cryosparc.write_project(self.folder, Path(folder), species, orientation)
+        with held(folder, self.settings, PROJECT_RECORD):
+            note(folder, self.settings, {}, PROJECT_RECORD)
+            return cryosparc.write_project(self.folder, folder, species, orientation)
 
     def truth(self) -> dict[str, np.ndarray]:
         """Arrays of truth.npz: true displacements in Å per micrograph."""
