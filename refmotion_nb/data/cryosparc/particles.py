@@ -170,9 +170,12 @@ def _bracketed(values: Sequence[float], length: int) -> str:
 def _groups(rows: np.ndarray) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
     """Values that particles share, one set per optics group, and the number of each particle's group, from 1."""
     parts = [_column(rows, name, 0, _WIDTH.get(name, 1)).reshape(len(rows), -1) for name in _PER_GROUP]
-    unique, inverse = np.unique(np.concatenate(parts, axis=1), axis=0, return_inverse=True)
+    values = np.concatenate(parts, axis=1)
+    # of rows alike among a million: NumPy would sort all of them as wholes
+    number = pd.DataFrame(values).groupby(list(range(values.shape[1])), dropna=False).ngroup().to_numpy()
+    _, first = np.unique(number, return_index=True)
     cuts = np.cumsum([part.shape[1] for part in parts])[:-1]
-    return [dict(zip(_PER_GROUP, np.split(one, cuts))) for one in unique], inverse.reshape(-1) + 1
+    return [dict(zip(_PER_GROUP, np.split(one, cuts))) for one in values[first]], number + 1
 
 
 def _optics(one: dict[str, np.ndarray], number: int) -> Optics:

@@ -206,15 +206,16 @@ def unfit(particles: xr.Dataset, skipped: Sequence[Skipped], tables: Sequence[Pa
 
 def shared_places(particles: xr.Dataset) -> list[str]:
     """Say how many places on the movies are listed for more than one reference, a line for that if there are any."""
-    place = list(zip(particles["micrograph"].values.tolist(), *np.floor(particles["coordinate"].values).T.tolist()))
-    of_place: dict[tuple[str, float, float], set[int]] = {}
-    for where, reference in zip(place, particles["reference"].values.tolist()):
-        of_place.setdefault(where, set()).add(reference)
-    shared = [where for where, references in of_place.items() if len(references) > 1]
-    if not shared:
+    if len(np.unique(particles["reference"].values)) < 2:
         return []
-    name, x, y = shared[0]
-    first = f"the first on {name} at x {x:.0f}, y {y:.0f} Å"
+    x, y = np.floor(particles["coordinate"].values).T
+    place = {"micrograph": particles["micrograph"].values, "x": x, "y": y}
+    listed_for = pd.DataFrame({**place, "reference": particles["reference"].values}).drop_duplicates()
+    shared = listed_for[listed_for.duplicated(list(place))].drop_duplicates(list(place))
+    if shared.empty:
+        return []
+    at = shared.iloc[0]
+    first = f"the first on {at['micrograph']} at x {at['x']:.0f}, y {at['y']:.0f} Å"
     return [f"{len(shared)} particles are listed for more than one reference ({first}); each is aligned once, to the first "
             "of them: give every particle one reference"]  # fmt: skip
 
