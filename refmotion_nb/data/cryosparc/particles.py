@@ -19,7 +19,8 @@ import pandas as pd
 
 from refmotion_nb.data.cryosparc.csfile import names, text
 from refmotion_nb.data.cryosparc.files import Entry, first_file, read_rows
-from refmotion_nb.data.relion.particles import MOST_VOLTAGE_KV, ParticleTable, listed
+from refmotion_nb.data.reasons import listed
+from refmotion_nb.data.relion.particles import MOST_VOLTAGE_KV, ParticleTable
 from refmotion_nb.data.schema import InputError, Optics
 from refmotion_nb.data.star import Block
 from refmotion_nb.numerics.ctf import wavelength_A

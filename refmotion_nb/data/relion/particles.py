@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from refmotion_nb.data.reasons import listed
 from refmotion_nb.data.schema import AXES, InputError, Movie, Optics, Skipped
 from refmotion_nb.data.star import Block, read_star, table
 
@@ -266,12 +267,6 @@ def particle_dataset(values: Mapping[str, np.ndarray]) -> xr.Dataset:
         for name, (label, unit) in _LABELS.items()
     }
     return xr.Dataset(variables, coords={"axis": list(AXES), "angle": ["rot", "tilt", "psi"]})
-
-
-def listed(names: Sequence[Any], shown: int = 3) -> str:
-    """Name the first few and count the rest: 'a, b, c and 21 more'."""
-    first = ", ".join(map(str, names[:shown]))
-    return first if len(names) <= shown else f"{first} and {len(names) - shown} more"
 
 
 def _units(unit: str) -> dict[str, str]:
