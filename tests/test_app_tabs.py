@@ -40,7 +40,14 @@ def engine(tiny, tmp_path):
     store.write("dose_weights", fake_dose_weights())
     store.write("validation", fake_validation())
     store.write(
-        "particles", xr.Dataset({"written": ("particle", [True, False]), "reason": ("particle", ["", NAUGHTY])})
+        "particles",
+        xr.Dataset(
+            {
+                "written": ("particle", [True, False]),
+                "reason": ("particle", ["", NAUGHTY]),
+                "micrograph": ("particle", ["a", NAUGHTY]),
+            }
+        ),
     )
     for name in engine.session:
         store.write(f"tracks/{name}", fake_tracks())

@@ -14,10 +14,13 @@ from scipy.linalg import expm
 import refmotion_nb as rm
 from refmotion_nb.cli import main
 from refmotion_nb.data.cryosparc.csfile import columns, read_cs, read_csg, table, write_cs
+from refmotion_nb.data.cryosparc.exposures import read_exposures, read_movies
 from refmotion_nb.data.cryosparc.hyperparameters import read_dose_weights
+from refmotion_nb.data.cryosparc.motion import ORIENTATIONS
 from refmotion_nb.data.cryosparc.write import write_particle_groups
 from refmotion_nb.data.movies.look import look_at
 from refmotion_nb.data.movies.reader import TiffReader, open_movie
+from refmotion_nb.data.relion.micrographs import Options
 from refmotion_nb.data.relion.motion import initial_displacement, rigid_displacement
 from refmotion_nb.data.star import read_star
 from refmotion_nb.data.synthetic.cryosparc import KNOTS
@@ -554,3 +557,34 @@ def test_what_cannot_be_a_project(tiny, tmp_path):
         star.write_text(star.read_text().replace(".tif", ".mrc"))
     with pytest.raises(rm.InputError, match=r"mic0000\.mrc is no TIFF movie; simulate with movie_format='tif'"):
         replace(tiny, folder=folder).as_cryosparc(tmp_path / "P1")
+
+
+# thousands of movies
+
+
+def test_optics_groups_are_told_apart_wherever_their_particles_stand(project):
+    n = len(read_cs(project["particles"]))
+    number = 9 - np.arange(n, dtype="u4") % 3
+    edited(project["particles"], ctf__exp_group_id=number, ctf__cs_mm=number.astype("f4") / 4)
+    data = rm.open_cryosparc(**project)
+    assert [one.spherical_aberration_mm for one in data.optics] == [1.75, 2.0, 2.25]
+    found = data.particles.sortby("row")
+    assert found["optics"].values.tolist() == (number[found["row"].values] - 7).tolist()
+
+
+def test_names_that_are_wanted_are_gone_through_no_more_often_for_more_exposures(projects):
+    class Counted(list):
+        times = 0
+
+        def __iter__(self):
+            self.times += 1
+            return super().__iter__()
+
+    given, counts = projects["cryosparc"], []
+    exposures = read_exposures([given["exposures"]], [])
+    for n in (1, 4):
+        tables = [(path, rows[:n]) for path, rows in exposures]
+        wanted = Counted(str(uid) for _, rows in tables for uid in rows["uid"])
+        read_movies(tables, wanted, given["root"], Options(), ORIENTATIONS["cryosparc"], {})
+        counts.append(wanted.times)
+    assert counts[0] == counts[1]

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 from dataclasses import replace
+from itertools import count
 
 import pytest
 import xarray as xr
@@ -16,6 +17,7 @@ from fake_results import fake_search
 from jupyter_client.manager import start_new_kernel
 
 import refmotion_nb as rm
+from refmotion_nb.cli.console import Console
 from refmotion_nb.stages.base import Cancelled, Stage
 from refmotion_nb.stages.runs import Run, Silent, Work
 from refmotion_nb.views import progress as module
@@ -431,3 +433,14 @@ def test_a_simulation_shows_how_far_it_is(usual, capsys, tmp_path):
     rm.progress("bar")
     rm.simulate(replace(TINY, n_micrographs=1, particles_per_micrograph=4), tmp_path)
     assert "simulating: 100%" in (said := capsys.readouterr().err) and "2/2" in said
+
+
+def test_bars_in_the_file_of_a_batch_system_are_drawn_now_and_then(tmp_path, monkeypatch, capsys):
+    seconds = count()
+    monkeypatch.setattr("tqdm.std.time", lambda: float(next(seconds)))
+    with Console(tmp_path / "run.log") as console:
+        console.start(1000, "correcting particles")
+        for i in range(1000):
+            console.advance(micrograph=f"mic{i}")
+    written = capsys.readouterr().err
+    assert written.count("\r") < 150 and "1000/1000" in written

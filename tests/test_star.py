@@ -146,3 +146,19 @@ def test_relion_reads_what_is_written(test_data, tmp_path):
     ours, relions = read_star(source), read_star(tmp_path / "b.star")
     for name in ours:
         pd.testing.assert_frame_equal(relions[name], ours[name], rtol=1e-6, check_dtype=False, check_like=True)
+
+
+def test_a_table_of_few_rows_is_read_as_pandas_reads_one_of_many(tmp_path, monkeypatch):
+    columns = {
+        "rlnWhole": ("7", "-12", "+3"), "rlnQuoted": ('"1"', "2", "3"), "rlnReal": ("1.", "-.5e-3", "1E+05"),
+        "rlnMissing": ("1", "nan", "-nan"), "rlnInfinite": ("inf", "-Infinity", "2"), "rlnMixed": ("1", "x_1", "<NA>"),
+        "rlnEmpty": ('""', "NaN", "4"), "rlnGapped": ('""', "a b", "1"), "rlnUnderscored": ("1_0", "2", "3"),
+        "rlnMovieName": ("007", '""', "nan"), "rlnDigits": ("0.513092", "-9999.0", "12345678.123456"),
+    }  # fmt: skip
+    head = "data_a\n\nloop_\n" + "".join(f"_{label}\n" for label in columns)
+    quoted = [[f'"{one}"' if " " in one else one for one in row] for row in zip(*columns.values())]
+    rows = "".join(" ".join(row) + "\n" for row in quoted)
+    many = read_star(write(tmp_path, head + 100 * rows))["a"]
+    monkeypatch.setattr(pd, "read_csv", None)  # which takes long to get ready
+    few = read_star(write(tmp_path, head + rows))["a"]
+    pd.testing.assert_frame_equal(few, many.iloc[:3], check_exact=True)

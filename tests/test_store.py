@@ -314,3 +314,12 @@ def test_hyperparameters_that_make_no_sense(tmp_path: Path, change: dict[str, ob
     path.write_text(json.dumps({**write_some(path), **change}))
     with pytest.raises(InputError, match=message):
         read_hyperparameters(path)
+
+
+def test_no_file_of_a_group_is_read_twice(store: ResultStore, monkeypatch) -> None:
+    store.write("tracks/mic1", fake_tracks())
+    opened: list[Path] = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path) or read_bytes(path))
+    assert store.read("tracks/mic1") is not None
+    assert len(opened) > 5 and len(opened) == len(set(opened))

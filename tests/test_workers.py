@@ -109,6 +109,19 @@ def test_micrographs_stay_with_the_worker_that_has_read_them(tiny, workers):
     assert workers.client.run(seconds, plugin=there.place.plugin) == read
 
 
+def test_workers_keep_no_micrographs_that_nobody_will_look_at_again(tiny, workers, alone, tmp_path):
+    wait_for_two(workers)
+    search, dose, _ = alone
+    there = Session(tiny.open(), workers=workers)
+    there.keeps_micrographs = False
+    rm.MotionCorrection().run(there, search, dose, tmp_path)
+
+    def kept(dask_worker, plugin):
+        return len(dask_worker.plugins[plugin].session._kept)
+
+    assert sum(workers.client.run(kept, plugin=there.place.plugin).values()) == 0
+
+
 @pytest.mark.parametrize(("what", "step"), [("reading movies", 2), ("searching hyperparameters", 5)])
 def test_a_search_outlives_a_worker(tiny, workers, alone, what, step):
     wait_for_two(workers)

@@ -13,6 +13,8 @@ from tqdm import tqdm
 from refmotion_nb.data.files import naming
 from refmotion_nb.views.progress import move
 
+IN_FILE_S = 10.0  # between states of a bar where stderr is a file, as in batch systems: hours of work would fill it
+
 
 class Console:
     """Progress on stderr, everything in a log; a reporter.
@@ -70,7 +72,8 @@ class Console:
         """Begin a progress bar, and the log if it has not begun."""
         self._begin()
         self._write(what)
-        self._bar = tqdm(total=total, desc=what, file=sys.stderr, leave=True, dynamic_ncols=True)
+        every_s = 0.1 if sys.stderr.isatty() else IN_FILE_S
+        self._bar = tqdm(total=total, desc=what, file=sys.stderr, leave=True, dynamic_ncols=True, mininterval=every_s)
 
     def advance(self, n: int = 1, **facts: Any) -> None:
         """Move the bar on; facts go to the log."""

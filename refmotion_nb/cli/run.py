@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import time
-from collections import Counter
 from pathlib import Path
 
 import param
@@ -14,6 +13,7 @@ from refmotion_nb.cli.console import Console
 from refmotion_nb.cli.inputs import add_input_options, opened
 from refmotion_nb.cli.options import add_dose_weights_options, add_parameter, declared, path
 from refmotion_nb.data.files import writable
+from refmotion_nb.data.reasons import alike
 from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.inputs import Inputs
 from refmotion_nb.stages.job import STAGES, UNTIL, Job
@@ -101,6 +101,7 @@ def _summary(job: Job) -> str:
     if job.particles is not None:
         written = job.particles["written"].values
         rows.append(f"  {'particles written':28s}{int(written.sum())} of {len(written)}")
-        for reason, n in Counter(job.particles["reason"].values[~written].tolist()).most_common():
-            rows.append(f"  {'left out':28s}{n}: {reason}")
+        columns = (job.particles[name].values[~written].tolist() for name in ("micrograph", "reason"))
+        for reason, names in sorted(alike(zip(*columns)).items(), key=lambda one: -len(one[1])):
+            rows.append(f"  {'left out':28s}{len(names)}: {reason}")
     return "\n".join(["", *rows, f"  results in {job.out}, report in {job.out / 'report.html'}"])

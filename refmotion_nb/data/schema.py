@@ -67,6 +67,8 @@ def as_path(value: Any, what: str) -> Path:
     """Return ``value`` as a path; InputError where it is none, as a list of paths or an empty text is."""
     if isinstance(value, str) and not value:
         raise InputError(f"{what} is empty; give a path")
+    if isinstance(value, Path):  # as thousands of files are opened by
+        return value
     if isinstance(value, str | os.PathLike):
         return Path(value)
     raise InputError(f"{what} is {in_words(value)}; give one path")

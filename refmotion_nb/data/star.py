@@ -29,6 +29,9 @@ _TOKEN = re.compile(r'"[^"\n]*"|\S+')
 _TEXT_LABELS = ("Name", "File", "Metadata", "Zernike", "Half1", "Half2")
 _NOT_A_NUMBER = ["nan", "-nan", "NaN", "<NA>"]
 CHUNK = 20_000  # rows written at a time: as text a large table takes ten times its memory
+_WHOLE = re.compile(r"[+-]?\d{1,18}")
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?inf(?:inity)?", re.IGNORECASE)
+_FEW_LINES = 200  # read here: pandas needs 1 ms to get ready for a table, and thousands of movies have several
 
 
 def read_star(path: str | Path, blocks: Collection[str] | None = None) -> dict[str, Block]:
@@ -95,11 +98,13 @@ def _rows(text: str, labels: list[str], where: str) -> pd.DataFrame:
         text = _SINGLE_QUOTED.sub(r'"\1"', text)
     n = len(labels)
     is_text = [i for i, label in enumerate(labels) if label.endswith(_TEXT_LABELS)]
+    if text.count("\n") <= _FEW_LINES:
+        return _few_rows(text, labels, is_text, where)
     # one column more than there are labels, so that a row with too many values shows
     missing: dict[Any, list[str]] = {i: [""] if i in is_text or i == n else ["", *_NOT_A_NUMBER] for i in range(n + 1)}
     try:
         rows = pd.read_csv(
-            io.StringIO(text), sep=r"\s+", header=None, names=range(n + 1), index_col=False, low_memory=False,
+            io.BytesIO(text.encode()), sep=r"\s+", header=None, names=range(n + 1), index_col=False, low_memory=False,
             dtype=dict.fromkeys(is_text, str), quotechar='"', keep_default_na=False, na_values=missing,
         )  # fmt: skip
     except pd.errors.ParserError as error:
@@ -114,6 +119,27 @@ def _rows(text: str, labels: list[str], where: str) -> pd.DataFrame:
     rows = rows.drop(columns=n)
     rows.columns = pd.Index(labels)
     return rows.fillna(dict.fromkeys([labels[i] for i in is_text], ""))
+
+
+def _few_rows(text: str, labels: list[str], is_text: list[int], where: str) -> pd.DataFrame:
+    """Return what pandas' reader returns of a small table."""
+    lines = [_TOKEN.findall(line) for line in text.splitlines() if line.strip()]
+    for i, tokens in enumerate(lines):
+        if len(tokens) != len(labels):
+            raise InputError(f"{where}: row {i + 1} does not have {len(labels)} values; is the file complete?")
+    columns = [[token.strip('"') for token in column] for column in zip(*lines)]
+    rows = pd.DataFrame({i: one if i in is_text else _values(one) for i, one in enumerate(columns)})
+    rows.columns = pd.Index(labels)
+    return rows
+
+
+def _values(tokens: list[str]) -> list[Any]:
+    """Return a column of numbers if all are, else of text; what is missing is NaN in either."""
+    if all(map(_WHOLE.fullmatch, tokens)):
+        return list(map(int, tokens))
+    missing = {"", *_NOT_A_NUMBER}
+    is_number = all(token in missing or _NUMBER.fullmatch(token) for token in tokens)
+    return [np.nan if token in missing else float(token) if is_number else token for token in tokens]
 
 
 def _number(text: str) -> int | float | str:

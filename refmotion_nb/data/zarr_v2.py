@@ -54,12 +54,12 @@ def read_group(folder: Path, lazy: bool = False) -> xr.Dataset:
     InputError
         A file in the group is damaged.
     """
-    arrays = sorted(path.parent for path in folder.glob("*/.zarray"))
-    if not all(_is_plain(read_json(path / ".zarray")) for path in arrays):
+    headers = {path.parent: read_json(path) for path in sorted(folder.glob("*/.zarray"))}
+    if not all(map(_is_plain, headers.values())):
         # written by other means, with other codecs
         found = xr.open_zarr(folder, consolidated=False, chunks=None)
         return found if lazy else found.load()
-    variables = {path.name: _read_array(path, lazy) for path in arrays}
+    variables = {path.name: _read_array(path, header, lazy) for path, header in headers.items()}
     attrs = read_json(folder / ".zattrs", {})
     coords = str(attrs.pop("coordinates", "")).split()
     return xr.Dataset(variables, attrs=attrs).set_coords(coords)
@@ -116,10 +116,10 @@ def _chunk_name(number: int, chunks: tuple[int, ...]) -> str:
     return ".".join([str(number), *["0"] * (len(chunks) - 1)])
 
 
-def _read_array(folder: Path, lazy: bool) -> xr.Variable:
+def _read_array(folder: Path, header: Mapping[str, Any], lazy: bool) -> xr.Variable:
     attrs = read_json(folder / ".zattrs", {})
     dims = attrs.pop("_ARRAY_DIMENSIONS")
-    array = _Array(folder, read_json(folder / ".zarray"))
+    array = _Array(folder, header)
     return xr.Variable(dims, indexing.LazilyIndexedArray(array) if lazy else array.values(), attrs)
 
 

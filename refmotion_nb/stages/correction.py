@@ -14,6 +14,7 @@ import xarray as xr
 
 from refmotion_nb.data.files import sole, spare, spare_others, sweep, writable
 from refmotion_nb.data.maps import is_whole, write_stack
+from refmotion_nb.data.reasons import listed
 from refmotion_nb.data.relion.results import write_bfactors, write_particles, write_tracks
 from refmotion_nb.data.schema import AXES, Dataset, InputError, as_path
 from refmotion_nb.data.store import ResultStore
@@ -110,9 +111,9 @@ class MotionCorrection(Alignment):
             finished[name] = _written(table, name, stacks), int(table.attrs["edge_hits"])
             reporter.advance(micrograph=name, particles=session.particle_count(name))
         reporter.done()
-        for name, (_, hits) in finished.items():
-            if hits:
-                session.warnings.append(f"{name}: {hits} positions lie beyond the window; raise window_reach_A")
+        if hits := {name: n for name, (_, n) in finished.items() if n}:
+            n = sum(hits.values())
+            session.warnings.append(f"{listed([*hits])}: {n} positions lie beyond the window; raise window_reach_A")
         if not finished:
             raise InputError(f"no particle was written: {failed[0][1] if failed else 'there is none'}")
         written = pd.concat([rows for rows, _ in finished.values()])

@@ -19,6 +19,7 @@ from refmotion_nb.data.cryosparc.hyperparameters import write_hyperparameter_gro
 from refmotion_nb.data.cryosparc.write import write_particle_groups
 from refmotion_nb.data.files import STALE_S, only_within, sole, spare, spare_others, sweep, writable
 from refmotion_nb.data.maps import check_reference
+from refmotion_nb.data.reasons import told_once
 from refmotion_nb.data.schema import OPENED, Dataset, InputError, SettingError, as_path, wanted
 from refmotion_nb.data.store import PER_MICROGRAPH, ResultStore, write_netcdf
 from refmotion_nb.numerics.backend import one_blas_thread
@@ -222,7 +223,7 @@ class Job:
         failed = self._failed(store, session)
         if until in ("hyperparameters", "dose-weights"):
             complete = not failed
-        self.warnings += [f"{name}: {failed[name]}" for name in session if name in failed]
+        self.warnings += told_once((name, failed[name]) for name in session if name in failed)
         self.warnings += session.warnings
         self.seconds.update({f"{k} (part)": v for k, v in dict(session.seconds).items()})
         store.update_attrs(seconds={**self._earlier_seconds(store), **self.seconds}, warnings=self.warnings)

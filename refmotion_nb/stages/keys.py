@@ -48,7 +48,7 @@ class DataKeys:
             return f"no {name}"
         if name not in self._of:
             movie, particles = self._micrographs[name]
-            columns = {str(column): particles[column].values for column in sorted(map(str, particles.variables))}
+            columns = {name: particles.variables[name].values for name in sorted(map(str, particles.variables))}
             self._of[name] = digest((movie, columns))
         return self._of[name]
 

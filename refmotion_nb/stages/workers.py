@@ -310,7 +310,8 @@ class There:
 
     def _work(self, settings: Alignment, task: Task) -> Future:
         """Return, held, what is to be done to every micrograph: it is sent once, and workers hand it on to each other."""
-        return self._submit(Work, settings, task, self._session.grey_scale(settings))
+        session = self._session
+        return self._submit(Work, settings, task, session.grey_scale(settings), session.keeps_micrographs)
 
     def _outcome(self, name: str, future: Future) -> Outcome:
         """Wait for the outcome of a task; note if its micrograph cannot be used."""
@@ -367,12 +368,14 @@ class Work:
     settings: Alignment
     task: Task
     factors: np.ndarray  # (reference,) of grey scale
+    keeps: bool  # micrographs that are read, if they fit
 
 
 def _on_micrograph(plugin: str, name: str, work: Work) -> Outcome:
     mine = _mine(plugin)
     session = mine.session
     with mine.berths.taken(name, session.device_bytes(name, work.settings), session.together):
+        session.keeps_micrographs = work.keeps
         session.failed.pop(name, None)  # it is tried again as often as the client asks
         try:
             micrograph = session.micrograph(name, work.settings, work.factors)

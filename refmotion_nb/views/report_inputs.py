@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refmotion_nb.data.reasons import alike
 from refmotion_nb.views.report_html import (
     count,
     decoded,
@@ -135,9 +135,11 @@ def _left_of(particles: xr.Dataset) -> list[tuple[object, ...]]:
         left &= particles["row"].values >= 0
     names, reasons = particles["micrograph"].values[left], particles["reason"].values[left].astype(str)
     lines: list[tuple[object, ...]] = []
-    for reason, n in Counter(reasons.tolist()).most_common():
-        where = sorted(set(map(str, names[reasons == reason])))
-        lines.append((reason or "no reason given", n, len(where), some_of(where, len(where))))
+    for reason, of in sorted(
+        alike(zip(names.astype(str).tolist(), reasons.tolist())).items(), key=lambda one: -len(one[1])
+    ):
+        where = sorted(set(of))
+        lines.append((reason or "no reason given", len(of), len(where), some_of(where, len(where))))
     return lines
 
 

@@ -123,13 +123,14 @@ def merge(rows: np.ndarray, others: Sequence[tuple[str | Path, np.ndarray]], sou
         if not new:
             continue
         order = np.argsort(other["uid"])
-        at = np.searchsorted(other["uid"], rows["uid"], sorter=order).clip(max=max(len(other) - 1, 0))
-        found = other["uid"][order[at]] == rows["uid"] if len(other) else np.zeros(len(rows), bool)
+        uid = other["uid"][order]
+        at = np.searchsorted(uid, rows["uid"]).clip(max=max(len(other) - 1, 0))
+        found = uid[at] == rows["uid"] if len(other) else np.zeros(len(rows), bool)
         if not found.all():
             raise InputError(f"{path} lacks {(~found).sum()} of the {len(rows)} items of {source} (by uid); "
                              "give the passthrough file of the same job")  # fmt: skip
         values |= {name: other[name][order[at]] for name in new}
-    return table(values)
+    return table(values) if len(values) > len(names(rows)) else rows
 
 
 def read_csg(path: str | Path) -> Group:

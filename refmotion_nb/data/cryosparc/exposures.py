@@ -65,7 +65,8 @@ def read_movies(
             read[i] = _movie(row, shorts[i], path, root, options, orientation, micrograph_shape.get(uids[i]))
         except InputError as error:
             failed[i] = Path(row["movie_blob/path"]), str(error)
-    listed_as = {uid: i for i, uid in enumerate(uids) if uid in set(wanted)}
+    wanted = set(wanted)
+    listed_as = {uid: i for i, uid in enumerate(uids) if uid in wanted}
     source = " and ".join(str(path) for path, _ in tables)
     return usable_movies(read, failed, shorts, listed_as, wanted, source, root, options)
 

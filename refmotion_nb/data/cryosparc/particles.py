@@ -19,7 +19,8 @@ import pandas as pd
 
 from refmotion_nb.data.cryosparc.csfile import names, text
 from refmotion_nb.data.cryosparc.files import Entry, first_file, read_rows
-from refmotion_nb.data.relion.particles import MOST_VOLTAGE_KV, ParticleTable, listed
+from refmotion_nb.data.reasons import listed
+from refmotion_nb.data.relion.particles import MOST_VOLTAGE_KV, ParticleTable
 from refmotion_nb.data.schema import InputError, Optics
 from refmotion_nb.data.star import Block
 from refmotion_nb.numerics.ctf import wavelength_A
@@ -170,9 +171,12 @@ def _bracketed(values: Sequence[float], length: int) -> str:
 def _groups(rows: np.ndarray) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
     """Values that particles share, one set per optics group, and the number of each particle's group, from 1."""
     parts = [_column(rows, name, 0, _WIDTH.get(name, 1)).reshape(len(rows), -1) for name in _PER_GROUP]
-    unique, inverse = np.unique(np.concatenate(parts, axis=1), axis=0, return_inverse=True)
+    values = np.concatenate(parts, axis=1)
+    # of rows alike among a million: NumPy would sort all of them as wholes
+    number = pd.DataFrame(values).groupby(list(range(values.shape[1])), dropna=False).ngroup().to_numpy()
+    _, first = np.unique(number, return_index=True)
     cuts = np.cumsum([part.shape[1] for part in parts])[:-1]
-    return [dict(zip(_PER_GROUP, np.split(one, cuts))) for one in unique], inverse.reshape(-1) + 1
+    return [dict(zip(_PER_GROUP, np.split(one, cuts))) for one in values[first]], number + 1
 
 
 def _optics(one: dict[str, np.ndarray], number: int) -> Optics:

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from refmotion_nb.data.reasons import listed
 from refmotion_nb.data.relion.motion import read_motion
-from refmotion_nb.data.relion.particles import listed, needs_optics
+from refmotion_nb.data.relion.particles import needs_optics
 from refmotion_nb.data.schema import Gain, InputError, Movie, Skipped, as_path, in_words
 from refmotion_nb.data.star import read_star, table
 

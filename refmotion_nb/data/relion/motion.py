@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from refmotion_nb.data.schema import Gain, InputError, Movie
 from refmotion_nb.data.spline_motion import spline_displacement
@@ -140,8 +141,9 @@ def _movie(
 
 
 def _general(blocks: dict[str, Block], path: str | Path) -> dict[str, Any]:
-    rows = table(blocks, "general")
-    general: dict[str, Any] = {} if rows.empty else {str(label): value for label, value in rows.iloc[0].items()}
+    general = blocks.get("general", {})
+    if isinstance(general, pd.DataFrame):
+        general = {} if general.empty else {str(label): value for label, value in general.iloc[0].items()}
     needed = ("rlnImageSizeX", "rlnImageSizeY", "rlnImageSizeZ", "rlnMicrographMovieName",
               "rlnMicrographOriginalPixelSize")  # fmt: skip
     if missing := [label for label in needed if label not in general]:
@@ -160,7 +162,8 @@ def _global_shift(blocks: dict[str, Block], path: str | Path, n_frames: int) -> 
     shift = np.full((n_frames, 2), NOT_OBSERVED)
     frame = rows["rlnMicrographFrameNumber"].to_numpy(int) - 1
     inside = (frame >= 0) & (frame < n_frames)
-    shift[frame[inside]] = rows.loc[inside, ["rlnMicrographShiftX", "rlnMicrographShiftY"]].to_numpy(float)
+    given = np.stack([rows[f"rlnMicrographShift{axis}"].to_numpy(float) for axis in "XY"], axis=1)
+    shift[frame[inside]] = given[inside]
     if (bad := np.flatnonzero(~np.isfinite(shift).all(axis=1))).size:
         raise InputError(f"{path}: the shift of frame {bad[0] + 1} in data_global_shift is not a number; "
                          "run motion correction again")  # fmt: skip
@@ -186,7 +189,7 @@ def _hot_pixels(blocks: dict[str, Block], path: str | Path) -> np.ndarray:
     rows = table(blocks, "hot_pixels")
     if rows.empty:
         return np.zeros((0, 2), int)
-    found = rows[["rlnCoordinateX", "rlnCoordinateY"]].to_numpy(float)
+    found = np.stack([rows[f"rlnCoordinate{axis}"].to_numpy(float) for axis in "XY"], axis=1)
     if (bad := np.flatnonzero(~np.isfinite(found).all(axis=1))).size:
         raise InputError(f"{path}: row {bad[0] + 1} of data_hot_pixels is no place; {_AGAIN}")
     return found.round().astype(int)

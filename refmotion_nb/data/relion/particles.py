@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from refmotion_nb.data.reasons import listed
 from refmotion_nb.data.schema import AXES, InputError, Movie, Optics, Skipped
 from refmotion_nb.data.star import Block, read_star, table
 
 MOST_VOLTAGE_KV = 5000.0  # beyond, it is in V
 LEAST_DEFOCUS_A = 100.0  # of all particles: below, it was not estimated, or is in µm
-SHOWN = 3  # of many names
 _POSE = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 _CTF = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
 _PLACE = ("rlnCoordinateX", "rlnCoordinateY")
@@ -207,15 +207,16 @@ def unfit(particles: xr.Dataset, skipped: Sequence[Skipped], tables: Sequence[Pa
 
 def shared_places(particles: xr.Dataset) -> list[str]:
     """Say how many places on the movies are listed for more than one reference, a line for that if there are any."""
-    place = list(zip(particles["micrograph"].values.tolist(), *np.floor(particles["coordinate"].values).T.tolist()))
-    of_place: dict[tuple[str, float, float], set[int]] = {}
-    for where, reference in zip(place, particles["reference"].values.tolist()):
-        of_place.setdefault(where, set()).add(reference)
-    shared = [where for where, references in of_place.items() if len(references) > 1]
-    if not shared:
+    if len(np.unique(particles["reference"].values)) < 2:
         return []
-    name, x, y = shared[0]
-    first = f"the first on {name} at x {x:.0f}, y {y:.0f} Å"
+    x, y = np.floor(particles["coordinate"].values).T
+    place = {"micrograph": particles["micrograph"].values, "x": x, "y": y}
+    listed_for = pd.DataFrame({**place, "reference": particles["reference"].values}).drop_duplicates()
+    shared = listed_for[listed_for.duplicated(list(place))].drop_duplicates(list(place))
+    if shared.empty:
+        return []
+    at = shared.iloc[0]
+    first = f"the first on {at['micrograph']} at x {at['x']:.0f}, y {at['y']:.0f} Å"
     return [f"{len(shared)} particles are listed for more than one reference ({first}); each is aligned once, to the first "
             "of them: give every particle one reference"]  # fmt: skip
 
@@ -266,12 +267,6 @@ def particle_dataset(values: Mapping[str, np.ndarray]) -> xr.Dataset:
         for name, (label, unit) in _LABELS.items()
     }
     return xr.Dataset(variables, coords={"axis": list(AXES), "angle": ["rot", "tilt", "psi"]})
-
-
-def listed(names: Sequence[Any]) -> str:
-    """Name the first few and count the rest: 'a, b, c and 21 more'."""
-    first = ", ".join(map(str, names[:SHOWN]))
-    return first if len(names) <= SHOWN else f"{first} and {len(names) - SHOWN} more"
 
 
 def _units(unit: str) -> dict[str, str]:

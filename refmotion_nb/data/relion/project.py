@@ -11,6 +11,7 @@ import pandas as pd
 
 from refmotion_nb.data.check import Check, Findings, check_dataset
 from refmotion_nb.data.micrographs import MovieTable
+from refmotion_nb.data.reasons import listed
 from refmotion_nb.data.relion.micrographs import (
     MovieSet,
     Options,
@@ -23,7 +24,6 @@ from refmotion_nb.data.relion.micrographs import (
 from refmotion_nb.data.relion.particles import (
     ParticleTable,
     assemble,
-    listed,
     off_their_movies,
     read_particles,
     repeated,

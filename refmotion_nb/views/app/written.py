@@ -8,13 +8,13 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-import numpy as np
 import xarray as xr
 from bokeh.server.views.auth_request_handler import AuthRequestHandler
 from tornado.ioloop import IOLoop
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, authenticated
 
+from refmotion_nb.data.reasons import alike
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.stages.validation import COMBINATIONS
 from refmotion_nb.views.app.engine import Engine
@@ -72,8 +72,9 @@ def _row(path: Path, about: str, link: bool) -> str:
 def in_words(particles: xr.Dataset, out: Path, warnings: list[str]) -> str:
     """Return how many particles were written, why others were not, and what the run warned of, as HTML."""
     written = particles["written"].values
-    reasons, counts = np.unique(particles["reason"].values[~written].astype(str), return_counts=True)
-    lost = "".join(f"<li>{n} not written: {escape(reason)}</li>" for reason, n in zip(reasons, counts))
+    columns = (particles[name].values[~written].astype(str).tolist() for name in ("micrograph", "reason"))
+    reasons = sorted(alike(zip(*columns)).items())
+    lost = "".join(f"<li>{len(names)} not written: {escape(reason)}</li>" for reason, names in reasons)
     told = "".join(f"<li>{escape(line)}</li>" for line in dict.fromkeys(warnings))
     return (
         f"<p><b>{int(written.sum())} of {len(written)} particles written</b> to {escape(str(out))}</p>"

@@ -1,0 +1,41 @@
+"""Why micrographs or particles were left out, in few words where there are many: reasons that are alike are told once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+_NUMBER = re.compile(r"\d+")
+
+
+def alike(reasons: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return micrographs (name, reason), each as often as it is given, by reason; of those alike the first stands for all.
+
+    Alike are those that differ in numbers and in the name of the micrograph's file only.
+    """
+    kinds: dict[str, tuple[dict[str, None], list[str]]] = {}  # reasons, and names of micrographs
+    known: dict[tuple[str, str], str] = {}
+    for name, reason in reasons:
+        if (name, reason) not in known:
+            without = re.sub(rf"[^/\s]*{re.escape(name)}(?=\.)", "*", reason) if name else reason
+            known[name, reason] = _NUMBER.sub("0", without)
+        of_kind, names = kinds.setdefault(known[name, reason], ({}, []))
+        of_kind[reason] = None
+        names.append(name)
+    return {_first(list(of_kind)): names for of_kind, names in kinds.values()}
+
+
+def _first(reasons: Sequence[str]) -> str:
+    return reasons[0] + (f" (and {len(reasons) - 1} more like it)" if len(reasons) > 1 else "")
+
+
+def told_once(reasons: Iterable[tuple[str, str]]) -> list[str]:
+    """Return a line for each kind of reason, with the names of the first micrographs (name, reason) that it holds for."""
+    return [f"{listed(names)}: {reason}" for reason, names in alike(reasons).items()]
+
+
+def listed(names: Sequence[Any], shown: int = 3) -> str:
+    """Name the first few and count the rest: 'a, b, c and 21 more'."""
+    first = ", ".join(map(str, names[:shown]))
+    return first if len(names) <= shown else f"{first} and {len(names) - shown} more"

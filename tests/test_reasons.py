@@ -1,0 +1,23 @@
+"""Why micrographs were left out, told once where thousands were."""
+
+from refmotion_nb.data.reasons import alike, told_once
+
+
+def damaged(name: str, image: int = 5) -> tuple[str, str]:
+    return name, f"/data/Movies/00001_{name}.tif: image {image} is damaged (LZW); copy the file again"
+
+
+def test_what_differs_in_name_and_numbers_only_is_told_once_with_the_first():
+    many = [damaged(f"mic{i:04d}", i) for i in range(1000)]
+    (line,) = told_once(many)
+    assert line == f"mic0000, mic0001, mic0002 and 997 more: {many[0][1]} (and 999 more like it)"
+
+
+def test_what_differs_otherwise_is_told_apart():
+    gone = "b", "/data/Movies/00001_b.tif does not exist"
+    assert told_once([damaged("a"), gone]) == [": ".join(damaged("a")), ": ".join(gone)]
+
+
+def test_a_reason_that_names_no_file_has_its_micrographs_as_often_as_they_are_given():
+    outside = "it lies outside its movie"
+    assert alike([("a", outside), ("b", outside), ("a", outside), ("", outside)]) == {outside: ["a", "b", "a", ""]}
