@@ -235,7 +235,7 @@ def randomise_phases_kernel(ft, turns, first_shell, low, high):
         for y in range(n):
             ky = y if y <= n // 2 else y - n
             for x in range(ft.shape[2]):
-                if round(math.sqrt(kz * kz + ky * ky + x * x)) >= first_shell:
+                if kz * kz + ky * ky + x * x >= first_shell * first_shell:  # radii are not rounded, as RELION's
                     angle = np.float32(2 * math.pi) * turns[z, y, x]
                     ft[z, y, x] *= np.complex64(complex(math.cos(angle), math.sin(angle)))
 
