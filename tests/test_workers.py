@@ -117,7 +117,7 @@ def test_workers_keep_no_micrographs_that_nobody_will_look_at_again(tiny, worker
     rm.MotionCorrection().run(there, search, dose, tmp_path)
 
     def kept(dask_worker, plugin):
-        return len(dask_worker.plugins[plugin].session._kept)
+        return len(dask_worker.plugins[plugin].session.kept)
 
     assert sum(workers.client.run(kept, plugin=there.place.plugin).values()) == 0
 
