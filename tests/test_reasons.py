@@ -1,6 +1,12 @@
 """Why micrographs were left out, told once where thousands were."""
 
+import tracemalloc
+
+import numpy as np
+import xarray as xr
+
 from refmotion_nb.data.reasons import alike, told_once
+from refmotion_nb.stages.job import _lost
 
 
 def damaged(name: str, image: int = 5) -> tuple[str, str]:
@@ -21,3 +27,15 @@ def test_what_differs_otherwise_is_told_apart():
 def test_a_reason_that_names_no_file_has_its_micrographs_as_often_as_they_are_given():
     outside = "it lies outside its movie"
     assert alike([("a", outside), ("b", outside), ("a", outside), ("", outside)]) == {outside: ["a", "b", "a", ""]}
+
+
+def test_whether_particles_were_lost_is_found_without_a_copy_of_all_reasons():
+    reason = np.full(20_000, "", dtype="U200")
+    reason[7] = damaged("mic0003")[1]
+    failed = dict(damaged(f"mic{i:04d}") for i in range(100))
+    table = xr.Dataset({"written": ("particle", reason == ""), "reason": ("particle", reason)})
+    tracemalloc.start()
+    assert _lost(table, failed) and not _lost(table, dict([damaged("b")]))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < reason.nbytes / 10

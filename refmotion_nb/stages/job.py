@@ -430,7 +430,8 @@ def _still_valid(found: xr.Dataset | None, session: Session) -> xr.Dataset | Non
 
 def _lost(table: xr.Dataset, failed: dict[str, str]) -> bool:
     """Return whether a particle was not written because its movie failed; others were left out on opening, as told."""
-    return bool((~table["written"].values & np.isin(table["reason"].values, list(failed.values()))).any())
+    reasons = table["reason"].values[~table["written"].values]  # a column of text with room for the longest in each row
+    return not {*failed.values()}.isdisjoint(reasons.tolist())
 
 
 def _sweep(out: Path, alone: bool) -> None:
