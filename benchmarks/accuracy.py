@@ -70,40 +70,44 @@ def relion_error(dataset: Path, priors: str, session: rm.Session, truth: dict[st
     return rms(errors)
 
 
+def opened(dataset: Path) -> tuple[rm.Session, dict[str, np.ndarray]]:
+    """Return a session of a simulated data set, and the truth about it."""
+    reference, _ = open_postprocess(dataset / "Ref/postprocess.star", dataset)
+    data = rm.open_relion(
+        dataset / "Extract/particles.star", dataset / "MotionCorr/corrected_micrographs.star", reference, dataset
+    )
+    with np.load(dataset / "truth.npz") as file:
+        return rm.Session(data, cache_bytes=4e9), dict(file)
+
+
+def own_errors(session: rm.Session, truth: dict[str, np.ndarray]) -> tuple[MotionPrior, float, float]:
+    """Return the prior that our search finds, the error of motion correction and that of our trajectories."""
+    prior = prior_from_attrs(rm.HyperparameterSearch().run(session).attrs)
+    settings, rigid, ours = rm.MotionCorrection(), [], []
+    for name in session:
+        m = session.micrograph(name, settings)
+        of = truth[f"{name}_total"], truth["dose_mid"]
+        rigid.append(trajectory_error_A(m.placement.initial_A, *of))
+        ours.append(trajectory_error_A(session.track(m, settings, prior).displacement_A, *of))
+    return prior, rms(rigid), rms(ours)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--grid", action="store_true")
     parser.add_argument("--relion", nargs="*", default=[], metavar="S_VEL/S_DIV/S_ACC")
     options = parser.parse_args()
-    reference, _ = open_postprocess(options.dataset / "Ref/postprocess.star", options.dataset)
-    data = rm.open_relion(
-        options.dataset / "Extract/particles.star", options.dataset / "MotionCorr/corrected_micrographs.star", reference,
-        options.dataset,
-    )  # fmt: skip
-    session = rm.Session(data, cache_bytes=4e9)
-    with np.load(options.dataset / "truth.npz") as file:
-        truth = dict(file)
-    search = rm.HyperparameterSearch().run(session)
-    prior = prior_from_attrs(search.attrs)
-    settings, dose = rm.MotionCorrection(), truth["dose_mid"]
-    rigid, ours = [], []
-    for name in session:
-        true = truth[f"{name}_total"]
-        rigid.append(trajectory_error_A(session.micrograph(name, settings).placement.initial_A, true, dose))
-        ours.append(
-            trajectory_error_A(
-                session.track(session.micrograph(name, settings), settings, prior).displacement_A, true, dose
-            )
-        )
-    print(f"{data.particles.sizes['particle']} particles on {len(ours)} micrographs")
-    print(f"as motion correction left them  {rms(rigid):.3f} Å")
-    print(f"own search, default settings    {rms(ours):.3f} Å   {prior.hyperparameters}")
+    session, truth = opened(options.dataset)
+    prior, rigid, ours = own_errors(session, truth)
+    print(f"{sum(map(session.particle_count, session))} particles on {len(session.micrographs)} micrographs")
+    print(f"as motion correction left them  {rigid:.3f} Å")
+    print(f"own search, default settings    {ours:.3f} Å   {prior.hyperparameters}")
     if options.grid:
         errors, priors = grid_errors(session, truth, prior)
         best = int(np.argmin(errors))
         print(f"smallest of {len(errors)} on a grid      {errors[best]:.3f} Å   {priors[best].hyperparameters}; "
-              f"ours / smallest {rms(ours) / errors[best]:.3f}")  # fmt: skip
+              f"ours / smallest {ours / errors[best]:.3f}")  # fmt: skip
     for priors_ in options.relion:
         print(
             f"RELION --out_cut {priors_:15s}{relion_error(options.dataset, priors_, session, truth):.3f} Å", flush=True
