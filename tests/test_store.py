@@ -305,6 +305,8 @@ def test_hyperparameters_given_as_two_strengths(tmp_path: Path) -> None:
         ({"strength": None}, "strength is None; it must be a positive number"),
         ({"distance_A": -1.0}, "distance_A is -1.0"),
         ({"balance_deg": 91.0}, "balance_deg is 91.0; it must be from 0 to 90"),
+        ({"drift_strength": -3.0}, "drift_strength is -3.0; it must be 0 or a positive number"),
+        ({"common_std_A": None}, "common_std_A is None; it must be 0 or a positive number"),
         ({"strength": "much"}, "does not hold hyperparameters"),
         ({"score": "good"}, "does not hold hyperparameters"),
     ],

@@ -319,6 +319,9 @@ def read_hyperparameters(path: str | Path) -> dict[str, Any]:
     for name in ("strength", "distance_A"):
         if not 0 < found[name] < math.inf:
             raise InputError(f"{path}: {name} is {values.get(name, 'missing')}; it must be a positive number")
+    for name in ("common_std_A", "drift_strength"):
+        if not 0 <= found.get(name, 0.0) < math.inf:
+            raise InputError(f"{path}: {name} is {values[name]}; it must be 0 or a positive number")
     if not 0 <= found["balance_deg"] <= 90:
         raise InputError(f"{path}: balance_deg is {values.get('balance_deg', 'missing')}; it must be from 0 to 90")
     _agree(found, path)
