@@ -483,6 +483,16 @@ def test_bad_input_is_one_clear_line(project, kind):
     assert len(str(error.value).splitlines()) <= 2, error.value
 
 
+def test_movies_that_cannot_be_used_may_be_left_out(project):
+    lost = sorted((project["root"] / "J1/imported").glob("*.tif"))[1]
+    lost.unlink()
+    with pytest.raises(rm.InputError, match=r"1 of 2 movies not found .* skip_unusable_movies"):
+        rm.open_cryosparc(**project)
+    data = rm.open_cryosparc(**project, skip_unusable_movies=True, orientation="cryosparc")
+    assert len(data.movies) == 1 and data.movies[0].path.name != lost.name
+    assert {skip.reason.split("/")[-1] for skip in data.skipped} == {f"{lost.name} was not found"}
+
+
 def test_locations_on_binned_micrographs(project):
     """Fractions count; nothing else tells how far micrographs are binned, as in older tables."""
     whole = rm.open_cryosparc(**project, orientation="cryosparc")

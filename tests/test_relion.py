@@ -1,4 +1,5 @@
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -335,6 +336,43 @@ def test_a_movie_shorter_than_its_motion(project):
     data = opened(project, skip_movies_with_wrong_frame_count=True)
     assert [movie.micrograph for movie in data.movies] == ["a", "b"]
     assert data.skipped[0].reason == "its movie has 2 frames, motion correction saw more"
+
+
+@pytest.mark.parametrize(
+    "path, reason",
+    [
+        ("Movies/b.mrcs", r"its movie \S*/b.mrcs was not found"),
+        (
+            "MotionCorr/job002/Movies/b.star",
+            r"\S*b.star, the motion STAR file of a micrograph, was not found; give root",
+        ),
+    ],
+)
+def test_movies_that_cannot_be_used_may_be_left_out(project, path, reason):
+    (project / path).unlink()
+    with pytest.raises(InputError, match=r"not found.*(b\.mrcs|give root)"):
+        opened(project)
+    data = opened(project, skip_unusable_movies=True)
+    assert [movie.micrograph for movie in data.movies] == ["a", "c"] and data.particles.sizes["particle"] == 20
+    assert [skip.row for skip in data.skipped] == list(range(1, 30, 3))
+    assert all(re.match(reason, skip.reason) for skip in data.skipped)
+
+
+def test_damaged_movies_may_be_left_out_but_not_all(project):
+    for name in "abc":
+        movie = project / f"Movies/{name}.mrcs"
+        movie.write_bytes(movie.read_bytes()[:-100])
+        if name != "c":
+            assert [movie.micrograph for movie in opened(project, skip_unusable_movies=True).movies] == list(
+                "abc"["abc".index(name) + 1 :]
+            )
+    with pytest.raises(InputError, match=r"none of 3 movies can be used; the first: \S*a\.mrcs"):
+        opened(project, skip_unusable_movies=True)
+
+
+def test_a_gain_that_is_not_there_is_no_reason_to_leave_all_movies_out(project):
+    with pytest.raises(InputError, match=r"none\.mrc"):
+        opened(project, skip_unusable_movies=True, gain=project / "none.mrc")
 
 
 def test_a_micrograph_listed_twice(project):

@@ -92,6 +92,8 @@ def _without_effect(options: argparse.Namespace, data: MovieTable) -> list[str]:
     found = []
     if options.skip_movies_with_wrong_frame_count:
         found.append("--skip-movies-with-wrong-frame-count (each movie is weighted by its own dose)")
+    if options.skip_unusable_movies:
+        found.append("--skip-unusable-movies (movies that cannot be used are listed in any case)")
     if options.mixed_frame_counts and not options.last_frame:  # else it lets movies end before that
         found.append("--mixed-frame-counts (each movie is weighted by its own dose)")
     if options.subtract_background and not any(movie.background for movie in data.movies):

@@ -39,6 +39,10 @@ class Inputs(Stage):
         default=False,
         doc="Leave out movies without the most common number of frames, and list their particles; off: fail.",
     )  # fmt: skip
+    skip_unusable_movies = param.Boolean(
+        default=False,
+        doc="Leave out movies that are missing, damaged or do not fit their metadata, and list their particles; off: fail.",
+    )  # fmt: skip
     mixed_frame_counts = param.Boolean(
         default=False, doc="Process movies of different frame counts together, each on its own dose axis; off: fail."
     )

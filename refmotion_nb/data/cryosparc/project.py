@@ -47,6 +47,7 @@ def open_cryosparc(
     mixed_frame_counts: bool = False,
     hot_pixel_threshold: float = 6.0,
     subtract_background: bool = True,
+    skip_unusable_movies: bool = False,
 ) -> Dataset:
     """Open results of CryoSPARC as a checked data set.
 
@@ -71,7 +72,7 @@ def open_cryosparc(
         by comparing particles with the reference.
     gain, dose_per_frame_e_A2, pre_exposure_e_A2
         Replace what the exposures say.
-    eer_fractions, first_frame, last_frame, skip_movies_with_wrong_frame_count, mixed_frame_counts
+    eer_fractions, first_frame, last_frame, skip_movies_with_wrong_frame_count, mixed_frame_counts, skip_unusable_movies
         As for ``open_relion``.
     hot_pixel_threshold, subtract_background
         As for ``open_relion``; CryoSPARC lists no hot pixels, and writes backgrounds.
@@ -84,6 +85,7 @@ def open_cryosparc(
     options = Options(
         as_gain(gain, root), dose_per_frame_e_A2, pre_exposure_e_A2, eer_fractions, first_frame, last_frame,
         skip_movies_with_wrong_frame_count, mixed_frame_counts, hot_pixel_threshold, subtract_background,
+        skip_unusable_movies,
     )  # fmt: skip
     read = _read(exposures, particles, volumes, masks, root, orientation, options)
     return read.opened()

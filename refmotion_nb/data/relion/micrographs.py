@@ -23,6 +23,7 @@ from refmotion_nb.data.star import read_star, table
 _JOB_PREFIX = re.compile(r"^(?:.*?/)?[^/]+/job\d{3,}/")
 MOST_DOSE_E_A2 = 2000.0  # beyond, the signal left is less than numbers hold at any frequency
 _GIVE_ROOT = "give root, the folder that the paths in the STAR files start from"
+_OR_SKIP = "; or leave them out by skip_unusable_movies"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Options:
     mixed_frame_counts: bool = False
     hot_pixel_threshold: float = 6.0
     subtract_background: bool = True
+    skip_unusable_movies: bool = False
 
     def __post_init__(self) -> None:
         for name, low in (("eer_fractions", 1), ("first_frame", 1), ("last_frame", 0), ("hot_pixel_threshold", 0),
@@ -112,7 +114,8 @@ def read_movies(
 ) -> MovieSet:
     """Read the motion of all listed micrographs and check their movies; ``wanted`` are those that particles name.
 
-    A micrograph without particles whose files are missing is only left out; one with particles is a problem.
+    A micrograph without particles whose files are missing is only left out; one with particles is a problem, unless such may be
+    skipped.
     """
     names = rows["rlnMicrographName"].astype(str).tolist()
     read, failed = _read_motion(rows, short_names(names), root, options)
@@ -132,17 +135,18 @@ def usable_movies(
     out = _without_last_frame(read, options)
     read, unlike = _as_asked({i: movie for i, movie in read.items() if i not in out}, options)
     failed = {**failed, **unlike}
-    problems = _grouped({i: failure for i, failure in failed.items() if i in needed})
-    out |= {i: message for i, (_, message) in failed.items()}
     absent = [i for i, movie in read.items() if not movie.path.is_file()]
-    out |= {i: f"its movie {read[i].path} was not found" for i in absent if i not in needed}
-    if lost := [_within(read[i].path, root) for i in absent if i in needed]:
-        problems.append(f"{len(lost)} of {len(needed)} movies not found in {root}: {listed(lost)}; put them there, or "
-                        f"{_GIVE_ROOT}")  # fmt: skip
-    problems += _missing_extras((movie for i, movie in read.items() if i in needed), root)
+    problems = [] if options.skip_unusable_movies else _unusable(failed, read, absent, needed, root)
+    out |= {i: message for i, (_, message) in failed.items()}
+    out |= {
+        i: f"its movie {read[i].path} was not found" for i in absent if options.skip_unusable_movies or i not in needed
+    }
+    problems += _missing_extras((movie for i, movie in read.items() if i in needed and i not in out), root)
     out |= _wrong_frame_count(read, needed, options, problems)
     out |= _too_short({i: read[i] for i in needed - set(out) - set(absent) if i in read}, options, problems, root)
     usable = [i for i in read if i not in out]
+    if options.skip_unusable_movies and needed and not needed & set(usable):
+        problems.append(f"none of {len(needed)} movies can be used; the first: {out[min(needed)]}")
     idle = [Skipped(-1, names[i], reason) for i, reason in out.items() if i not in needed]
     notes = []
     if idle:
@@ -157,6 +161,21 @@ def usable_movies(
         unusable={name: out[i] for name, i in listed_as.items() if i in out},
         idle=tuple(idle), problems=tuple(problems), notes=tuple(notes),
     )  # fmt: skip
+
+
+def _unusable(
+    failed: Mapping[int, tuple[Path, str]],
+    read: Mapping[int, Movie],
+    absent: Iterable[int],
+    needed: set[int],
+    root: Path,
+) -> list[str]:
+    """Return a line for each kind of movie, of those with particles, that failed or is absent."""
+    problems = _grouped({i: failure for i, failure in failed.items() if i in needed})
+    if lost := [_within(read[i].path, root) for i in absent if i in needed]:
+        problems.append(f"{len(lost)} of {len(needed)} movies not found in {root}: {listed(lost)}; put them there, or "
+                        f"{_GIVE_ROOT}{_OR_SKIP}")  # fmt: skip
+    return problems
 
 
 def from_root(path: str | Path, root: str | Path | None) -> Path:
@@ -280,7 +299,7 @@ def _wrong_frame_count(
 
 
 def _too_short(movies: Mapping[int, Movie], options: Options, problems: list[str], root: Path) -> dict[int, str]:
-    """Open movies: those with too few frames are left out if they may be; all else that is wrong is a problem.
+    """Open movies: those with too few frames, or all that fail, are left out if they may be; all else that is wrong is a problem.
 
     Gain references and defect files are read, each once, for the first movie that has them.
     """
@@ -302,6 +321,8 @@ def _too_short(movies: Mapping[int, Movie], options: Options, problems: list[str
             is_short = n_in_file is not None and n_in_file < movie.first_frame + movie.n_frames
             if is_short and options.skip_movies_with_wrong_frame_count:
                 short[i] = f"its movie has {n_in_file} frames, motion correction saw more"
+            elif options.skip_unusable_movies:
+                short[i] = str(error)
             else:
                 failed[i] = movie.path, str(error)
             continue

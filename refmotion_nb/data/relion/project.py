@@ -53,6 +53,7 @@ def open_relion(
     mixed_frame_counts: bool = False,
     hot_pixel_threshold: float = 6.0,
     subtract_background: bool = True,
+    skip_unusable_movies: bool = False,
 ) -> Dataset:
     """Open a RELION project as a checked data set.
 
@@ -83,6 +84,8 @@ def open_relion(
         expected at this many standard deviations of a normal distribution; 0: never.
     subtract_background
         Subtract the background of each movie, which is estimated from it where none is given.
+    skip_unusable_movies
+        List movies that are missing or cannot be read as skipped, with the reason, instead of failing.
 
     Raises
     ------
@@ -92,6 +95,7 @@ def open_relion(
     options = Options(
         as_gain(gain, root), dose_per_frame_e_A2, pre_exposure_e_A2, eer_fractions, first_frame, last_frame,
         skip_movies_with_wrong_frame_count, mixed_frame_counts, hot_pixel_threshold, subtract_background,
+        skip_unusable_movies,
     )  # fmt: skip
     read = _read(_paths(particles, "particles"), micrographs, _references(references), root, options)
     if not read.dataset.references:
