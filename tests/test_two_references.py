@@ -191,14 +191,14 @@ def test_a_grey_scale_that_cannot_be_told_is_not_taken(monkeypatch):
 
 def test_the_grey_scale_is_found_with_the_settings_in_use(two, data, tmp_path):
     """Views are the same whether or not their micrographs were kept; movies that cannot be used are remembered."""
-    settings = Alignment(recenter=False, box_size=92)
+    settings = Alignment(recenter=False, box_size=100)
     kept, not_kept = (rm.Session(data, 2, cache_bytes) for cache_bytes in (1e9, 0))
     for session in (kept, not_kept):
         assert session.grey_scale(settings)[0] == 1 and 0.8 < session.grey_scale(settings)[1] < 1.25
         assert session.grey_scale(settings)[1] != 1
     for name in data.movies[0].micrograph, data.movies[1].micrograph:
         ours, theirs = (session.micrograph(name, settings) for session in (kept, not_kept))
-        assert ours.spectra.box == 92
+        assert ours.spectra.box == 100
         for view in ("own", "opposite", "ctf"):
             assert (getattr(ours, view) == getattr(theirs, view)).all()
         plain = not_kept._read(name, settings)

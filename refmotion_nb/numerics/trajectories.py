@@ -179,7 +179,7 @@ class TrajectoryProblem:
         local = xp.empty((n, self.n_particles, 2 * self.n_frames), number)
         local = by_row(_forth, local, coefficients, self._spatial, self._temporal).reshape(n, -1, 2, self.n_frames)
         common = unknowns[:, 2 * self.n_local :].reshape(n, 2, self.n_frames) @ self._common.T
-        return local.swapaxes(1, 2), common + beside(common, self.common.mean_A.T)
+        return local.swapaxes(1, 2), common + self._expected
 
     def unknowns_of(self, local_A: Any, common_A: Any = None) -> Any:
         """Return the unknowns (set, n_unknowns) of motion relative to rigid motion, wherever it was found.
@@ -202,8 +202,8 @@ class TrajectoryProblem:
         whitened = xp.where(std > 0, coefficients / xp.where(std > 0, std, 1), 0)
         common = xp.zeros((n, 2 * self.n_frames))
         if common_A is not None and self.common.precision.size:
-            away = xp.moveaxis(beside(like, common_A) - beside(like, self.common.mean_A), -1, 1)
-            common[...] = (away @ beside(like, self.common.precision @ self.motions)).reshape(n, -1)
+            away = xp.moveaxis(beside(like, common_A), -1, 1) - self._expected
+            common[...] = (away @ self._whitening).reshape(n, -1)
         return xp.concatenate([whitened.reshape(n, -1), common], 1)
 
     def set_curvature(self, curvature: np.ndarray) -> None:
@@ -228,8 +228,9 @@ class TrajectoryProblem:
         gain[..., :-1], gain[..., -1:] = 1 / (np.maximum(values, 0)[:, None] + spatial[..., None]), 1 / first
         whitening = np.divide(1, self.std, out=np.zeros_like(self.std), where=self.std > 0)
         self.motions, common = self.common.basis(self.n_particles * curvature)
-        *curved, self._common, self._common_inverse = all_beside(
-            self._std, (turn, gain, whitening, self.motions, common)
+        back = self.common.precision @ self.motions if self.common.precision.size else self.motions
+        *curved, self._common, self._common_inverse, self._whitening, self._expected = all_beside(
+            self._std, (turn, gain, whitening, self.motions, common, back, self.common.mean_A.T)
         )
         self._curved = tuple(curved)
 
