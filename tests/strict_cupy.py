@@ -63,7 +63,7 @@ class Devices:
                 raise OutOfMemoryError(f"out of memory allocating {size} bytes")
             self.used[number] += size
             self.most[number] = max(self.most[number], self.used[number])
-        weakref.finalize(array._a, self._release, number, size)
+        weakref.finalize(array._a, self._release, self.used, number, size)  # of this test, however late it goes
 
     @property
     def plans(self) -> Plans:
@@ -71,9 +71,9 @@ class Devices:
         known = vars(self._thread).setdefault("plans", {})
         return known.setdefault(self.current, Plans())
 
-    def _release(self, number: int, size: int) -> None:
+    def _release(self, used: list[int], number: int, size: int) -> None:
         with self._lock:
-            self.used[number] -= size
+            used[number] -= size
 
 
 class Plans(OrderedDict):

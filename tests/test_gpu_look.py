@@ -1,6 +1,5 @@
 """What a movie costs a GPU before and while it is read, and one GPU that predicts views for others."""
 
-import gc
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -184,7 +183,6 @@ def test_references_of_all_processes_must_fit_on_the_first_gpu(strict, tiny):
     one = rm.Session(tiny.open(), 2, 0, device=choose_apart())
     held = sum(volume.ft.nbytes for some in one.references(False) for volume in some.volumes)
     sharing = int(0.9 * (8 << 30) / held) + 1
-    gc.collect()  # what tests before left there is not given back in between
     used = strict_cupy.devices.used[0]
     with pytest.raises(
         rm.InputError, match=r"references take .* on cuda:0 \(Stand-in 0\); give fewer gpus, or leave slic"
