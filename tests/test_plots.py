@@ -344,7 +344,8 @@ def test_sections_through_maps_show_their_middle_in_angstrom(tmp_path):
 
 
 def test_a_notebook_asks_no_other_host_for_style_sheets():
-    data, _ = hv.Store.renderers["bokeh"].components(rm.plots.fcc(fake_dose_weights()), comm=False)
+    drawn = rm.plots.fcc(fake_dose_weights())  # which brings Bokeh
+    data, _ = hv.Store.renderers["bokeh"].components(drawn, comm=False)
     assert "cdn.holoviz.org" not in data["text/html"] and "InlineStyleSheet" in data["text/html"]
 
 

@@ -364,6 +364,7 @@ VIEW = "application/vnd.jupyter.widget-view+json"
 @pytest.fixture(scope="module")
 def kernel():
     manager, client = start_new_kernel(env={**os.environ, "JPY_SESSION_NAME": "a.ipynb"})
+    said_by(client, KERNEL, lambda _: True)
     yield client
     client.stop_channels()
     manager.shutdown_kernel(now=True)
@@ -388,7 +389,7 @@ def page(message):
 
 
 def test_a_kernel_shows_a_panel_and_leaves_a_page(kernel):
-    said = said_by(kernel, KERNEL + "\n_ = Step().run()", page)
+    said = said_by(kernel, "_ = Step().run()", page)
     assert VIEW in shown_first(said) and "Step: done in" in next(filter(page, said))["content"]["data"]["text/plain"]
     sent = [one["content"]["data"]["state"] for one in said if one["msg_type"] == "comm_open"]
     assert not any(state.get("_view_name") == "HBoxView" for state in sent), "buttons are dead while the kernel is busy"
