@@ -34,7 +34,7 @@ from refmotion_nb.stages.session import Session
 
 # what is tried for the parts of the prior that are estimated: decay (e/Å²) and floor of the dose profile; σ of the errors of
 # whole-frame alignment (Å) and drift strength; the first of each is where the search starts
-PROFILES = ((10.0, 0.15), (5.0, 0.15), (20.0, 0.15), (10.0, 0.4), (np.inf, 1.0))
+PROFILES = ((10.0, 0.15), (5.0, 0.15), (20.0, 0.15), (3.0, 0.3), (np.inf, 1.0))
 COMMON = ((1.0, 3.0), (0.5, 3.0), (2.0, 3.0), (1.0, 10.0), (1.0, 0.0))
 START = Hyperparameters(1.0, 50.0, 3000.0)  # where who knows nothing begins
 FEW_SHELLS = 3  # of Fourier components to score by: with less the search goes on, with a warning
