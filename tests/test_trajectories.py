@@ -163,11 +163,12 @@ def test_a_steady_drift_is_believed_and_without_drift_strength_anything_is(rng, 
 @pytest.mark.parametrize("std_A", [0.0, 0.7])
 def test_unknowns_of_the_common_motion_have_unit_variance_and_data_do_not_mix_them(rng, std_A):
     prior, data = common_of(rng.normal(size=(6, 2)), rng.uniform(0.5, 2, 6), std_A), rng.uniform(1, 9, 6)
-    motions, variance = prior.basis(data)
+    motions, taking_apart, variance = prior.basis(data)
     if not std_A:
-        assert not motions.any() and not prior.mean_A.any() and (variance == 1).all()
+        assert not motions.any() and not taking_apart.any() and not prior.mean_A.any() and (variance == 1).all()
         return
     np.testing.assert_allclose(motions @ motions.T, np.linalg.inv(prior.precision), atol=1e-12)
+    np.testing.assert_allclose(taking_apart.T @ motions, np.eye(6), atol=1e-12)
     np.testing.assert_allclose(motions.T @ (data[:, None] * motions), np.diag(1 / variance - 1), atol=1e-12)
 
 

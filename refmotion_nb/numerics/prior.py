@@ -98,16 +98,17 @@ class CommonPrior:
     mean_A: np.ndarray  # (frame, 2)
     precision: np.ndarray  # (frame, frame) per Å², along either axis; empty: there is no common motion
 
-    def basis(self, precision: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return motions (frame, mode), Å, independent and of unit variance, and their variances (mode,) given data.
+    def basis(self, precision: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return motions (frame, mode), Å, independent and of unit variance, which stay independent given data.
 
-        The data bind frames with ``precision`` (frame,) per Å², in which the motions are independent too.
+        The data bind frames with ``precision`` (frame,) per Å². With them the matrix (frame, mode) that takes a motion to its
+        coefficients, and the variances (mode,) of these given the data.
         """
         if not self.precision.size:
             n = len(self.mean_A)
-            return np.zeros((n, n)), np.ones(n)
+            return np.zeros((n, n)), np.zeros((n, n)), np.ones(n)
         values, motions = linalg.eigh(np.diag(precision), self.precision)
-        return motions, 1 / (1 + np.maximum(values, 0))
+        return motions, self.precision @ motions, 1 / (1 + np.maximum(values, 0))
 
 
 def common_prior(

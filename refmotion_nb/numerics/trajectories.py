@@ -201,9 +201,9 @@ class TrajectoryProblem:
         coefficients = coefficients.reshape(n, 2, *self.std.shape[1:])
         whitened = xp.where(std > 0, coefficients / xp.where(std > 0, std, 1), 0)
         common = xp.zeros((n, 2 * self.n_frames))
-        if common_A is not None and self.common.precision.size:
+        if common_A is not None:
             away = xp.moveaxis(beside(like, common_A), -1, 1) - self._expected
-            common[...] = (away @ self._whitening).reshape(n, -1)
+            common = (away @ self._taking_apart).reshape(n, -1)
         return xp.concatenate([whitened.reshape(n, -1), common], 1)
 
     def set_curvature(self, curvature: np.ndarray) -> None:
@@ -227,10 +227,10 @@ class TrajectoryProblem:
         turn[:, 1:, :-1], turn[:, :1, :-1], turn[:, 0, -1] = vectors, -along @ vectors, 1
         gain[..., :-1], gain[..., -1:] = 1 / (np.maximum(values, 0)[:, None] + spatial[..., None]), 1 / first
         whitening = np.divide(1, self.std, out=np.zeros_like(self.std), where=self.std > 0)
-        self.motions, common = self.common.basis(self.n_particles * curvature)
-        back = self.common.precision @ self.motions if self.common.precision.size else self.motions
-        *curved, self._common, self._common_inverse, self._whitening, self._expected = all_beside(
-            self._std, (turn, gain, whitening, self.motions, common, back, self.common.mean_A.T)
+        self.motions, taking_apart, variance = self.common.basis(self.n_particles * curvature)
+        of_common = self.motions, taking_apart, variance, self.common.mean_A.T
+        *curved, self._common, self._taking_apart, self._common_inverse, self._expected = all_beside(
+            self._std, (turn, gain, whitening, *of_common)
         )
         self._curved = tuple(curved)
 
