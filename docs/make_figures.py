@@ -41,7 +41,6 @@ from refmotion_nb.views.svg import (
 HERE = Path(__file__).parent
 FIGURES = HERE / "explanation" / "figures"
 LARGEST_BYTES = 100_000
-SYMMETRY = "O"  # of apoferritin
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def run_example(out: Path) -> Run:
     """Run all stages on the example into ``out``."""
     example = rm.example(HERE.parent / "refmotion-example")
     data = example.open()
-    job = rm.Job(data, out, {"symmetry": SYMMETRY})
+    job = rm.Job(data, out)
     job.run("validate")
     store = ResultStore(out / "results.zarr")
     search, dose, validation = (store.read(name) for name in ("search", "dose_weights", "validation"))

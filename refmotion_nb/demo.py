@@ -31,7 +31,7 @@ def run_demo(
     simulated = time.perf_counter() - start
     data = simulation.open()
     job = Job(
-        data, out, {"symmetry": "O", "device": device}, image_root=out, command=command,
+        data, out, {"device": device}, image_root=out, command=command,
         combinations=(COMBINATIONS[0], COMBINATIONS[-1]),
     )  # fmt: skip
     job.seconds["simulation"] = simulated

@@ -304,10 +304,10 @@ def test_until(tiny, tmp_path, until, there):
 
 
 def test_a_validation_shows_the_gain_and_stands_as_long_as_what_it_was_made_of(tiny, tmp_path, monkeypatch, capsys):
-    validate = [*GIVEN, "--until", "validate", "--symmetry", "O", "--write-maps", "both"]
+    validate = [*GIVEN, "--until", "validate", "--write-maps", "both"]
     assert run(tiny.folder, tmp_path, *validate) == 0
     first = store(tmp_path).read("validation")
-    assert first.sizes["combination"] == 4
+    assert first.sizes["combination"] == 4 and first["symmetry"].values.tolist() == ["O"]
     gain = first["fsc_corrected"].sel(combination="both") - first["fsc_corrected"].sel(combination="rigid")
     middle = (first["frequency"] > 1 / 12) & (first["frequency"] < 1 / 6)
     assert float(gain.where(middle).mean()) > 0
@@ -318,7 +318,7 @@ def test_a_validation_shows_the_gain_and_stands_as_long_as_what_it_was_made_of(t
     (tmp_path / "Maps/both.mrc").unlink()
     assert run(tiny.folder, tmp_path, *validate) == 0 and (tmp_path / "Maps/both.mrc").exists()
     xr.testing.assert_identical(store(tmp_path).read("validation"), first)
-    assert run(tiny.folder, tmp_path, *GIVEN, "--symmetry", "O", "--write-maps", "both", "--no-split-motion") == 0
+    assert run(tiny.folder, tmp_path, *GIVEN, "--write-maps", "both", "--no-split-motion") == 0
     assert store(tmp_path).read("validation") is None  # of other trajectories than those written now
 
 

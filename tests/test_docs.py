@@ -117,7 +117,7 @@ def test_what_the_program_is_said_to_say_it_says():
 
 
 def test_result_tables_name_what_a_run_stores(tiny, tmp_path):
-    job = rm.Job(tiny.open(), tmp_path, {"target_particles": 12, "symmetry": "O"})
+    job = rm.Job(tiny.open(), tmp_path, {"target_particles": 12})
     job.run("validate")
     page = (ROOT / "docs/reference/result_tables.md").read_text(encoding="utf-8")
     store = rm.ResultStore(tmp_path / "results.zarr")

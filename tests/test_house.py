@@ -12,7 +12,7 @@ import refmotion_nb
 PACKAGE = Path(refmotion_nb.__file__).parent
 FLOOR = {"numerics": 0, "data": 1, "stages": 2, "views": 3}  # cli, demo and the public names stand above
 MODULES = sorted(PACKAGE.rglob("*.py"))
-IN_NUMERICS = {"numpy", "scipy", "numba", "threadpoolctl", "cupy", "refmotion_nb"}  # beside the standard library
+IN_NUMERICS = {"numpy", "scipy", "numba", "finufft", "threadpoolctl", "cupy", "refmotion_nb"}  # beside what Python has
 NO_FILES = {"pathlib", "shutil", "tempfile", "glob", "io", "json", "csv", "pickle", "subprocess"}
 LONGEST = 450
 

@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 from job import GIVEN, run, said, store
 from scipy.ndimage import convolve1d
+from scipy.spatial.transform import Rotation
 from test_numerics import spectra_of
 
 import refmotion_nb as rm
@@ -18,12 +19,14 @@ from refmotion_nb.data.schema import InputError, Optics
 from refmotion_nb.data.star import read_star, write_star
 from refmotion_nb.data.transfer import Transfer
 from refmotion_nb.numerics.fourier import half_plane_indices
+from refmotion_nb.numerics.imposed_symmetry import imposed_symmetry
 from refmotion_nb.numerics.kernels_maps import insert_kernel
 from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.numerics.projection import euler_to_matrix
 from refmotion_nb.numerics.reconstruct import (
     PADDING,
     BackProjector,
+    backproject,
     fsc,
     fsc_masked_corrected,
     reconstruct,
@@ -79,6 +82,28 @@ def test_operators_are_relions(name):
     assert len(generated) == len(group)
     for one in RELION[name]:
         assert np.abs(group - np.array(one)).max((1, 2)).min() < 1e-5
+
+
+def half_map(points, symmetry, rng, size=32, views=80):
+    """A map (z, y, x) of ``points`` (point, xyz), px from its centre, from noisy views, under a symmetry."""
+    rotations = Rotation.random(views, rng).as_matrix()
+    ky, kx = half_plane_indices(size)
+    k = kx[..., None] * rotations[:, None, None, 0] + ky[..., None] * rotations[:, None, None, 1]
+    seen = np.exp(2j * np.pi / size * k @ points.T).sum(-1) * np.exp(-(kx**2 + ky**2) / 100)
+    noise = rng.standard_normal((2, *seen.shape)) * 1.5
+    images = (seen + noise[0] + 1j * noise[1]).astype(np.complex64)
+    return reconstruct(backproject(images, np.ones(images.shape, np.float32), rotations, symmetry=operators(symmetry)))
+
+
+@pytest.mark.parametrize("name", [*GROUPS, "C11", "D3"])
+def test_a_symmetry_that_was_imposed_is_found(name, rng):
+    points = rng.uniform(-6, 6, (12, 3))
+    assert imposed_symmetry(*(half_map(points, name, rng) for _ in range(2))) == name
+
+
+def test_a_symmetric_molecule_refined_without_symmetry_has_none_imposed(rng):
+    points = np.concatenate(rng.uniform(-6, 6, (3, 3)) @ operators("D4").transpose(0, 2, 1))
+    assert imposed_symmetry(*(half_map(points, "C1", rng) for _ in range(2))) == "C1"
 
 
 @pytest.mark.parametrize("name", GROUPS)
@@ -392,7 +417,8 @@ def four(data, search, dose, tmp_path_factory):
 
 
 def test_one_pass_or_four_give_the_same(data, search, dose, four):
-    again = rm.Validation(symmetry="O").run(rm.Session(data, 1, 1e3), search, dose)
+    again = rm.Validation().run(rm.Session(data, 1, 1e3), search, dose)  # which finds the symmetry
+    assert again["symmetry"].values.tolist() == ["O"]
     xr.testing.assert_identical(four[0], again)
 
 

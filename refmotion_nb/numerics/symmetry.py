@@ -9,7 +9,7 @@ import numpy as np
 _PHI = 0.5 * (1 + np.sqrt(5))
 Axis = tuple[float, float, float]
 # (order, axis) of the generators; RELION's orientations
-_POLYHEDRAL: dict[str, tuple[tuple[int, Axis], ...]] = {
+POLYHEDRAL: dict[str, tuple[tuple[int, Axis], ...]] = {
     "T": ((3, (0, 0, 1)), (2, (0, np.sqrt(2), 1))),
     "O": ((3, (1, 1, 1)), (4, (0, 0, 1))),
     "I1": ((2, (1, 0, 0)), (5, (_PHI, 0, -1)), (3, (_PHI**2, 1, 0))),
@@ -19,7 +19,7 @@ _POLYHEDRAL: dict[str, tuple[tuple[int, Axis], ...]] = {
 }
 
 
-def rotation(order: int, axis: Axis) -> np.ndarray:
+def rotation(order: float, axis: Axis) -> np.ndarray:
     """Return the rotation (3, 3) by 360° / order about an axis."""
     u = np.asarray(axis, float) / np.linalg.norm(axis)
     angle = 2 * np.pi / order
@@ -27,8 +27,8 @@ def rotation(order: int, axis: Axis) -> np.ndarray:
     return np.cos(angle) * np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * np.outer(u, u)
 
 
-def operators(name: str) -> np.ndarray:
-    """Return the rotations (operator, 3, 3) of a point group: Cn, Dn, T, O, I (= I2), I1, I2, I3, I4.
+def generators(name: str) -> list[tuple[int, Axis]]:
+    """Return (order, axis) of rotations that generate a point group: Cn, Dn, T, O, I (= I2), I1, I2, I3, I4.
 
     Raises
     ------
@@ -38,15 +38,23 @@ def operators(name: str) -> np.ndarray:
     name = name.strip().upper()
     cyclic = re.fullmatch(r"([CD])([1-9]\d?)", name)
     if cyclic:
-        generators = [rotation(int(cyclic[2]), (0, 0, 1))]
-        if cyclic[1] == "D":
-            generators.append(rotation(2, (1, 0, 0)))
-    else:
-        known = "I2" if name == "I" else name
-        if known not in _POLYHEDRAL:
-            raise ValueError(f"symmetry {name}: give one of Cn, Dn, T, O, I1, I2, I3, I4")
-        generators = [rotation(*g) for g in _POLYHEDRAL[known]]
-    return _closure(generators)
+        about_z: tuple[int, Axis] = int(cyclic[2]), (0, 0, 1)
+        return [about_z, (2, (1, 0, 0))] if cyclic[1] == "D" else [about_z]
+    known = "I2" if name == "I" else name
+    if known not in POLYHEDRAL:
+        raise ValueError(f"symmetry {name}: give one of Cn, Dn, T, O, I1, I2, I3, I4")
+    return [*POLYHEDRAL[known]]
+
+
+def operators(name: str) -> np.ndarray:
+    """Return all rotations (operator, 3, 3) of a point group, the identity first; errors as for ``generators``."""
+    turns, found = [rotation(*g) for g in generators(name)], [np.eye(3)]
+    for one in found:  # grows while it is walked
+        for turn in turns:
+            new = turn @ one
+            if not any(np.allclose(new, old, atol=1e-4) for old in found):
+                found.append(new)
+    return np.stack(found)
 
 
 def grid_cosets(rotations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -62,13 +70,3 @@ def grid_cosets(rotations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if not any((np.abs(subgroup @ r - one).max((1, 2)) < 1e-4).any() for r in representatives):
             representatives.append(one)
     return subgroup, np.stack(representatives)
-
-
-def _closure(generators: list[np.ndarray]) -> np.ndarray:
-    found = [np.eye(3)]
-    for one in found:  # grows while it is walked
-        for g in generators:
-            new = g @ one
-            if not any(np.allclose(new, old, atol=1e-4) for old in found):
-                found.append(new)
-    return np.stack(found)

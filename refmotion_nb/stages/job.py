@@ -288,7 +288,7 @@ class Job:
         self._check_boxes()
         validation: Validation = self.stage(Validation)
         if until == "validate":
-            validation.rotations(len(self.data.references))
+            validation.point_groups(len(self.data.references))
             validation.combinations_to_write()
 
     def _check_boxes(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,13 @@ import param
 import xarray as xr
 
 from refmotion_nb.data.files import sole, spare, writable
-from refmotion_nb.data.maps import write_map
-from refmotion_nb.data.schema import Dataset, InputError, as_path
+from refmotion_nb.data.maps import load_reference, write_map
+from refmotion_nb.data.schema import Dataset, InputError, Reference, as_path
 from refmotion_nb.numerics.energy import first_shell_below
+from refmotion_nb.numerics.imposed_symmetry import imposed_symmetry
 from refmotion_nb.numerics.reconstruct import BackProjector, MaskedFSC, Transform, fsc_masked_corrected
 from refmotion_nb.numerics.sharpening import guinier_b_factor, sharpened
-from refmotion_nb.numerics.symmetry import operators
+from refmotion_nb.numerics.symmetry import generators, operators
 from refmotion_nb.stages.alignment import Alignment, MotionPrior
 from refmotion_nb.stages.base import Reporter, Silent
 from refmotion_nb.stages.describe import files_read
@@ -26,6 +28,7 @@ from refmotion_nb.stages.search import prior_of
 from refmotion_nb.stages.session import Session
 
 TRANSFORMS_SHARE = 0.5  # of the cache, for the transforms that are filled side by side
+AUTO = "auto"  # the symmetry that is found in the half maps
 CHUNK = 32  # particles whose images are in memory at once
 
 
@@ -76,9 +79,9 @@ class Validation(Alignment):
     """Reconstruct both half sets at the given poses and compare them, for each combination asked for."""
 
     symmetry = param.String(
-        default="C1",
-        doc="Point group of the reference, oriented as RELION's (C1, D7, O, I2 …); of several references one for all, or "
-        "one each, separated by commas (O,C1).",
+        default="auto",
+        doc="Point group of the reference, oriented as RELION's (C1, D7, O, I2 …), or auto: the one that was imposed on its half "
+        "maps; of several references one for all, or one each, separated by commas (O,C1).",
     )
     write_maps = param.String(
         default="rigid,both",
@@ -109,7 +112,8 @@ class Validation(Alignment):
         session = data if isinstance(data, Session) else Session(data)
         reporter = reporter or Silent()
         prior, dose = prior_of(search), weights_of(dose)
-        rotations = self.rotations(len(session.data.references))
+        symmetries = self.symmetries(session.data.references, session.threads)
+        rotations = [operators(name) for name in symmetries]
         out = as_path(out, "out") if out else None
         if out:
             writable(out)
@@ -136,21 +140,39 @@ class Validation(Alignment):
                 for combination in group:
                     reporter.advance(combination=combination.name)
         reporter.done()
-        return _table(found, grid, combinations)
+        return _table(found, grid, combinations, symmetries)
 
-    def rotations(self, n_references: int) -> list[np.ndarray]:
-        """Return the operators (operator, 3, 3) of each reference's symmetry; InputError if there is no such point group."""
-        names = self.symmetry.split(",")
+    def point_groups(self, n_references: int) -> list[str]:
+        """Return the point group asked for, or auto, of each reference; InputError if there is none of a name."""
+        names = [name.strip() for name in self.symmetry.split(",")]
         if len(names) not in (1, n_references):
             raise InputError(
                 f"symmetry {self.symmetry} names {len(names)} point groups for {n_references} references; give one for all, "
                 "or one each"
             )
         try:
-            found = [operators(name) for name in names]
+            for name in names:
+                if name != AUTO:
+                    generators(name)
         except ValueError as error:
-            raise InputError(str(error)) from None
-        return found * n_references if len(found) == 1 else found
+            raise InputError(f"{error}, or auto") from None
+        return names * n_references if len(names) == 1 else names
+
+    def symmetries(self, references: Sequence[Reference], threads: int = 1) -> list[str]:
+        """Return the point group of each reference, found in its half maps where that was asked for.
+
+        Raises
+        ------
+        InputError
+            There is no such point group, or half maps cannot be used.
+        """
+        found = []
+        for name, reference in zip(self.point_groups(len(references)), references):
+            if name == AUTO:
+                loaded = load_reference(reference)
+                name = imposed_symmetry(loaded.half1, loaded.half2, threads)
+            found.append(name)
+        return found
 
     def combinations_to_write(self) -> tuple[str, ...]:
         """Return the file names of the combinations whose maps are kept; InputError if there is none of a name."""
@@ -240,7 +262,9 @@ def _write_maps(
     write_map(path, sharpened(mean, compared.curve.corrected, b_factor, grid.pixel_size_A, threads), grid.pixel_size_A)
 
 
-def _table(found: list[list[Compared]], grid: Grid, combinations: tuple[Combination, ...]) -> xr.Dataset:
+def _table(
+    found: list[list[Compared]], grid: Grid, combinations: tuple[Combination, ...], symmetries: list[str]
+) -> xr.Dataset:
     frequency = np.arange(grid.size // 2 + 1) / grid.extent_A
     dims = ("reference", "combination", "frequency")
 
@@ -273,6 +297,7 @@ def _table(found: list[list[Compared]], grid: Grid, combinations: tuple[Combinat
             "combination": [c.name for c in combinations],
             "meaning": ("combination", [c.meaning for c in combinations], {"long_name": "what the maps are made of"}),
             "reference": np.arange(len(found)),
+            "symmetry": ("reference", symmetries, {"long_name": "point group imposed on the maps"}),
             "frequency": ("frequency", frequency, {"units": "1/Å", "long_name": "spatial frequency"}),
         },
     )

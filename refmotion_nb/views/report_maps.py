@@ -150,8 +150,16 @@ def gains(validation: xr.Dataset) -> list[str]:
         ]
         if parts:
             told.append(f"{of}Compared to {names[0]} ({fixed(cut[0])} Å): {'; '.join(parts)}.")
-    told += _ends(validation)
-    return told
+    return [*told, *_imposed(validation), *_ends(validation)]
+
+
+def _imposed(validation: xr.Dataset) -> list[str]:
+    """Say which symmetry the maps were made with."""
+    if "symmetry" not in validation.coords:
+        return []
+    names = validation["symmetry"].values
+    each = [f"{name} on those of reference {i + 1}" for i, name in enumerate(names)] if len(names) > 1 else names
+    return [f"Symmetry imposed on the maps: {', '.join(each)}."]
 
 
 def _accounting(name: str) -> str:

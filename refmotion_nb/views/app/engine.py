@@ -241,8 +241,6 @@ class Engine:
                 self.dose_weights_file = self.hyperparameters_file = self.explored = None
                 self.dose_weights_last_frequency_per_A = None
                 self.settings = {name: value for name, value in self.settings.items() if name not in OF_THE_DATA}
-            if opening is not None:
-                self.settings |= opening.brings
         if before is not None and before is not session:
             if explored is not None:
                 explored.cancel()

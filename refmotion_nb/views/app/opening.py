@@ -33,11 +33,6 @@ class Opening:
         """Whether opening reports, and so can wait; files are read in one go."""
         return self.function == "example"
 
-    @property
-    def brings(self) -> dict[str, Any]:
-        """Parameters that go with the data, by name: the symmetry of the example, which is apoferritin."""
-        return {"symmetry": "O"} if self.function == "example" else {}
-
     def open(self, roots: Roots, run: Run | None = None) -> Dataset:
         """Return the data; ``run`` is told how far it is, and may be cancelled.
 
