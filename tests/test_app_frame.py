@@ -632,6 +632,15 @@ def test_a_runs_folder_opens_its_data_again(tiny, tmp_path, monkeypatch):
         recorded_opening(tmp_path / "out")
 
 
+def test_a_runs_folder_opens_data_that_were_named_from_the_root(tiny, tmp_path, monkeypatch):
+    shutil.copytree(tiny.folder, tmp_path / "project")
+    monkeypatch.chdir(tmp_path)
+    assert run(Path("."), Path("out"), "--root", "project", "--until", "hyperparameters", *GIVEN) == 0
+    monkeypatch.chdir("/")
+    data = recorded_opening(tmp_path / "out").open(Roots([tmp_path]))
+    assert data.particles.sizes["particle"] == 24
+
+
 def test_a_run_of_the_app_notes_how_its_data_were_opened(engine, project):
     ended(engine.open(relion(project)))
     engine.change(spatial_strength=1.5, correlation_distance=3000.0, acceleration_strength=2.0)

@@ -29,6 +29,7 @@ OAUTH = {
                            '"USER_URL": …, "USER_KEY": what it calls the name}'),
 }  # fmt: skip
 NO_KEY, NO_SECRET = ("pam",), ("pam", "password", "auth_code")  # providers that do without
+PATHS = ("particles", "micrographs", "exposures", "volume", "half1", "half2", "mask", "fsc", "gain")  # options
 URLS = ("AUTHORIZE_URL", "TOKEN_URL")  # of a generic one
 
 
@@ -169,7 +170,7 @@ def _opening(options: argparse.Namespace) -> tuple[Any, str]:
 
 
 def opening_of(options: argparse.Namespace, base: Path) -> Any:
-    """Return how the data of options of `refmotion run` are opened; paths are relative to ``base``.
+    """Return how the data of options of `refmotion run` are opened; paths are relative to ``base``, or to ``--root``.
 
     Raises
     ------
@@ -178,20 +179,26 @@ def opening_of(options: argparse.Namespace, base: Path) -> Any:
     """
     from refmotion_nb.views.app.opening import Opening
 
-    for name in ("particles", "micrographs", "exposures", "volume", "half1", "half2", "mask", "fsc", "root"):
-        setattr(options, name, _from(getattr(options, name), base))
-    options.gain = options.gain and str(base / options.gain)
+    options.root = options.root and base / options.root
+    for name in PATHS:
+        setattr(options, name, _from(getattr(options, name), base, options.root))
+    options.gain = options.gain and str(options.gain)
     if is_cryosparc(options):
         return Opening("open_cryosparc", cryosparc_input(options))
     files = {"particles": options.particles, "micrographs": options.micrographs, "references": references(options)}
     return Opening("open_relion", {**files, **input_settings(options)})
 
 
-def _from(value: Any, base: Path) -> Any:
-    """Return paths as absolute ones; ``TABLE.cs,PASSTHROUGH.cs`` is two."""
+def _from(value: Any, base: Path, root: Path | None) -> Any:
+    """Return paths as absolute ones, from the root where only that leads to a file; ``TABLE.cs,PASSTHROUGH.cs`` is two."""
     if isinstance(value, list):
-        return [_from(one, base) for one in value]
-    return value and Path(",".join(str(base / part) for part in str(value).split(",")))
+        return [_from(one, base, root) for one in value]
+    return value and Path(",".join(str(_place(part, base, root)) for part in str(value).split(",")))
+
+
+def _place(name: str, base: Path, root: Path | None) -> Path:
+    from_root = (root or base) / name
+    return from_root if from_root.exists() and not (base / name).exists() else base / name
 
 
 def recorded_opening(folder: Path) -> Any:
@@ -214,7 +221,7 @@ def recorded_opening(folder: Path) -> Any:
     for base in dict.fromkeys([Path.cwd(), *folder.absolute().parents]):
         options = _parsed(tokens[1:])
         named = [*options.particles, *options.exposures, *([options.micrographs] if options.micrographs else [])]
-        tables = [entry(base / one) for one in named]
+        tables = [entry(_from(one, base, options.root and base / options.root)) for one in named]
         if all(Path(one[0] if isinstance(one, tuple) else one).is_file() for one in tables):
             return opening_of(options, base)
     raise InputError(f"{named[0]} is not found from here; start the app in the folder that the run was started in")
