@@ -150,6 +150,8 @@ def run(options: argparse.Namespace) -> int:
         )
     browse = options.browse or [Path.cwd(), *([options.folder] if options.folder else [])]
     engine = Engine(Roots(browse), out=None if out is None else Roots(browse).resolve(out.absolute()))
+    if options.folder:
+        engine.settings = recorded_settings(options.folder)
     opening, engine.note = _opening(options)
     if opening is not None:
         engine.open(opening)
@@ -225,6 +227,17 @@ def recorded_opening(folder: Path) -> Any:
         if all(Path(one[0] if isinstance(one, tuple) else one).is_file() for one in tables):
             return opening_of(options, base)
     raise InputError(f"{named[0]} is not found from here; start the app in the folder that the run was started in")
+
+
+def recorded_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings that a run gave its stages, those of its machine left out."""
+    from refmotion_nb.data.store import ResultStore
+    from refmotion_nb.stages.execute import Execution
+    from refmotion_nb.stages.job import STAGES
+
+    noted = ResultStore(folder / "results.zarr").attrs.get("settings", {})
+    stages = [stage for stage in STAGES if stage is not Execution]
+    return {name: value for name, value in noted.items() if any(name in stage.param for stage in stages)}
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
