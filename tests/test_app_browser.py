@@ -15,6 +15,7 @@ from oauth_provider import providing
 from refmotion_nb.cli.app import access_of
 from refmotion_nb.cli.parser import parser_for
 from refmotion_nb.views.app.opening import Opening
+from refmotion_nb.views.app.tabs import TABS
 
 pytestmark = pytest.mark.browser
 
@@ -154,6 +155,15 @@ def test_a_long_path_does_not_break_the_top(app, browser, monkeypatch):
     switch = page.get_by_role("button", name="☾ Dark").bounding_box()
     assert switch["y"] < 30 and switch["x"] + switch["width"] <= 1040
     assert line.locator("code").get_attribute("title").endswith("/last")
+
+
+def test_no_tab_is_wider_than_a_narrow_page(app, browser):
+    page = browser.open(app.owner_url, viewport={"width": 700, "height": 768})
+    page.locator("canvas").first.wait_for()
+    for tab in (kind.title for kind in TABS):
+        turn_to(page, tab)
+        page.get_by_text("opening …").wait_for(state="hidden")
+        assert page.evaluate("document.documentElement.scrollWidth") == 700, tab
 
 
 def test_a_login_is_asked_for_where_it_is_set(browser, tmp_path):

@@ -20,7 +20,7 @@ from fake_results import fake_search, fake_tracks, fill
 from job import GIVEN, inputs, run
 
 import refmotion_nb as rm
-from refmotion_nb.cli.app import access_of, opening_of, recorded_opening
+from refmotion_nb.cli.app import access_of, opening_of, recorded_opening, recorded_settings
 from refmotion_nb.cli.parser import parser_for
 from refmotion_nb.data.files import admit, only_within
 from refmotion_nb.data.schema import Skipped
@@ -629,6 +629,19 @@ def test_a_runs_folder_opens_its_data_again(tiny, tmp_path, monkeypatch):
     os.rename(folder / "Extract", folder / "Gone")
     with pytest.raises(rm.InputError, match=r"particles.star is not found from here"):
         recorded_opening(tmp_path / "out")
+
+
+def test_a_runs_folder_opens_data_that_were_named_from_the_root(tiny, tmp_path, monkeypatch):
+    shutil.copytree(tiny.folder, tmp_path / "project")
+    monkeypatch.chdir(tmp_path)
+    assert (
+        run(Path("."), Path("out"), "--root", "project", "--until", "hyperparameters", "--symmetry", "O", *GIVEN) == 0
+    )
+    monkeypatch.chdir("/")
+    given = {"spatial_strength": 1.5, "correlation_distance": 3000.0, "acceleration_strength": 2.0, "symmetry": "O"}
+    assert recorded_settings(tmp_path / "out") == given, "nor those of the machine"
+    data = recorded_opening(tmp_path / "out").open(Roots([tmp_path]))
+    assert data.particles.sizes["particle"] == 24
 
 
 def test_a_run_of_the_app_notes_how_its_data_were_opened(engine, project):

@@ -29,6 +29,7 @@ OAUTH = {
                            '"USER_URL": …, "USER_KEY": what it calls the name}'),
 }  # fmt: skip
 NO_KEY, NO_SECRET = ("pam",), ("pam", "password", "auth_code")  # providers that do without
+PATHS = ("particles", "micrographs", "exposures", "volume", "half1", "half2", "mask", "fsc", "gain")  # options
 URLS = ("AUTHORIZE_URL", "TOKEN_URL")  # of a generic one
 
 
@@ -149,6 +150,8 @@ def run(options: argparse.Namespace) -> int:
         )
     browse = options.browse or [Path.cwd(), *([options.folder] if options.folder else [])]
     engine = Engine(Roots(browse), out=None if out is None else Roots(browse).resolve(out.absolute()))
+    if options.folder:
+        engine.settings = recorded_settings(options.folder)
     opening, engine.note = _opening(options)
     if opening is not None:
         engine.open(opening)
@@ -169,7 +172,7 @@ def _opening(options: argparse.Namespace) -> tuple[Any, str]:
 
 
 def opening_of(options: argparse.Namespace, base: Path) -> Any:
-    """Return how the data of options of `refmotion run` are opened; paths are relative to ``base``.
+    """Return how the data of options of `refmotion run` are opened; paths are relative to ``base``, or to ``--root``.
 
     Raises
     ------
@@ -178,20 +181,26 @@ def opening_of(options: argparse.Namespace, base: Path) -> Any:
     """
     from refmotion_nb.views.app.opening import Opening
 
-    for name in ("particles", "micrographs", "exposures", "volume", "half1", "half2", "mask", "fsc", "root"):
-        setattr(options, name, _from(getattr(options, name), base))
-    options.gain = options.gain and str(base / options.gain)
+    options.root = options.root and base / options.root
+    for name in PATHS:
+        setattr(options, name, _from(getattr(options, name), base, options.root))
+    options.gain = options.gain and str(options.gain)
     if is_cryosparc(options):
         return Opening("open_cryosparc", cryosparc_input(options))
     files = {"particles": options.particles, "micrographs": options.micrographs, "references": references(options)}
     return Opening("open_relion", {**files, **input_settings(options)})
 
 
-def _from(value: Any, base: Path) -> Any:
-    """Return paths as absolute ones; ``TABLE.cs,PASSTHROUGH.cs`` is two."""
+def _from(value: Any, base: Path, root: Path | None) -> Any:
+    """Return paths as absolute ones, from the root where only that leads to a file; ``TABLE.cs,PASSTHROUGH.cs`` is two."""
     if isinstance(value, list):
-        return [_from(one, base) for one in value]
-    return value and Path(",".join(str(base / part) for part in str(value).split(",")))
+        return [_from(one, base, root) for one in value]
+    return value and Path(",".join(str(_place(part, base, root)) for part in str(value).split(",")))
+
+
+def _place(name: str, base: Path, root: Path | None) -> Path:
+    from_root = (root or base) / name
+    return from_root if from_root.exists() and not (base / name).exists() else base / name
 
 
 def recorded_opening(folder: Path) -> Any:
@@ -214,10 +223,21 @@ def recorded_opening(folder: Path) -> Any:
     for base in dict.fromkeys([Path.cwd(), *folder.absolute().parents]):
         options = _parsed(tokens[1:])
         named = [*options.particles, *options.exposures, *([options.micrographs] if options.micrographs else [])]
-        tables = [entry(base / one) for one in named]
+        tables = [entry(_from(one, base, options.root and base / options.root)) for one in named]
         if all(Path(one[0] if isinstance(one, tuple) else one).is_file() for one in tables):
             return opening_of(options, base)
     raise InputError(f"{named[0]} is not found from here; start the app in the folder that the run was started in")
+
+
+def recorded_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings that a run gave its stages, those of its machine left out."""
+    from refmotion_nb.data.store import ResultStore
+    from refmotion_nb.stages.execute import Execution
+    from refmotion_nb.stages.job import STAGES
+
+    noted = ResultStore(folder / "results.zarr").attrs.get("settings", {})
+    stages = [stage for stage in STAGES if stage is not Execution]
+    return {name: value for name, value in noted.items() if any(name in stage.param for stage in stages)}
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:

@@ -83,7 +83,7 @@ class Figure:
         """Stand empty; figures are ``larger`` than in a notebook, ``options`` are those of the column around them."""
         self.engine, self.larger = engine, larger
         self.dark = page_is_dark()
-        self.view = pn.Column(**{"sizing_mode": "stretch_width", **options})
+        self.view = pn.Column(css_classes=["rm-figure"], **{"sizing_mode": "stretch_width", **options})
         self._key: Hashable = None  # of what is wanted
         self._shown: Hashable = None
         self._since = object()  # another one when what was asked for before is not to be shown any more

@@ -23,7 +23,9 @@ class Header:
         """Make the widgets; the switch between light and dark is for pages ``served`` to a browser."""
         self.engine: Any = seat(engine, viewer)
         self.viewer = viewer
-        self.data = pn.pane.HTML("", sizing_mode="stretch_width", margin=(4, 5, 0, 5), min_width=300)
+        self.data = pn.pane.HTML(
+            "", sizing_mode="stretch_width", margin=(4, 5, 0, 5), styles={"flex": "1 1 300px", "min-width": "0"}
+        )
         self.now = pn.pane.HTML("", width=330, margin=(2, 5, 0, 5), visible=False)
         self.pause = parts.button("Pause", self._pause, visible=False, width=80, margin=(3, 4))
         self.cancel = parts.button("Cancel", self._cancel, visible=False, width=80, margin=(3, 4), color="warning")
@@ -31,8 +33,8 @@ class Header:
         self.switch = pn.widgets.Button(label="☀ Light" if dark else "☾ Dark", width=84, margin=(3, 4), visible=served)
         self.switch.js_on_click(code=_COOKIE.format("light" if dark else "dark"))
         self.menu = pn.Column(sizing_mode="stretch_width", visible=False, css_classes=["rm-card"])
-        row = pn.Row(
-            self.data, self.now, self.pause, self.cancel, self.people, self.switch, sizing_mode="stretch_width"
+        row = pn.FlexBox(
+            self.data, self.now, self.pause, self.cancel, self.people, self.switch, gap="0", sizing_mode="stretch_width"
         )
         self.view = pn.Column(row, self.menu, sizing_mode="stretch_width")
         self._listed: Any = None

@@ -48,10 +48,12 @@ class PriorsTab(Tab):
         self.pane: ExplorerPane | None = None
         self._listed: Any = None
         self.force_box = pn.Column(
-            self.force, pn.Row(self.use, self.instead, margin=0), sizing_mode="stretch_width", min_width=380,
-            margin=(0, 0, 6, 20), align="end",
+            self.force, pn.Row(self.use, self.instead, margin=0), margin=(0, 0, 6, 20), styles={"flex": "1 1 380px"},
         )  # fmt: skip
-        above = pn.Row(pn.Row(self.micrograph, self.go, margin=(6, 0)), self.force_box, sizing_mode="stretch_width")
+        above = pn.FlexBox(
+            pn.Row(self.micrograph, self.go, margin=(6, 0)), self.force_box, align_items="flex-end", gap="0",
+            sizing_mode="stretch_width",
+        )  # fmt: skip
         self.card = parts.card(
             "Try a prior on one micrograph", parts.words(f"<small>{_WHAT}</small>"), above, self.status
         )

@@ -32,9 +32,7 @@ class ResultsTab(Tab):
         super().__init__(engine, viewer)
         self.nothing = parts.empty("")
         self.ended, self.files = parts.words(""), parts.words("")
-        self.fsc, self.table, self.images, self.maps, self.written = (
-            self.new_figure(styles={"overflow-x": "auto"}) for _ in range(5)
-        )
+        self.fsc, self.table, self.images, self.maps, self.written = (self.new_figure() for _ in range(5))
         self.micrograph = pn.widgets.Select(label="Micrograph", options=[], width=260, margin=5)
         self.micrograph.param.watch(lambda _: self.update(), "value")
         self.code = pn.widgets.TextAreaInput(

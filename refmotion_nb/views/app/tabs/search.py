@@ -59,7 +59,7 @@ class SearchTab(Tab):
         self.key = parts.words("")
         self.live: LiveRays | None = None
         self.figures = pn.Column(sizing_mode="stretch_width")
-        self.drawn = self.new_figure(larger=1.25, styles={"overflow-x": "auto"})
+        self.drawn = self.new_figure(larger=1.25)
         self.choice.param.watch(lambda _: self._other(), "value")
         self.shown.param.watch(lambda _: self.update(), "value")
         self._arrange()
@@ -69,14 +69,16 @@ class SearchTab(Tab):
         fields = [field.view for field in self.fields.values()]
         left = pn.Column(
             parts.card("Search for hyperparameters", *fields, buttons, self.note, self.instead),
-            parts.words(f"<small>{_HOW}</small>", margin=(4, 14)), width=330, sizing_mode=None,
+            parts.words(f"<small>{_HOW}</small>", margin=(4, 14)), styles={"flex": "0 1 330px"},
         )  # fmt: skip
         self.told = parts.card("State of the search", self.going, self.chosen, self.status)
         self.still = parts.card("Of the finished search", self.drawn.view)
         self.above = pn.Row(self.choice, self.shown, margin=(2, 0))
         self.picture = pn.Column(self.above, self.figures, self.still, sizing_mode="stretch_width")
-        right = pn.Column(self.empty, self.told, self.warning, self.picture, sizing_mode="stretch_width")
-        self.view[:] = [self.problem, pn.Row(left, right, sizing_mode="stretch_width")]
+        right = pn.Column(
+            self.empty, self.told, self.warning, self.picture, styles={"flex": "1 1 400px", "min-width": "0"}
+        )
+        self.view[:] = [self.problem, pn.FlexBox(left, right, sizing_mode="stretch_width", gap="0")]
 
     # what is done
 

@@ -44,15 +44,13 @@ class SettingsTab(Tab):
         self.reset = parts.button("Reset all to defaults", self._reset, width=190)
         cards = {kind.__name__: self._card(kind) for kind in (Alignment, *STAGES)}
         columns = [
-            pn.Column(
-                *(cards[name] for name in names if cards[name] is not None), sizing_mode="stretch_width", min_width=310
-            )
+            pn.Column(*(cards[name] for name in names if cards[name] is not None), styles={"flex": "1 1 310px"})
             for names in COLUMNS
         ]
         self.view[:] = [
             self.problem,
             pn.Row(self.told, self.reset, sizing_mode="stretch_width"),
-            pn.FlexBox(*columns, sizing_mode="stretch_width", flex_wrap="nowrap", gap="4px"),
+            pn.FlexBox(*columns, sizing_mode="stretch_width", gap="4px"),
         ]
 
     def _card(self, kind: type[Stage]) -> Any:
