@@ -9,10 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from refmotion_nb.data.maps import LoadedReference, check_reference, load_reference
 from refmotion_nb.data.schema import Dataset, InputError, Optics, Reference
+from refmotion_nb.numerics.fourier import first_shell_below
 
 _WIDTH = 118
 FEWEST_FRAMES = 3  # two velocities, one acceleration
@@ -195,10 +194,10 @@ def _reference(reference: Reference, loaded: LoadedReference) -> str:
     text = f"{reference.half1}, {reference.half2}, {masked}; box {loaded.box_size} px of {loaded.pixel_size_A:g} Å"
     if loaded.fsc is None:
         return text
-    below = np.flatnonzero(loaded.fsc < 0.143)
-    if not below.size or not below[0]:
+    shell = first_shell_below(loaded.fsc, 0.143)
+    if not loaded.fsc[shell] < 0.143:
         return text
-    return f"{text}; FSC 0.143 at {loaded.box_size * loaded.pixel_size_A / below[0]:.2f} Å"
+    return f"{text}; FSC 0.143 at {loaded.box_size * loaded.pixel_size_A / shell:.2f} Å"
 
 
 def unlike_particles(reference: Reference, box_size: int, pixel_size_A: float, dataset: Dataset) -> list[str]:

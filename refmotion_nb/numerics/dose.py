@@ -150,17 +150,15 @@ def fit_relion(fcc_values: np.ndarray, pixel_A: float, k0: int, k1: int) -> tupl
 
 
 def _fit_frame(data: np.ndarray, k: np.ndarray, envelope: np.ndarray, top: float) -> tuple[float, float]:
-    low, high, steps, depth = 1.0, top, 20, 5
-    for level in range(depth):
-        sigma = low + (high - low) / (steps - 1) * np.arange(steps)
+    low, high, steps = 1.0, top, 20
+    for _ in range(5):
+        width = (high - low) / (steps - 1)
+        sigma = low + width * np.arange(steps)
         shape = envelope * np.exp(-0.5 * k**2 / sigma[:, None] ** 2)
         power = (shape**2).sum(1)
         scale = np.divide((shape * data).sum(1), power, out=np.zeros(steps), where=power > 0)
         best = int(np.argmin(((data - scale[:, None] * shape) ** 2).sum(1)))
-        if level == depth - 1:
-            break
-        width = (high - low) / (steps - 1)
-        low, high = max(sigma[best] - width, low if level else 1.0), sigma[best] + width
+        low, high = max(sigma[best] - width, low), sigma[best] + width
     return float(sigma[best]), float(scale[best])
 
 
