@@ -487,6 +487,12 @@ def test_dose_model_is_physical_where_late_frames_are_noise(rng):
         assert (np.diff(found.b_factor_A2[best:]) >= -1e-9).all() and np.isfinite(weights(found, FREQUENCY)).all()
 
 
+@pytest.mark.parametrize("value", [0.0, -0.1])
+def test_without_signal_all_frames_are_alike(value):
+    found = fit_model(np.full((5, len(FREQUENCY)), value), FREQUENCY, FREQUENCY)
+    np.testing.assert_array_equal(weights(found, FREQUENCY), 0.2)
+
+
 def test_critical_doses_are_those_published():
     # Grant & Grigorieff 2015: Nc = 0.245 k^-1.665 + 2.81 e/Å² at 300 kV, 20 % less at 200 kV; exp(-N / 2 Nc)
     left = grant_grigorieff(np.array([0.1, 0.25]), np.array([0.0, 20.0]), 300.0)
