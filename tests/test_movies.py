@@ -15,9 +15,10 @@ import pytest
 import starfile
 import tifffile
 import zstandard
+from cameras import load_detector
 
 from refmotion_nb.data.movies import lzw, rawbytes, tiff
-from refmotion_nb.data.movies.detector import load_detector, make_detector
+from refmotion_nb.data.movies.detector import make_detector
 from refmotion_nb.data.movies.reader import check_movie, movie_shape, open_movie, read_image
 from refmotion_nb.data.schema import Gain, InputError, Movie
 from refmotion_nb.numerics.patches import cut_patches

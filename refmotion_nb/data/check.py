@@ -98,9 +98,7 @@ def cannot_be_processed(dataset: Dataset) -> list[str]:
     return problems
 
 
-def check_dataset(
-    dataset: Dataset, problems: Iterable[str] = (), notes: Iterable[str] = (), title: str = "Data set"
-) -> Check:
+def check_dataset(dataset: Dataset, problems: Iterable[str], notes: Iterable[str], title: str) -> Check:
     """Summarise a data set and read its references, adding what is wrong with them to ``problems``."""
     problems, notes = [*problems, *cannot_be_processed(dataset)], [*notes]
     facts = dataset_facts(dataset)

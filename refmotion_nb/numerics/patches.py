@@ -33,10 +33,9 @@ def integer_coordinate(coordinate_A: np.ndarray, pixel_A: float) -> np.ndarray:
     return np.floor(np.asarray(coordinate_A) / pixel_A + 1e-4).astype(np.int64)
 
 
-def patch_corners(centre_px: np.ndarray, box: int, offset_px: np.ndarray | None = None) -> np.ndarray:
-    """Return the first pixel (..., 2) x y of boxes about ``centre_px``, moved by whole-pixel offsets if given."""
-    corners = centre_px - box // 2
-    return corners if offset_px is None else corners + offset_px
+def patch_corners(centre_px: np.ndarray, box: int, offset_px: np.ndarray) -> np.ndarray:
+    """Return the first pixel (..., 2) x y of boxes about ``centre_px``, moved by whole-pixel offsets."""
+    return centre_px - box // 2 + offset_px
 
 
 @dataclass
@@ -69,11 +68,6 @@ class PatchSpectra:
     def n_particles(self) -> int:
         """Number of particles."""
         return self.stored.shape[0]
-
-    @staticmethod
-    def bytes_for(n_particles: int, n_frames: int, box: int) -> int:
-        """Return the size of the transforms of so many particles."""
-        return n_particles * n_frames * box * (box // 2 + 1) * 4
 
     @property
     def n_frames(self) -> int:

@@ -28,6 +28,8 @@ class MovieReader:
     rendered and ``dtype`` is that of the file (EER: uint8 or uint16).
     """
 
+    rows_reversed = False  # whether RELION's order of the rows is the reverse of the file's
+
     def __init__(self, source: Bytes, n_in_file: int, height: int, width: int, dtype: np.dtype):
         self._source = source
         self.path = source.path
@@ -52,7 +54,7 @@ class MovieReader:
         if not 0 <= f < self.n_frames:
             raise IndexError(f"{self.path}: there is no frame {f}; {self.n_frames} frames are used")
         image = self._read(self._first + f)
-        if self.rows_as_stored and isinstance(self, TiffReader):
+        if self.rows_as_stored and self.rows_reversed:
             image = np.ascontiguousarray(image[::-1])
         if image.dtype.kind == "f":
             self._check_finite(image, f)
@@ -85,6 +87,8 @@ class MovieReader:
 
 class TiffReader(MovieReader):
     """TIFF and BigTIFF: uncompressed, LZW, deflate, Zstandard or PackBits, in strips or tiles."""
+
+    rows_reversed = True
 
     def __init__(self, source: Bytes):
         self._pages = pages = tiff.TiffPages(source)
