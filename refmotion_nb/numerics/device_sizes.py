@@ -64,6 +64,11 @@ def power_work_bytes(box: int) -> int:
     return REAL * half_plane(box)
 
 
+def band_power_work_bytes(k: int) -> int:
+    """Return the bytes per particle while the power of its band is added up."""
+    return (COMPLEX + 2 * REAL) * band(k)
+
+
 def fcc_work_bytes(n_shells: int) -> int:
     """Return the bytes per particle of its FCC: next to none, since particles are added up as they are read."""
     return REAL * n_shells

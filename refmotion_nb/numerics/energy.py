@@ -11,7 +11,7 @@ import numpy as np
 
 from refmotion_nb.numerics.backend import beside, kernels_of, one_blas_thread, over_chunks, to_host, xp_of
 from refmotion_nb.numerics.correlation import WindowGrid, waves
-from refmotion_nb.numerics.device_sizes import own_noise_work_bytes
+from refmotion_nb.numerics.device_sizes import band_power_work_bytes, own_noise_work_bytes
 from refmotion_nb.numerics.fourier import band_indices, hermitian_weight, raised_cosine, shell_floor
 
 RELION_DAMAGE = (3.40, -1.06, -0.54)  # a, b, c of RELION's --dmg_a/b/c
@@ -61,11 +61,15 @@ def band_power(values: Any, k: int) -> np.ndarray:
     shell = shell_floor(ky, kx)
     hermitian = np.broadcast_to(hermitian_weight(kx), shell.shape)
     keep = np.flatnonzero(shell <= k)
-    place, weight = beside(values, shell.ravel()[keep]), beside(values, hermitian.ravel()[keep])
-    xp = xp_of(values)
-    power = xp.abs(values.reshape(len(values), -1)[:, beside(values, keep)]) ** 2
-    out = xp.zeros((len(values), k + 1))
-    kernels_of(values).shell_sum_kernel(xp.ascontiguousarray(power), weight, place, out)
+    at, place, weight = (beside(values, one) for one in (keep, shell.ravel()[keep], hermitian.ravel()[keep]))
+    xp, kernels = xp_of(values), kernels_of(values)
+    flat, out = values.reshape(len(values), -1), xp.zeros((len(values), k + 1))
+
+    def work(part: slice) -> None:
+        power = xp.ascontiguousarray(xp.abs(flat[part][:, at]) ** 2)
+        kernels.shell_sum_kernel(power, weight, place, out[part])
+
+    over_chunks(len(values), work, 1, chunk=4, like=values, item_bytes=band_power_work_bytes(big))
     return to_host(out)
 
 
