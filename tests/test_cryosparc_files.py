@@ -303,7 +303,7 @@ def test_splines_are_structuras(knots):
     c, n_frames, height, width = rng.normal(size=(2, *knots)), 20, 100, 150
     xy = rng.uniform(0, 1, (30, 2)) * [width - 1, height - 1]
     xy[:2] = [[0, 0], [width - 1, height - 1]]
-    found = spline_displacement(c, xy, n_frames, (height, width))
+    found = spline_displacement(c, xy, n_frames, (height, width), np.arange(n_frames))
     frame, at = np.meshgrid(np.arange(n_frames), np.arange(len(xy)))
     for axis in (0, 1):
         padded = np.pad(c[axis], 1, "reflect", reflect_type="odd")
@@ -317,7 +317,8 @@ def test_splines_are_structuras(knots):
     slope = (inside - found[:, [0, -1]]) / step[:, None]  # beyond the ends it goes straight on
     np.testing.assert_allclose(before[:, 0], found[:, 0] - slope[:, 0], atol=1e-6)
     np.testing.assert_allclose(after[:, 1], found[:, -1] + slope[:, 1], atol=1e-6)
-    turned = spline_displacement(mirrored(c), xy * [1, -1] + [0, height - 1], n_frames, (height, width))
+    turned_xy = xy * [1, -1] + [0, height - 1]
+    turned = spline_displacement(mirrored(c), turned_xy, n_frames, (height, width), np.arange(n_frames))
     np.testing.assert_allclose(turned * [1, -1], found, atol=1e-12)
 
 

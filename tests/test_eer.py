@@ -12,8 +12,8 @@ import mrcfile
 import numpy as np
 import pytest
 import tifffile
+from cameras import load_detector
 
-from refmotion_nb.data.movies.detector import load_detector
 from refmotion_nb.data.movies.eer import PADDING, decode_eer, eer_info, is_eer
 from refmotion_nb.data.movies.reader import check_movie, movie_shape, open_movie
 from refmotion_nb.data.schema import Gain, InputError, Movie

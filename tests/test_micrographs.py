@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import starfile
 import xarray as xr
+from cameras import load_detector
 from conftest import TINY
 from cryosparc_project import convert, dataset_class
 from job import GIVEN, held_by_another, left_behind, said
@@ -20,7 +21,6 @@ from scipy.ndimage import map_coordinates, spline_filter
 import refmotion_nb as rm
 from refmotion_nb.cli import main
 from refmotion_nb.data.micrographs import MovieTable, WrittenMicrograph, write_relion
-from refmotion_nb.data.movies.detector import load_detector
 from refmotion_nb.data.movies.reader import open_movie
 from refmotion_nb.data.relion.motion import initial_displacement
 from refmotion_nb.data.star import read_star, write_star

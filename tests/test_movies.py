@@ -15,9 +15,10 @@ import pytest
 import starfile
 import tifffile
 import zstandard
+from cameras import load_detector
 
 from refmotion_nb.data.movies import lzw, rawbytes, tiff
-from refmotion_nb.data.movies.detector import load_detector, make_detector
+from refmotion_nb.data.movies.detector import make_detector
 from refmotion_nb.data.movies.reader import check_movie, movie_shape, open_movie, read_image
 from refmotion_nb.data.schema import Gain, InputError, Movie
 from refmotion_nb.numerics.patches import cut_patches
@@ -259,6 +260,37 @@ def test_damaged_strip(tmp_path, compression):
     with open_movie(movie_at(tmp_path / "m.tif")) as reader:
         reader.frame(0)
         refuses(lambda: reader.frame(1), "m.tif", "image 2 is damaged")
+
+
+@pytest.mark.parametrize(
+    "layout", [{"tile": (16, 16)}, {"rowsperstrip": 9, "predictor": True}], ids=["tiles", "predictor"]
+)
+@pytest.mark.parametrize("byteorder", "<>")
+def test_all_lzw_is_decoded_here(tmp_path, monkeypatch, layout, byteorder):
+    """Where the data are damaged, what imagecodecs makes of them depends on what the memory held before."""
+    data = counts("u2")
+    write_tiff(tmp_path / "m.tif", data, compression="lzw", byteorder=byteorder, **layout)
+    monkeypatch.delattr(imagecodecs, "lzw_decode")
+    np.testing.assert_array_equal(frames_of(tmp_path / "m.tif"), data[:, ::-1])
+    with tifffile.TiffFile(tmp_path / "m.tif") as tif:
+        offset, raw = tif.pages[1].dataoffsets[0], bytearray((tmp_path / "m.tif").read_bytes())
+    raw[offset : offset + 60] = b"\xff" * 60
+    (tmp_path / "m.tif").write_bytes(raw)
+    with open_movie(movie_at(tmp_path / "m.tif")) as reader:
+        refuses(lambda: reader.frame(1), "m.tif", "image 2 is damaged")
+
+
+@pytest.mark.parametrize("tag", ["ImageWidth", "StripOffsets", "StripByteCounts"])
+def test_damaged_tiff_header(tmp_path, tag):
+    """Numbers beyond what files and arrays hold are the file's fault, and no error of another kind."""
+    write_tiff(tmp_path / "m.tif", counts("u1"), bigtiff=True, rowsperstrip=H)
+    with tifffile.TiffFile(tmp_path / "m.tif") as tif:
+        where = tif.pages[1].tags[tag]
+        n, at = {3: 2, 4: 4, 16: 8}[where.dtype], where.valueoffset
+    raw = bytearray((tmp_path / "m.tif").read_bytes())
+    raw[at : at + n] = b"\xff" * n
+    (tmp_path / "m.tif").write_bytes(raw)
+    refuses(lambda: open_movie(movie_at(tmp_path / "m.tif")), "m.tif", "image 2", "copy")
 
 
 def test_truncated_mrc(tmp_path):

@@ -11,7 +11,7 @@ from refmotion_nb.numerics import ctf as optics
 from refmotion_nb.numerics.backend import OneBlasThread, over_chunks
 from refmotion_nb.numerics.correlation import correlation_windows, pixel_grid, spline_grid
 from refmotion_nb.numerics.dose import fcc, fcc_sums, fit_model, weights
-from refmotion_nb.numerics.energy import grant_grigorieff, own_noise_windows, pooled_scale, reference_scale
+from refmotion_nb.numerics.energy import band_power, grant_grigorieff, own_noise_windows, pooled_scale, reference_scale
 from refmotion_nb.numerics.fourier import band_indices, band_of, half_plane_indices, shell_floor
 from refmotion_nb.numerics.patches import PatchSpectra, cut_patches, integer_coordinate, movie_box, particle_power
 from refmotion_nb.numerics.projection import euler_to_matrix, prepare_volume, slices
@@ -385,6 +385,16 @@ def test_own_noise_peaks_where_the_particle_was_taken_from(rng):
         assert np.abs(found - expected).max() < 0.01 * np.min(top)
 
 
+def test_power_of_a_band_is_that_of_the_plane(rng):
+    images, k = rng.normal(size=(6, BOX, BOX)), 11
+    ky, kx = (np.fft.fftfreq(BOX, 1 / BOX)[:, None], np.fft.fftfreq(BOX, 1 / BOX))
+    shell = np.hypot(ky, kx).astype(int)
+    power = np.abs(np.fft.fft2(images, norm="forward")) ** 2
+    expected = np.stack([power[:, shell == r].sum(1) for r in range(k + 1)], 1)
+    found = band_power(band_of(np.fft.rfft2(images, norm="forward"), 15).astype(np.complex64), k)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_grey_scales_are_shrunk_towards_the_pool():
     cross, power = np.array([30.0, 55.0, 36.0]), np.array([100.0, 100.0, 100.0])
     pool, spread2 = pooled_scale(cross, power)
@@ -485,6 +495,12 @@ def test_dose_model_is_physical_where_late_frames_are_noise(rng):
         best = np.argmin(found.b_factor_A2[:10])
         assert best < 5 and found.b_factor_A2.min() == 0 and (found.scale > 0).all()
         assert (np.diff(found.b_factor_A2[best:]) >= -1e-9).all() and np.isfinite(weights(found, FREQUENCY)).all()
+
+
+@pytest.mark.parametrize("value", [0.0, -0.1])
+def test_without_signal_all_frames_are_alike(value):
+    found = fit_model(np.full((5, len(FREQUENCY)), value), FREQUENCY, FREQUENCY)
+    np.testing.assert_array_equal(weights(found, FREQUENCY), 0.2)
 
 
 def test_critical_doses_are_those_published():

@@ -13,7 +13,7 @@ from refmotion_nb.data.relion.results import open_postprocess, read_bfactors, re
 from refmotion_nb.data.star import read_star, write_star
 from refmotion_nb.data.synthetic.simulate import trajectory_error_A
 from refmotion_nb.numerics.dose import fcc, fit_relion
-from refmotion_nb.numerics.energy import first_shell_below
+from refmotion_nb.numerics.fourier import first_shell_below
 from refmotion_nb.stages.alignment import Alignment, MotionPrior
 from refmotion_nb.stages.dose_weights import micrograph_fcc_sums
 from refmotion_nb.stages.reuse import as_search

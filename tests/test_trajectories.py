@@ -239,7 +239,10 @@ def test_a_trajectory_found_under_one_prior_is_the_start_under_another(rng):
     local, common = (np.moveaxis(part, 1, -1) for part in problem.parts(at))
     modes = [
         PriorModes(
-            problem.modes[i].spatial, problem.temporal[i, 1:], *(ratio**2 * one for one in problem.precisions[i])
+            problem.modes[i].spatial,
+            problem.temporal[i, 1:],
+            ratio**2 * problem.modes[i].spatial_precision,
+            ratio**2 * problem.modes[i].acceleration_precision,
         )
         for i, ratio in enumerate((2.0, 3.0))
     ]

@@ -386,6 +386,8 @@ def test_the_weight_of_a_shell():
     np.testing.assert_allclose(
         fsc_weight(np.array([1.0, 0.5, 1 / 3, -0.1, 0.4])), [1, np.sqrt(2 / 3), np.sqrt(0.5), 0, 0]
     )
+    # half maps whose means have opposite signs agree no less in their shells
+    np.testing.assert_allclose(fsc_weight(np.array([-1.0, 0.5, 0.0])), [0, np.sqrt(2 / 3), 0])
 
 
 # the stage

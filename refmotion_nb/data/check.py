@@ -9,10 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from refmotion_nb.data.maps import LoadedReference, check_reference, load_reference
 from refmotion_nb.data.schema import Dataset, InputError, Optics, Reference
+from refmotion_nb.numerics.fourier import first_shell_below
 
 _WIDTH = 118
 FEWEST_FRAMES = 3  # two velocities, one acceleration
@@ -99,9 +98,7 @@ def cannot_be_processed(dataset: Dataset) -> list[str]:
     return problems
 
 
-def check_dataset(
-    dataset: Dataset, problems: Iterable[str] = (), notes: Iterable[str] = (), title: str = "Data set"
-) -> Check:
+def check_dataset(dataset: Dataset, problems: Iterable[str], notes: Iterable[str], title: str) -> Check:
     """Summarise a data set and read its references, adding what is wrong with them to ``problems``."""
     problems, notes = [*problems, *cannot_be_processed(dataset)], [*notes]
     facts = dataset_facts(dataset)
@@ -195,10 +192,10 @@ def _reference(reference: Reference, loaded: LoadedReference) -> str:
     text = f"{reference.half1}, {reference.half2}, {masked}; box {loaded.box_size} px of {loaded.pixel_size_A:g} Å"
     if loaded.fsc is None:
         return text
-    below = np.flatnonzero(loaded.fsc < 0.143)
-    if not below.size or not below[0]:
+    shell = first_shell_below(loaded.fsc, 0.143)
+    if not loaded.fsc[shell] < 0.143:
         return text
-    return f"{text}; FSC 0.143 at {loaded.box_size * loaded.pixel_size_A / below[0]:.2f} Å"
+    return f"{text}; FSC 0.143 at {loaded.box_size * loaded.pixel_size_A / shell:.2f} Å"
 
 
 def unlike_particles(reference: Reference, box_size: int, pixel_size_A: float, dataset: Dataset) -> list[str]:

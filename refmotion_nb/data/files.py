@@ -125,7 +125,7 @@ def spare(inputs: Iterable[tuple[str, str | Path]], out: Path, written: Iterable
         for there in {
             Path(path).resolve(),
             Path(path).parent.resolve() / Path(path).name,
-        }:  # a link, and where it leads
+        }:  # where a link leads, and itself
             if there.is_relative_to(home):
                 name = there.relative_to(home).as_posix()
                 if any(fnmatch(name, pattern) for pattern in patterns):

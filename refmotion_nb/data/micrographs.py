@@ -55,8 +55,9 @@ def write_relion(out: Path, data: MovieTable, written: Sequence[WrittenMicrograp
     """
     assert data.relion is not None
     folder = out.absolute()
-    inside = image_root is not None and folder.is_relative_to(image_root.absolute())
-    base = folder.relative_to(image_root.absolute()).as_posix() if inside and image_root is not None else str(folder)
+    base = str(folder)
+    if image_root is not None and folder.is_relative_to(image_root.absolute()):
+        base = folder.relative_to(image_root.absolute()).as_posix()
     rows = table(data.relion, "micrographs").iloc[[one.row for one in written]].reset_index(drop=True)
     for one, metadata in zip(written, rows["rlnMicrographMetadata"].astype(str)):
         _write_motion(out / Path(one.name).with_suffix(".star"), data.root, metadata, one)

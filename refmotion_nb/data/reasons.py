@@ -35,7 +35,7 @@ def told_once(reasons: Iterable[tuple[str, str]]) -> list[str]:
     return [f"{listed(names)}: {reason}" for reason, names in alike(reasons).items()]
 
 
-def listed(names: Sequence[Any], shown: int = 3) -> str:
+def listed(names: Sequence[Any]) -> str:
     """Name the first few and count the rest: 'a, b, c and 21 more'."""
-    first = ", ".join(map(str, names[:shown]))
-    return first if len(names) <= shown else f"{first} and {len(names) - shown} more"
+    first = ", ".join(map(str, names[:3]))
+    return first if len(names) <= 3 else f"{first} and {len(names) - 3} more"

@@ -11,7 +11,7 @@ import xarray as xr
 
 from refmotion_nb.data.maps import load_reference
 from refmotion_nb.data.movies.look import Look, look_at
-from refmotion_nb.data.movies.reader import MovieReader, TiffReader, open_movie
+from refmotion_nb.data.movies.reader import MovieReader, open_movie
 from refmotion_nb.data.relion.motion import initial_displacement
 from refmotion_nb.data.schema import Dataset, Movie, Optics
 from refmotion_nb.data.transfer import Transfer
@@ -154,7 +154,7 @@ def _averages(group: list[_Boxes]) -> list[np.ndarray]:
     with open_movie(first) as reader:
         for boxes in group:
             if boxes.camera not in ready:
-                turned = isinstance(reader, TiffReader) and boxes.movie.rows_as_stored != first.rows_as_stored
+                turned = reader.rows_reversed and boxes.movie.rows_as_stored != first.rows_as_stored
                 rows = _Rows(reader, kept, turned)
                 ready[boxes.camera] = rows, look_at(boxes.movie, rows, True, True)
                 ready[boxes.camera][1].frames.clear()  # copies of what is kept

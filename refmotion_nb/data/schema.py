@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -72,6 +72,11 @@ def as_path(value: Any, what: str) -> Path:
     if isinstance(value, str | os.PathLike):
         return Path(value)
     raise InputError(f"{what} is {in_words(value)}; give one path")
+
+
+def several(value: Any) -> list[Any]:
+    """Return one or several things as a list; a text is one."""
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
 
 
 def in_words(value: Any) -> str:
@@ -221,8 +226,7 @@ class Dataset:
 
     def micrographs(self) -> Iterator[tuple[Movie, xr.Dataset]]:
         """Each movie with its particles, in RELION's order (by stack index)."""
-        columns = (self.particles[name].values for name in ("row", "stack_index", "micrograph"))
-        row, stack_index, micrograph = columns
+        row, stack_index, micrograph = (self.particles[name].values for name in ("row", "stack_index", "micrograph"))
         order = np.lexsort((row, stack_index, micrograph))
         names, starts = np.unique(micrograph[order], return_index=True)
         rows = dict(zip(names.tolist(), np.split(order, starts[1:])))

@@ -11,19 +11,17 @@ import numpy as np
 
 
 def spline_displacement(
-    coefficients: np.ndarray, xy_px: np.ndarray, n_frames: int, shape: tuple[int, int], time: np.ndarray | None = None
+    coefficients: np.ndarray, xy_px: np.ndarray, n_frames: int, shape: tuple[int, int], time: np.ndarray
 ) -> np.ndarray:
-    """Evaluate local motion at positions (position, 2) x y px of a movie of ``shape``: (position, frame, 2) px.
+    """Evaluate local motion at positions (position, 2) x y px of a movie of ``shape``: (position, time, 2) px.
 
-    The spline spans ``n_frames`` frames; ``time`` (time,) evaluates it between and beyond them (there it goes on
-    straight) instead of at each: (position, time, 2).
+    The spline spans ``n_frames`` frames; ``time`` (time,) may be between and beyond them, where it goes on straight.
     """
     c = np.asarray(coefficients, float)
     _, kz, ky, kx = c.shape
     height, width = shape
     xy = np.asarray(xy_px, float).reshape(-1, 2)
-    frames = np.arange(n_frames)
-    z = _basis(frames, n_frames, kz) if time is None else _straight_on(np.asarray(time, float), n_frames, kz)
+    z = _straight_on(np.asarray(time, float), n_frames, kz)
     y, x = _basis(xy[:, 1], height, ky), _basis(xy[:, 0], width, kx)
     return np.einsum("azyx,fz,py,px->pfa", c, z, y, x, optimize=True)
 

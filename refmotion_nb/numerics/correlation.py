@@ -15,6 +15,7 @@ import numpy as np
 
 from refmotion_nb.numerics.backend import beside, in_cache, kernels_of, one_blas_thread, over_chunks, xp_of
 from refmotion_nb.numerics.device_sizes import window_work_bytes
+from refmotion_nb.numerics.fourier import hermitian_weight
 from refmotion_nb.numerics.patches import PatchSpectra
 
 # weight of tap t (at -1, 0, 1, 2) is Σ_n TAPS[t, n] u^n
@@ -69,7 +70,7 @@ def waves(grid: WindowGrid, k: int, box: int) -> tuple[np.ndarray, np.ndarray]:
     """
     ks = np.arange(k + 1)
     along_y = _axis_matrix(grid, ks, box)
-    return along_y, along_y * np.where(ks == 0, 1.0, 2.0)
+    return along_y, along_y * hermitian_weight(ks)
 
 
 def _folded_windows(cross: Any, fold: Any, across: Any) -> Any:

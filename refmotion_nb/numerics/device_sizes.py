@@ -21,6 +21,11 @@ def band(k: int) -> int:
     return (2 * k + 1) * (k + 1)
 
 
+def spectra_bytes(n_patches: int, box: int) -> int:
+    """Return what the transforms of patches take as they are kept."""
+    return n_patches * 2 * SHORT * half_plane(box)
+
+
 def transform_batch(n: int, box: int) -> int:
     """Return how many of ``n`` images are transformed together at most: a power of 4."""
     most, size = min(n, MOST_TRANSFORMED, TRANSFORMED_BYTES // (COMPLEX * half_plane(box))), 1
@@ -57,6 +62,11 @@ def own_noise_work_bytes(k: int, size: int) -> int:
 def power_work_bytes(box: int) -> int:
     """Return the bytes per particle while its power is added up."""
     return REAL * half_plane(box)
+
+
+def band_power_work_bytes(k: int) -> int:
+    """Return the bytes per particle while the power of its band is added up."""
+    return (COMPLEX + 2 * REAL) * band(k)
 
 
 def fcc_work_bytes(n_shells: int) -> int:
@@ -112,7 +122,7 @@ class MicrographSizes:
         """
         patches = n_particles * n_frames
         return cls(
-            spectra=patches * 2 * SHORT * half_plane(box),
+            spectra=spectra_bytes(patches, box),
             views=n_particles * (2 * COMPLEX + REAL) * band(k),
             windows=2 * patches * REAL * window * window,
             frames=sample + pixels * (2 * count_bytes + LOOK),

@@ -18,7 +18,7 @@ from scipy import fft
 
 from refmotion_nb.numerics.backend import over_chunks
 from refmotion_nb.numerics.kernels_dewarp import shifted_frame_kernel, warp_add_kernel, weigh_kernel
-from refmotion_nb.numerics.patches import cell_weights, mean_count
+from refmotion_nb.numerics.patches import mean_count
 
 GRID_PX = 32  # spacing of the grid that local motion is given on
 IN_FLIGHT_BYTES = 4e9  # of frames worked on at a time
@@ -36,8 +36,14 @@ class Camera:
 
 def spread(coarse: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Return an image (ky, kx) of coarse cells spread linearly over ``shape``, (height, width) float32."""
-    y, x = (cell_weights(np.arange(size), size, n) for size, n in zip(shape, coarse.shape))
+    y, x = (_cell_weights(size, n) for size, n in zip(shape, coarse.shape))
     return y @ coarse.astype(np.float32) @ x.T
+
+
+def _cell_weights(size: int, n: int) -> np.ndarray:
+    """Weights (pixel, n) of ``n`` equal cells along an axis of ``size`` pixels; constant beyond the last centres."""
+    u = np.clip((np.arange(size) + 0.5) * n / size - 0.5, 0, n - 1)
+    return np.clip(1 - np.abs(u[:, None] - np.arange(n)), 0, None).astype(np.float32)
 
 
 def grid_nodes(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -176,11 +182,8 @@ class _Local(Adder):
         self.response_x = _spline_response(np.arange(shape[1] // 2 + 1) / shape[1])
 
     def prepared(self, f: int, spectrum: np.ndarray, workers: int) -> list[np.ndarray]:
-        ramp_y, ramp_x = self.ramps(f, (self.shape[0], self.shape[1]))
-        ramp_y, ramp_x = (
-            (ramp_y / self.response_y).astype(np.complex64),
-            (ramp_x / self.response_x).astype(np.complex64),
-        )
+        pairs = zip(self.ramps(f, (self.shape[0], self.shape[1])), (self.response_y, self.response_x))
+        ramp_y, ramp_x = ((ramp / response).astype(np.complex64) for ramp, response in pairs)
         images = []
         for number, table in enumerate(self.tables):
             last = number == len(self.tables) - 1
@@ -201,7 +204,7 @@ class _Local(Adder):
     def finished(self) -> list[np.ndarray]:
         if tuple(self.shape) == tuple(self.shape_out):
             return self.sums
-        nothing_y, nothing_x = (ramp.astype(np.complex64) for ramp in _no_ramps(self.shape_out))
+        nothing_y, nothing_x = (np.ones(n, np.complex64) for n in (self.shape_out[0], self.shape_out[1] // 2 + 1))
         flat = np.ones(len(self.tables[0][0]), np.float32)
         out = []
         for total in self.sums:
@@ -240,10 +243,6 @@ def _in_order(work: Callable[[int], Any], n: int, side_by_side: int) -> Iterator
 
 def _half_plane(shape: tuple[int, int]) -> np.ndarray:
     return np.zeros((shape[0], shape[1] // 2 + 1), np.complex64)
-
-
-def _no_ramps(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    return np.ones(shape[0]), np.ones(shape[1] // 2 + 1)
 
 
 def _spline_response(frequency: np.ndarray) -> np.ndarray:

@@ -72,7 +72,7 @@ def fit_model(values: np.ndarray, frequency_per_A: np.ndarray, weight: np.ndarra
     """Fit scale · exp(-B k² / 4) · envelope to an FCC (frame, shell), weighted per shell, by alternating least squares.
 
     Radiation damage only accumulates: from the best frame on B never falls, which keeps noisy late frames from rising
-    again. Frames before it are free, so that motion in the first frames is seen.
+    again. Frames before it are free, so that motion in the first frames is seen. Without any signal all frames are alike.
     """
     k2 = frequency_per_A**2
     grid = np.concatenate([[0.0], np.geomspace(1.0, 1000.0, 90)])
@@ -90,7 +90,7 @@ def fit_model(values: np.ndarray, frequency_per_A: np.ndarray, weight: np.ndarra
         b = b - b.min()
         shape = np.exp(-0.25 * b[:, None] * k2) * envelope
         scale = (weight * values * shape).sum(1) / np.maximum((weight * shape**2).sum(1), 1e-300)
-        scale = np.maximum(scale, 1e-6 * max(scale.max(), 1e-300))
+        scale = np.maximum(scale, 1e-6 * scale.max()) if scale.max() > 0 else np.ones(len(values))
         basis = scale[:, None] * np.exp(-0.25 * b[:, None] * k2)
         envelope = np.maximum((basis * values).sum(0) / (basis**2).sum(0), 0)
     top = scale.max()
@@ -150,17 +150,15 @@ def fit_relion(fcc_values: np.ndarray, pixel_A: float, k0: int, k1: int) -> tupl
 
 
 def _fit_frame(data: np.ndarray, k: np.ndarray, envelope: np.ndarray, top: float) -> tuple[float, float]:
-    low, high, steps, depth = 1.0, top, 20, 5
-    for level in range(depth):
-        sigma = low + (high - low) / (steps - 1) * np.arange(steps)
+    low, high, steps = 1.0, top, 20
+    for _ in range(5):
+        width = (high - low) / (steps - 1)
+        sigma = low + width * np.arange(steps)
         shape = envelope * np.exp(-0.5 * k**2 / sigma[:, None] ** 2)
         power = (shape**2).sum(1)
         scale = np.divide((shape * data).sum(1), power, out=np.zeros(steps), where=power > 0)
         best = int(np.argmin(((data - scale[:, None] * shape) ** 2).sum(1)))
-        if level == depth - 1:
-            break
-        width = (high - low) / (steps - 1)
-        low, high = max(sigma[best] - width, low if level else 1.0), sigma[best] + width
+        low, high = max(sigma[best] - width, low), sigma[best] + width
     return float(sigma[best]), float(scale[best])
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from refmotion_nb.numerics.backend import beside, kernels_of, one_blas_thread, over_chunks, to_host, xp_of
 from refmotion_nb.numerics.correlation import WindowGrid, waves
-from refmotion_nb.numerics.device_sizes import own_noise_work_bytes
-from refmotion_nb.numerics.fourier import band_indices, raised_cosine
+from refmotion_nb.numerics.device_sizes import band_power_work_bytes, own_noise_work_bytes
+from refmotion_nb.numerics.fourier import band_indices, hermitian_weight, raised_cosine, shell_floor
 
 RELION_DAMAGE = (3.40, -1.06, -0.54)  # a, b, c of RELION's --dmg_a/b/c
 
@@ -38,12 +38,6 @@ def relion_damage(frequency_per_A: np.ndarray, dose_e_A2: np.ndarray) -> np.ndar
     return weight
 
 
-def first_shell_below(fsc: np.ndarray, level: float) -> int:
-    """Return the first shell with an FSC below ``level`` (the last shell if none is); the mean, shell 0, says nothing."""
-    below = np.flatnonzero(np.asarray(fsc)[1:] < level)
-    return int(below[0]) + 1 if below.size else len(fsc) - 1
-
-
 def spectral_weight(fsc: np.ndarray, k_cut: float) -> np.ndarray:
     """Return what part of a half map's power is signal (shell,): its FSC up to ``k_cut``, with a soft edge of two shells.
 
@@ -64,14 +58,18 @@ def band_power(values: Any, k: int) -> np.ndarray:
     """Return Σ |V|² over the full plane per floor shell (particle, k + 1) of bands (particle, 2K + 1, K + 1), on the host."""
     big = (values.shape[1] - 1) // 2
     ky, kx = band_indices(big)
-    shell = np.sqrt(kx**2 + ky**2).astype(int)
-    hermitian = np.broadcast_to(np.where(kx == 0, 1.0, 2.0), shell.shape)
+    shell = shell_floor(ky, kx)
+    hermitian = np.broadcast_to(hermitian_weight(kx), shell.shape)
     keep = np.flatnonzero(shell <= k)
-    place, weight = beside(values, shell.ravel()[keep]), beside(values, hermitian.ravel()[keep])
-    xp = xp_of(values)
-    power = xp.abs(values.reshape(len(values), -1)[:, beside(values, keep)]) ** 2
-    out = xp.zeros((len(values), k + 1))
-    kernels_of(values).shell_sum_kernel(xp.ascontiguousarray(power), weight, place, out)
+    at, place, weight = (beside(values, one) for one in (keep, shell.ravel()[keep], hermitian.ravel()[keep]))
+    xp, kernels = xp_of(values), kernels_of(values)
+    flat, out = values.reshape(len(values), -1), xp.zeros((len(values), k + 1))
+
+    def work(part: slice) -> None:
+        power = xp.ascontiguousarray(xp.abs(flat[part][:, at]) ** 2)
+        kernels.shell_sum_kernel(power, weight, place, out[part])
+
+    over_chunks(len(values), work, 1, chunk=4, like=values, item_bytes=band_power_work_bytes(big))
     return to_host(out)
 
 
@@ -81,9 +79,7 @@ def reference_scale(cross: float, power: float, pool: float, spread2: float) -> 
     ``cross`` = Σ X V* / σ² and ``power`` = Σ |V|² / σ² make the estimate cross / power with variance 1 / power;
     ``spread2`` is the variance of the true scales between micrographs.
     """
-    if power <= 0:
-        return pool
-    if spread2 <= 0:
+    if power <= 0 or spread2 <= 0:
         return pool
     trust = spread2 / (spread2 + 1 / power)
     return trust * cross / power + (1 - trust) * pool

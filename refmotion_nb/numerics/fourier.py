@@ -35,8 +35,11 @@ def shell_round(ky: np.ndarray, kx: np.ndarray, scale: float = 1.0) -> np.ndarra
     return np.floor(scale * np.sqrt(kx**2 + ky**2) + 0.5).astype(np.int32)
 
 
-def hermitian_weight(kx: np.ndarray, box: int) -> np.ndarray:
-    """Return how often a column of a half plane stands for the full plane: 2 for 0 < kx < box / 2, else 1."""
+def hermitian_weight(kx: np.ndarray, box: int = 0) -> np.ndarray:
+    """Return how often a column of a half plane stands for the full plane: 2 for 0 < kx < box / 2, else 1.
+
+    Without a ``box`` they are columns of a band, which ends below box / 2.
+    """
     return np.where((kx == 0) | (2 * kx == box), 1.0, 2.0)
 
 
@@ -47,7 +50,13 @@ def band_of(half: Any, k: int) -> Any:
     return half[..., beside(half, rows), : k + 1]
 
 
-def raised_cosine(shell: np.ndarray, edge: float, width: float = 1.0) -> np.ndarray:
-    """Return 1 below ``edge - width``, 0 above ``edge + width``, a raised cosine between."""
-    t = np.clip((shell - (edge - width)) / (2 * width), 0, 1)
+def raised_cosine(shell: np.ndarray, edge: float) -> np.ndarray:
+    """Return 1 up to the shell before ``edge``, 0 from the one after it on, a raised cosine between."""
+    t = np.clip((shell - (edge - 1)) / 2, 0, 1)
     return 0.5 * (1 + np.cos(np.pi * t))
+
+
+def first_shell_below(fsc: np.ndarray, level: float) -> int:
+    """Return the first shell with an FSC below ``level`` (the last shell if none is); the mean, shell 0, says nothing."""
+    below = np.flatnonzero(np.asarray(fsc)[1:] < level)
+    return int(below[0]) + 1 if below.size else len(fsc) - 1

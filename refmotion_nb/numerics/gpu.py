@@ -19,11 +19,8 @@ import numpy as np
 HEADROOM = 0.5  # of the free memory that one batch may take: another micrograph may be arriving meanwhile
 UPLOAD_BYTES = 64 << 20  # at a time: CuPy keeps pinned memory of the next power of two, for good
 MOST_AT_ONCE = 1 << 15  # particles in a batch; the third dimension of a grid has 16 bits
-_ENDS = (
-    "CUFFT_ALLOC_FAILED",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "cudaErrorMemoryAllocation",
-)  # of memory, as libraries say it
+# of memory, as libraries say it
+_ENDS = ("CUFFT_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation")
 
 
 @dataclass(frozen=True)

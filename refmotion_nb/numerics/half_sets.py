@@ -70,7 +70,7 @@ def shell_products(observed: np.ndarray, own: np.ndarray, opposite: np.ndarray, 
     k = observed.shape[2] - 1
     ky, kx = band_indices(k)
     shell = shell_round(ky, kx)
-    share = np.broadcast_to(hermitian_weight(kx, 4 * k + 4), shell.shape).copy()
+    share = np.broadcast_to(hermitian_weight(kx), shell.shape).copy()
     sums = np.zeros((len(observed), len(PRODUCTS), k + 1))
 
     def work(part: slice) -> None:

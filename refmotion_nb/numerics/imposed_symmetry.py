@@ -6,7 +6,7 @@ import finufft
 import numpy as np
 import scipy.fft
 
-from refmotion_nb.numerics.energy import first_shell_below
+from refmotion_nb.numerics.fourier import first_shell_below
 from refmotion_nb.numerics.reconstruct import fsc
 from refmotion_nb.numerics.symmetry import POLYHEDRAL, generators, operators, rotation
 

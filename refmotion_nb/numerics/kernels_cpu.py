@@ -172,9 +172,8 @@ def power_kernel(stored, scale, shell, hermitian, out):
     """Add up |X|² per shell of every particle: stored (particle, frame, ky, kx, 2) -> out (particle, shell)."""
     n_shells = out.shape[1]
     box, half = shell.shape
-    total = np.empty(
-        box * half, np.float32
-    )  # over frames, which leaves only one sum per particle to be spread over shells
+    # over frames, which leaves only one sum per particle to be spread over shells
+    total = np.empty(box * half, np.float32)
     for p in range(stored.shape[0]):
         total[:] = 0
         for f in range(stored.shape[1]):
@@ -344,10 +343,8 @@ def recombine_kernel(stored, scale, shift_px, weight, out):
             _turns(angle, 0, 1.0, y[p, f, :, :positive])
             _turns(angle, positive - box_out, 1.0, y[p, f, :, positive:])
     pairs = stored.view(np.int32)
-    real, imaginary = (
-        np.empty((_ROWS, half), np.float32),
-        np.empty((_ROWS, half), np.float32),
-    )  # apart they fill vectors
+    # apart they fill vectors
+    real, imaginary = np.empty((_ROWS, half), np.float32), np.empty((_ROWS, half), np.float32)
     for first in range(0, box_out, _ROWS):
         end = min(first + _ROWS, box_out)
         for p in range(n):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import linalg
 
+from refmotion_nb.numerics.prior import exponential
+
 NUGGET = 1e-3  # of the variance: keeps the solution proper where particles are close to each other
 _AT_ONCE = 4096  # positions, to bound memory
 
@@ -21,12 +23,12 @@ def motion_field(
     simple kriging. Far from all particles it goes to 0.
     """
     n, n_frames = local_A.shape[:2]
-    covariance = np.exp(-_apart(position_A, position_A) / distance_A) + NUGGET * np.eye(n)
+    covariance = exponential(_apart(position_A, position_A) / distance_A) + NUGGET * np.eye(n)
     shares = linalg.solve(covariance, local_A.reshape(n, -1), assume_a="pos")
     out = np.empty((len(at_A), 2 * n_frames))
     for start in range(0, len(at_A), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
-        out[part] = np.exp(-_apart(at_A[part], position_A) / distance_A) @ shares
+        out[part] = exponential(_apart(at_A[part], position_A) / distance_A) @ shares
     return out.reshape(-1, n_frames, 2)
 
 

@@ -33,10 +33,9 @@ def integer_coordinate(coordinate_A: np.ndarray, pixel_A: float) -> np.ndarray:
     return np.floor(np.asarray(coordinate_A) / pixel_A + 1e-4).astype(np.int64)
 
 
-def patch_corners(centre_px: np.ndarray, box: int, offset_px: np.ndarray | None = None) -> np.ndarray:
-    """Return the first pixel (..., 2) x y of boxes about ``centre_px``, moved by whole-pixel offsets if given."""
-    corners = centre_px - box // 2
-    return corners if offset_px is None else corners + offset_px
+def patch_corners(centre_px: np.ndarray, box: int, offset_px: np.ndarray) -> np.ndarray:
+    """Return the first pixel (..., 2) x y of boxes about ``centre_px``, moved by whole-pixel offsets."""
+    return centre_px - box // 2 + offset_px
 
 
 @dataclass
@@ -69,11 +68,6 @@ class PatchSpectra:
     def n_particles(self) -> int:
         """Number of particles."""
         return self.stored.shape[0]
-
-    @staticmethod
-    def bytes_for(n_particles: int, n_frames: int, box: int) -> int:
-        """Return the size of the transforms of so many particles."""
-        return n_particles * n_frames * box * (box // 2 + 1) * 4
 
     @property
     def n_frames(self) -> int:
@@ -128,16 +122,10 @@ def cut_patches(frame: Any, gain: Any, corners: np.ndarray, box: int, background
     return patches
 
 
-def mean_count(frame: Any, gain: Any, step: int = 7) -> Any:
-    """Return the mean count of a frame (height, width) times gain, from some of its pixels: one float32."""
-    some = xp_of(frame).multiply(frame[::step, ::step], gain[::step, ::step], dtype=np.float32)
+def mean_count(frame: Any, gain: Any) -> Any:
+    """Return the mean count of a frame (height, width) times gain, from every 49th of its pixels: one float32."""
+    some = xp_of(frame).multiply(frame[::7, ::7], gain[::7, ::7], dtype=np.float32)
     return some.mean(dtype=np.float64).astype(np.float32)
-
-
-def cell_weights(pixel: np.ndarray, size: int, n: int) -> np.ndarray:
-    """Weights (particle, pixel, n) of ``n`` equal cells along an axis of ``size`` pixels; constant beyond the last centres."""
-    u = np.clip((pixel + 0.5) * n / size - 0.5, 0, n - 1)
-    return np.clip(1 - np.abs(u[..., None] - np.arange(n)), 0, None).astype(np.float32)
 
 
 def particle_power(spectra: PatchSpectra, threads: int = 1, half_plane: bool = False) -> tuple[np.ndarray, np.ndarray]:

@@ -157,7 +157,7 @@ def dose_modes(frame_dose: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray,
     step = 0.5 * (frame_dose[1:] + frame_dose[:-1])  # from the middle of a frame to that of the next
     n = len(step)
     difference = np.diff(np.eye(n), axis=0)
-    stiffness = difference.T @ (difference / (0.5 * (step[1:] + step[:-1]))[:, None]) if n > 1 else np.zeros((1, 1))
+    stiffness = difference.T @ (difference / (0.5 * (step[1:] + step[:-1]))[:, None])
     scaled = stiffness / np.sqrt(step[:, None] * step[None])
     beta, vectors = linalg.eigh(scaled)
     velocity = vectors / np.sqrt(step[:, None])  # (frame - 1, M)

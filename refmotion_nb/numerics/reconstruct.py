@@ -13,6 +13,7 @@ import numpy as np
 import scipy.fft
 
 from refmotion_nb.numerics.backend import over_chunks
+from refmotion_nb.numerics.fourier import first_shell_below
 from refmotion_nb.numerics.kernels_maps import (
     complete_friedel_plane,
     divide_kernel,
@@ -244,8 +245,7 @@ def fsc_masked_corrected(
     n = len(half1)
     transforms = [scipy.fft.rfftn(half, workers=threads) for half in (half1, half2)]
     unmasked = _fsc_of_transforms(transforms[0], transforms[1], threads)
-    below = np.flatnonzero(unmasked[1:] < 0.8)
-    start = int(below[0]) + 1 if below.size else n // 2
+    start = first_shell_below(unmasked, 0.8)
     masked = fsc(half1 * mask, half2 * mask, threads)
     random = []
     for transform, rng in zip(transforms, np.random.default_rng(seed).spawn(2)):

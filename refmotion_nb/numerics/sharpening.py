@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.fft
 
-from refmotion_nb.numerics.fourier import raised_cosine
+from refmotion_nb.numerics.fourier import first_shell_below, raised_cosine
 from refmotion_nb.numerics.reconstruct import half_transform_radii
 
 FIT_FROM_A = 10.0  # below this resolution the fall-off is that of the particle's shape
@@ -20,9 +20,9 @@ def fsc_weight(fsc: np.ndarray) -> np.ndarray:
 
 
 def _shells_above(fsc: np.ndarray, level: float) -> int:
-    """Return how many shells there are before the first with an FSC below ``level``."""
-    below = np.flatnonzero(np.asarray(fsc) < level)
-    return int(below[0]) if below.size else len(fsc)
+    """Return how many shells there are before the first with an FSC below ``level``, the mean aside."""
+    first = first_shell_below(fsc, level)
+    return first if fsc[first] < level else len(fsc)
 
 
 def guinier_b_factor(

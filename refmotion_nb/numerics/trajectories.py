@@ -140,7 +140,6 @@ class TrajectoryProblem:
         self.rigid_A = rigid_A
         self.common = common
         self.modes = modes
-        self.precisions = [(m.spatial_precision, m.acceleration_precision) for m in modes]
         # (set, mode, 1 + M), (set, 1 + M, frame)
         self.std, self.temporal = (_after_ones(list(each)) for each in zip(*((m.std.T, m.temporal) for m in modes)))
         self.std = np.ascontiguousarray(self.std.swapaxes(1, 2))
@@ -160,7 +159,7 @@ class TrajectoryProblem:
     def some(self, sets: slice) -> TrajectoryProblem:
         """Return the problem of some of its sets."""
         part = copy(self)
-        for name in ("modes", "std", "temporal", "precisions", "_spatial", "_std", "_temporal"):
+        for name in ("modes", "std", "temporal", "_spatial", "_std", "_temporal"):
             setattr(part, name, getattr(self, name)[sets])
         part._curved = None if self._curved is None else tuple(one[sets] for one in self._curved)
         part.n_sets = len(part.std)
@@ -215,7 +214,8 @@ class TrajectoryProblem:
         eigenvectors of H serve all modes: (H + c E)⁻¹ = Q diag(d) Qᵀ, in which only d depends on the mode.
         """
         n_sets, n = self.n_sets, self.temporal.shape[1]
-        spatial, acceleration = (np.stack(each) for each in zip(*self.precisions))  # (set, mode), (set, M)
+        spatial = np.stack([m.spatial_precision for m in self.modes])  # (set, mode)
+        acceleration = np.stack([m.acceleration_precision for m in self.modes])  # (set, M)
         hessian = (self.temporal * curvature) @ self.temporal.swapaxes(1, 2)
         first = hessian[:, :1, :1]
         along = hessian[:, :1, 1:] / first
@@ -233,11 +233,6 @@ class TrajectoryProblem:
             self._std, (turn, gain, whitening, *of_common)
         )
         self._curved = tuple(curved)
-
-    @property
-    def _share(self) -> int:
-        """How many sets a thread gets."""
-        return -(-self.n_sets // self.threads)
 
     def displacement_std(self, curvature: np.ndarray, row: int = 0) -> np.ndarray:
         """Return the posterior standard deviation (particle, frame), Å, of displacements along x, and along y, of one set.
@@ -284,7 +279,7 @@ class TrajectoryProblem:
 
         with one_blas_thread():  # all sets at once, unless the memory of a GPU ends
             parts = over_chunks(
-                self.n_sets, work, self.threads, self._share, like=start,
+                self.n_sets, work, self.threads, -(-self.n_sets // self.threads), like=start,
                 item_bytes=set_work_bytes(self.n_particles, self.n_frames, self.n_unknowns, self._start.dtype.itemsize),
             )  # fmt: skip
         xp = xp_of(start)

@@ -11,7 +11,7 @@ import numpy as np
 
 from refmotion_nb.data.maps import LoadedReference, load_reference
 from refmotion_nb.data.schema import Dataset, InputError
-from refmotion_nb.numerics.energy import first_shell_below
+from refmotion_nb.numerics.fourier import first_shell_below
 from refmotion_nb.numerics.projection import FourierVolume, prepare_volume
 from refmotion_nb.numerics.reconstruct import fsc_masked_corrected
 

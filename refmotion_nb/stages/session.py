@@ -19,7 +19,8 @@ from refmotion_nb.data.limits import cpu_count
 from refmotion_nb.data.schema import OPENED, Dataset, InputError, Movie, wanted
 from refmotion_nb.data.spool import Spool
 from refmotion_nb.numerics.backend import to_host
-from refmotion_nb.numerics.patches import PatchSpectra, movie_box
+from refmotion_nb.numerics.device_sizes import spectra_bytes
+from refmotion_nb.numerics.patches import movie_box
 from refmotion_nb.numerics.room import Room
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, Tracks, track
 from refmotion_nb.stages.base import Reporter, Stage
@@ -384,7 +385,7 @@ class Session:
         """Return the size of the transforms of the largest of these micrographs."""
         extent = self.extent_A(settings) if names else 0.0
         sizes = [
-            PatchSpectra.bytes_for(self.particle_count(name), movie.n_frames, movie_box(extent, movie.pixel_size_A))
+            spectra_bytes(self.particle_count(name) * movie.n_frames, movie_box(extent, movie.pixel_size_A))
             for name, movie in ((name, self.micrographs[name][0]) for name in names)
         ]
         return max(sizes, default=0)

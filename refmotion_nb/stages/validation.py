@@ -14,7 +14,7 @@ import xarray as xr
 from refmotion_nb.data.files import sole, spare, writable
 from refmotion_nb.data.maps import load_reference, write_map
 from refmotion_nb.data.schema import Dataset, InputError, Reference, as_path
-from refmotion_nb.numerics.energy import first_shell_below
+from refmotion_nb.numerics.fourier import first_shell_below
 from refmotion_nb.numerics.imposed_symmetry import imposed_symmetry
 from refmotion_nb.numerics.reconstruct import BackProjector, MaskedFSC, Transform, fsc_masked_corrected
 from refmotion_nb.numerics.sharpening import guinier_b_factor, sharpened

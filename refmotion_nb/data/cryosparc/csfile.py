@@ -9,6 +9,7 @@ strings as offsets into a heap of null-terminated strings that ends the file.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -222,13 +223,13 @@ def _unpack(data: memoryview) -> np.ndarray:
         block, at = data[at + 4 : at + 4 + size], at + 4 + size
         if len(block) != size:
             raise ValueError(f"it ends within column {name}")
-        dtype = np.dtype("<u8" if kind in ("|O", "O") else kind)
-        dims = tuple(shape[0]) if shape else ()
-        length = n * dtype.itemsize * int(np.prod(dims, dtype=int))
-        content = lz4_decode(bytes(block), header=False, out=length) if name in packed else bytes(block)
-        raw[name] = np.frombuffer(content, dtype, count=n * int(np.prod(dims, dtype=int))).reshape(n, *dims)
         if kind in ("|O", "O"):
             strings.append(name)
+        dtype = np.dtype("<u8" if name in strings else kind)
+        dims = tuple(shape[0]) if shape else ()
+        count = n * math.prod(dims)
+        content = lz4_decode(bytes(block), header=False, out=count * dtype.itemsize) if name in packed else bytes(block)
+        raw[name] = np.frombuffer(content, dtype, count).reshape(n, *dims)
     if not n:
         kinds = [
             (name, "S1" if kind in ("|O", "O") else kind, *map(tuple, shape)) for name, kind, *shape in header["dtype"]

@@ -56,8 +56,7 @@ def read_movies(
     """
     rows = [(path, row) for path, table in tables for row in _each(table)]
     uids = [str(row["uid"]) for _, row in rows]
-    movie_names = [without_uid(Path(row["movie_blob/path"]).name) for _, row in rows]
-    shorts = short_names([str(Path(row["movie_blob/path"]).parent / name) for (_, row), name in zip(rows, movie_names)])
+    shorts = exposure_names([row["movie_blob/path"] for _, row in rows])
     read: dict[int, Movie] = {}
     failed: dict[int, tuple[Path, str]] = {}
     for i, (path, row) in enumerate(rows):
@@ -69,6 +68,11 @@ def read_movies(
     listed_as = {uid: i for i, uid in enumerate(uids) if uid in wanted}
     source = " and ".join(str(path) for path, _ in tables)
     return usable_movies(read, failed, shorts, listed_as, wanted, source, root, options)
+
+
+def exposure_names(movie_paths: Sequence[str]) -> list[str]:
+    """Name exposures uniquely by the paths of their movies, without CryoSPARC's uids."""
+    return short_names([str(path.parent / without_uid(path.name)) for path in map(Path, movie_paths)])
 
 
 def _each(table: np.ndarray) -> list[dict[str, Any]]:

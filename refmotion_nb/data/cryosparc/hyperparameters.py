@@ -34,7 +34,7 @@ def write_hyperparameter_group(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     values: dict[str, Any] = {"uid": np.array([stable_uid("hyperparameters", out.name)], np.uint64)}
-    results = ["refmotion_hyperparameters"]
+    results = [_OURS.rstrip("/")]
     if dose is not None:
         dose = dose.isel(group=0).dropna("frame", subset=["dose"])
         frequency = dose["frequency"].values
@@ -56,7 +56,7 @@ def write_hyperparameter_group(
         if "fcc" in dose:
             values["refmotion_doseweights/fcc_path"] = [">refm_fcc.npy"]
         results.append("refmotion_doseweights")
-    values |= {f"refmotion_hyperparameters/{name}": np.array([value]) for name, value in hyperparameters.items()}
+    values |= {_OURS + name: np.array([value]) for name, value in hyperparameters.items()}
     path = out / "hyperparams.cs"
     write_cs(path, table(values))
     write_csg(path.with_suffix(".csg"), "hyperparameters", "hyperparameter", "Hyperparameters and dose weights",

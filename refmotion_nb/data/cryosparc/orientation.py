@@ -18,23 +18,20 @@ def best_orientation(datasets: Mapping[str, Dataset]) -> tuple[str, str]:
 
     The first is returned where the data do not tell.
     """
-    names = list(datasets)
-    first = datasets[names[0]]
-    if len({name: None for name in names if _distinct(datasets[name], first)}) == 0:
-        return names[0], f"orientation {names[0]}: all are the same for these movies"
+    first, *others = datasets
+    if not any(_distinct(datasets[name], datasets[first]) for name in others):
+        return first, f"orientation {first}: all are the same for these movies"
     try:
         found = resemblance_scores(datasets)
     except InputError as error:
-        return names[0], f"orientation {names[0]} is taken, for it cannot be found out: {error}"
-    scores = {name: found[name, VIEWS[0]] for name in names}
-    ranked = sorted(names, key=lambda name: -scores[name])
+        return first, f"orientation {first} is taken, for it cannot be found out: {error}"
+    scores = {name: found[name, VIEWS[0]] for name in datasets}
+    ranked = sorted(datasets, key=lambda name: -scores[name])
     listed = ", ".join(f"{name} {scores[name]:.1f}" for name in ranked)
     about = f"particles resemble their reference by this many standard errors: {listed}"
-    best = ranked[0]
-    if scores[best] < SURE or scores[best] - scores[ranked[1]] < AHEAD:
-        return names[
-            0
-        ], f"orientation {names[0]} is taken, but not confirmed: {about}; say orientation if it is another"
+    best, second = ranked[:2]
+    if scores[best] < SURE or scores[best] - scores[second] < AHEAD:
+        return first, f"orientation {first} is taken, but not confirmed: {about}; say orientation if it is another"
     return best, f"orientation {best}: {about}"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,16 @@ import numpy as np
 from refmotion_nb.data.check import Check, Findings, check_dataset
 from refmotion_nb.data.cryosparc.csfile import names, text
 from refmotion_nb.data.cryosparc.csfile import table as cs_table
-from refmotion_nb.data.cryosparc.exposures import read_exposures, read_movies
-from refmotion_nb.data.cryosparc.files import Entry, first_file, job_of, read_reference, without_uid
+from refmotion_nb.data.cryosparc.exposures import exposure_names, read_exposures, read_movies
+from refmotion_nb.data.cryosparc.files import Entry, first_file, job_of, read_reference
 from refmotion_nb.data.cryosparc.motion import ORIENTATIONS
 from refmotion_nb.data.cryosparc.orientation import best_orientation
 from refmotion_nb.data.cryosparc.particles import micrograph_shapes, particle_table, read_particle_rows
 from refmotion_nb.data.micrographs import MovieTable, beside_absolute
-from refmotion_nb.data.relion.micrographs import MovieSet, Options, as_gain, short_names
+from refmotion_nb.data.relion.micrographs import MovieSet, Options, as_gain
 from refmotion_nb.data.relion.particles import assemble, off_their_movies, repeated, shared_places, unfit
 from refmotion_nb.data.relion.results import find_root, given_root
-from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference, Skipped, as_path
+from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference, Skipped, as_path, several
 from refmotion_nb.data.star import table
 
 Entries = str | Path | Sequence[Entry]
@@ -240,11 +240,11 @@ def _entries(value: Any, what: str) -> list[Entry]:
     """Return one or several tables, each a path or a tuple of them, as a list; InputError where something is none."""
     if value is None:
         return []
-    several = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
-    for one in several:
+    entries = several(value)
+    for one in entries:
         for path in one if isinstance(one, tuple | list) and one else [one]:
             as_path(path, what if one is value else f"one of {what}")
-    return several
+    return entries
 
 
 def open_exposures(
@@ -282,7 +282,7 @@ def open_exposures(
     common = [name for name in names(tables[0][1]) if all(name in names(rows) for _, rows in tables)]
     joined = cs_table({name: np.concatenate([rows[name] for _, rows in tables]) for name in common})
     reasons = {skip.micrograph: skip.reason for skip in found.idle}
-    listed = _short_names(joined)
+    listed = exposure_names(text(joined, "movie_blob/path"))
     usable = [i for i, name in enumerate(listed) if name not in reasons]
     group = "mscope_params/exp_group_id"
     groups = tuple(f"exposureGroup{int(joined[group][i])}" if group in common else "" for i in usable)
@@ -298,8 +298,3 @@ def _micrograph_blobs(rows: np.ndarray) -> dict[str, tuple[int, int]]:
     if "micrograph_blob/shape" not in names(rows):
         return {}
     return {str(uid): (int(y), int(x)) for uid, (y, x) in zip(rows["uid"], rows["micrograph_blob/shape"])}
-
-
-def _short_names(rows: np.ndarray) -> list[str]:
-    paths = [Path(path) for path in text(rows, "movie_blob/path")]
-    return short_names([str(path.parent / without_uid(path.name)) for path in paths])

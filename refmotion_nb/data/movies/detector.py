@@ -54,19 +54,19 @@ class Detector:
         return frame
 
 
-def load_detector(movie: Movie) -> Detector:
-    """Read gain, defects and hot pixels of a movie; InputError where one is missing, damaged or of the wrong size."""
-    bad, gain = load_camera(movie)
-    return make_detector(bad, gain, reach_of(movie))
-
-
 def reach_of(movie: Movie) -> int:
     """Return how far away (px) a bad pixel finds its replacements, as in RELION."""
     return 4 if is_eer(movie.path) else 2
 
 
 def load_camera(movie: Movie) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read which pixels are bad, (height, width) bool, and the gain as it is stored; InputError as ``load_detector``."""
+    """Read which pixels are bad, (height, width) bool, and the gain as it is stored.
+
+    Raises
+    ------
+    InputError
+        Gain, defects or hot pixels are missing, damaged or of the wrong size, or leave no good pixel.
+    """
     shape = (movie.height, movie.width)
     bad = np.zeros(shape, bool)
     gain = None
@@ -81,6 +81,8 @@ def load_camera(movie: Movie) -> tuple[np.ndarray, np.ndarray | None]:
         x, y = hot[outside[0]]
         raise InputError(f"{movie.path}: hot pixel x {x}, y {y} is outside its frames: check the motion STAR file")
     bad[hot[:, 1], hot[:, 0]] = True
+    if bad.all():
+        raise InputError(f"{movie.path}: gain reference and defects leave no good pixel: check both files")
     return bad, gain
 
 
@@ -90,8 +92,6 @@ def make_detector(bad: np.ndarray, gain: Any, reach: int) -> Detector:
     The gain stays where it is; the mask, and what is found, are on the host.
     """
     height, width = bad.shape
-    if bad.all():
-        raise InputError("gain reference and defects leave no good pixel: check both files")
     pixel = np.flatnonzero(bad)
     sources = np.zeros((len(pixel), _SOURCES), np.uint32)  # enough for frames of 65535 × 65535
     n_sources = np.zeros(len(pixel), np.int64)
@@ -202,8 +202,8 @@ def _load_gain(gain: Gain, shape: tuple[int, int], eer: bool, written: int) -> n
         )
     image = np.rot90(image, -gain.rotate_quarter_turns)
     image = image[:: -1 if gain.flip_y else 1, :: -1 if gain.flip_x else 1]
-    fitted = _resample(image, shape) if eer else image
-    if fitted is None or fitted.shape != shape:
+    fitted = _resampled(image, shape) if eer else image
+    if fitted.shape != shape:
         raise InputError(
             f"{path}: the gain reference is {image.shape[0]} × {image.shape[1]} (height × width), the frames are "
             f"{shape[0]} × {shape[1]}: give the gain of this camera mode, or turn it by a quarter"
@@ -238,13 +238,19 @@ def load_background(background: Background) -> np.ndarray:
     return (image[::-1] if background.rows_reversed else image) / np.float32(level)
 
 
-def _resample(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray | None:
-    """Repeat pixels or sum blocks of 2 × 2 or 4 × 4 until ``image`` has this shape; None where that cannot be."""
+def _resampled(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Sum blocks of 2 × 2 or 4 × 4, or repeat pixels, so that ``image`` has this shape; as it is where that cannot be."""
+    for factor in (2, 4):
+        if image.shape == (shape[0] * factor, shape[1] * factor):
+            return image.reshape(shape[0], factor, shape[1], factor).sum((1, 3))
+    return _repeated(image, shape)
+
+
+def _repeated(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Repeat pixels of the sensor 2 or 4 times along both axes to give ``image`` this shape; as it is where that cannot be."""
     for factor in (2, 4):
         if (image.shape[0] * factor, image.shape[1] * factor) == shape:
             return image.repeat(factor, 0).repeat(factor, 1)
-        if image.shape == (shape[0] * factor, shape[1] * factor):
-            return image.reshape(shape[0], factor, shape[1], factor).sum((1, 3))
     return image
 
 
@@ -284,10 +290,7 @@ def load_defects(path: Path | str, shape: tuple[int, int], flip_tiff: bool = Tru
 
 def _defect_map(path: Path, shape: tuple[int, int], flip_tiff: bool) -> np.ndarray:
     image = read_image(path, flip_tiff) != 0
-    fitted = image
-    for factor in (2, 4):  # the map of the sensor for upsampled frames
-        if (image.shape[0] * factor, image.shape[1] * factor) == shape:
-            fitted = image.repeat(factor, 0).repeat(factor, 1)
+    fitted = _repeated(image, shape)  # the map of the sensor for upsampled frames
     if fitted.shape != shape:
         raise InputError(
             f"{path}: the defect map is {image.shape[0]} × {image.shape[1]} (height × width), the frames are "

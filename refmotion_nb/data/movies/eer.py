@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from refmotion_nb.data.movies import tiff
-from refmotion_nb.data.movies.rawbytes import Bytes
+from refmotion_nb.data.movies.rawbytes import LARGEST_SIDE, Bytes
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.numerics.compiled import njit
 
@@ -64,7 +64,8 @@ class EerFile:
         if frame == 1:
             self._bits = bits
             self.info = EerInfo(0, height, width)
-            if not height or not width or not 1 <= bits[0] <= 16 or not (0 <= bits[1] <= 4 and 0 <= bits[2] <= 4):
+            sizes_fit = 0 < height <= LARGEST_SIDE and 0 < width <= LARGEST_SIDE
+            if not (sizes_fit and 1 <= bits[0] <= 16 and 0 <= bits[1] <= 4 and 0 <= bits[2] <= 4):
                 raise InputError(f"{path}: raw frame 1 has a damaged header; copy the file again")
         elif (height, width, bits) != (self.info.height, self.info.width, self._bits):
             raise InputError(f"{path}: raw frame {frame} differs in size or coding from the first; copy the file again")

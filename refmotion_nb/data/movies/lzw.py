@@ -34,6 +34,12 @@ def decode_strips(data, starts, counts, rows_per_strip, out):
 
 
 @njit(nogil=True, cache=True)
+def decode(data, n, out):
+    """Decode ``n`` bytes of ``data`` into ``out``, both of which end in 8 bytes of padding; return how many were decoded."""
+    return _decode(data, n, out, out.size - PADDING, np.empty(4096, np.uint32), np.empty(4096, np.uint32))
+
+
+@njit(nogil=True, cache=True)
 def _decode(data, n, out, size, offsets, lengths):
     """Decode one strip into the first ``size`` bytes of ``out``; return how many were decoded."""
     # All unsigned: signed indices would be checked for being negative, which stops the compiler from merging the eight

@@ -16,6 +16,7 @@ from refmotion_nb.data.files import admit
 from refmotion_nb.data.schema import InputError
 
 LARGEST_IN_MEMORY = 4 << 30  # bytes; a bigger unpacked stream goes to an unnamed temporary file
+LARGEST_SIDE = 65535  # px of an image; more is a damaged header, one read in the wrong byte order, or none at all
 _CHUNK = 16 << 20
 
 

@@ -13,13 +13,12 @@ import numpy as np
 
 from refmotion_nb.data.movies import rawbytes, tiff
 from refmotion_nb.data.movies.eer import EerFile, dtype_for, eer_info, eer_shape, is_eer
-from refmotion_nb.data.movies.rawbytes import Bytes
+from refmotion_nb.data.movies.rawbytes import LARGEST_SIDE, Bytes
 from refmotion_nb.data.schema import InputError, Movie
 
 _MRC_HEADER = 1024  # bytes
 _MRC_TYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2", 101: "u1"}
 _IMOD_STAMP = 1146047817
-_LARGEST_SIDE = 65535  # px; more is a header read in the wrong byte order, or no MRC header at all
 
 
 class MovieReader:
@@ -28,6 +27,8 @@ class MovieReader:
     ``n_frames`` counts the frames used, ``n_in_file`` all of them; ``height`` and ``width`` are those of a frame as
     rendered and ``dtype`` is that of the file (EER: uint8 or uint16).
     """
+
+    rows_reversed = False  # whether RELION's order of the rows is the reverse of the file's
 
     def __init__(self, source: Bytes, n_in_file: int, height: int, width: int, dtype: np.dtype):
         self._source = source
@@ -53,7 +54,7 @@ class MovieReader:
         if not 0 <= f < self.n_frames:
             raise IndexError(f"{self.path}: there is no frame {f}; {self.n_frames} frames are used")
         image = self._read(self._first + f)
-        if self.rows_as_stored and isinstance(self, TiffReader):
+        if self.rows_as_stored and self.rows_reversed:
             image = np.ascontiguousarray(image[::-1])
         if image.dtype.kind == "f":
             self._check_finite(image, f)
@@ -86,6 +87,8 @@ class MovieReader:
 
 class TiffReader(MovieReader):
     """TIFF and BigTIFF: uncompressed, LZW, deflate, Zstandard or PackBits, in strips or tiles."""
+
+    rows_reversed = True
 
     def __init__(self, source: Bytes):
         self._pages = pages = tiff.TiffPages(source)
@@ -161,7 +164,7 @@ def parse_mrc_header(start: bytes, path: Path) -> MrcHeader:
         words = np.frombuffer(start[:_MRC_HEADER].ljust(_MRC_HEADER, b"\0"), f"{order}i4")
         width, height, n_frames, mode = (int(v) for v in words[:4])
         extended = int(words[23])
-        if 0 < width <= _LARGEST_SIDE and 0 < height <= _LARGEST_SIDE and n_frames > 0 and extended >= 0:
+        if 0 < width <= LARGEST_SIDE and 0 < height <= LARGEST_SIDE and n_frames > 0 and extended >= 0:
             break
     else:
         raise InputError(f"{path} is neither TIFF, MRC nor EER: convert it, or check that it was copied completely")

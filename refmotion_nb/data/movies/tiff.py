@@ -8,13 +8,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import add
 from typing import Any, Literal
 
 import imagecodecs
 import numpy as np
 
 from refmotion_nb.data.movies import lzw
-from refmotion_nb.data.movies.rawbytes import Bytes
+from refmotion_nb.data.movies.rawbytes import LARGEST_SIDE, Bytes
 from refmotion_nb.data.schema import InputError
 
 WIDTH, HEIGHT, BITS, COMPRESSION, FILL_ORDER, OFFSETS, SAMPLES, ROWS_PER_STRIP, COUNTS = (
@@ -22,11 +23,12 @@ WIDTH, HEIGHT, BITS, COMPRESSION, FILL_ORDER, OFFSETS, SAMPLES, ROWS_PER_STRIP, 
 )  # fmt: skip
 PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS, SAMPLE_FORMAT = 317, 322, 323, 324, 325, 339
 
-_TYPES = {1: "B", 2: "s", 3: "H", 4: "I", 6: "b", 7: "s", 8: "h", 9: "i", 11: "f", 12: "d", 13: "I", 16: "Q", 18: "Q"}
+# no tag that is read has a sign or a fraction
+_TYPES = {1: "B", 2: "s", 3: "H", 4: "I", 7: "s", 13: "I", 16: "Q", 18: "Q"}
 _LZW = 5
-_DECODERS = {
+_DECODERS = {  # of imagecodecs
     1: "",
-    _LZW: "lzw_decode",
+    _LZW: "",  # its own depends on what memory held before where data are damaged, and may end the process
     8: "zlib_decode",
     32946: "zlib_decode",
     50000: "zstd_decode",
@@ -117,11 +119,7 @@ class TiffPages:
                 self._layout = layout
             elif layout != self._layout:
                 raise InputError(f"{source.path}: image {i + 1} differs in size or type from the first: not a movie")
-            codes = (TILE_OFFSETS, TILE_COUNTS) if layout.tiled else (OFFSETS, COUNTS)
-            self._segments.append(
-                (np.array(tags.get(codes[0], ()), np.int64), np.array(tags.get(codes[1], ()), np.int64))
-            )
-            self._check_segments(i)
+            self._segments.append(self._segments_of(tags, i))
             if only_first:
                 break
         if not self._segments:
@@ -140,25 +138,29 @@ class TiffPages:
         letter = {1: "u", 2: "i", 3: "f"}.get(kind, "?")
         if number_of(tags, SAMPLES, 1) != 1 or f"{letter}{bits}" not in ("u8", "i8", "u16", "i16", "u32", "i32", "f32"):
             raise InputError(f"{path}: image {page + 1} is not grey with 8, 16 or 32 bits; convert the movie")
-        if number_of(tags, FILL_ORDER, 1) != 1 or not height or not width:
+        if number_of(tags, FILL_ORDER, 1) != 1:
             raise InputError(f"{path}: image {page + 1} is stored in an unusual way; rewrite it as plain grey TIFF")
         tiled = TILE_OFFSETS in tags
         tile = (number_of(tags, TILE_HEIGHT), number_of(tags, TILE_WIDTH)) if tiled else (
             min(number_of(tags, ROWS_PER_STRIP, height), height), width)  # fmt: skip
+        if not all(0 < side <= LARGEST_SIDE for side in (height, width, *tile)):
+            raise InputError(f"{path}: image {page + 1} has a damaged header; copy the file again")
         return _Layout(height, width, np.dtype(f"{letter}{bits // 8}"), compression, number_of(tags, PREDICTOR, 1),
                        tile, tiled)  # fmt: skip
 
-    def _check_segments(self, page: int) -> None:
-        offsets, counts = self._segments[page]
-        rows, columns = self._layout.tile
-        if rows <= 0 or columns <= 0 or not len(offsets) == len(counts) == self._per_column * self._per_row:
+    def _segments_of(self, tags: Tags, page: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return where the strips or tiles of an image start in the file and how long they are, bytes."""
+        codes = (TILE_OFFSETS, TILE_COUNTS) if self._layout.tiled else (OFFSETS, COUNTS)
+        offsets, counts = (tags.get(code, ()) for code in codes)
+        if not len(offsets) == len(counts) == self._per_column * self._per_row:
             raise InputError(f"{self._source.path}: image {page + 1} has a damaged header; copy the file again")
-        end = int((offsets + counts).max())
+        end = max(map(add, offsets, counts))
         if end > self._source.size:
             raise InputError(
                 f"{self._source.path} is truncated: image {page + 1} goes to byte {end}, the file to "
                 f"{self._source.size}; copy it again"
             )
+        return np.array(offsets, np.int64), np.array(counts, np.int64)
 
     @property
     def _per_column(self) -> int:
@@ -174,7 +176,7 @@ class TiffPages:
         data, starts, counts = self._load(index)
         out = np.empty((lay.height, lay.width), lay.dtype)
         if not self._decode_quickly(data, starts, counts, out):
-            self._decode(data.data, starts.tolist(), counts.tolist(), out, index)
+            self._decode(data, starts.tolist(), counts.tolist(), out, index)
         return unpack_4bit(out) if self.packed else out
 
     def _load(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -202,48 +204,53 @@ class TiffPages:
             out.byteswap(inplace=True)
         return True
 
-    def _decode(self, data: memoryview, starts: list[int], counts: list[int], out: np.ndarray, index: int) -> None:
+    def _decode(self, data: np.ndarray, starts: list[int], counts: list[int], out: np.ndarray, index: int) -> None:
         lay = self._layout
         flipped = out[::-1]
         rows, columns = lay.tile
-        scratch = np.empty(rows * columns * lay.dtype.itemsize, np.uint8)
+        scratch = np.empty(rows * columns * lay.dtype.itemsize + lzw.PADDING, np.uint8)
         for i, (start, n) in enumerate(zip(starts, counts)):
             y, x = i // self._per_row * rows, i % self._per_row * columns
             height, width = min(rows, lay.height - y), min(columns, lay.width - x)
             stored = rows if lay.tiled else height  # tiles are padded to their full size, the last strip is not
-            block = self._block(data[start : start + n], scratch[: stored * columns * lay.dtype.itemsize], index)
+            size = stored * columns * lay.dtype.itemsize
+            block = self._block(data[start : start + n + lzw.PADDING], scratch[: size + lzw.PADDING], index)
             flipped[y : y + height, x : x + width] = block.reshape(stored, columns)[:height, :width]
 
-    def _block(self, packed: memoryview, scratch: np.ndarray, page: int) -> np.ndarray:
-        """Decompress one strip or tile into the dtype of the image, flat or (rows, columns)."""
-        lay = self._layout
+    def _block(self, packed: np.ndarray, scratch: np.ndarray, page: int) -> np.ndarray:
+        """Decompress one strip or tile, padded as ``scratch`` is, into the dtype of the image, flat or (rows, columns)."""
+        lay, size = self._layout, scratch.size - lzw.PADDING
         try:
-            data = _decompress(_DECODERS[lay.compression], packed, scratch)
-        except (RuntimeError, ValueError) as problem:
+            data = _decompress(lay.compression, packed, scratch)
+        except (RuntimeError, ValueError, MemoryError) as problem:  # the last of some damaged streams
             raise InputError(
                 f"{self._source.path}: image {page + 1} is damaged ({problem}); copy the file again"
             ) from None
-        if len(data) < len(scratch):
+        if len(data) < size:
             raise InputError(f"{self._source.path}: image {page + 1} is damaged (too few pixels); copy the file again")
         stored = lay.dtype.newbyteorder(self._order)
         if lay.predictor == 3 and lay.dtype.kind == "f":
-            planes = np.frombuffer(data, lay.dtype, scratch.size // lay.dtype.itemsize).reshape(-1, lay.tile[1])
+            planes = np.frombuffer(data, lay.dtype, size // lay.dtype.itemsize).reshape(-1, lay.tile[1])
             return imagecodecs.floatpred_decode(planes, axis=-1)
-        block = np.frombuffer(data, stored, scratch.size // lay.dtype.itemsize)
+        block = np.frombuffer(data, stored, size // lay.dtype.itemsize)
         if lay.predictor == 2:
             native = block.astype(lay.dtype, copy=False).reshape(-1, lay.tile[1])
             return imagecodecs.delta_decode(native, axis=-1)
         return block
 
 
-def _decompress(name: str, packed: memoryview, scratch: np.ndarray) -> Any:
-    if not name:
-        return packed
-    decode = getattr(imagecodecs, name)
+def _decompress(compression: int, packed: np.ndarray, scratch: np.ndarray) -> Any:
+    """Return the bytes of a strip or tile, in ``scratch`` or elsewhere; both arrays end in padding."""
+    if compression == _LZW:
+        return scratch[: lzw.decode(packed, packed.size - lzw.PADDING, scratch)]
+    data = packed[: -lzw.PADDING].data
+    if not _DECODERS[compression]:
+        return data
+    decode = getattr(imagecodecs, _DECODERS[compression])
     try:
-        return decode(packed, out=scratch)
+        return decode(data, out=scratch[: -lzw.PADDING])
     except (RuntimeError, ValueError):
-        return decode(packed)  # some writers pad the last strip to its full length
+        return decode(data)  # some writers pad the last strip to its full length
 
 
 def unpack_4bit(packed: np.ndarray) -> np.ndarray:

@@ -50,7 +50,7 @@ def read_motion(
     except (KeyError, ValueError, IndexError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} is not a whole motion STAR file ({error}); run motion correction again") from None
+        raise InputError(f"{path} is not a whole motion STAR file ({error}); {_AGAIN}") from None
 
 
 def local_motion(coefficients: np.ndarray, xy_fraction: np.ndarray, time: np.ndarray) -> np.ndarray:
@@ -155,10 +155,10 @@ def _global_shift(blocks: dict[str, Block], path: str | Path, n_frames: int) -> 
     """Return the shifts (frame, 2), and whose each is (frame,): that of the last frame observed, -1 before the first."""
     rows = table(blocks, "global_shift")
     if rows.empty:
-        raise InputError(f"{path} has no data_global_shift; run motion correction again")
+        raise InputError(f"{path} has no data_global_shift; {_AGAIN}")
     if (again := rows["rlnMicrographFrameNumber"].duplicated()).any():
         twice = int(rows["rlnMicrographFrameNumber"][again].iloc[0])
-        raise InputError(f"{path}: frame {twice} is in data_global_shift twice; run motion correction again")
+        raise InputError(f"{path}: frame {twice} is in data_global_shift twice; {_AGAIN}")
     shift = np.full((n_frames, 2), NOT_OBSERVED)
     frame = rows["rlnMicrographFrameNumber"].to_numpy(int) - 1
     inside = (frame >= 0) & (frame < n_frames)
@@ -166,7 +166,7 @@ def _global_shift(blocks: dict[str, Block], path: str | Path, n_frames: int) -> 
     shift[frame[inside]] = given[inside]
     if (bad := np.flatnonzero(~np.isfinite(shift).all(axis=1))).size:
         raise InputError(f"{path}: the shift of frame {bad[0] + 1} in data_global_shift is not a number; "
-                         "run motion correction again")  # fmt: skip
+                         f"{_AGAIN}")  # fmt: skip
     observed = np.all(shift > NOT_OBSERVED, axis=1)
     last = np.maximum.accumulate(np.where(observed, np.arange(n_frames), -1))
     return np.where(last[:, None] >= 0, shift[last], 0.0), last
@@ -176,12 +176,12 @@ def _local_coefficients(blocks: dict[str, Block], path: str | Path) -> np.ndarra
     rows = table(blocks, "local_motion_model")
     if len(rows) != 36:
         raise InputError(f"{path}: data_local_motion_model has {len(rows)} coefficients, not 36; "
-                         "run motion correction again")  # fmt: skip
+                         f"{_AGAIN}")  # fmt: skip
     coefficients = np.full(36, np.nan)
     coefficients[rows["rlnMotionModelCoeffsIdx"].to_numpy(int)] = rows["rlnMotionModelCoeff"].to_numpy(float)
     if not np.isfinite(coefficients).all():
         raise InputError(f"{path}: data_local_motion_model holds a coefficient that is not a number; "
-                         "run motion correction again")  # fmt: skip
+                         f"{_AGAIN}")  # fmt: skip
     return coefficients
 
 

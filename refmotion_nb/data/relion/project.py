@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from refmotion_nb.data.relion.particles import (
     unfit,
 )  # fmt: skip
 from refmotion_nb.data.relion.results import find_root, given_root
-from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference, Skipped, as_path, wanted
+from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference, Skipped, as_path, several, wanted
 from refmotion_nb.data.star import read_star, table
 
 Paths = str | Path | Sequence[str | Path]
@@ -181,15 +181,15 @@ def _located(reference: Reference, root: Path) -> Reference:
 
 def _paths(value: Any, what: str) -> list[Path]:
     """Return one or several paths as a list; InputError where something is none."""
-    several = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
-    return [as_path(one, what if one is value else f"one of {what}") for one in several]
+    return [as_path(one, what if one is value else f"one of {what}") for one in several(value)]
 
 
 def _references(value: Any) -> list[Reference]:
     """Return one or several references as a list; InputError where something is none."""
     remedy = "Reference(half1, half2, mask), one for each particle file"
-    several = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
-    return [wanted(one, Reference, "references" if one is value else "one of references", remedy) for one in several]
+    return [
+        wanted(one, Reference, "references" if one is value else "one of references", remedy) for one in several(value)
+    ]
 
 
 def open_movies(

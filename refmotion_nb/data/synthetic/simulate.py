@@ -22,7 +22,7 @@ from refmotion_nb.data.synthetic import plan as planning
 from refmotion_nb.data.synthetic import tables as tables
 from refmotion_nb.data.synthetic.record import PROJECT_RECORD, held, note
 from refmotion_nb.data.synthetic.settings import SimulationSettings
-from refmotion_nb.data.synthetic.truth import tracks_error_A, true_tracks
+from refmotion_nb.data.synthetic.truth import squared_errors, tracks_error_A, true_tracks
 from refmotion_nb.numerics.reconstruct import backproject, fsc_masked_corrected, reconstruct
 
 if TYPE_CHECKING:
@@ -348,12 +348,8 @@ def _write_reference(
 
 
 def trajectory_error_A(tracks_A: np.ndarray, truth_A: np.ndarray, dose_mid: np.ndarray) -> float:
-    """RMS error of tracks (particle, frame, xy): frames weighted by exp(-dose/16), a constant per particle free."""
-    weight = np.exp(-dose_mid / 16)
-    weight = (weight / weight.sum())[:, None]
-    difference = tracks_A - truth_A
-    difference = difference - (weight * difference).sum(axis=1, keepdims=True)
-    return float(np.sqrt((weight * difference**2).sum(axis=(1, 2)).mean()))
+    """RMS error of tracks (particle, frame, xy) Å, see ``squared_errors``."""
+    return float(np.sqrt(squared_errors(tracks_A, truth_A, dose_mid).mean()))
 
 
 def _rigid_error_A(settings: SimulationSettings, plans: list[planning.MicrographPlan]) -> float:

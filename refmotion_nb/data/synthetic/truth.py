@@ -41,10 +41,7 @@ def true_tracks(settings: SimulationSettings, truth: Mapping[str, np.ndarray]) -
 
 
 def tracks_error_A(tracks: Mapping[str, xr.Dataset], truth: Mapping[str, xr.Dataset]) -> float:
-    """Return the RMS error of tracks, by micrograph, over the particles that they have, Å.
-
-    Frames are weighted by exp(-dose/16), and each particle's tracks may be off by a constant, as in
-    ``trajectory_error_A``.
+    """Return the RMS error of tracks, by micrograph, over the particles that they have, Å (see ``squared_errors``).
 
     Raises
     ------
@@ -61,14 +58,24 @@ def tracks_error_A(tracks: Mapping[str, xr.Dataset], truth: Mapping[str, xr.Data
                 f"{name} was simulated with {true.sizes['frame']} frames; the tracks have {found.sizes['frame']}; give those "
                 "of all frames"
             )
-        weight = np.exp(-true["dose"].values / 16)
-        weight = (weight / weight.sum())[:, None]
-        off = found["shift"].values - true["shift"].values[_nearest(found, true)]
-        off -= (weight * off).sum(1, keepdims=True)
-        squares.append((weight * off**2).sum((1, 2)))
+        squares.append(
+            squared_errors(found["shift"].values, true["shift"].values[_nearest(found, true)], true["dose"].values)
+        )
     if not squares:
         raise InputError("there are no tracks; give those of at least one micrograph, by its name")
     return float(np.sqrt(np.concatenate(squares).mean()))
+
+
+def squared_errors(tracks_A: np.ndarray, truth_A: np.ndarray, dose: np.ndarray) -> np.ndarray:
+    """Return the mean squared error (particle,) Å² of tracks (particle, frame, xy).
+
+    Frames at ``dose`` (frame,) e/Å² are weighted by exp(-dose/16), and each track may be off by a constant.
+    """
+    weight = np.exp(-dose / 16)
+    weight = (weight / weight.sum())[:, None]
+    off = tracks_A - truth_A
+    off = off - (weight * off).sum(axis=1, keepdims=True)
+    return (weight * off**2).sum(axis=(1, 2))
 
 
 def _nearest(found: xr.Dataset, true: xr.Dataset) -> np.ndarray:
