@@ -16,7 +16,6 @@ import param
 import xarray as xr
 
 from refmotion_nb.data.cryosparc.hyperparameters import write_hyperparameter_group
-from refmotion_nb.data.cryosparc.write import write_particle_groups
 from refmotion_nb.data.files import STALE_S, only_within, sole, spare, spare_others, sweep, writable
 from refmotion_nb.data.maps import check_reference
 from refmotion_nb.data.reasons import told_once
@@ -213,7 +212,7 @@ class Job:
                 correction: MotionCorrection = self.stage(MotionCorrection)
                 self.particles = table = correction.run(session, search, dose, self.out, reporter, self.image_root)
             complete = not _lost(table, session.failed)
-            self._write_for_cryosparc(store, search, dose, table)
+            self._write_hyperparameter_group(search, dose)
             check_split(self.out, self.data, table)
             if not store.has("validation", self._validation_key(session, search, dose)):
                 store.remove("validation")  # of other settings
@@ -264,10 +263,8 @@ class Job:
             self.validation = stage.run(session, search, dose, reporter, self.combinations, self.out)
         store.write("validation", self.validation, key)
 
-    def _write_for_cryosparc(self, store: ResultStore, search: xr.Dataset, dose: xr.Dataset, table: xr.Dataset) -> None:
-        written = np.unique(table["micrograph"].values[table["written"].values]).tolist()
-        tracks = ((name, store.read(f"tracks/{name}")) for name in written)
-        write_particle_groups(self.out, self.data, ((name, found) for name, found in tracks if found is not None))
+    def _write_hyperparameter_group(self, search: xr.Dataset, dose: xr.Dataset) -> None:
+        """Write what was found as CryoSPARC's own job does."""
         h = prior_of(search).hyperparameters
         values = {
             "spatial_strength": h.spatial_strength, "correlation_distance": h.distance_A,
