@@ -13,14 +13,15 @@ import param
 import xarray as xr
 
 from refmotion_nb.data.cryosparc.write import trajectory_file, write_particle_group, write_trajectories
-from refmotion_nb.data.files import sole, spare, spare_others, sweep, writable
-from refmotion_nb.data.maps import is_whole, write_stack
+from refmotion_nb.data.files import output
+from refmotion_nb.data.maps import check_reference, is_whole, write_stack
 from refmotion_nb.data.reasons import listed
 from refmotion_nb.data.relion.results import write_bfactors, write_particles, write_tracks
 from refmotion_nb.data.schema import AXES, Dataset, InputError, as_path
 from refmotion_nb.data.store import ResultStore
 from refmotion_nb.numerics.backend import to_host
 from refmotion_nb.numerics.dose import relion_gauge
+from refmotion_nb.numerics.patches import movie_box
 from refmotion_nb.numerics.recombine import normalise, recombine
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, Tracks
 from refmotion_nb.stages.base import Reporter, Silent, hash_of
@@ -68,11 +69,8 @@ class MotionCorrection(Alignment):
         session = data if isinstance(data, Session) else Session(data)
         reporter = reporter or Silent()
         out, prior, dose = as_path(out, "out"), prior_of(search), weights_of(dose)
-        writable(out)
-        spare(files_read(session.data), out, WRITTEN)
-        spare_others(out, WRITTEN)
         check_reach(session, dose)
-        with sole(out):
+        with output(out, files_read(session.data), WRITTEN):
             return self._run(session, prior, dose, out, reporter, image_root)
 
     def _run(
@@ -88,7 +86,6 @@ class MotionCorrection(Alignment):
         settings = self.settings(), self.track_key(prior), hash_of_weights(dose), session.keys.shared
         store.update_attrs()  # the folder is this run's from now on
         stacks = _stack_folder(out, image_root)
-        sweep(out / "Particles")
         reporter.start(len(session.micrographs), "correcting particles")
         finished: dict[str, tuple[pd.DataFrame, int]] = {}  # no tracks: they grow with the dataset
         for name in session:
@@ -151,6 +148,14 @@ class MotionCorrection(Alignment):
                 f"fourier_crop_to {self.fourier_crop_to}: the box in movie pixels is {box}; give an even number up to that"
             )
         return self.fourier_crop_to or box
+
+    def output_boxes(self, data: Dataset) -> dict[float, int]:
+        """Return the box of the output particles, px, by pixel size of the movies; InputError where one does not fit."""
+        pixel_sizes_A = sorted({movie.pixel_size_A for movie in data.movies})
+        extent_A = max(box * pixel_A for box, pixel_A in map(check_reference, data.references))
+        if self.box_size:
+            extent_A = self.box_size * pixel_sizes_A[0]
+        return {pixel_A: self.output_box(movie_box(extent_A, pixel_A)) for pixel_A in pixel_sizes_A}
 
     def images(self, m: Micrograph, tracks: Tracks, dose: xr.Dataset, threads: int) -> np.ndarray:
         """Return the corrected particles (particle, box, box) of a micrograph, background 0 ± 1."""
