@@ -33,9 +33,9 @@ def simulated(out: Path, particles: int, frames: int, box: int, size: int) -> Pa
             "out": folder, "n-micrographs": -(-particles // each), "particles-per-micrograph": each, "n-frames": frames,
             "box-px": box, "size-px": size, "seed": 1,
         }  # fmt: skip
-        folder.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        timed([sys.executable, "-m", "refmotion_nb.cli", "simulate", *words], folder)
+        timed([sys.executable, "-m", "refmotion_nb.cli", "simulate", *words], out)
     return folder
 
 
