@@ -16,18 +16,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from common import opened, rms
 
 import refmotion_nb as rm
-from refmotion_nb.data.relion.results import open_postprocess, read_tracks
+from refmotion_nb.data.relion.results import read_tracks
 from refmotion_nb.data.synthetic.simulate import trajectory_error_A
 from refmotion_nb.stages.alignment import Geometry, MotionPrior, alignment_windows, solve
 from refmotion_nb.stages.search import prior_from_attrs
 
 GRID = (10 ** np.arange(-1.0, 2.01, 0.125), (10.0, 40.0, 65.0, 80.0, 87.0), (600.0, 1500.0, 3000.0, 6000.0, 15000.0))
-
-
-def rms(errors: list[float]) -> float:
-    return float(np.sqrt(np.mean(np.square(errors))))
 
 
 def grid_errors(
@@ -70,14 +67,10 @@ def relion_error(dataset: Path, priors: str, session: rm.Session, truth: dict[st
     return rms(errors)
 
 
-def opened(dataset: Path) -> tuple[rm.Session, dict[str, np.ndarray]]:
+def session_of(dataset: Path) -> tuple[rm.Session, dict[str, np.ndarray]]:
     """Return a session of a simulated data set, and the truth about it."""
-    reference, _ = open_postprocess(dataset / "Ref/postprocess.star", dataset)
-    data = rm.open_relion(
-        dataset / "Extract/particles.star", dataset / "MotionCorr/corrected_micrographs.star", reference, dataset
-    )
     with np.load(dataset / "truth.npz") as file:
-        return rm.Session(data, cache_bytes=4e9), dict(file)
+        return rm.Session(opened(dataset), cache_bytes=4e9), dict(file)
 
 
 def own_errors(session: rm.Session, truth: dict[str, np.ndarray]) -> tuple[MotionPrior, float, float]:
@@ -98,7 +91,7 @@ def main() -> None:
     parser.add_argument("--grid", action="store_true")
     parser.add_argument("--relion", nargs="*", default=[], metavar="S_VEL/S_DIV/S_ACC")
     options = parser.parse_args()
-    session, truth = opened(options.dataset)
+    session, truth = session_of(options.dataset)
     prior, rigid, ours = own_errors(session, truth)
     print(f"{sum(map(session.particle_count, session))} particles on {len(session.micrographs)} micrographs")
     print(f"as motion correction left them  {rigid:.3f} Å")

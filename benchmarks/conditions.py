@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from accuracy import opened, own_errors, relion_error
+from accuracy import own_errors, relion_error, session_of
 
 from refmotion_nb.data.synthetic.settings import SimulationSettings
 from refmotion_nb.data.synthetic.simulate import simulate
@@ -46,7 +46,7 @@ def main() -> None:
     for name in options.only:
         what, changes = CONDITIONS[name]
         simulate(SimulationSettings(**{"n_micrographs": 8, "seed": 7, **changes}), options.out / name)
-        session, truth = opened(options.out / name)
+        session, truth = session_of(options.out / name)
         _, rigid, ours = own_errors(session, truth)
         theirs = "" if options.no_relion else f"{relion_error(options.out / name, '0.5/5000/2', session, truth):.3f}"
         print(f"| {what} | {rigid:.3f} | {theirs} | **{ours:.3f}** |", flush=True)

@@ -20,12 +20,12 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 import pandas as pd
+from common import opened
 from scipy import fft
 from stages import best_of, machine
 
 import refmotion_nb as rm
 from refmotion_nb.data.movies.reader import open_movie
-from refmotion_nb.data.relion.results import open_postprocess
 from refmotion_nb.data.star import read_star, table
 from refmotion_nb.data.store import read_netcdf
 from refmotion_nb.numerics.backend import one_blas_thread
@@ -66,10 +66,8 @@ def agreement(dataset: Path, work: Path) -> None:
 
 def quality(dataset: Path, weights: Path | None, tracks: Path | None, threads: int) -> None:
     """Correlate particles of our micrographs with their reference, by motion and by weights."""
-    reference, _ = open_postprocess(dataset / "Ref/postprocess.star", dataset)
-    micrographs = dataset / "MotionCorr/corrected_micrographs.star"
-    data = rm.open_relion(dataset / "Extract/particles.star", micrographs, reference, dataset)
-    session, movies = rm.Session(data, threads), rm.open_movies(micrographs, dataset)
+    session = rm.Session(opened(dataset), threads)
+    movies = rm.open_movies(dataset / "MotionCorr/corrected_micrographs.star", dataset)
     curves = {"standard": None} | ({"empirical": read_netcdf(weights)} if weights else {})
     found = ParticleMotion.of_run(tracks) if tracks else None
     motions = {"rigid": (False, None), "local": (True, None)} | ({"of particles": (True, found)} if tracks else {})

@@ -16,10 +16,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from common import opened
+
 import refmotion_nb as rm
 from refmotion_nb.data.limits import cpu_count
 from refmotion_nb.data.movies.reader import open_movie
-from refmotion_nb.data.relion.results import open_postprocess
 from refmotion_nb.data.schema import Dataset, Movie
 from refmotion_nb.numerics.backend import one_blas_thread
 from refmotion_nb.stages.session import Session
@@ -53,9 +54,7 @@ def correction_s(data: Dataset, threads: int) -> tuple[float, float]:
 def row(name: str, seconds: dict[str, float], movies: int) -> str:
     """Return a line of the table: hours, and which of several things in parallel takes longest."""
     slowest = max(seconds, key=lambda what: seconds[what])
-    return (
-        f"| {name} | {movies * seconds[slowest] / 3600:.1f} | {movies / (movies * seconds[slowest]):.2g} | {slowest} |"
-    )
+    return f"| {name} | {movies * seconds[slowest] / 3600:.1f} | {1 / seconds[slowest]:.2g} | {slowest} |"
 
 
 def main() -> None:
@@ -65,11 +64,7 @@ def main() -> None:
     parser.add_argument("--storage-GB-per-s", type=float, nargs="+", default=[2.0, 10.0])
     parser.add_argument("--gpu-seconds", type=float, help="of a movie on one GPU")
     options = parser.parse_args()
-    reference, _ = open_postprocess(options.dataset / "Ref/postprocess.star", options.dataset)
-    data = rm.open_relion(
-        options.dataset / "Extract/particles.star", options.dataset / "MotionCorr/corrected_micrographs.star", reference,
-        options.dataset,
-    )  # fmt: skip
+    data = opened(options.dataset)
     threads, movie = cpu_count(), data.movies[0]
     size, decode = movie.path.stat().st_size, decoding_s(movie, threads)
     whole, once = correction_s(data, threads)

@@ -12,28 +12,16 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from common import timed
 
 from refmotion_nb.data.store import ResultStore
 
 PER_MICROGRAPH = 50  # particles
-
-
-def timed(command: list[str], folder: Path) -> tuple[float, float, float]:
-    """Run a command; return seconds on the clock, processor seconds and peak memory in GB."""
-    start = time.perf_counter()
-    with (folder / "scaling.log").open("a") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"failed: {' '.join(command)}; see {folder / 'scaling.log'}")
-    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e6
 
 
 def simulated(out: Path, particles: int, frames: int, box: int, size: int) -> Path:
@@ -45,9 +33,9 @@ def simulated(out: Path, particles: int, frames: int, box: int, size: int) -> Pa
             "out": folder, "n-micrographs": -(-particles // each), "particles-per-micrograph": each, "n-frames": frames,
             "box-px": box, "size-px": size, "seed": 1,
         }  # fmt: skip
-        folder.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        timed([sys.executable, "-m", "refmotion_nb.cli", "simulate", *words], folder)
+        timed([sys.executable, "-m", "refmotion_nb.cli", "simulate", *words], out)
     return folder
 
 
@@ -89,7 +77,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--out", type=Path, help="folder for simulated sets; a temporary one if not given")
     options = parser.parse_args()
-    out = options.out or Path(tempfile.mkdtemp(prefix="scaling_sets_"))
+    out = (options.out or Path(tempfile.mkdtemp(prefix="scaling_sets_"))).absolute()
     print("| particles | frames | box | frame | threads | search: s | processor s | GB | correction: s | processor s | GB |"
           " step of a ray, ms |")  # fmt: skip
     print("|" + "---|" * 12)

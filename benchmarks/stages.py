@@ -24,13 +24,13 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import tifffile
+from common import opened
 from scipy import fft
 
 import refmotion_nb as rm
 from refmotion_nb.data.movies import lzw
 from refmotion_nb.data.movies.look import look_at, sample_of
 from refmotion_nb.data.movies.reader import open_movie
-from refmotion_nb.data.relion.results import open_postprocess
 from refmotion_nb.numerics.backend import one_blas_thread, over_chunks
 from refmotion_nb.numerics.patches import PatchSpectra, movie_box, particle_power, patch_corners
 from refmotion_nb.numerics.projection import _support
@@ -178,11 +178,7 @@ def main() -> None:
         print(f"{what:34s}{seconds:9.3f}{cpu / threads:11.3f}{ratio}", flush=True)
         return result
 
-    reference, _ = open_postprocess(options.dataset / "Ref/postprocess.star", options.dataset)
-    data = rm.open_relion(
-        options.dataset / "Extract/particles.star", options.dataset / "MotionCorr/corrected_micrographs.star", reference,
-        options.dataset,
-    )  # fmt: skip
+    data = opened(options.dataset)
     session = rm.Session(data, threads, device="cpu")
     first = best_of(lambda: session.references(False), 1)
     references = first[2]
@@ -194,7 +190,13 @@ def main() -> None:
           f"GFlop/s, {gathering / 1e6:.0f} million values a second of a reference in no order\n")  # fmt: skip
     print(f"{'stage':34s}{'seconds':>9s}{'processor':>11s}{'floor':>9s}{'ratio':>7s}")
     n_map = references[0].box
-    show("references: load, transform", first, 0, 3 * 2 * 4 * n_map**3, reference_operations(reference, references[0]))
+    show(
+        "references: load, transform",
+        first,
+        0,
+        3 * 2 * 4 * n_map**3,
+        reference_operations(data.references[0], references[0]),
+    )
     settings = rm.MotionCorrection()
     movie, particles = next(iter(session.micrographs.values()))
     placement = steps.place(movie, particles, references[0].extent_A, True)

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from common import rms
 
 import refmotion_nb as rm
 from refmotion_nb.data.maps import write_stack
@@ -64,11 +65,7 @@ def errors(simulation: Simulation, job: Job, which: tuple[int, ...]) -> dict[int
             for moved, into in zip((rigid, tracks), found[one]):
                 mine = species == one
                 into.append(trajectory_error_A(moved[mine], true[mine], truth["dose_mid"]))
-    return {one: (_rms(rigid), _rms(corrected)) for one, (rigid, corrected) in found.items()}
-
-
-def _rms(values: list[float]) -> float:
-    return float(np.sqrt(np.mean(np.square(values))))
+    return {one: (rms(rigid), rms(corrected)) for one, (rigid, corrected) in found.items()}
 
 
 def mean_fsc(curve: np.ndarray, frequency: np.ndarray) -> float:

@@ -22,10 +22,10 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from common import opened
 
 import refmotion_nb as rm
 from refmotion_nb.data.maps import write_stack
-from refmotion_nb.data.relion.results import open_postprocess
 from refmotion_nb.data.store import ResultStore
 from refmotion_nb.numerics.backend import one_blas_thread
 from refmotion_nb.stages.dose_weights import weights_for
@@ -120,10 +120,7 @@ def main() -> None:
     options = parser.parse_args()
     root = options.dataset.absolute()
     work = Path(tempfile.mkdtemp(prefix="validation_"))
-    reference = open_postprocess(root / "Ref/postprocess.star", root)[0]
-    data = rm.open_relion(
-        root / "Extract/particles.star", root / "MotionCorr/corrected_micrographs.star", reference, root
-    )
+    data = opened(root)
     settings = {"symmetry": options.symmetry, "threads": options.threads, "cache_size_GB": f"{CACHE_BYTES / 1e9:g}"}
     job = Job(data, work / "job", settings)
     stage = rm.Validation(symmetry=options.symmetry)
@@ -147,7 +144,9 @@ def main() -> None:
             particles = write_combination(session, stage, c, search, dose, job.out)
             mine = found.isel(reference=0).sel(combination=c.name)
             crossing = mine["frequency"].values[np.flatnonzero(mine["fsc_corrected"].values < 0.143)[0] - 1]
-            star, clock = relion(particles, work / c.file_name, reference.mask, options.symmetry, 1 / crossing - 1e-4)
+            star, clock = relion(
+                particles, work / c.file_name, data.references[0].mask, options.symmetry, 1 / crossing - 1e-4
+            )
             theirs.append(clock)
             print(f"{c.name}: {compare(mine, star)}\n  RELION: {clock}", flush=True)
     for count, clock in ours.items():

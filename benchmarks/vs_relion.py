@@ -14,21 +14,10 @@ import os
 import resource
 import shutil
 import statistics
-import subprocess
 import tempfile
-import time
 from pathlib import Path
 
-
-def timed(command: list[str], cwd: Path) -> tuple[float, float]:
-    """Run a command; return wall seconds and peak memory in GB."""
-    start = time.perf_counter()
-    with open(cwd / "benchmark.log", "a") as log:
-        process = subprocess.Popen(command, cwd=cwd, stdout=log, stderr=log)
-        _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"failed: {' '.join(command)}; see {cwd / 'benchmark.log'}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1e6
+from common import timed
 
 
 def in_turn(
@@ -39,8 +28,9 @@ def in_turn(
     for _ in range(repeat):
         for name, (command, out) in commands.items():
             shutil.rmtree(out, ignore_errors=True)
-            found[name].append(timed(command, cwd))
-            print(f"  {name:24s}{found[name][-1][0]:8.1f} s {found[name][-1][1]:6.2f} GB", flush=True)
+            seconds, _, memory = timed(command, cwd)
+            found[name].append((seconds, memory))
+            print(f"  {name:24s}{seconds:8.1f} s {memory:6.2f} GB", flush=True)
     return found
 
 

@@ -17,7 +17,6 @@ from refmotion_nb.data.cryosparc.csfile import columns, read_cs, read_csg, table
 from refmotion_nb.data.cryosparc.exposures import read_exposures, read_movies
 from refmotion_nb.data.cryosparc.hyperparameters import read_dose_weights
 from refmotion_nb.data.cryosparc.motion import ORIENTATIONS
-from refmotion_nb.data.cryosparc.write import write_particle_groups
 from refmotion_nb.data.movies.look import look_at
 from refmotion_nb.data.movies.reader import TiffReader, open_movie
 from refmotion_nb.data.relion.micrographs import Options
@@ -395,11 +394,6 @@ def test_results_of_other_motion_are_not_taken_up(project):
     assert key() == first
     np.save(project["root"] / "J2/motioncorrected/mic0001_spline_traj.npy", np.full((2, *KNOTS), 0.5))
     assert key() != first
-
-
-def test_nothing_to_write(from_relion, tmp_path):
-    with pytest.raises(rm.InputError, match="no particles to write"):
-        write_particle_groups(tmp_path, from_relion, [])
 
 
 # the command line

@@ -78,7 +78,7 @@ class ManyGroups:
 @pytest.mark.parametrize(("groups", "each"), [(2, BORROWED_PARTICLES), (50, 100), (9000, 1)])
 def test_groups_that_chance_left_out_are_all_measured_yet_take_no_more_than_the_target(groups, each):
     session = ManyGroups(groups)
-    assert not list(DoseWeights(target_particles=5000).sample(session, None, Silent()))
+    assert not list(DoseWeights(target_particles=5000).sample(session, exposures(session), None, Silent()))
     assert session.asked == [(groups, 5000), *[(1, each)] * groups]
 
 

@@ -350,7 +350,9 @@ def test_a_movie_shorter_than_its_motion(project):
 )
 def test_movies_that_cannot_be_used_may_be_left_out(project, path, reason):
     (project / path).unlink()
-    with pytest.raises(InputError, match=r"not found.*(b\.mrcs|give root)"):
+    with pytest.raises(
+        InputError, match=r"not found.*(b\.mrcs|give root).*; or leave them out by skip_unusable_movies$"
+    ):
         opened(project)
     data = opened(project, skip_unusable_movies=True)
     assert [movie.micrograph for movie in data.movies] == ["a", "c"] and data.particles.sizes["particle"] == 20
@@ -363,9 +365,13 @@ def test_damaged_movies_may_be_left_out_but_not_all(project):
         movie = project / f"Movies/{name}.mrcs"
         movie.write_bytes(movie.read_bytes()[:-100])
         if name != "c":
+            with pytest.raises(InputError, match=r"a\.mrcs is truncated.*; or leave them out by skip_unusable_movies$"):
+                opened(project)
             assert [movie.micrograph for movie in opened(project, skip_unusable_movies=True).movies] == list(
                 "abc"["abc".index(name) + 1 :]
             )
+    with pytest.raises(InputError, match=r"a\.mrcs is truncated.* \(and 2 more like it\)$"):  # nothing would be left
+        opened(project)
     with pytest.raises(InputError, match=r"none of 3 movies can be used; the first: \S*a\.mrcs"):
         opened(project, skip_unusable_movies=True)
 

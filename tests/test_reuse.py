@@ -28,7 +28,7 @@ from refmotion_nb.numerics.energy import grant_grigorieff
 from refmotion_nb.stages.alignment import Alignment
 from refmotion_nb.stages.base import Silent
 from refmotion_nb.stages.correction import hash_of_weights
-from refmotion_nb.stages.dose_weights import weights_on
+from refmotion_nb.stages.dose_weights import exposures, weights_on
 from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.reuse import read_prior, read_weights
 
@@ -273,8 +273,8 @@ def test_movies_of_different_frame_counts_on_their_own_dose_axes(tiny, project, 
     assert dose["group"].values.tolist()[0] == "all" and dose.sizes == {"group": 3, "frame": 8, "frequency": 57}
     assert np.isnan(dose["weight"].values[2, 6:]).all() and np.allclose(dose["weight"].sum("frame"), 1)
     assert list(dose["particles"].values) == [24, 12, 12]
-    few = rm.DoseWeights(target_particles=5)
-    chosen = dict(few.sample(rm.Session(both, 2), lambda _, m: m.spectra.n_frames, Silent()))
+    few, session = rm.DoseWeights(target_particles=5), rm.Session(both, 2)
+    chosen = dict(few.sample(session, exposures(session), lambda _, m: m.spectra.n_frames, Silent()))
     assert chosen == {"mic0000": 8, "mic0001": 6}  # each of its own frame count
     found, truth = tracks(project / "out"), tiny.truth()
     assert found["mic0000"].shape == (12, 8, 2) and found["mic0001"].shape == (12, 6, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import re
 import shutil
@@ -213,6 +214,29 @@ def sole(folder: Path) -> Iterator[bool]:
         raise
     finally:
         os.close(handle)
+
+
+@contextmanager
+def output(out: Path, inputs: Iterable[tuple[str, str | Path]], written: Iterable[str]) -> Iterator[None]:
+    """Hold a folder to write into (see ``sole``), and remove what killed runs left in it.
+
+    ``written`` are the patterns of what is written beside ``results.zarr``; none of it takes the place of one of the ``inputs``,
+    which are files with what they are, or of a file that no run made.
+
+    Raises
+    ------
+    OutputError
+        As ``writable``, ``spare``, ``spare_others`` and ``sole`` do.
+    """
+    patterns, store = tuple(written), out / "results.zarr"
+    writable(out)
+    spare(inputs, out, patterns)
+    spare_others(out, patterns)
+    with sole(out) as alone:
+        for folder in {out, store, *store.glob("*/"), *((out / pattern).parent for pattern in patterns)}:
+            # where others may be writing, only what is too old to be theirs
+            sweep(folder, -math.inf if alone else STALE_S)
+        yield
 
 
 def read_text(path: str | Path) -> str:

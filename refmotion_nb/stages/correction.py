@@ -12,14 +12,16 @@ import pandas as pd
 import param
 import xarray as xr
 
-from refmotion_nb.data.files import sole, spare, spare_others, sweep, writable
-from refmotion_nb.data.maps import is_whole, write_stack
+from refmotion_nb.data.cryosparc.write import trajectory_file, write_particle_group, write_trajectories
+from refmotion_nb.data.files import output
+from refmotion_nb.data.maps import check_reference, is_whole, write_stack
 from refmotion_nb.data.reasons import listed
 from refmotion_nb.data.relion.results import write_bfactors, write_particles, write_tracks
 from refmotion_nb.data.schema import AXES, Dataset, InputError, as_path
 from refmotion_nb.data.store import ResultStore
 from refmotion_nb.numerics.backend import to_host
 from refmotion_nb.numerics.dose import relion_gauge
+from refmotion_nb.numerics.patches import movie_box
 from refmotion_nb.numerics.recombine import normalise, recombine
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, Tracks
 from refmotion_nb.stages.base import Reporter, Silent, hash_of
@@ -32,7 +34,7 @@ from refmotion_nb.stages.session import Session
 
 WEIGHTS = ("weight", "dose", "frame_dose", "frequency", "group", "optics_group")  # of a table, all that correction uses
 
-WRITTEN = ("Particles/*", "Tracks/*", "particles*.star", "bfactors*.star")
+WRITTEN = ("Particles/*", "Tracks/*", "Motion/*", "particles*.star", "particles*.cs*", "bfactors*.star")
 
 
 class MotionCorrection(Alignment):
@@ -67,11 +69,8 @@ class MotionCorrection(Alignment):
         session = data if isinstance(data, Session) else Session(data)
         reporter = reporter or Silent()
         out, prior, dose = as_path(out, "out"), prior_of(search), weights_of(dose)
-        writable(out)
-        spare(files_read(session.data), out, WRITTEN)
-        spare_others(out, WRITTEN)
         check_reach(session, dose)
-        with sole(out):
+        with output(out, files_read(session.data), WRITTEN):
             return self._run(session, prior, dose, out, reporter, image_root)
 
     def _run(
@@ -87,12 +86,11 @@ class MotionCorrection(Alignment):
         settings = self.settings(), self.track_key(prior), hash_of_weights(dose), session.keys.shared
         store.update_attrs()  # the folder is this run's from now on
         stacks = _stack_folder(out, image_root)
-        sweep(out / "Particles")
         reporter.start(len(session.micrographs), "correcting particles")
         finished: dict[str, tuple[pd.DataFrame, int]] = {}  # no tracks: they grow with the dataset
         for name in session:
             table = store.read(f"tracks/{name}", _key(session, name, settings))
-            if table is None or not (out / "Tracks" / f"{name}_tracks.star").exists():
+            if table is None or not (_tracks_file(out, name).exists() and trajectory_file(out, name).exists()):
                 continue
             box = int(table.attrs["box"])
             if is_whole(out / "Particles" / f"{name}.mrcs", (table.sizes["particle"], box, box), float16=self.float16):
@@ -136,7 +134,8 @@ class MotionCorrection(Alignment):
             f"tracks/{name}"
         )  # else, if this ends here, the group of other settings would vouch for this stack
         write_stack(out / "Particles" / f"{name}.mrcs", images, pixel, float16=self.float16)
-        write_tracks(out / "Tracks" / f"{name}_tracks.star", tracks.displacement_A)
+        write_tracks(_tracks_file(out, name), tracks.displacement_A)
+        write_trajectories(out, m.movie, tracks.displacement_A, session.data.orientation)
         table = tracks_table(m, tracks, images.shape[-1], pixel)
         store.write(f"noise/{name}", noise_table(m, tracks))
         store.write(f"tracks/{name}", table, _key(session, name, settings))
@@ -149,6 +148,14 @@ class MotionCorrection(Alignment):
                 f"fourier_crop_to {self.fourier_crop_to}: the box in movie pixels is {box}; give an even number up to that"
             )
         return self.fourier_crop_to or box
+
+    def output_boxes(self, data: Dataset) -> dict[float, int]:
+        """Return the box of the output particles, px, by pixel size of the movies; InputError where one does not fit."""
+        pixel_sizes_A = sorted({movie.pixel_size_A for movie in data.movies})
+        extent_A = max(box * pixel_A for box, pixel_A in map(check_reference, data.references))
+        if self.box_size:
+            extent_A = self.box_size * pixel_sizes_A[0]
+        return {pixel_A: self.output_box(movie_box(extent_A, pixel_A)) for pixel_A in pixel_sizes_A}
 
     def images(self, m: Micrograph, tracks: Tracks, dose: xr.Dataset, threads: int) -> np.ndarray:
         """Return the corrected particles (particle, box, box) of a micrograph, background 0 ± 1."""
@@ -166,20 +173,31 @@ class MotionCorrection(Alignment):
         failed: list[tuple[str, str]],
     ) -> xr.Dataset:
         data = session.data
-        for number, tables in enumerate(data.tables):
+        for number in range(len(data.references)):
             mine = written[written["reference"] == number].sort_values("row")
             if mine.empty:
                 continue
-            suffix = f"_{number + 1}" if len(data.tables) > 1 else ""
-            group = tables["particles"]["rlnOpticsGroup"].to_numpy(int)[mine["row"]]
-            write_particles(
-                out / f"particles{suffix}.star", tables, mine["row"].to_numpy(), mine["image_name"].tolist(),
-                pixel_size_A=dict(zip(group, mine["pixel_size_A"])), box_size=dict(zip(group, mine["box"])),
-                coordinate_px=mine[["x_px", "y_px"]].to_numpy(), origin_A=mine[["origin_x_A", "origin_y_A"]].to_numpy(),
-            )  # fmt: skip
+            stem = f"particles_{number + 1}" if len(data.references) > 1 else "particles"
+            if data.tables:
+                _write_star(out / f"{stem}.star", data.tables[number], mine)
+            write_particle_group(out / f"{stem}.cs", data, number, mine)
         table = particles_table(session, written, failed)
         store.write("particles", table)
         return table
+
+
+def _write_star(path: Path, tables: dict[str, pd.DataFrame], mine: pd.DataFrame) -> None:
+    """Write the particles of one reference, whose input ``tables`` are, in RELION's form."""
+    group = tables["particles"]["rlnOpticsGroup"].to_numpy(int)[mine["row"]]
+    write_particles(
+        path, tables, mine["row"].to_numpy(), mine["image_name"].tolist(),
+        pixel_size_A=dict(zip(group, mine["pixel_size_A"])), box_size=dict(zip(group, mine["box"])),
+        coordinate_px=mine[["x_px", "y_px"]].to_numpy(), origin_A=mine[["origin_x_A", "origin_y_A"]].to_numpy(),
+    )  # fmt: skip
+
+
+def _tracks_file(out: Path, name: str) -> Path:
+    return out / "Tracks" / f"{name}_tracks.star"
 
 
 def _key(session: Session, name: str, settings: Any) -> str:
@@ -252,7 +270,7 @@ def _written(table: xr.Dataset, name: str, stacks: str) -> pd.DataFrame:
     """Return a row for each particle of a micrograph that was written."""
     (x, y), (origin_x, origin_y) = table["coordinate_px"].values.T, table["origin"].values.T
     return pd.DataFrame({
-        "row": table["row"].values, "reference": table["reference"].values, "micrograph": name,
+        "row": table["row"].values, "reference": table["reference"].values, "micrograph": name, "index": np.arange(len(x)),
         "image_name": [f"{i + 1:06d}@{stacks}/{name}.mrcs" for i in range(len(x))],
         "box": int(table.attrs["box"]), "pixel_size_A": float(table.attrs["pixel_size_A"]),
         "x_px": x, "y_px": y, "origin_x_A": origin_x, "origin_y_A": origin_y,

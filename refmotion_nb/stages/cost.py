@@ -6,9 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from refmotion_nb.data.maps import check_reference
 from refmotion_nb.data.store import ResultStore
-from refmotion_nb.numerics.patches import movie_box
 from refmotion_nb.stages.correction import MotionCorrection
 from refmotion_nb.stages.describe import describes
 from refmotion_nb.stages.dose_weights import DoseWeights
@@ -62,16 +60,12 @@ def cost_of_correction(session: Session, correction: MotionCorrection, out: Path
     seconds, basis = measured(session.runs)
     if seconds is None and ours:
         seconds, basis = recorded(store)
-    extent = max(box * pixel for box, pixel in map(check_reference, session.data.references))
-    if correction.box_size:
-        extent = correction.box_size * min(movie.pixel_size_A for movie in session.data.movies)
-    box = {name: correction.output_box(movie_box(extent, movie.pixel_size_A))
-           for name, (movie, _) in session.micrographs.items()}  # fmt: skip
-    n_bytes = sum(session.particle_count(name) * box[name] ** 2 for name in left) * (2 if correction.float16 else 4)
+    boxes = correction.output_boxes(session.data)
+    pixels = sum(session.particle_count(name) * boxes[session.micrographs[name][0].pixel_size_A] ** 2 for name in left)
     there = next(folder for folder in (out, *out.parents) if folder.exists())
     return Cost(
-        len(left), sum(map(session.particle_count, left)), len(session.micrographs) - len(left), seconds, basis, n_bytes,
-        shutil.disk_usage(there).free,
+        len(left), sum(map(session.particle_count, left)), len(session.micrographs) - len(left), seconds, basis,
+        pixels * (2 if correction.float16 else 4), shutil.disk_usage(there).free,
     )  # fmt: skip
 
 

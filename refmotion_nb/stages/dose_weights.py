@@ -7,7 +7,7 @@ more than one such group the table's first row is the pool of all; each group le
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -71,11 +71,6 @@ class Exposure:
     dose_edges: tuple[float, ...]  # (frame + 1,) e/Å²
     voltage_kV: float
 
-    @classmethod
-    def of(cls, m: Micrograph) -> Exposure:
-        """Return how a micrograph was exposed."""
-        return cls(m.group, tuple(np.round(m.movie.dose_edges, 4).tolist()), m.movie.voltage_kV)
-
     @property
     def edges(self) -> np.ndarray:
         """Accumulated dose before each frame and after the last (frame + 1,) e/Å²."""
@@ -119,11 +114,11 @@ class Measured:
         """Sums of all micrographs (3, frame, shell)."""
         return np.sum(self.sums, axis=0)
 
-    def add(self, more: Measured) -> None:
-        """Add other micrographs of the group."""
-        self.sums += more.sums
-        self.names += more.names
-        self.particles += more.particles
+    def add(self, name: str, particles: int, sums: np.ndarray) -> None:
+        """Add a micrograph of the group."""
+        self.names.append(name)
+        self.particles += particles
+        self.sums.append(sums)
 
 
 class DoseWeights(Alignment):
@@ -144,21 +139,21 @@ class DoseWeights(Alignment):
         reporter = viewer_of(reporter)
         prior = prior_of(search)
         groups: dict[Exposure, Measured] = {}
-        exposed = exposures(session)
-        task = partial(self.measure, prior=prior, extent_A=self._extent_A(session))
-        for name, one in self.sample(session, task, reporter):
-            groups.setdefault(exposed[name], Measured(exposed[name], one.extent_A, one.k_out)).add(one)
+        exposed, extent_A = exposures(session), self._extent_A(session)
+        task = partial(self.measure, prior=prior, extent_A=extent_A)
+        for name, (k_out, sums) in self.sample(session, exposed, task, reporter):
+            group = groups.setdefault(exposed[name], Measured(exposed[name], extent_A, k_out))
+            group.add(name, session.particle_count(name), sums)
             reporter.show(lambda: weights_table([*groups.values()], self.relion))
         if not groups:
             raise session.nothing_usable(list(session))
         table = weights_table(list(groups.values()), self.relion)
         return table.assign_attrs(micrographs_key=session.keys.of(table.attrs["micrographs"]))
 
-    def measure(self, session: Session, m: Micrograph, prior: MotionPrior, extent_A: float) -> Measured:
-        """Return the FCC sums of one micrograph, on the shells of a box ``extent_A`` wide."""
+    def measure(self, session: Session, m: Micrograph, prior: MotionPrior, extent_A: float) -> tuple[int, np.ndarray]:
+        """Return the first shell of a micrograph with an FSC below 0.143, and its FCC sums, of a box ``extent_A`` wide."""
         tracks = session.track(m, self, prior)
-        sums = micrograph_fcc_sums(m, tracks.displacement_A, session.threads, extent_A)
-        return Measured(Exposure.of(m), extent_A, m.k_out, [sums], [m.movie.micrograph], m.n)
+        return m.k_out, micrograph_fcc_sums(m, tracks.displacement_A, session.threads, extent_A)
 
     def _extent_A(self, session: Session) -> float:
         """Return the width of the boxes of the first micrograph drawn, whose shells all others are brought to."""
@@ -166,10 +161,12 @@ class DoseWeights(Alignment):
         pixel = session.micrographs[first][0].pixel_size_A
         return movie_box(session.extent_A(self), pixel) * pixel
 
-    def sample(self, session: Session, task: Task, reporter: Reporter) -> Iterator[tuple[str, Any]]:
-        """Yield name and value of a task on random micrographs; no group of movies exposed alike is left out."""
+    def sample(
+        self, session: Session, exposed: Mapping[str, Exposure], task: Task, reporter: Reporter
+    ) -> Iterator[tuple[str, Any]]:
+        """Yield name and value of a task on random micrographs; no group of movies ``exposed`` alike is left out."""
         groups: dict[Exposure, list[str]] = {}
-        for name, exposure in exposures(session).items():
+        for name, exposure in exposed.items():
             groups.setdefault(exposure, []).append(name)
 
         def visit(names: list[str]) -> Iterator[tuple[str, Any]]:

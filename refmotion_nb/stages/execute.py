@@ -194,10 +194,11 @@ def processes(n: int, threads: int = 0) -> Workers:
 
     each = max(1, (threads or cpu_count()) // n)
     with ExitStack() as stack:
-        # no dashboard; the scheduler's web server, which Dask starts in any case, answers this machine only
+        # no dashboard; the scheduler's web server, which Dask starts in any case, answers this machine only. What fails in a
+        # task comes back from it; what workers log beside is at most that the scheduler ended while they said they are there
         with _uninterrupted():
             cluster = LocalCluster(
-                n_workers=n, threads_per_worker=each, memory_limit=0, silence_logs=logging.ERROR,
+                n_workers=n, threads_per_worker=each, memory_limit=0, silence_logs=logging.CRITICAL,
                 dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False},
             )  # fmt: skip
             stack.enter_context(cluster)

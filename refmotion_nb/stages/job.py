@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,18 +15,17 @@ import param
 import xarray as xr
 
 from refmotion_nb.data.cryosparc.hyperparameters import write_hyperparameter_group
-from refmotion_nb.data.cryosparc.write import write_particle_groups
-from refmotion_nb.data.files import STALE_S, only_within, sole, spare, spare_others, sweep, writable
+from refmotion_nb.data.files import only_within, output
 from refmotion_nb.data.maps import check_reference
 from refmotion_nb.data.reasons import told_once
 from refmotion_nb.data.schema import OPENED, Dataset, InputError, SettingError, as_path, wanted
-from refmotion_nb.data.store import PER_MICROGRAPH, ResultStore, write_netcdf
+from refmotion_nb.data.store import ResultStore, write_netcdf
 from refmotion_nb.numerics.backend import one_blas_thread
-from refmotion_nb.numerics.patches import movie_box
 from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.stages.alignment import MotionPrior
 from refmotion_nb.stages.audit import InputAudit, findings, summary
 from refmotion_nb.stages.base import Reporter, Silent, Stage, hash_of
+from refmotion_nb.stages.correction import WRITTEN as CORRECTED
 from refmotion_nb.stages.correction import MotionCorrection, check_reach, hash_of_weights, remove_tracks_of_other_data
 from refmotion_nb.stages.describe import REUSED, describe_inputs, describes, files_read, of_other_versions, record
 from refmotion_nb.stages.dose_weights import DoseWeights
@@ -40,17 +38,8 @@ from refmotion_nb.stages.search import HyperparameterSearch, default_prior, prio
 from refmotion_nb.stages.session import Session
 from refmotion_nb.stages.validation import COMBINATIONS, Combination, Validation
 
-FOLDERS = (
-    "",
-    "Particles",
-    "Tracks",
-    "Motion",
-    "Maps",
-    "results.zarr",
-    *(f"results.zarr/{one}" for one in PER_MICROGRAPH),
-)
-WRITTEN = (*(f"{name}/*" for name in FOLDERS if name), "particles*.star", "particles*.cs", "particles*.csg", "bfactors*.star",
-           "dose_weights.nc", "hyperparameters.json", "hyperparams.cs*", "refm_*.npy", "report.html")  # fmt: skip
+WRITTEN = (*CORRECTED, "Maps/*", "results.zarr/*", "dose_weights.nc", "hyperparameters.json", "hyperparams.cs*", "refm_*.npy",
+           "report.html")  # fmt: skip
 TIMED = {"checking the input": "audit", "hyperparameter search": "search", "reference scale": "search",
          "dose weights": "dose_weights", "validation": "validation"}  # the group that each leaves  # fmt: skip
 UNTIL = ("hyperparameters", "dose-weights", "correct", "validate")
@@ -171,11 +160,7 @@ class Job:
         if until not in UNTIL:
             raise InputError(f"until is {until!r}; give {', '.join(UNTIL)}")
         self._check_settings(until)
-        writable(self.out)
-        spare(files_read(self.data), self.out, WRITTEN)
-        spare_others(self.out, WRITTEN)
-        with sole(self.out) as alone, one_blas_thread():  # the same bits, whoever calls
-            _sweep(self.out, alone)
+        with output(self.out, files_read(self.data), WRITTEN), one_blas_thread():  # the same bits, whoever calls
             execution: Execution = self.stage(Execution)
             session = self.session
             if session is None:
@@ -190,8 +175,7 @@ class Job:
                 return self._run(session, until, reporter)
 
     def _run(self, session: Session, until: str, reporter: Reporter) -> bool:
-        self._given_prior(session)  # files that cannot be used are told before hours of work
-        self._given_weights(session)
+        prior, weights = self._given_prior(session), self._given_weights(session)
         store = ResultStore(self.out / "results.zarr")
         self._describe(store, session)
         notes = [*self.data.notes, *of_other_versions(store.attrs)]
@@ -203,17 +187,17 @@ class Job:
         self._audit(session, store, reporter)
         # what the last stage reads, nobody will look at again
         session.keeps_micrographs = self._shared or until != "hyperparameters"
-        self.search = search = self._search(session, store, reporter)
+        self.search = search = self._search(session, store, prior, reporter)
         session.keeps_micrographs = self._shared or until != "dose-weights"
         if until != "hyperparameters":
-            self.dose = dose = self._dose(session, store, search, reporter)
+            self.dose = dose = self._dose(session, store, search, weights, reporter)
         session.keeps_micrographs = self._shared or until != "correct"
         if until in ("correct", "validate"):
             with self._timed("correction"):
                 correction: MotionCorrection = self.stage(MotionCorrection)
                 self.particles = table = correction.run(session, search, dose, self.out, reporter, self.image_root)
             complete = not _lost(table, session.failed)
-            self._write_for_cryosparc(store, search, dose, table)
+            self._write_hyperparameter_group(search, dose)
             check_split(self.out, self.data, table)
             if not store.has("validation", self._validation_key(session, search, dose)):
                 store.remove("validation")  # of other settings
@@ -264,10 +248,8 @@ class Job:
             self.validation = stage.run(session, search, dose, reporter, self.combinations, self.out)
         store.write("validation", self.validation, key)
 
-    def _write_for_cryosparc(self, store: ResultStore, search: xr.Dataset, dose: xr.Dataset, table: xr.Dataset) -> None:
-        written = np.unique(table["micrograph"].values[table["written"].values]).tolist()
-        tracks = ((name, store.read(f"tracks/{name}")) for name in written)
-        write_particle_groups(self.out, self.data, ((name, found) for name, found in tracks if found is not None))
+    def _write_hyperparameter_group(self, search: xr.Dataset, dose: xr.Dataset) -> None:
+        """Write what was found as CryoSPARC's own job does."""
         h = prior_of(search).hyperparameters
         values = {
             "spatial_strength": h.spatial_strength, "correlation_distance": h.distance_A,
@@ -285,21 +267,12 @@ class Job:
             raise SettingError(name, f"is no setting; {f'did you mean {near[0]}?' if near else 'leave it out'}")
         self.stage(Overrides).hyperparameters(self.data.movies[0].dose_per_frame_e_A2)
         self.stage(Execution).check()
-        self._check_boxes()
+        correction: MotionCorrection = self.stage(MotionCorrection)
+        correction.output_boxes(self.data)
         validation: Validation = self.stage(Validation)
         if until == "validate":
             validation.point_groups(len(self.data.references))
             validation.combinations_to_write()
-
-    def _check_boxes(self) -> None:
-        """Refuse output boxes that do not fit."""
-        correction: MotionCorrection = self.stage(MotionCorrection)
-        pixel_sizes = sorted({movie.pixel_size_A for movie in self.data.movies})
-        extent = max(box * pixel for box, pixel in map(check_reference, self.data.references))
-        if correction.box_size:
-            extent = correction.box_size * pixel_sizes[0]
-        for pixel in pixel_sizes:
-            correction.output_box(movie_box(extent, pixel))
 
     def _describe(self, store: ResultStore, session: Session) -> None:
         """Note what the results in ``store`` are of; those of other data that no longer hold go."""
@@ -360,61 +333,69 @@ class Job:
         check_reach(session, dose)
         return dose
 
-    def _search(self, session: Session, store: ResultStore, reporter: Reporter) -> xr.Dataset:
+    def _search(
+        self, session: Session, store: ResultStore, given: MotionPrior | None, reporter: Reporter
+    ) -> xr.Dataset:
         stage: HyperparameterSearch = self.stage(HyperparameterSearch)
-        prior = self._given_prior(session)
-        if prior is not None:
-            mine = hash_of(prior_attrs(prior), stage.key(session.keys.shared))
-            found = _still_valid(store.read("search", mine), session)
-            if found is None:
-                with self._timed("reference scale"):
-                    found = as_search(session, stage, prior, stage.seed, reporter)
-                store.write("search", found, mine)
-            search = found
-            session.adopt(stage, prior, result=search)
-        else:
-            mine = stage.key(session.keys.shared)
-            found = _still_valid(store.read("search", mine), session)
-            if found is None:
-                found = session.found(stage)
-                if found is None:
-                    with self._timed("hyperparameter search"):
-                        found = stage.run(session, reporter)
-                store.write("search", found, mine)
-            else:
-                self.say("hyperparameters: taken from the earlier run in this folder")
-            search = found
+        inputs: tuple[MotionPrior, ...] = () if given is None else (given,)
+        key = stage.key(session.keys.shared)
+        if given is not None:
+            key = hash_of(prior_attrs(given), key)
+        search = _still_valid(store.read("search", key), session)
+        if search is None:
+            search = self._new_search(stage, session, given, reporter)
+            store.write("search", search, key)
+        elif given is None:
+            self.say("hyperparameters: taken from the earlier run in this folder")
+        if given is None:
             self.warnings += still_moving(search)
-            session.adopt(stage, result=search)
-        prior = prior_of(search)
+        session.adopt(stage, *inputs, result=search)
         score = float(search.attrs.get("cv_score", np.nan))
         dose = self.data.movies[0].dose_per_frame_e_A2
-        write_prior(self.out / "hyperparameters.json", prior, dose, stage.energy, session.keys.all, score)
+        write_prior(self.out / "hyperparameters.json", prior_of(search), dose, stage.energy, session.keys.all, score)
         return search
 
-    def _dose(self, session: Session, store: ResultStore, search: xr.Dataset, reporter: Reporter) -> xr.Dataset:
+    def _new_search(
+        self, stage: HyperparameterSearch, session: Session, given: MotionPrior | None, reporter: Reporter
+    ) -> xr.Dataset:
+        if given is not None:
+            with self._timed("reference scale"):
+                return as_search(session, stage, given, stage.seed, reporter)
+        if (found := session.found(stage)) is not None:
+            return found
+        with self._timed("hyperparameter search"):
+            return stage.run(session, reporter)
+
+    def _dose(
+        self, session: Session, store: ResultStore, search: xr.Dataset, given: xr.Dataset | None, reporter: Reporter
+    ) -> xr.Dataset:
         stage: DoseWeights = self.stage(DoseWeights)
-        dose = self._given_weights(session)
-        if dose is not None:
+        if given is not None:
+            dose = given
             store.write("dose_weights", dose)
             session.adopt(stage, search, self.dose_weights_file, result=dose)
         else:
-            mine = stage.key(session.keys.shared, hash_of(prior_attrs(prior_of(search))))
-            stored = _still_valid(store.read("dose_weights", mine), session)
-            if stored is None:
-                found = session.found(stage, search)
-                if found is None:
-                    with self._timed("dose weights"):
-                        found = stage.run(session, search, reporter)
-                store.write("dose_weights", found, mine)
-                stored = store.read("dose_weights")  # as a rerun finds it, order and types included
-                assert stored is not None
-            else:
-                self.say("dose weights: taken from the earlier run in this folder")
-            dose = stored
+            dose = self._measured_weights(stage, session, store, search, reporter)
             session.adopt(stage, search, result=dose)
         write_netcdf(self.out / "dose_weights.nc", dose)
         return dose
+
+    def _measured_weights(
+        self, stage: DoseWeights, session: Session, store: ResultStore, search: xr.Dataset, reporter: Reporter
+    ) -> xr.Dataset:
+        key = stage.key(session.keys.shared, hash_of(prior_attrs(prior_of(search))))
+        known = _still_valid(store.read("dose_weights", key), session)
+        if known is not None:
+            self.say("dose weights: taken from the earlier run in this folder")
+            return known
+        found = session.found(stage, search)
+        if found is None:
+            with self._timed("dose weights"):
+                found = stage.run(session, search, reporter)
+        store.write("dose_weights", found, key)
+        stored = store.read("dose_weights")  # as a rerun finds it, order and types included
+        assert stored is not None
+        return stored
 
 
 def _still_valid(found: xr.Dataset | None, session: Session) -> xr.Dataset | None:
@@ -432,9 +413,3 @@ def _lost(table: xr.Dataset, failed: dict[str, str]) -> bool:
     """Return whether a particle was not written because its movie failed; others were left out on opening, as told."""
     reasons = table["reason"].values[~table["written"].values]  # a column of text with room for the longest in each row
     return not {*failed.values()}.isdisjoint(reasons.tolist())
-
-
-def _sweep(out: Path, alone: bool) -> None:
-    """Remove what killed runs left; where others may be writing, what is too old to be theirs."""
-    for folder in FOLDERS:
-        sweep(out / folder, -math.inf if alone else STALE_S)

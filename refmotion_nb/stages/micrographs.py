@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ import numpy as np
 import param
 import xarray as xr
 
-from refmotion_nb.data.files import sole, spare, spare_others, sweep, writable
+from refmotion_nb.data.files import output
 from refmotion_nb.data.limits import cpu_count
 from refmotion_nb.data.maps import is_whole, write_stack
 from refmotion_nb.data.micrographs import MovieTable, WrittenMicrograph, write_cryosparc, write_relion
@@ -91,12 +90,7 @@ class MicrographCorrection(Stage):
         dose = None if dose is None else weights_of(dose)
         out = as_path(out, "out")
         read = [*describe_movies(data)["files"], *(("movie", movie.path) for movie in data.movies)]
-        writable(out)
-        spare(read, out, WRITTEN)
-        spare_others(out, WRITTEN)
-        with sole(out) as alone:
-            for folder in ("", FOLDER, "results.zarr", "results.zarr/micrographs"):
-                sweep(out / folder, -math.inf) if alone else sweep(out / folder)
+        with output(out, read, WRITTEN):
             work = _Work(self, dose, out.absolute(), particle_motion)
             tracks = particle_motion.store.path if particle_motion else None
             inputs = describe_movies(data, tracks, None if dose is None else dose.encoding.get("source"))

@@ -6,103 +6,84 @@ Paths in the tables start with ``>``, which CryoSPARC reads as beside the table 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
 from refmotion_nb.data.cryosparc.csfile import columns, table, write_cs, write_csg
 from refmotion_nb.data.cryosparc.motion import ORIENTATIONS
 from refmotion_nb.data.cryosparc.particles import aberrations_A, euler_to_pose
 from refmotion_nb.data.files import atomic
-from refmotion_nb.data.schema import Dataset, InputError, Movie
+from refmotion_nb.data.schema import Dataset, Movie
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RESULTS = ("blob", "ctf", "alignments3D", "location", "motion")
 
 
-def write_particle_groups(out: str | Path, data: Dataset, tracks: Iterable[tuple[str, xr.Dataset]]) -> list[Path]:
-    """Write ``particles.cs`` and ``.csg`` (one pair per reference) beside the stacks in ``out``.
+def write_trajectories(out: Path, movie: Movie, displacement_A: np.ndarray, orientation: str) -> None:
+    """Write displacements (particle, frame, 2) Å to ``Motion/<micrograph>_traj.npy`` in ``out``, in pixels.
 
-    ``tracks`` are micrographs with their groups of that name in the result store, taken one at a time: what was written
-    into ``Particles/<micrograph>.mrcs``, in that order. Trajectories go to ``Motion/<micrograph>_traj.npy``.
-
-    Raises
-    ------
-    InputError
-        There is nothing to write.
+    ``orientation`` is that of the dataset.
     """
-    out = Path(out)
-    movies = {movie.micrograph: movie for movie in data.movies}
-    against = bool(data.orientation) and ORIENTATIONS[data.orientation].y_reversed  # y of its locations and motion
-    parts: dict[int, list[dict[str, np.ndarray]]] = {}
-    for name, its_tracks in tracks:
-        for number, values in _micrograph(out, movies[name], its_tracks, against):
-            parts.setdefault(number, []).append(values)
-    if not parts:
-        raise InputError(f"{out}: no particles to write")
-    written = []
-    for number, pieces in sorted(parts.items()):
-        joined = {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
-        order = np.argsort(joined["row"], kind="stable")
-        values = {key: column[order] for key, column in joined.items()}
-        suffix = f"_{number + 1}" if len(data.references) > 1 else ""
-        rows = _rows(data, number, values, movies, against)
-        path = out / f"particles{suffix}.cs"
-        write_cs(path, rows)
-        write_csg(path.with_suffix(".csg"), f"particles_{number}", "particle", "Motion-corrected particles",
-                  {name: (path.name, f"particle.{name}", len(rows)) for name in RESULTS}, now())  # fmt: skip
-        written.append(path)
-    return written
-
-
-def _micrograph(out: Path, movie: Movie, tracks: xr.Dataset, against: bool) -> list[tuple[int, dict[str, np.ndarray]]]:
-    """Save the trajectories of a micrograph; return what its particles need, by reference."""
-    shift = tracks["shift"].values / movie.pixel_size_A  # (particle, frame, 2) movie px
-    reference = tracks["reference"].values.astype(int)
-    if against:
+    shift = displacement_A / movie.pixel_size_A  # movie px
+    if _against(orientation):
         shift = shift * np.array([1.0, -1.0])
-    save_array(out / "Motion" / f"{movie.micrograph}_traj.npy", shift.astype(np.float32))
-    found = []
-    for number in np.unique(reference):
-        mine = np.flatnonzero(reference == number)
-        found.append((int(number), {
-            "row": tracks["row"].values[mine], "index": mine.astype(np.uint32),
-            "micrograph": np.full(len(mine), movie.micrograph, dtype=object),
-            "coordinate_px": tracks["coordinate_px"].values[mine], "origin": tracks["origin"].values[mine],
-            "pixel": np.full(len(mine), tracks.attrs["pixel_size_A"]), "box": np.full(len(mine), tracks.attrs["box"]),
-        }))  # fmt: skip
-    return found
+    save_array(trajectory_file(out, movie.micrograph), shift.astype(np.float32))
 
 
-def _rows(
-    data: Dataset, number: int, values: dict[str, np.ndarray], movies: Mapping[str, Movie], against: bool
-) -> np.ndarray:
-    given = _given(data, number, values["row"], movies)
-    names_of = [str(name) for name in values["micrograph"]]
+def trajectory_file(out: Path, micrograph: str) -> Path:
+    """Return where the trajectories of a micrograph's particles are."""
+    return out / "Motion" / f"{micrograph}_traj.npy"
+
+
+def write_particle_group(path: Path, data: Dataset, number: int, written: pd.DataFrame) -> None:
+    """Write particles of reference ``number`` to ``path`` (.cs), and the group (.csg) beside it.
+
+    ``written`` has a row for each, in the order of the input: ``row`` of the input, ``micrograph``, ``index`` in its stack
+    ``Particles/<micrograph>.mrcs`` and its trajectories, ``x_px``, ``y_px``, ``origin_x_A``, ``origin_y_A``, ``box`` and
+    ``pixel_size_A``.
+    """
+    rows = _rows(data, number, written)
+    write_cs(path, rows)
+    write_csg(path.with_suffix(".csg"), f"particles_{number}", "particle", "Motion-corrected particles",
+              {name: (path.name, f"particle.{name}", len(rows)) for name in RESULTS}, now())  # fmt: skip
+
+
+def _against(orientation: str) -> bool:
+    """Return whether y of locations and motion runs against the rows of the movies."""
+    return bool(orientation) and ORIENTATIONS[orientation].y_reversed
+
+
+def _rows(data: Dataset, number: int, written: pd.DataFrame) -> np.ndarray:
+    movies = {movie.micrograph: movie for movie in data.movies}
+    given = _given(data, number, written["row"].to_numpy(), movies)
+    names_of = written["micrograph"].tolist()
     mine = [movies[name] for name in names_of]
-    n = len(mine)
+    n, index = len(mine), written["index"].to_numpy(np.uint32)
     shape = np.array([[round(m.height / m.binning), round(m.width / m.binning)] for m in mine], np.uint32)
-    frac = values["coordinate_px"] / shape[:, ::-1]
+    frac = written[["x_px", "y_px"]].to_numpy() / shape[:, ::-1]
     psize = given["alignments3D/psize_A"].astype(float)
-    shift = values["origin"] + given["ctf/shift_A"].astype(float)
+    shift = written[["origin_x_A", "origin_y_A"]].to_numpy() + given["ctf/shift_A"].astype(float)
     given |= {
         "blob/path": [f">Particles/{name}.mrcs" for name in names_of],
-        "blob/idx": values["index"],
-        "blob/shape": np.repeat(values["box"][:, None], 2, axis=1).astype(np.uint32),
-        "blob/psize_A": values["pixel"].astype(np.float32),
+        "blob/idx": index,
+        "blob/shape": np.repeat(written["box"].to_numpy(np.uint32)[:, None], 2, axis=1),
+        "blob/psize_A": written["pixel_size_A"].to_numpy(np.float32),
         "blob/sign": np.ones(n, np.float32),  # protein is bright
         "blob/import_sig": np.zeros(n, np.uint64),
         "alignments3D/shift": (shift / psize[:, None]).astype(np.float32),
         "location/micrograph_shape": shape,
         "location/micrograph_psize_A": np.array([m.pixel_size_A * m.binning for m in mine], np.float32),
         "location/center_x_frac": frac[:, 0].astype(np.float32),
-        "location/center_y_frac": (1 - frac[:, 1] if against else frac[:, 1]).astype(np.float32),
+        "location/center_y_frac": (1 - frac[:, 1] if _against(data.orientation) else frac[:, 1]).astype(np.float32),
         "motion/type": ["local"] * n,
         "motion/path": [f">Motion/{name}_traj.npy" for name in names_of],
-        "motion/idx": values["index"],
+        "motion/idx": index,
         "motion/frame_start": np.array([m.first_frame for m in mine], np.uint32),
         "motion/frame_end": np.array([m.first_frame + m.n_frames for m in mine], np.uint32),
         "motion/zero_shift_frame": np.array([m.first_frame for m in mine], np.uint32),

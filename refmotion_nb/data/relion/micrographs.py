@@ -171,7 +171,7 @@ def _unusable(
     root: Path,
 ) -> list[str]:
     """Return a line for each kind of movie, of those with particles, that failed or is absent."""
-    problems = _grouped({i: failure for i, failure in failed.items() if i in needed})
+    problems = _skippable({i: failure for i, failure in failed.items() if i in needed}, needed)
     if lost := [_within(read[i].path, root) for i in absent if i in needed]:
         problems.append(f"{len(lost)} of {len(needed)} movies not found in {root}: {listed(lost)}; put them there, or "
                         f"{_GIVE_ROOT}{_OR_SKIP}")  # fmt: skip
@@ -308,7 +308,8 @@ def _too_short(movies: Mapping[int, Movie], options: Options, problems: list[str
 
     short: dict[int, str] = {}
     cameras: set[object] = set()
-    failed: dict[int, tuple[Path, str]] = {}
+    damaged: dict[int, tuple[Path, str]] = {}
+    failed: dict[int, tuple[Path, str]] = {}  # since their gain or defect file did
     for i, movie in sorted(movies.items()):
         if _missing_extras([movie], root):
             continue  # said already
@@ -324,7 +325,7 @@ def _too_short(movies: Mapping[int, Movie], options: Options, problems: list[str
             elif options.skip_unusable_movies:
                 short[i] = str(error)
             else:
-                failed[i] = movie.path, str(error)
+                damaged[i] = movie.path, str(error)
             continue
         # rows the other way up change nothing of what is looked at, and would be read again
         gain = movie.gain and replace(movie.gain, rows_as_stored=False)
@@ -334,7 +335,7 @@ def _too_short(movies: Mapping[int, Movie], options: Options, problems: list[str
                 load_camera(replace(movie, gain=gain, hot_pixels=np.zeros((0, 2), int)))
             except InputError as error:
                 failed[i] = movie.path, str(error)
-    problems.extend(_grouped(failed))
+    problems.extend([*_skippable(damaged, movies), *_grouped(failed)])
     return short
 
 
@@ -358,6 +359,11 @@ def _grouped(failed: Mapping[int, tuple[Path, str]]) -> list[str]:
     lines = [kind.replace("{}", str(paths[0])) + (f" (and {len(paths) - 1} more like it)" if len(paths) > 1 else "")
              for kind, paths in kinds.items()]  # fmt: skip
     return lines if len(lines) <= 10 else [*lines[:10], f"{len(lines) - 10} more files have problems of their own"]
+
+
+def _skippable(failed: Mapping[int, tuple[Path, str]], movies: Collection[int]) -> list[str]:
+    """Return such lines on movies that may be left out, which they say unless all ``movies`` failed."""
+    return [line + _OR_SKIP * (len(failed) < len(movies)) for line in _grouped(failed)]
 
 
 def _within(path: Path, root: Path) -> Path:
