@@ -22,7 +22,7 @@ from refmotion_nb.numerics.fourier import band_of
 from refmotion_nb.numerics.half_sets import ShellProducts, own_noise, resemblance, shell_products, wrong_share
 from refmotion_nb.numerics.projection import euler_to_matrix
 from refmotion_nb.stages import session
-from refmotion_nb.stages.audit import findings, summary
+from refmotion_nb.stages.audit import _about_half_sets, findings, summary
 
 
 def opened(folder: Path, references: int = 1) -> rm.Dataset:
@@ -368,6 +368,17 @@ def test_half_maps_of_other_particles_get_a_warning(particles, small, tmp_path):
     data = replace(particles.with_maps(tmp_path, *maps), particles=small.particles.isel(particle=np.flatnonzero(first)))
     ((severity, text),) = found(data)
     assert severity == "warning" and text.startswith("the half maps hold hardly anything of these particles")
+
+
+@pytest.mark.parametrize(("own_noise", "severity"), [(0.125, "note"), (0.02, "warning")])
+def test_half_maps_of_corrected_particles_are_told_from_those_of_others(own_noise, severity):
+    figures = {
+        "own_noise": own_noise, "own_noise_error": 0.011, "amplitude": 0.187, "amplitude_square_error": 0.001, "power": 154.2,
+        "wrong_share": 0.189, "wrong_share_error": 0.032, "wrong_share_1": 0.189, "wrong_share_2": 0.188,
+        "map_correlation": 0.045, "map_correlation_at_A": 2.34,
+    }  # fmt: skip  # of the apoferritin set and the half maps of its own corrected particles
+    (finding,) = _about_half_sets(figures, rm.Reference(Path("a.mrc"), Path("b.mrc")))
+    assert finding.severity == severity
 
 
 # the job

@@ -266,6 +266,10 @@ def _about_half_sets(figures: dict[str, float], reference: Reference) -> list[Fi
     fate = _fate(figures)
     found = f"particles' own noise is in their own rather than the other half map by {figures['own_noise']:.2f} ± " \
             f"{figures['own_noise_error']:.2f} of what is expected"  # fmt: skip
+    blurred = figures["own_noise"] > SURE * figures["own_noise_error"]
+    if fate == "absent" and alike <= ALIKE and blurred:
+        return [Finding("note", f"the half maps hold these particles, but not as rigid motion has them ({found}): those of "
+                        "corrected particles, or of few of these, do so")]  # fmt: skip
     if fate == "absent" and alike <= ALIKE:
         return [Finding("warning", f"the half maps hold hardly anything of these particles ({found}); if they are of "
                         "another refinement, its half sets may leak into these")]  # fmt: skip
