@@ -318,7 +318,7 @@ def _numbers(column: pd.Series, label: str, path: str | Path, problems: list[str
 
 def _whole(numbers: np.ndarray) -> np.ndarray:
     """Return numbers as whole ones, -1 in place of those that are none."""
-    return np.where(np.isfinite(numbers) & (numbers == np.rint(numbers)), numbers, -1).astype(int)
+    return np.where((np.abs(numbers) < 1e9) & (numbers == np.rint(numbers)), numbers, -1).astype(int)
 
 
 def _complain(bad: np.ndarray, what: str, remedy: str, problems: list[str]) -> None:
