@@ -277,7 +277,7 @@ def load_defects(path: Path | str, shape: tuple[int, int], flip_tiff: bool = Tru
             continue
         try:
             x, y, width, height = (int(float(w)) for w in words)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise InputError(f"{path}, line {number}: a defect is four numbers, x y width height; correct it") from None
         if min(x, y) < 0 or min(width, height) < 1 or x >= shape[1] or y >= shape[0]:
             raise InputError(
