@@ -46,11 +46,12 @@ def write_hyperparameter_group(
                 continue
             at = np.arange(bins) * step
             curves = np.nan_to_num(dose[variable].values)
-            array = np.stack([np.interp(at, frequency, curve) for curve in curves]).astype(np.float32)
-            save_array(out / f"{name}.npy", array)
+            save_array(
+                out / f"{name}.npy", np.stack([np.interp(at, frequency, curve) for curve in curves]).astype(np.float32)
+            )
         values |= {
             "refmotion_doseweights/path": [">refm_empirical_dw.npy"],
-            "refmotion_doseweights/shape": np.array([array.shape], np.uint32),
+            "refmotion_doseweights/shape": np.array([[dose.sizes["frame"], 2 * n_bins]], np.uint32),
             "refmotion_doseweights/psize_A": np.array([pixel_size_A], np.float32),
         }
         if "fcc" in dose:

@@ -254,7 +254,7 @@ def _repeated(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return image
 
 
-def load_defects(path: Path | str, shape: tuple[int, int], flip_tiff: bool = True) -> np.ndarray:
+def load_defects(path: Path | str, shape: tuple[int, int], flip_tiff: bool) -> np.ndarray:
     """Mask of defective pixels, (height, width) bool, from a map or from rectangles ``x y width height`` per line.
 
     Coordinates are 0-based pixels of the frames as rendered, y in RELION's row order; ``#`` starts a comment. Raises
