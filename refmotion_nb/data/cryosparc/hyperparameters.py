@@ -46,9 +46,8 @@ def write_hyperparameter_group(
                 continue
             at = np.arange(bins) * step
             curves = np.nan_to_num(dose[variable].values)
-            save_array(
-                out / f"{name}.npy", np.stack([np.interp(at, frequency, curve) for curve in curves]).astype(np.float32)
-            )
+            array = np.stack([np.interp(at, frequency, curve) for curve in curves])
+            save_array(out / f"{name}.npy", array.astype(np.float32))
         values |= {
             "refmotion_doseweights/path": [">refm_empirical_dw.npy"],
             "refmotion_doseweights/shape": np.array([[dose.sizes["frame"], 2 * n_bins]], np.uint32),
