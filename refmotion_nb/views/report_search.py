@@ -236,7 +236,7 @@ def hyperparameter_tables(search: xr.Dataset, doses: list[float]) -> list[str]:
     ]
     tables = [table(("Hyperparameter", "Chosen" if search.sizes.get("ray", 0) else "Given"), chosen)]
     tables += [_relion_table(attrs, dose) for dose in doses if np.isfinite(dose) and dose > 0]
-    estimated = list(_motion_model(attrs))
+    estimated = list(motion_model(attrs))
     how = "Estimated" if search.sizes.get("ray", 0) else "Taken with them"
     return [*tables, table(("Motion model", how), estimated)] if estimated else tables
 
@@ -250,7 +250,8 @@ def _relion_table(attrs: Mapping[str, Any], dose: float) -> str:
     return table((f"RELION's, {number(dose)} e/Å² per frame", "Same prior"), same)
 
 
-def _motion_model(attrs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def motion_model(attrs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what a prior has beside its hyperparameters, by name; ``attrs`` are those of a search or of a ``MotionPrior``."""
     if np.isfinite(common := float(attrs.get("common_std_A", np.nan))):
         yield "Errors of whole-frame alignment (σ)", f"{number(common)} Å"
     if drift := float(attrs.get("drift_strength", 0.0)):
