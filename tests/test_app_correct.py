@@ -5,6 +5,7 @@ import threading
 from dataclasses import replace
 
 import numpy as np
+import panel as pn
 import pytest
 import xarray as xr
 from bokeh.models import Line
@@ -51,7 +52,7 @@ def wait_for(true):
 def shown(tab, figure):
     """Return the Bokeh figures that a figure shows once they are made."""
     show(tab, figure)
-    return [pane.object for pane in figure.view[0]]
+    return [pane.object for pane in figure.view.select(pn.pane.Bokeh)]
 
 
 def show(tab, figure):

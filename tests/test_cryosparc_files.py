@@ -22,6 +22,7 @@ from refmotion_nb.data.cryosparc.csfile import (
     write_csg,
 )
 from refmotion_nb.data.cryosparc.files import locate, read_reference, read_rows
+from refmotion_nb.data.cryosparc.hyperparameters import read_dose_weights
 from refmotion_nb.data.cryosparc.motion import ORIENTATIONS, oriented_gain, read_rigid, read_spline
 from refmotion_nb.data.cryosparc.particles import (
     NEEDED,
@@ -400,5 +401,16 @@ def test_background_files(tmp_path, suffix):
     np.save(tmp_path / "zero.npy", image * 0)
     with pytest.raises(InputError, match="the mean of the background is 0, not positive"):
         load_background(Background(tmp_path / "zero.npy"))
-    with pytest.raises(InputError, match=r"none\.npy is not a readable background"):
+    with pytest.raises(InputError, match=r"none\.npy does not exist; run motion correction again"):
         load_background(Background(tmp_path / "none.npy"))
+    np.save(tmp_path / "stack.npy", np.stack([image, image]))
+    with pytest.raises(InputError, match=r"stack\.npy has shape \(2, 6, 8\), a background is one image"):
+        load_background(Background(tmp_path / "stack.npy"))
+
+
+@pytest.mark.parametrize("content", [b"", b"no", b"\x93NUMPY\x01\x00\x02\x00(\n", b"PK\x03\x04"])
+def test_files_that_hold_no_array(tmp_path, content):
+    (tmp_path / "a.npy").write_bytes(content)
+    for read in (read_spline, read_dose_weights, lambda path: load_background(Background(path))):
+        with pytest.raises(InputError, match=r"a\.npy is not a readable NumPy array \(.*\); "):
+            read(tmp_path / "a.npy")

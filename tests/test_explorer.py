@@ -235,6 +235,7 @@ def test_a_move_changes_the_drawn_trajectories(model):
 def test_words_say_what_the_numbers_mean(model):
     said = " ".join(model.words())
     assert "this is what the search chose" in said and "lower is better" in said and "s_div 3000" in said
+    assert "Not moved by sliders: errors of whole-frame alignment (σ) 1 Å; drift strength" in said
     model.move(strength=30000.0, balance_deg=5.0)
     model.settle(20)
     said = " ".join(model.words())

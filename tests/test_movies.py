@@ -408,7 +408,7 @@ def test_defects_as_text_and_as_maps(blank, tmp_path):
 
 def test_bad_defects_and_hot_pixels(blank, tmp_path):
     path = tmp_path / "defects.txt"
-    for text in ("1 2 3\n", "1 2 a 4\n", "5 5 1 1 1\n", "BadColumns 3\n"):
+    for text in ("1 2 3\n", "1 2 a 4\n", "5 5 1 1 1\n", "1 2 3 inf\n", "BadColumns 3\n"):
         path.write_text("\n" + text)
         refuses(lambda: load_detector(replace(blank, defects=path)), "defects.txt, line 2", "x y width height")
     for text in ("62 0 1 1", "0 45 1 1", "-1 0 1 1", "0 0 0 3"):

@@ -88,6 +88,7 @@ def test_options_replace_what_the_files_say(project):
         (set_to("rlnRandomSubset", slice(None), 2), "all particles are of half set 2"),
         (lambda table: table.assign(rlnPhaseShift=[np.nan, *[0.0] * 29]), "rlnPhaseShift is not a number in row 1 of"),
         (set_to("rlnRandomSubset", [6], 1.5), "no half set .* for row 7 of data_particles"),
+        (set_to("rlnRandomSubset", [6], 1e20), "no half set .* for row 7 of data_particles"),
         (set_to("rlnOpticsGroup", [3], 9), "no such group in data_optics for row 4"),
         (lambda table: table.iloc[:0], "holds no particles"),
         (

@@ -11,6 +11,7 @@ from refmotion_nb.data.relion.motion import (
     read_motion,
     rigid_displacement,
 )
+from refmotion_nb.data.schema import InputError
 from refmotion_nb.data.star import read_star, table, write_star
 
 
@@ -64,6 +65,30 @@ def test_unobserved_frames_stay_with_their_local_motion_where_the_last_observed_
     full = initial_displacement(read(tmp_path, with_model(coefficients)), at)
     expected = np.where(np.array(whose)[:, None] >= 0, full[:, whose], 0)
     np.testing.assert_allclose(initial_displacement(read(tmp_path, change), at), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("block", "label", "value", "match"),
+    [
+        ("global_shift", "rlnMicrographFrameNumber", np.nan, "a frame in data_global_shift has no number"),
+        ("global_shift", "rlnMicrographFrameNumber", 1, "frame 1 is in data_global_shift twice"),
+        ("hot_pixels", "rlnCoordinateX", np.inf, "row 1 of data_hot_pixels is no place"),
+        ("hot_pixels", "rlnCoordinateX", 1e20, "row 1 of data_hot_pixels is no place"),
+        ("general", "rlnMotionModelVersion", np.inf, "is not a whole motion STAR file"),
+    ],
+)
+def test_numbers_that_are_none(tmp_path, block, label, value, match):
+    def change(blocks):
+        blocks.setdefault("hot_pixels", pd.DataFrame({"rlnCoordinateX": [1.0], "rlnCoordinateY": [2.0]}))
+        if block == "general":
+            blocks[block][label] = value
+        else:
+            rows = blocks[block].astype({label: float})
+            rows.loc[len(rows) - 1, label] = value
+            blocks[block] = rows
+
+    with pytest.raises(InputError, match=match):
+        read(tmp_path, change)
 
 
 def test_frames_before_the_first_used_count_as_dose(tmp_path):

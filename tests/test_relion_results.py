@@ -83,6 +83,20 @@ def test_postprocess_that_is_none(tmp_path):
         results.read_fsc(tmp_path / "a.star")
 
 
+def test_text_in_place_of_numbers(tmp_path):
+    results.write_bfactors(tmp_path / "bfactors.star", np.array([-1.5, -2.5]), np.array([0.0, -0.5]))
+    damaged = (tmp_path / "bfactors.star").read_text().replace("-2.5", "-2.x")
+    (tmp_path / "bfactors.star").write_text(damaged)
+    with pytest.raises(
+        InputError, match=r"bfactors.star: rlnBfactorUsedForSharpening is not a number .*-2.x.*; is the file"
+    ):
+        results.read_bfactors(tmp_path / "bfactors.star")
+    columns = {"rlnSpectralIndex": [0, 1], "rlnFourierShellCorrelationCorrected": ["1.0", "0.9x"]}
+    write_star(tmp_path / "post.star", {"fsc": pd.DataFrame(columns)})
+    with pytest.raises(InputError, match=r"post.star: rlnFourierShellCorrelationCorrected is not a number .*0.9x"):
+        results.read_fsc(tmp_path / "post.star")
+
+
 def test_particles_keep_their_columns(tmp_path):
     blocks = tables(tmp_path)
     second = blocks["optics"].assign(rlnOpticsGroup=2, rlnOpticsGroupName="two")

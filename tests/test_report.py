@@ -224,6 +224,9 @@ def test_a_choice_refined_beyond_the_rays() -> None:
     told = sentences({"search": search})[0]
     assert "down to 6.2 Å, judged by those from there to 4.4 Å against the opposite half map" in told
     assert "−0.061, belongs to a total prior strength of 3.5," in told and "is 1.25 Å for local motion" in told
+    assert "(★), of strength 2.56, balance 30° and" in told
+    search.attrs["balance_deg"] = 60.0  # of another of the three best rays
+    assert "before refinement (★) 30°" in text_of("".join(report_search.hyperparameter_tables(search, [])))
 
 
 def test_the_fcc_is_drawn_as_far_as_it_was_measured() -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -242,6 +243,9 @@ def test_damaged_files_are_named(store: ResultStore) -> None:
     (store.path / "search/cv_score/.zarray").write_text("{")
     with pytest.raises(InputError, match="cv_score"):
         store.read("search")
+    (store.path / "search/cv_score/.zarray").write_text('{"shape": [1]}')
+    with pytest.raises(InputError, match=r"search is damaged; delete it"):
+        store.read("search")
 
 
 def test_export_to_netcdf(store: ResultStore, tmp_path: Path) -> None:
@@ -261,12 +265,17 @@ def test_netcdf_files_come_back_the_same(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["dose_weights.nc"]
 
 
-def test_files_that_are_no_netcdf_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_no_netcdf_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.nc").write_text("no")
     with pytest.raises(InputError, match="cannot be read as NetCDF"):
         read_netcdf(tmp_path / "a.nc")
     with pytest.raises(InputError, match="does not exist"):
         read_netcdf(tmp_path / "b.nc")
+    write_netcdf(tmp_path / "c.nc", fake_dose_weights(2))
+    for damage in (KeyError("incorrect metadata checksum"), RuntimeError("H5DSget_num_scales")):
+        monkeypatch.setattr(xr, "open_dataset", Mock(side_effect=damage))
+        with pytest.raises(InputError, match=r"c\.nc cannot be read as NetCDF"):
+            read_netcdf(tmp_path / "c.nc")
 
 
 def write_some(path: Path, **changes: object) -> dict[str, object]:

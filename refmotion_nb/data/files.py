@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and text files that are what they should be."""
+"""Files that appear whole or not at all, and files of text or numbers that are what they should be."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from contextvars import ContextVar
 from fnmatch import fnmatch
 from pathlib import Path
 from types import MappingProxyType
+
+import numpy as np
 
 from refmotion_nb.data.schema import InputError, OutputError, as_path
 
@@ -258,6 +260,27 @@ def read_text(path: str | Path) -> str:
         raise InputError(_not_utf8(path, error)) from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from None
+
+
+def load_array(path: Path, remedy: str) -> np.ndarray:
+    """Load an array from a .npy file.
+
+    Raises
+    ------
+    InputError
+        It does not exist, or holds no array of numbers; the line ends in ``remedy``.
+    """
+    admit(path)
+    try:
+        with open(path, "rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; {remedy}") from None
+    except Exception as error:  # of any kind, as NumPy's reader is full of surprises
+        raise InputError(f"{path} is not a readable NumPy array ({error}); {remedy}") from None
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"{path} is not an array of numbers; {remedy}")
+    return array
 
 
 def _not_utf8(path: str | Path, error: UnicodeDecodeError) -> str:

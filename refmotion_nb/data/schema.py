@@ -226,10 +226,12 @@ class Dataset:
 
     def micrographs(self) -> Iterator[tuple[Movie, xr.Dataset]]:
         """Each movie with its particles, in RELION's order (by stack index)."""
+        import pandas as pd
+
         row, stack_index, micrograph = (self.particles[name].values for name in ("row", "stack_index", "micrograph"))
-        order = np.lexsort((row, stack_index, micrograph))
-        names, starts = np.unique(micrograph[order], return_index=True)
-        rows = dict(zip(names.tolist(), np.split(order, starts[1:])))
+        which, names = pd.factorize(micrograph)  # NumPy would sort the names of a million particles
+        order = np.lexsort((row, stack_index, which))
+        rows = dict(zip(names.tolist(), np.split(order, np.cumsum(np.bincount(which))[:-1])))
         for movie in self.movies:
             if movie.micrograph in rows:
                 yield movie, self.particles.isel(particle=rows[movie.micrograph])

@@ -235,7 +235,7 @@ def read_netcdf(path: str | Path) -> xr.Dataset:
             dataset = file.load()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; check the path") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:  # the last two of damaged HDF5
         raise InputError(f"{path} cannot be read as NetCDF ({error}); is it complete?") from None
     items: list[Any] = [dataset, *dataset.variables.values()]
     for item in items:

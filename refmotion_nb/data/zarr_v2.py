@@ -54,6 +54,15 @@ def read_group(folder: Path, lazy: bool = False) -> xr.Dataset:
     InputError
         A file in the group is damaged.
     """
+    try:
+        return _read_group(folder, lazy)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError):  # JSON still, but of something else
+        raise InputError(f"{folder} is damaged; delete it to have it computed again") from None
+
+
+def _read_group(folder: Path, lazy: bool) -> xr.Dataset:
     headers = {path.parent: read_json(path) for path in sorted(folder.glob("*/.zarray"))}
     if not all(map(_is_plain, headers.values())):
         # written by other means, with other codecs

@@ -247,7 +247,7 @@ def load_micrograph(
     curves = np.stack(
         [np.interp(shells * r.extent_A / extent, np.arange(len(r.fsc)), r.fsc, right=0) for r in references]
     )
-    k_out = max(int(r.k_out * extent / r.extent_A + 0.5) for r in references)
+    k_out = max(r.k_out_of(extent) for r in references)
     radius = max(r.mask_radius_A for r in references) / movie.pixel_size_A
     group = optics_group(particles, optics)
     return Micrograph(

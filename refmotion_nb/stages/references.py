@@ -38,6 +38,10 @@ class PreparedReference:
         """First shell with an FSC below 0.143."""
         return first_shell_below(self.fsc, 0.143)
 
+    def k_out_of(self, extent_A: float) -> int:
+        """Return that shell of a box of another width."""
+        return int(self.k_out * extent_A / self.extent_A + 0.5)
+
     def on(self, put: Callable[[Any], Any]) -> PreparedReference:
         """Return the reference with its transforms where ``put`` puts them."""
         first, second = (replace(volume, ft=put(volume.ft)) for volume in self.volumes)

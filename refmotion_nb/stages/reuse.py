@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -95,12 +94,9 @@ def as_search(
     """
     names: list[str] = []
     if not settings.relion and not np.isfinite(prior.scale_pool):
-        what, task = "measuring the reference's grey scale", partial(_cross_and_power, settings=settings)
-
-        def visit(some: list[str]) -> Iterator[tuple[str, Any]]:
-            return session.place.each(some, settings, task)
-
-        everyone = list(session)
+        what, everyone = "measuring the reference's grey scale", list(session)
+        task = partial(_cross_and_power, settings=settings)
+        visit = partial(session.place.each, settings=settings, task=task)
         found = list(session.sample(everyone, SCALE_PARTICLES, seed, visit, reporter or Silent(), what))
         if not found:
             raise session.nothing_usable(everyone)

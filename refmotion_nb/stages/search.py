@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -211,7 +212,7 @@ class HyperparameterSearch(Alignment):
     def _check_scoring(self, session: Session) -> None:
         """Refuse a search without Fourier components to score by before any movie is read; warn of one with few."""
         extent = session.extent_A(self)
-        k_out = max(int(r.k_out * extent / r.extent_A + 0.5) for r in session.references(self.relion))
+        k_out = max(r.k_out_of(extent) for r in session.references(self.relion))
         if (n := len(self.held_out(k_out))) < FEW_SHELLS:
             session.warnings.append(f"alignment_fraction {self.alignment_fraction:g} leaves {n} shell{'s' * (n > 1)} of Fourier "
                                     "components to score by, and scores are noisy: give a smaller one")  # fmt: skip
@@ -221,17 +222,8 @@ class HyperparameterSearch(Alignment):
         names = [name for name in session if session.particle_count(name) > 1]
         if not names:
             raise InputError("no micrograph has two particles or more; the search needs neighbours to compare")
-        what, place = "reading movies", session.place
-        read = list(
-            session.sample(
-                names,
-                self.target_particles,
-                self.seed,
-                lambda some: place.hold(some, self, self._windows),
-                reporter,
-                what,
-            )
-        )
+        visit = partial(session.place.hold, settings=self, task=self._windows)
+        read = list(session.sample(names, self.target_particles, self.seed, visit, reporter, "reading movies"))
         if not read:
             raise session.nothing_usable(names)
         kept = session.spool
@@ -318,16 +310,13 @@ class HyperparameterSearch(Alignment):
     def _table(self, rays: list[_Ray], best: Trial, micrographs: Searched, k_out: float) -> xr.Dataset:
         n_steps = max(len(ray.trials) for ray in rays)
 
-        def padded(value: str) -> np.ndarray:
+        def padded(name: str) -> np.ndarray:
             out = np.full((len(rays), n_steps), np.nan)
-            for i, ray in enumerate(rays):
-                out[i, : len(ray.trials)] = [getattr(t, value) for t in ray.trials]
+            for row, ray in zip(out, rays):
+                row[: len(ray.trials)] = [*map(attrgetter(name), ray.trials)]
             return out
 
-        strength = np.full((len(rays), n_steps), np.nan)
-        for i, ray in enumerate(rays):
-            strength[i, : len(ray.trials)] = [t.prior.hyperparameters.strength for t in ray.trials]
-        scores = padded("cv_score")
+        strength, scores = padded("prior.hyperparameters.strength"), padded("cv_score")
         where = np.unravel_index(np.nanargmin(scores), scores.shape)
         both = ("ray", "step")
         table = xr.Dataset(

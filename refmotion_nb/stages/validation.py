@@ -122,7 +122,7 @@ class Validation(Alignment):
         grid = Grid.of(session, self)
         names = [name for name in session if name not in session.failed]
         groups = _groups(combinations, grid, len(rotations), TRANSFORMS_SHARE * session.cache_bytes)
-        reporter.start(len(groups) * len(names) + len(combinations), "validating")
+        reporter.start(len(groups) * len(names) + len(rotations) * len(combinations), "validating")
         found: list[list[Compared]] = [[] for _ in rotations]
         with sole(out) if out else nullcontext():
             for group in groups:
@@ -137,8 +137,7 @@ class Validation(Alignment):
                         if out and combination.file_name in kept:
                             path = _map_path(out, combination, number, len(rotations))
                             _write_maps(path, maps, compared, grid, session.threads)
-                for combination in group:
-                    reporter.advance(combination=combination.name)
+                        reporter.advance(combination=combination.name)
         reporter.done()
         return _table(found, grid, combinations, symmetries)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from refmotion_nb.numerics.rays import QUIET_A
+from refmotion_nb.views.report_search import motion_model
 from refmotion_nb.views.svg import number
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ NOISE = 0.002  # of the score: differences below this share of it are called equ
 
 
 def words(snapshot: Snapshot, at_best: Tried | None, exploration: PriorExploration) -> list[str]:
-    """Return sentences on motion, score, neighbours, RELION's numbers and what is pinned."""
+    """Return sentences on motion, score, neighbours, RELION's numbers, what no slider moves, and what is pinned."""
     h = snapshot.now.hyperparameters
     found = [
         _motion(snapshot.now),
@@ -26,6 +28,8 @@ def words(snapshot: Snapshot, at_best: Tried | None, exploration: PriorExplorati
         _neighbours(h, exploration.layout["coordinate"].values),
         _relion(h, exploration.dose_per_frame_e_A2),
     ]
+    if not exploration.settings.relion:
+        found.append(_unmoved(vars(exploration.prior)))
     if snapshot.pinned is not None and snapshot.pinned_tracks is not None:
         found.append(_pinned(snapshot, snapshot.pinned))
     if hits := int(snapshot.tracks.attrs["edge_hits"]):
@@ -97,6 +101,11 @@ def _relion(h: Hyperparameters, dose_per_frame_e_A2: float) -> str:
         f"In RELION's units, at {number(dose_per_frame_e_A2)} e/Å² per frame: s_vel {sigma(s_vel)}, s_div {number(s_div)}, "
         f"s_acc {sigma(s_acc)} (Å per e/Å², Å, Å per e/Å²). Equal numbers give equal tracks only with equal data terms."
     )
+
+
+def _unmoved(prior: Mapping[str, Any]) -> str:
+    told = "; ".join(f"{name[:1].lower()}{name[1:]} {value}" for name, value in motion_model(prior))
+    return f"Not moved by sliders: {told}. A search estimates them."
 
 
 def sigma(value: float) -> str:

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 MAX_PANELS = 6
 DOSES = 4  # per frame, that hyperparameters are told at
 STRENGTH_UNIT = "(e/Å²)/Å²"
+_CHOSEN = (
+    ("strength", "Total prior strength", f" {STRENGTH_UNIT}"), ("balance_deg", "Acceleration/spatial balance", "°"),
+    ("distance_A", "Correlation distance", " Å"),
+)  # fmt: skip
 STILL_A = 0.05  # local activity below which nothing moves any more
 
 RAYS = (
@@ -64,7 +68,8 @@ _OVERVIEW = (
 
 _TABLE = (
     "Where each ray had its lowest score, and how much particles moved there. Rays with nearly the same score should also agree "
-    "in activity: then the choice between them hardly matters. If they do not, search with more particles (target_particles)."
+    "in activity: then the choice between them hardly matters. If they do not, search with more particles (target_particles). "
+    "Total activity holds the correction of whole-frame alignment, which jitters from frame to frame: no prior takes it to zero."
 )
 
 
@@ -190,6 +195,14 @@ def _best_index(search: xr.Dataset) -> dict[str, int]:
     return at if all(0 <= i < search.sizes.get(dim, 0) for dim, i in at.items()) else {}
 
 
+def _star(search: xr.Dataset) -> dict[str, float]:
+    """Return the hyperparameters of the best step of the rays; none without rays."""
+    if not (at := _best_index(search)):
+        return {}
+    names = {"strength": "strength", "balance_deg": "balance", "distance_A": "distance", "cv_score": "cv_score"}
+    return {name: float(search[variable].isel(at, missing_dims="ignore")) for name, variable in names.items()}
+
+
 def best_score(search: xr.Dataset) -> float:
     """Return the score of the best hyperparameters."""
     scores = search["cv_score"].values
@@ -211,20 +224,19 @@ def hyperparameter_tables(search: xr.Dataset, doses: list[float]) -> list[str]:
     if "strength" not in attrs:
         return []
     theta = np.deg2rad(attrs["balance_deg"])
-    chosen = [
-        ("Total prior strength", f"{number(attrs['strength'], 4)} {STRENGTH_UNIT}"),
-        ("Acceleration/spatial balance", f"{number(attrs['balance_deg'])}°"),
-        ("Correlation distance", f"{number(attrs['distance_A'], 4)} Å"),
+    star = _star(search)
+    chosen = []
+    for name, what, unit in _CHOSEN:
+        chosen.append((what, f"{number(attrs[name], 4)}{unit}"))
+        if star and abs(star[name] - attrs[name]) > 1e-3 * abs(star[name]):
+            chosen.append(("… before refinement (★)", f"{number(star[name], 4)}{unit}"))
+    chosen += [
         ("Spatial prior strength", f"{number(attrs['strength'] * np.cos(theta), 4)} {STRENGTH_UNIT}"),
         ("Acceleration prior strength", f"{number(attrs['strength'] * np.sin(theta), 4)} {STRENGTH_UNIT}"),
     ]
-    at = _best_index(search)
-    step = float(search["strength"].isel(at)) if at else np.nan
-    if abs(step - attrs["strength"]) > 1e-3 * step:
-        chosen.insert(1, ("… before refinement (★)", f"{number(step, 4)} {STRENGTH_UNIT}"))
     tables = [table(("Hyperparameter", "Chosen" if search.sizes.get("ray", 0) else "Given"), chosen)]
     tables += [_relion_table(attrs, dose) for dose in doses if np.isfinite(dose) and dose > 0]
-    estimated = list(_motion_model(attrs))
+    estimated = list(motion_model(attrs))
     how = "Estimated" if search.sizes.get("ray", 0) else "Taken with them"
     return [*tables, table(("Motion model", how), estimated)] if estimated else tables
 
@@ -238,7 +250,8 @@ def _relion_table(attrs: Mapping[str, Any], dose: float) -> str:
     return table((f"RELION's, {number(dose)} e/Å² per frame", "Same prior"), same)
 
 
-def _motion_model(attrs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def motion_model(attrs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what a prior has beside its hyperparameters, by name; ``attrs`` are those of a search or of a ``MotionPrior``."""
     if np.isfinite(common := float(attrs.get("common_std_A", np.nan))):
         yield "Errors of whole-frame alignment (σ)", f"{number(common)} Å"
     if drift := float(attrs.get("drift_strength", 0.0)):
@@ -320,9 +333,16 @@ def tell_search(search: xr.Dataset) -> str:
         )
     if not chosen:
         return f"{text}. None were chosen yet."
-    local, total = best_activity(search)
+    star, (local, total) = _star(search), best_activity(search)
+    if star and any(abs(star[name] - attrs[name]) > 1e-3 * abs(star[name]) for name, *_ in _CHOSEN):
+        text += (
+            f". The best of their steps (★), of strength {number(star['strength'])}, balance {number(star['balance_deg'])}° and "
+            f"distance {number(star['distance_A'], 4)} Å, has a score of {number(star['cv_score'], 5)}. Then the motion model "
+            "was estimated and finer steps were taken, on the three best rays"
+        )
     return (
         f"{text}. The lowest cross-validation score, {number(best_score(search), 5)}, belongs to {chosen}. With these, "
         "the 75th percentile of the length of trajectories relative to rigid motion (the trajectory activity) is "
-        f"{number(local)} Å for local motion, {number(total)} Å in total."
+        f"{number(local)} Å for local motion, and {number(total)} Å with the correction of whole-frame alignment, whose errors "
+        "jitter from frame to frame."
     )

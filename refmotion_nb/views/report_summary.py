@@ -62,7 +62,9 @@ def tiles(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> list[tu
         found.append(("Hyperparameters", three, "total prior strength · balance · correlation distance"))
         local, total = best_activity(groups["search"])
         if np.isfinite(local):
-            found.append(("Trajectory activity", f"{number(local)} Å", f"local; {number(total)} Å in total"))
+            found.append(
+                ("Trajectory activity", f"{number(local)} Å", f"local; {number(total)} Å with the whole frame's")
+            )
     if "validation" in groups and (reached := best_resolution(groups["validation"])):
         found.append(("Resolution", *reached))
     if "corrected_micrographs" in groups:

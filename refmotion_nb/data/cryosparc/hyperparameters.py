@@ -17,7 +17,7 @@ import xarray as xr
 
 from refmotion_nb.data.cryosparc.csfile import names, read_cs, read_group, table, text, write_cs, write_csg
 from refmotion_nb.data.cryosparc.write import now, save_array, stable_uid
-from refmotion_nb.data.files import admit
+from refmotion_nb.data.files import load_array
 from refmotion_nb.data.schema import InputError
 
 _OURS = "refmotion_hyperparameters/"
@@ -46,11 +46,11 @@ def write_hyperparameter_group(
                 continue
             at = np.arange(bins) * step
             curves = np.nan_to_num(dose[variable].values)
-            array = np.stack([np.interp(at, frequency, curve) for curve in curves]).astype(np.float32)
-            save_array(out / f"{name}.npy", array)
+            array = np.stack([np.interp(at, frequency, curve) for curve in curves])
+            save_array(out / f"{name}.npy", array.astype(np.float32))
         values |= {
             "refmotion_doseweights/path": [">refm_empirical_dw.npy"],
-            "refmotion_doseweights/shape": np.array([array.shape], np.uint32),
+            "refmotion_doseweights/shape": np.array([[dose.sizes["frame"], 2 * n_bins]], np.uint32),
             "refmotion_doseweights/psize_A": np.array([pixel_size_A], np.float32),
         }
         if "fcc" in dose:
@@ -133,11 +133,7 @@ def read_dose_weights(path: str | Path, last_frequency_per_A: float | None = Non
 
 
 def _array(path: Path) -> np.ndarray:
-    admit(path)
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); give the files of one CryoSPARC job") from None
+    array = load_array(path, "give the files of one CryoSPARC job")
     if array.ndim != 2:
         raise InputError(f"{path} has shape {array.shape}, not (frames, bins); give the files of one CryoSPARC job")
     return np.asarray(array, float)

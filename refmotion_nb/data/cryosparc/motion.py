@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from refmotion_nb.data.files import admit
+from refmotion_nb.data.files import load_array
 from refmotion_nb.data.schema import Gain, InputError
 from refmotion_nb.data.spline_motion import mirrored
 
@@ -94,13 +94,7 @@ def oriented_gain(
 
 
 def _load(path: Path) -> np.ndarray:
-    admit(path)
-    try:
-        array = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; give root, CryoSPARC's project folder") from None
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} is not a readable NumPy array ({error}); run motion correction again") from None
-    if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+    array = load_array(path, "give root, CryoSPARC's project folder, or run motion correction again")
+    if not np.isfinite(array).all():
         raise InputError(f"{path} holds values that are not numbers; run motion correction again")
     return array.astype(float)

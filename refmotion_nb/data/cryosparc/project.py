@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from refmotion_nb.data.check import Check, Findings, check_dataset
 from refmotion_nb.data.cryosparc.csfile import names, text
@@ -161,7 +162,7 @@ def _assembled(
     """Put particles on movies in one orientation; problems and notes are in the second."""
     orientation = ORIENTATIONS[name]
     tables = [particle_table(path, rows, orientation.y_reversed) for path, rows in particles]
-    wanted = {uid for part in tables for uid in np.unique(part.micrograph).tolist()}
+    wanted = {str(uid) for part in tables for uid in pd.unique(pd.Series(part.micrograph))}
     shapes = {uid: shape for _, rows in particles for uid, shape in micrograph_shapes(rows).items()}
     movies = read_movies(exposures, wanted, root, options, orientation, shapes) if exposures and tables else MovieSet()
     source = " and ".join(str(path) for path, _ in exposures)

@@ -6,6 +6,7 @@ that of its surroundings, results depend neither on threads nor on order. Its ga
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from refmotion_nb.data.files import admit
+from refmotion_nb.data.files import admit, load_array
 from refmotion_nb.data.movies.eer import is_eer
 from refmotion_nb.data.movies.reader import read_image
 from refmotion_nb.data.schema import Background, Gain, InputError, Movie
 from refmotion_nb.numerics.backend import beside, kernels_of, to_host
 
+_AGAIN = "run motion correction again"
 _FEWEST = 7  # good neighbours within reach; a pixel with fewer borrows from the nearest good pixels further away
 _SOURCES = 24  # neighbours remembered per bad pixel
 _CHUNK = 1 << 15  # bad pixels at a time, to bound memory
@@ -224,17 +226,13 @@ def load_background(background: Background) -> np.ndarray:
     Raises InputError where it cannot be read or is not a positive level on average.
     """
     path = Path(background.path)
-    admit(path)
-    try:
-        image = np.load(path, allow_pickle=False) if path.suffix == ".npy" else read_image(path, flip_tiff=False)
-        image = np.asarray(image, np.float32).reshape(image.shape[-2:])
-    except InputError:
-        raise
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} is not a readable background ({error}); run motion correction again") from None
+    image = load_array(path, _AGAIN) if path.suffix == ".npy" else read_image(path, flip_tiff=False)
+    if image.ndim < 2 or image.size != math.prod(image.shape[-2:]):
+        raise InputError(f"{path} has shape {image.shape}, a background is one image; {_AGAIN}")
+    image = np.asarray(image, np.float32).reshape(image.shape[-2:])
     level = float(image.mean(dtype=np.float64))
     if not (np.isfinite(level) and level > 0):
-        raise InputError(f"{path}: the mean of the background is {level:g}, not positive; run motion correction again")
+        raise InputError(f"{path}: the mean of the background is {level:g}, not positive; {_AGAIN}")
     return (image[::-1] if background.rows_reversed else image) / np.float32(level)
 
 
@@ -254,7 +252,7 @@ def _repeated(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return image
 
 
-def load_defects(path: Path | str, shape: tuple[int, int], flip_tiff: bool = True) -> np.ndarray:
+def load_defects(path: Path | str, shape: tuple[int, int], flip_tiff: bool) -> np.ndarray:
     """Mask of defective pixels, (height, width) bool, from a map or from rectangles ``x y width height`` per line.
 
     Coordinates are 0-based pixels of the frames as rendered, y in RELION's row order; ``#`` starts a comment. Raises
@@ -277,7 +275,7 @@ def load_defects(path: Path | str, shape: tuple[int, int], flip_tiff: bool = Tru
             continue
         try:
             x, y, width, height = (int(float(w)) for w in words)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise InputError(f"{path}, line {number}: a defect is four numbers, x y width height; correct it") from None
         if min(x, y) < 0 or min(width, height) < 1 or x >= shape[1] or y >= shape[0]:
             raise InputError(

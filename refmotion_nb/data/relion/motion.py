@@ -18,6 +18,7 @@ from refmotion_nb.data.spline_motion import spline_displacement
 from refmotion_nb.data.star import Block, read_star, table
 
 NOT_OBSERVED = -9999.0  # RELION's mark for a frame without a shift
+_FAR_PX = 1e9  # beyond any movie
 _AGAIN = "run motion correction again"
 _BLOCKS = ("general", "global_shift", "local_motion_model", "hot_pixels")
 
@@ -47,7 +48,7 @@ def read_motion(
     try:
         return _movie(read_star(path, _BLOCKS), path, micrograph, locate, dose_per_frame_e_A2, pre_exposure_e_A2,
                       voltage_kV, gain)  # fmt: skip
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, ValueError, IndexError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is not a whole motion STAR file ({error}); {_AGAIN}") from None
@@ -156,17 +157,17 @@ def _global_shift(blocks: dict[str, Block], path: str | Path, n_frames: int) -> 
     rows = table(blocks, "global_shift")
     if rows.empty:
         raise InputError(f"{path} has no data_global_shift; {_AGAIN}")
+    number = rows["rlnMicrographFrameNumber"].to_numpy(float)
+    if not np.isfinite(number).all():
+        raise InputError(f"{path}: a frame in data_global_shift has no number; {_AGAIN}")
     if (again := rows["rlnMicrographFrameNumber"].duplicated()).any():
-        twice = int(rows["rlnMicrographFrameNumber"][again].iloc[0])
-        raise InputError(f"{path}: frame {twice} is in data_global_shift twice; {_AGAIN}")
+        raise InputError(f"{path}: frame {number[again][0]:g} is in data_global_shift twice; {_AGAIN}")
     shift = np.full((n_frames, 2), NOT_OBSERVED)
-    frame = rows["rlnMicrographFrameNumber"].to_numpy(int) - 1
-    inside = (frame >= 0) & (frame < n_frames)
+    inside = (number >= 1) & (number <= n_frames)
     given = np.stack([rows[f"rlnMicrographShift{axis}"].to_numpy(float) for axis in "XY"], axis=1)
-    shift[frame[inside]] = given[inside]
+    shift[number[inside].astype(int) - 1] = given[inside]
     if (bad := np.flatnonzero(~np.isfinite(shift).all(axis=1))).size:
-        raise InputError(f"{path}: the shift of frame {bad[0] + 1} in data_global_shift is not a number; "
-                         f"{_AGAIN}")  # fmt: skip
+        raise InputError(f"{path}: the shift of frame {bad[0] + 1} in data_global_shift is not a number; {_AGAIN}")
     observed = np.all(shift > NOT_OBSERVED, axis=1)
     last = np.maximum.accumulate(np.where(observed, np.arange(n_frames), -1))
     return np.where(last[:, None] >= 0, shift[last], 0.0), last
@@ -175,13 +176,11 @@ def _global_shift(blocks: dict[str, Block], path: str | Path, n_frames: int) -> 
 def _local_coefficients(blocks: dict[str, Block], path: str | Path) -> np.ndarray:
     rows = table(blocks, "local_motion_model")
     if len(rows) != 36:
-        raise InputError(f"{path}: data_local_motion_model has {len(rows)} coefficients, not 36; "
-                         f"{_AGAIN}")  # fmt: skip
+        raise InputError(f"{path}: data_local_motion_model has {len(rows)} coefficients, not 36; {_AGAIN}")
     coefficients = np.full(36, np.nan)
     coefficients[rows["rlnMotionModelCoeffsIdx"].to_numpy(int)] = rows["rlnMotionModelCoeff"].to_numpy(float)
     if not np.isfinite(coefficients).all():
-        raise InputError(f"{path}: data_local_motion_model holds a coefficient that is not a number; "
-                         f"{_AGAIN}")  # fmt: skip
+        raise InputError(f"{path}: data_local_motion_model holds a coefficient that is not a number; {_AGAIN}")
     return coefficients
 
 
@@ -190,7 +189,7 @@ def _hot_pixels(blocks: dict[str, Block], path: str | Path) -> np.ndarray:
     if rows.empty:
         return np.zeros((0, 2), int)
     found = np.stack([rows[f"rlnCoordinate{axis}"].to_numpy(float) for axis in "XY"], axis=1)
-    if (bad := np.flatnonzero(~np.isfinite(found).all(axis=1))).size:
+    if (bad := np.flatnonzero(~(np.abs(found) < _FAR_PX).all(axis=1))).size:
         raise InputError(f"{path}: row {bad[0] + 1} of data_hot_pixels is no place; {_AGAIN}")
     return found.round().astype(int)
 

@@ -169,7 +169,7 @@ def assemble(
     unlisted = f"its micrograph is not in {micrographs_path}"
     for number, part in enumerate(tables):
         index = {group: _index(optics, one) for group, one in part.optics.items()}
-        names, inverse = np.unique(part.micrograph, return_inverse=True)
+        inverse, names = pd.factorize(part.micrograph)  # NumPy would sort the names of a million particles
         movie = np.array([find_movie.get(name, -1) for name in names])[inverse]
         scale = np.array([m.pixel_size_A * m.binning for m in movies] or [1.0])[movie]
         size = np.array([(m.width * m.pixel_size_A, m.height * m.pixel_size_A) for m in movies] or [(1.0, 1.0)])[movie]
@@ -247,7 +247,7 @@ def off_their_movies(particles: xr.Dataset, movies: Sequence[Movie]) -> list[str
     Those whose whole box is outside are left out; RELION writes them all, as they are.
     """
     size_A = {one.micrograph: (one.width * one.pixel_size_A, one.height * one.pixel_size_A) for one in movies}
-    names, inverse = np.unique(particles["micrograph"].values, return_inverse=True)
+    inverse, names = pd.factorize(particles["micrograph"].values)
     size = np.array([size_A[name] for name in names.tolist()] or [(0.0, 0.0)])[inverse]
     centre = particles["coordinate"].values - particles["origin"].values
     off = np.flatnonzero(((centre < 0) | (centre > size)).any(axis=1))
@@ -318,7 +318,7 @@ def _numbers(column: pd.Series, label: str, path: str | Path, problems: list[str
 
 def _whole(numbers: np.ndarray) -> np.ndarray:
     """Return numbers as whole ones, -1 in place of those that are none."""
-    return np.where(np.isfinite(numbers) & (numbers == np.rint(numbers)), numbers, -1).astype(int)
+    return np.where((np.abs(numbers) < 1e9) & (numbers == np.rint(numbers)), numbers, -1).astype(int)
 
 
 def _complain(bad: np.ndarray, what: str, remedy: str, problems: list[str]) -> None:

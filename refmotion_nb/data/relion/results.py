@@ -66,7 +66,7 @@ def read_bfactors(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     Raises
     ------
     InputError
-        The file has no ``data_perframe_bfactors``, or its frames are not numbered from 0.
+        The file has no ``data_perframe_bfactors``, its frames are not numbered from 0, or a value is text.
     """
     rows = table(read_star(path, ("perframe_bfactors",)), "perframe_bfactors")
     if not set(_BFACTOR_LABELS) <= set(rows.columns):
@@ -74,7 +74,7 @@ def read_bfactors(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     rows = rows.sort_values("rlnMovieFrameNumber")
     if rows["rlnMovieFrameNumber"].tolist() != list(range(len(rows))):
         raise InputError(f"{path}: its frames are not numbered from 0 without gaps; is the file complete?")
-    return rows[_BFACTOR_LABELS[1]].to_numpy(float), rows[_BFACTOR_LABELS[2]].to_numpy(float)
+    return _numbers(rows, _BFACTOR_LABELS[1], path), _numbers(rows, _BFACTOR_LABELS[2], path)
 
 
 def write_bfactors(path: str | Path, b_factor: np.ndarray, log_scale: np.ndarray) -> None:
@@ -106,7 +106,7 @@ def read_fsc(path: str | Path) -> np.ndarray:
     Raises
     ------
     InputError
-        The file holds no FSC, or its shells are not numbered from 0.
+        The file holds no FSC, its shells are not numbered from 0, or a value is text.
     """
     rows = table(read_star(path, ("fsc",)), "fsc")
     labels = ("rlnFourierShellCorrelationCorrected", "rlnFourierShellCorrelation")
@@ -115,7 +115,7 @@ def read_fsc(path: str | Path) -> np.ndarray:
         raise InputError(f"{path} has no FSC (data_fsc); give the postprocess.star of RELION's post-processing")
     if rows["rlnSpectralIndex"].tolist() != list(range(len(rows))):
         raise InputError(f"{path}: the shells of its FSC are not numbered from 0 without gaps; is the file complete?")
-    return rows[label].to_numpy(float)
+    return _numbers(rows, label, path)
 
 
 def open_postprocess(path: str | Path, root: str | Path | None = None) -> tuple[Reference, np.ndarray]:
@@ -206,6 +206,14 @@ def write_particles(
     optics["rlnImagePixelSize"], optics["rlnImageSize"] = groups.map(dict(pixel_size_A)), groups.map(dict(box_size))
     optics["rlnCtfDataAreCtfPremultiplied"] = 0
     write_star(path, {"optics": optics, "particles": particles})
+
+
+def _numbers(rows: pd.DataFrame, label: str, path: str | Path) -> np.ndarray:
+    """Return a column (row,) of numbers, which need not be finite; InputError where one is text."""
+    try:
+        return rows[label].to_numpy(float)
+    except ValueError as error:
+        raise InputError(f"{path}: {label} is not a number in a row ({error}); is the file complete?") from None
 
 
 def _track(text: str, where: str) -> np.ndarray:

@@ -22,12 +22,11 @@ from refmotion_nb.views.report_html import text_of
 from refmotion_nb.views.svg import number
 
 PRESENT = "this run"
-WIDTH, LEGEND, PANEL = 1290, 260, 68  # px: of a small screen's page, beside the last panel, around each
 MOST = 6  # runs beside the present one: there are seven colours
 GROUPS = {"search": "a search", "dose_weights": "dose weights", "validation": "a validation"}
 HYPERPARAMETERS = {
     "strength": ("total prior strength", ""), "balance_deg": ("balance", "°"), "distance_A": ("correlation distance", " Å"),
-    "common_std_A": ("errors of whole-frame alignment, σ", " Å"), "drift_strength": ("drift strength", ""),
+    "common_std_A": ("errors of whole-frame alignment, σ", " Å"), "drift_strength": ("drift strength", " (e/Å²)³/Å²"),
     "profile_decay_e_A2": ("local motion fades over", " e/Å²"),
     "profile_floor": ("… down to, of its start", ""), "cv_score": ("score (lower is better)", ""),
     "activity_local": ("local activity", " Å"), "n_particles": ("particles searched with", ""),
@@ -227,11 +226,7 @@ def drawing(runs: Mapping[str, Any], view: View) -> Any:
     found, said = read(runs, view.group, view.group == "search", view.needs)
     if not found:
         raise InputError(" ".join(said))
-    drawn = view.draw(found)
-    if view.group != "search":
-        return drawn
-    columns = max(len(np.unique(one["distance"].values)) for one in found.values())
-    return drawn.opts(hv.opts.Overlay(frame_width=int(np.clip((WIDTH - LEGEND) / columns - PANEL, 170, 300))))
+    return view.draw(found)
 
 
 def tables(runs: Mapping[str, Any]) -> str:
@@ -262,16 +257,17 @@ def hyperparameters(searches: Mapping[str, xr.Dataset]) -> str:
     """Return the hyperparameters of each run, a column for each."""
     rows = []
     for key, (label, unit) in HYPERPARAMETERS.items():
-        values = [_value(table.attrs.get(key), unit) for table in searches.values()]
+        digits = 5 if key == "cv_score" else 4
+        values = [_value(table.attrs.get(key), unit, digits) for table in searches.values()]
         if any(value != "–" for value in values):
             rows.append((label, *values))
     return parts.table(rows, ("", *searches)) if rows else ""
 
 
-def _value(value: Any, unit: str) -> str:
+def _value(value: Any, unit: str, digits: int) -> str:
     if value is None or not np.isfinite(float(value)):
         return "–" if value is None or np.isnan(float(value)) else "not at all"
-    return f"{number(float(value), 5)}{unit}"
+    return f"{number(float(value), digits)}{unit}"
 
 
 def settings(attrs: Mapping[str, Mapping[str, Any]]) -> str:

@@ -75,7 +75,7 @@ class ExplorerPane(pn.viewable.Viewer):
         right = pn.Column(
             sliders, pn.Row(self.best, self.pin), self.numbers, *(trail.figure for trail in self.trails), width=510
         )
-        beside = pn.Column(self.text, styles={"flex": "1 1 260px", "min-width": "260px"})  # beneath, where it is narrow
+        beside = pn.Column(self.text, styles={"flex": "1 1 240px", "min-width": "240px"})  # beneath, where it is narrow
         return pn.FlexBox(left, right, beside, gap="0 12px", sizing_mode="stretch_width")
 
     def _connect(self) -> None:

@@ -149,14 +149,15 @@ def _made(make: Callable[[], Any], dark: bool, larger: float) -> Callable[[], An
 
 def _laid_out(drawn: Panels) -> Any:
     """Return panels in rows, which where there is no room are broken unless a panel leans on the first in its row."""
-    panes = [pn.Spacer(width=0, height=0) if one is None else pn.pane.Bokeh(one) for one in drawn.figures]
+    panes = [None if one is None else pn.pane.Bokeh(one) for one in drawn.figures]
     if len(panes) == 1:
         return pn.GridBox(*panes, ncols=1, sizing_mode="stretch_width")  # one may be as wide as there is room
-    if not drawn.told:
-        return pn.GridBox(*panes, ncols=drawn.columns)
+    if not drawn.told:  # no grid: a legend in one row would push the panels of another apart
+        rows = (panes[i : i + drawn.columns] for i in range(0, len(panes), drawn.columns))
+        return pn.Column(*(pn.Row(*filter(None, row), margin=0) for row in rows), margin=0)
     widest = max(one.frame_width or 0 for one in drawn.figures if one is not None)
     most = drawn.columns * (widest + BESIDE)
-    return pn.FlexBox(*panes, sizing_mode="stretch_width", gap="0", styles={"max-width": f"{most}px"})
+    return pn.FlexBox(*filter(None, panes), sizing_mode="stretch_width", gap="0", styles={"max-width": f"{most}px"})
 
 
 def _problem(error: Exception) -> Callable[[], Any]:

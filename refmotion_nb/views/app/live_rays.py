@@ -153,7 +153,7 @@ class LiveRays:
 
     def _map(self) -> Any:
         rays = self.rays
-        room = 300.0  # of strength, for why rays end
+        room = 2000.0  # of strength, for why rays end
         plot = figure(
             height=int(max(470, 95 + ROW_PX * (rays.row.max() + 2))), sizing_mode="stretch_width", x_axis_type="log",
             x_range=Range1d(FIRST_STRENGTH / 1.6, rays.max_strength * room), tools="",

@@ -25,6 +25,7 @@ FILES = {
     "particles.cs": "particles for CryoSPARC", "particles.csg": "their group, to import in CryoSPARC",
     "dose_weights.nc": "dose weights, to edit or reuse",
     "hyperparameters.json": "hyperparameters, to reuse", "bfactors*.star": "B-factors as RELION writes them",
+    "hyperparams.csg": "hyperparameters and dose weights, to import in CryoSPARC",
 }  # fmt: skip
 FOLDERS = {
     "Particles": "stacks of particles, one for each micrograph", "Tracks": "trajectories, in RELION's form",

@@ -34,7 +34,7 @@ class CompareTab(Tab):
         self.runs = pn.Column(sizing_mode="stretch_width", margin=(6, 0, 0, 0))
         self.what = pn.widgets.RadioButtonGroup(options=list(comparing.VIEWS), value="FCC", margin=(4, 8))
         self.about = parts.words("")
-        self.figure = self.new_figure()
+        self.figure = self.new_figure(larger=1.25)
         self.tables = self.new_figure()
         self.empty = parts.empty(EMPTY)
         self.what.param.watch(lambda _: self._other(), "value")
