@@ -1,6 +1,9 @@
 """Machine code on disk, with several processes that compile at once and such that are killed."""
 
+import os
 import runpy
+import subprocess
+import sys
 import threading
 import time
 
@@ -79,3 +82,37 @@ def test_what_is_not_kept_is_compiled(monkeypatch):
         return 2 * a
 
     assert twice(3) == 6 and np.all(twice(np.ones(2)) == 2) and len(twice.overloads) == 2
+
+
+BITS = """
+import sys, hashlib, numba, numpy as np
+from refmotion_nb.numerics import half_sets, kernels_cpu, kernels_dewarp, kernels_maps
+rng = np.random.default_rng(0)
+def random(*shape):
+    return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(np.complex64)
+if "another first" in sys.argv:
+    multiply = numba.njit(error_model="python", fastmath=sys.argv[2] == "fast")(lambda a, b: a * b)
+    multiply(np.complex64(1j), np.complex64(1j)), multiply(1j, 1j)
+slices, spectrum = np.empty((3, 17, 9), np.complex64), np.zeros((8, 5), np.complex64)
+ft, turns = random(8, 8, 5), np.empty((2, 30))
+turn = np.linalg.qr(rng.standard_normal((3, 3, 3)))[0]
+kernels_cpu.slice_kernel(random(35, 35, 18), 2, 8, turn, rng.random((3, 2)), 8, slices)
+kernels_maps.randomise_phases_kernel(ft, rng.random(ft.shape, np.float32), 1, 0, 8)
+kernels_dewarp.weigh_kernel(random(8, 5), 8, rng.random(20, np.float32), 0.1, random(8), random(5), 0, 8, spectrum, False)
+kernels_cpu._turns(0.1, -3, 0.7, turns)
+sums = np.zeros((3, 10, 9))
+shell, share = np.add.outer(abs(np.arange(-8, 9)), np.arange(9)) // 2, np.ones((17, 9))
+half_sets._multiply(*(random(3, 17, 9) for _ in range(3)), shell, share, 0, 3, sums)
+print(*(hashlib.sha256(one.tobytes()).hexdigest()[:12] for one in (slices, ft, spectrum, turns, sums)))
+"""
+
+
+def test_bits_do_not_depend_on_what_was_compiled_before(tmp_path):
+    orders = [[], ["another first", "fast"], ["another first", "exact"]]
+    running = [
+        subprocess.Popen([sys.executable, "-c", BITS, *order], stdout=subprocess.PIPE, text=True,
+                         env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / str(i))})
+        for i, order in enumerate(orders)
+    ]  # fmt: skip
+    first, *others = (one.communicate()[0].split() for one in running)
+    assert len(first) == 5 and all(one == first for one in others), (first, others)

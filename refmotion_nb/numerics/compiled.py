@@ -72,3 +72,13 @@ class _Cache(FunctionCache):
         super().__init__(function)
         locator = self._impl.locator
         self._cache_file = CodeFile(self._cache_path, self._impl.filename_base, locator.get_source_stamp())
+
+
+@njit(inline="always")
+def product(a, b):
+    """Return the product of two complex numbers, in compiled functions, in place of ``a * b``.
+
+    Numba makes the code of that once a process, with the options of whichever function needs it first, so that the order in
+    which functions are compiled would decide about the last bits of all others.
+    """
+    return complex(a.real * b.real - a.imag * b.imag, a.real * b.imag + a.imag * b.real)

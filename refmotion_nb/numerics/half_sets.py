@@ -34,6 +34,7 @@ PRODUCTS = (
     "stranger",  # Re Y D*, with D = V1 - V2 of the next particle
     "mean_stranger",  # Re (V1 + V2) / 2 D*, likewise
 )
+_NONE = np.complex64(0)
 _TIMES_Y = (2, 1, 1, 1, 1, 0, 0, 0, 1, 0)  # powers of Y in each
 
 
@@ -97,8 +98,8 @@ def _multiply(observed, own, opposite, shell, share, start, stop, sums):  # prag
                 m = observed[p, rows - 1 - i, j]
                 # (ky, kx) of the transposed image is (kx, ky) of the image, found at (-kx, -ky) where ky < 0
                 t = observed[p, k + j, i - k] if i >= k else observed[p, k - j, k - i].conjugate()
-                d = (own[q, i, j] - opposite[q, i, j]) * np.float32(q != p)
-                v = (a + b) * np.float32(0.5)
+                d = own[q, i, j] - opposite[q, i, j] if q != p else _NONE
+                v = a + b
                 sums[p, 0, s] += h * (y.real * y.real + y.imag * y.imag)
                 sums[p, 1, s] += h * (y.real * a.real + y.imag * a.imag)
                 sums[p, 2, s] += h * (y.real * b.real + y.imag * b.imag)
@@ -108,7 +109,7 @@ def _multiply(observed, own, opposite, shell, share, start, stop, sums):  # prag
                 sums[p, 6, s] += h * (b.real * b.real + b.imag * b.imag)
                 sums[p, 7, s] += h * (a.real * b.real + a.imag * b.imag)
                 sums[p, 8, s] += h * (y.real * d.real + y.imag * d.imag)
-                sums[p, 9, s] += h * (v.real * d.real + v.imag * d.imag)
+                sums[p, 9, s] += h * np.float32(0.5) * (v.real * d.real + v.imag * d.imag)
 
 
 def resemblance(products: ShellProducts, what: str, first: int, last: int) -> np.ndarray:

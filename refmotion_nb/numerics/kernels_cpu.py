@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from refmotion_nb.numerics.compiled import njit
+from refmotion_nb.numerics.compiled import njit, product
 from refmotion_nb.numerics.kernels_field import block_kernel as block_kernel
 from refmotion_nb.numerics.kernels_field import hot_kernel as hot_kernel
 from refmotion_nb.numerics.kernels_field import repair_kernel as repair_kernel
@@ -84,12 +84,13 @@ def slice_kernel(ft, padding, k_max, to_map, shift, k, out):
                     near = _between(_between(c[0], c[1], fx), _between(c[2], c[3], fx), fy)
                     far = _between(_between(c[4], c[5], fx), _between(c[6], c[7], fx), fy)
                     value = _between(near, far, fz)
-                    out[p, i, j] = complex(value.real, side[j] * value.imag) * (ramp_x[j] * ramp_y)
+                    value = complex(value.real, side[j] * value.imag)
+                    out[p, i, j] = product(value, product(ramp_x[j], ramp_y))
 
 
 @_jit
 def _between(a, b, share):
-    return a + share * (b - a)
+    return complex(a.real + share * (b.real - a.real), a.imag + share * (b.imag - a.imag))
 
 
 @_jit
@@ -370,8 +371,8 @@ def recombine_kernel(stored, scale, shift_px, weight, out):
 def _turns(angle, first, scale, out):
     """Fill in cos and sin of ``angle`` times ``first``, ``first`` + 1 …, times ``scale``: out (2, n)."""
     step = complex(math.cos(angle), math.sin(angle))
-    turn = complex(math.cos(angle * first), math.sin(angle * first)) * scale
+    turn = complex(scale * math.cos(angle * first), scale * math.sin(angle * first))
     for j in range(out.shape[1]):
         out[0, j] = turn.real
         out[1, j] = turn.imag
-        turn *= step
+        turn = product(turn, step)

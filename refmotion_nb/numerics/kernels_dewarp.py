@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from refmotion_nb.numerics.compiled import njit
+from refmotion_nb.numerics.compiled import njit, product
 
 _jit = njit(nogil=True, cache=True, fastmath={"contract", "arcp", "nsz"})
 _vector = njit(nogil=True, cache=True, fastmath={"contract", "arcp", "nsz", "reassoc"}, inline="always")
@@ -68,7 +68,8 @@ def weigh_kernel(spectrum, width, weight, step, ramp_y, ramp_x, first, last, out
             at = math.sqrt(y2 + x * x)
             low = min(int(at), top)
             w = weight[low] + (weight[low + 1] - weight[low]) * (at - low)
-            value = source[j] * (ramp_y[i] * ramp_x[j]) * w
+            value = product(source[j], product(ramp_y[i], ramp_x[j]))
+            value = complex(w * value.real, w * value.imag)
             out[i, j] = out[i, j] + value if add else value
 
 

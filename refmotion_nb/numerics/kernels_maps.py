@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from refmotion_nb.numerics.compiled import njit
+from refmotion_nb.numerics.compiled import njit, product
 
 _jit = njit(nogil=True, cache=True)
 
@@ -237,7 +237,7 @@ def randomise_phases_kernel(ft, turns, first_shell, low, high):
             for x in range(ft.shape[2]):
                 if kz * kz + ky * ky + x * x >= first_shell * first_shell:  # radii are not rounded, as RELION's
                     angle = np.float32(2 * math.pi) * turns[z, y, x]
-                    ft[z, y, x] *= np.complex64(complex(math.cos(angle), math.sin(angle)))
+                    ft[z, y, x] = product(ft[z, y, x], complex(math.cos(angle), math.sin(angle)))
 
 
 @_jit
