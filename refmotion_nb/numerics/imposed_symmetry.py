@@ -11,7 +11,7 @@ from refmotion_nb.numerics.reconstruct import fsc
 from refmotion_nb.numerics.symmetry import POLYHEDRAL, generators, operators, rotation
 
 POINTS = 2000  # at which transforms are compared: a correlation of them is known to 0.02
-LAST_SHELL = 80  # of those compared: what transforms of so many shells need is 0.4 GB
+LAST_SHELL = 80  # of those compared: transforms of so many shells take 0.2 GB
 HIGHEST_ORDER = 40  # of cyclic and dihedral groups
 ROUNDING = 0.04  # of a correlation: symmetry is imposed by interpolation
 
