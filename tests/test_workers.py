@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import dask
 import numpy as np
 import param
 import pytest
@@ -28,7 +29,8 @@ from refmotion_nb.stages.workers import There, Workers
 
 @pytest.fixture(scope="module")
 def cluster():
-    with LocalCluster(
+    patient = dask.config.set({"distributed.deploy.lost-worker-timeout": "1000 days"})  # a worker is killed again and again
+    with patient, LocalCluster(
         n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0",
         scheduler_kwargs={"dashboard": False},
     ) as cluster:  # fmt: skip
@@ -330,6 +332,16 @@ def test_processes_are_started_and_stopped(tiny, alone):
     for pid in pids.values():
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_a_process_that_dies_comes_back_however_long_that_takes():
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "100 ms"}), rm.execute.processes(1, 1) as workers:
+        (pid,) = workers.client.run(os.getpid).values()
+        os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while not {*workers.client.run(os.getpid, on_error="ignore").values()} - {pid}:
+            assert time.monotonic() < deadline, "nobody came"
+            time.sleep(0.1)
 
 
 def test_bad_input_is_one_line(tiny, capsys, tmp_path, monkeypatch, workers):

@@ -190,10 +190,13 @@ def processes(n: int, threads: int = 0) -> Workers:
         Dask is not installed.
     """
     workers = _workers_module()
+    from dask import config
     from distributed import Client, LocalCluster
 
     each = max(1, (threads or cpu_count()) // n)
     with ExitStack() as stack:
+        # a process that dies is started again; Dask would give it up for good where that takes more than 15 s
+        stack.enter_context(config.set({"distributed.deploy.lost-worker-timeout": "1000 days"}))
         # no dashboard; the scheduler's web server, which Dask starts in any case, answers this machine only. What fails in a
         # task comes back from it; what workers log beside is at most that the scheduler ended while they said they are there
         with _uninterrupted():
