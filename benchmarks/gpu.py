@@ -127,7 +127,7 @@ def reading(session: rm.Session, settings: rm.MotionCorrection, clock: Clock, co
     k = steps._last_shell(box, box * movie.pixel_size_A, references)
     clock.stage(
         "CTF and predicted views",
-        lambda: steps._predict(movie, particles, placement, session.data.optics, references, k, threads, device),
+        lambda: steps._predict(movie, particles, placement, session.data.optics, references, k, False, threads, device),
         n * 40 * (2 * k + 1) * (k + 1) / copy,
     )
 

@@ -236,7 +236,9 @@ def main() -> None:
     show(
         "CTF and predicted views",
         best_of(
-            lambda: steps._predict(movie, particles, placement, data.optics, references, k, threads, session.device)
+            lambda: steps._predict(
+                movie, particles, placement, data.optics, references, k, False, threads, session.device
+            )
         ),
         gathered=2 * n * np.pi * k * k / 2,
     )

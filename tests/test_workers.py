@@ -29,7 +29,9 @@ from refmotion_nb.stages.workers import There, Workers
 
 @pytest.fixture(scope="module")
 def cluster():
-    patient = dask.config.set({"distributed.deploy.lost-worker-timeout": "1000 days"})  # a worker is killed again and again
+    patient = dask.config.set(
+        {"distributed.deploy.lost-worker-timeout": "1000 days"}
+    )  # a worker is killed again and again
     with patient, LocalCluster(
         n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0",
         scheduler_kwargs={"dashboard": False},

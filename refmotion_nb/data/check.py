@@ -181,7 +181,7 @@ def _optics(one: Optics) -> str:
         ("beam tilt", any(one.beam_tilt_mrad)), ("odd Zernikes", any(one.odd_zernike)),
         ("even Zernikes", any(one.even_zernike)),
         ("anisotropic magnification", one.magnification != ((1.0, 0.0), (0.0, 1.0))),
-        ("images multiplied by the CTF", one.ctf_premultiplied)) if present]  # fmt: skip
+        ("images multiplied by the CTF", one.ctf_premultiplied), (f"MTF {one.mtf_file}", one.mtf_file)) if present]  # fmt: skip
     text = (f"{one.name}: {one.voltage_kV:g} kV, Cs {one.spherical_aberration_mm:g} mm, amplitude contrast "
             f"{one.amplitude_contrast:g}, box {one.box_size} px of {one.pixel_size_A:g} Å")  # fmt: skip
     return f"{text}; {', '.join(more)}" if more else text

@@ -127,7 +127,7 @@ def _correlations(
             volume, matrices[rows], origin[rows], k, reference_extent_A / extent_A, transfer.magnification, box // 2, box
         )  # fmt: skip
         view *= transfer.ctf(particles, rows)
-        seen[rows] = view if transfer.tilt is None else view * transfer.tilt
+        seen[rows] = view if transfer.response is None else view * transfer.response
     products = shell_products(observed, seen, seen)
     return np.stack([resemblance(products, view, max(1, int(extent_A / LOW_A)), k) for view in VIEWS])
 

@@ -103,6 +103,18 @@ def failure_in_words(error: OSError | MemoryError, again: str, less_memory: str)
 
 
 @dataclass(frozen=True)
+class Mtf:
+    """How much of a signal a detector passes on (its modulation transfer function), by spatial frequency."""
+
+    frequency_per_A: tuple[float, ...]  # rising
+    value: tuple[float, ...]
+
+    def at(self, frequency_per_A: np.ndarray) -> np.ndarray:
+        """Return it at some frequencies (any shape), linearly in between and constant beyond the ends."""
+        return np.interp(frequency_per_A, self.frequency_per_A, self.value)
+
+
+@dataclass(frozen=True)
 class Optics:
     """One optics group: what the particles of one microscope session and camera share."""
 
@@ -117,6 +129,11 @@ class Optics:
     odd_zernike: tuple[float, ...] = ()  # RELION's order, radians
     even_zernike: tuple[float, ...] = ()
     magnification: tuple[tuple[float, float], tuple[float, float]] = ((1.0, 0.0), (0.0, 1.0))
+    mtf_file: str = ""  # as the table names it
+    mtf: Mtf | None = None  # of the detector, where its file could be read
+    relative_mtf: Mtf | None = (
+        None  # against that of the half maps, which is the mean of several detectors; None: the same
+    )
 
 
 @dataclass(frozen=True)

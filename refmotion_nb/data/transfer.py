@@ -1,4 +1,4 @@
-"""What the microscope did to the particles of an optics group: CTF, aberrations, magnification."""
+"""What the microscope did to the particles of an optics group: CTF, aberrations, magnification, detector."""
 
 from __future__ import annotations
 
@@ -24,22 +24,30 @@ class Transfer:
     x: Any  # (ky, kx) 1/Å of the specimen
     y: Any
     even: Any  # (ky, kx) radians, adds to the phase of the CTF
-    tilt: Any | None  # (ky, kx) complex64 that the antisymmetric aberrations multiply images by, if there are any
+    response: Any | None  # (ky, kx) complex64 that images are multiplied by beside the CTF, if it is not 1 everywhere
 
     @classmethod
-    def of(cls, optics: Optics, ky: np.ndarray, kx: np.ndarray, extent_A: float) -> Transfer:
-        """Return the transfer at the steps ky, kx of boxes ``extent_A`` wide."""
+    def of(cls, optics: Optics, ky: np.ndarray, kx: np.ndarray, extent_A: float, whole_mtf: bool = False) -> Transfer:
+        """Return the transfer from half maps to images at the steps ky, kx of boxes ``extent_A`` wide.
+
+        Beside the CTF images are multiplied by the phases of antisymmetric aberrations, and by the detector's MTF as far
+        as the half maps do not contain it; by all of it with ``whole_mtf``, as when RELION polishes.
+        """
         y, x = specimen_frequencies(ky, kx, extent_A, np.asarray(optics.magnification))
         odd, even = aberration_phases(
             x, y, odd=optics.odd_zernike, even=optics.even_zernike, beam_tilt_mrad=optics.beam_tilt_mrad,
             spherical_aberration_mm=optics.spherical_aberration_mm, voltage_kV=optics.voltage_kV,
         )  # fmt: skip
-        return cls(optics, x, y, even, np.exp(1j * odd).astype(np.complex64) if np.any(odd) else None)
+        response = np.exp(1j * odd) if np.any(odd) else None
+        if mtf := optics.mtf if whole_mtf else optics.relative_mtf:
+            passed = mtf.at(np.hypot(ky, kx) / extent_A)
+            response = passed if response is None else response * passed
+        return cls(optics, x, y, even, None if response is None else response.astype(np.complex64))
 
     def on(self, put: Callable[[Any], Any]) -> Transfer:
         """Return the transfer with its arrays where ``put`` puts them."""
-        tilt = None if self.tilt is None else put(self.tilt)
-        return replace(self, x=put(self.x), y=put(self.y), even=put(self.even), tilt=tilt)
+        response = None if self.response is None else put(self.response)
+        return replace(self, x=put(self.x), y=put(self.y), even=put(self.even), response=response)
 
     @property
     def magnification(self) -> np.ndarray:

@@ -63,8 +63,8 @@ def slices_of(
     """Return what some particles of a micrograph add to maps on a grid.
 
     That is, their images for each of the displacements (particle, frame, 2) px and weights (frame, shell) of ``chosen``:
-    transforms times the CTF (particle, choice, box, box//2+1), aberrations undone and the object at the first pixel; the
-    CTF² (particle, box, box//2+1); the axes of the slices (particle, 2, 3).
+    transforms times the CTF (particle, choice, box, box//2+1), all else that the microscope did undone and the object at the
+    first pixel; the CTF² (particle, box, box//2+1); the axes of the slices (particle, 2, 3).
     """
     box, threads = m.spectra.box, session.threads
     ky, kx = half_plane_indices(box)
@@ -83,7 +83,7 @@ def slices_of(
         transfer = Transfer.of(session.data.optics[g], ky, kx, m.extent_A)
         value = transfer.ctf(m.particles, part.start + mine)
         power[mine] = value**2
-        ramp[mine] *= value if transfer.tilt is None else value * transfer.tilt.conj()
+        ramp[mine] *= value if transfer.response is None else value * (1 / transfer.response)
         scale = grid.extent_A / m.extent_A
         axes[mine] = slice_axes(matrices[mine], scale, transfer.magnification).transpose(0, 2, 1)
     images = np.empty((len(ramp), len(chosen), *ramp.shape[1:]), np.complex64)

@@ -240,7 +240,7 @@ def load_micrograph(
     extent = spectra.box * movie.pixel_size_A
     k = _last_shell(spectra.box, extent, references)
     with device.slices_on.current():
-        views = _predict(movie, particles, placement, optics, references, k, threads, device.slices_on)
+        views = _predict(movie, particles, placement, optics, references, k, relion, threads, device.slices_on)
     transfer, own, opposite = map(device.put, views)
     which = particles["reference"].values
     shells = np.arange(spectra.box // 2 + 1)
@@ -314,6 +314,7 @@ def _predict(
     optics: tuple[Optics, ...],
     references: list[PreparedReference],
     k: int,
+    relion: bool,
     threads: int,
     device: Device,
 ) -> tuple[Any, Any, Any]:
@@ -328,7 +329,7 @@ def _predict(
     origin_px = placement.origin_A / movie.pixel_size_A
     scale = device.put(particles["scale"].values.astype(np.float32))
     for g in np.unique(group):
-        transfer_of = Transfer.of(optics[g], *band_indices(k), extent).on(device.put)
+        transfer_of = Transfer.of(optics[g], *band_indices(k), extent, whole_mtf=relion).on(device.put)
         for r, h in {(int(a), int(b)) for a, b in zip(which[group == g], half[group == g])}:
             mine = np.flatnonzero((group == g) & (which == r) & (half == h))
 
@@ -342,7 +343,7 @@ def _predict(
                         transfer_of.magnification, placement.box // 2, placement.box,
                     )  # fmt: skip
                     view *= transfer[there] * scale[there, None, None]
-                    out[there] = view if transfer_of.tilt is None else view * transfer_of.tilt
+                    out[there] = view if transfer_of.response is None else view * transfer_of.response
 
             over_chunks(len(mine), work, threads, like=transfer, item_bytes=slice_work_bytes(k))
     return transfer, own, opposite

@@ -48,19 +48,24 @@ class PreparedReference:
         return replace(self, volumes=(first, second))
 
 
-def prepare_references(dataset: Dataset, all_shells: bool, threads: int) -> list[PreparedReference]:
+def prepare_references(dataset: Dataset, relion: bool, threads: int) -> list[PreparedReference]:
     """Load and transform the references of a dataset.
 
-    With ``all_shells`` slices reach the Nyquist limit (RELION's energy uses them all), else a quarter beyond the
-    resolution, where the curves of the dose weights have long fallen to noise.
+    For RELION's energy slices reach the Nyquist limit, else a quarter beyond the resolution, where the curves of the dose
+    weights have long fallen to noise.
 
     Raises
     ------
     InputError
-        Maps that cannot be used, or that agree in no shell.
+        Maps that cannot be used, or that agree in no shell; for RELION's energy a detector's MTF that is not there.
     """
+    if relion and (unread := [one for one in dataset.optics if one.mtf_file and one.mtf is None]):
+        raise InputError(
+            f"RELION's energy takes the MTF of the detector, and {unread[0].mtf_file} of optics group {unread[0].name} could not "
+            "be read; put it there, or take rlnMtfFileName out of the particles"
+        )
     return [
-        _prepare(load_reference(reference), Path(reference.half1).name, all_shells, threads)
+        _prepare(load_reference(reference), Path(reference.half1).name, relion, threads)
         for reference in dataset.references
     ]
 

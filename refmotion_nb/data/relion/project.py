@@ -11,7 +11,6 @@ import pandas as pd
 
 from refmotion_nb.data.check import Check, Findings, check_dataset
 from refmotion_nb.data.micrographs import MovieTable
-from refmotion_nb.data.reasons import listed
 from refmotion_nb.data.relion.micrographs import (
     MovieSet,
     Options,
@@ -21,6 +20,7 @@ from refmotion_nb.data.relion.micrographs import (
     read_movies,
     short_names,
 )
+from refmotion_nb.data.relion.mtf import with_mtf
 from refmotion_nb.data.relion.particles import (
     ParticleTable,
     assemble,
@@ -139,6 +139,7 @@ def _read(
     metadata = rows["rlnMicrographMetadata"].astype(str).tolist() if len(rows) else []
     # absolute, since movies are also opened by workers that run in another folder
     home = (root if root is not None else find_root([micrographs, *particle_paths], metadata[:3])).absolute()
+    tables = [with_mtf(part, home, problems, notes) for part in tables]
     wanted = {str(name) for part in tables for name in pd.unique(pd.Series(part.micrograph))}
     found = read_movies(rows, micrographs, wanted, home, options) if len(rows) else MovieSet()
     particles, optics, skipped = assemble(tables, found.find, found.movies, found.unusable, micrographs)
@@ -156,8 +157,6 @@ def _read(
     notes += [
         *found.notes, *off_their_movies(particles, found.movies), *shared_places(particles), *repeated(particles),
     ]  # fmt: skip
-    if mtf := sorted({str(name) for one in dataset.tables for name in one["optics"].get("rlnMtfFileName", [])}):
-        notes.append(f"the MTF of the detector is not used ({listed(mtf)})")
     return Findings(dataset, home, problems, notes)
 
 
