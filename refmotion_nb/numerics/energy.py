@@ -108,7 +108,8 @@ def own_noise_windows(
 
     A share of each particle's noise sits in its own half map, where the particle was put: at the rigid alignment. By
     the FSC the noise in a half map has (1 - FSC) of its power, to which the particle contributed in proportion to CTF²
-    and its frames in proportion to their dose weight, so that the expected cross term is CTF² (1 - FSC) |V|² D / σ².
+    and its frames in proportion to their dose weight u = D / √Σ D², so that the expected cross term is
+    CTF² (1 - FSC) |V|² u D / σ².
     """
     xp, n, n_frames = xp_of(ctf), len(ctf), len(weight)
     big, ks = (ctf.shape[1] - 1) // 2, np.arange(k + 1)

@@ -306,16 +306,20 @@ def alignment_windows(
     windows = Windows(values, grid, centre, m.movie.pixel_size_A)
     cross = float(windows.sample(m.placement.initial_A[None])[0].sum(dtype=np.float64))
     total = band_power(m.own, k)  # (particle, shell)
-    power = float((total * (band[:, : k + 1] * whiten) * (decay**2).sum(0)).sum())
-    return AlignedWindows(windows, cross, power, _own_noise(m, settings, band, decay, whiten, total, windows, k))
+    worth = (total * (band[:, : k + 1] * whiten)).sum(0) * decay  # (frame, shell) by which grey scales are averaged
+    power = float((worth * decay).sum())
+    own_noise = _own_noise(m, band, decay, worth, whiten, total, windows, k) if settings.remove_own_noise else []
+    return AlignedWindows(windows, cross, power, own_noise)
 
 
 def _own_noise(
-    m: Micrograph, settings: Alignment, band: np.ndarray, decay: np.ndarray, whiten: np.ndarray, total: np.ndarray,
+    m: Micrograph, band: np.ndarray, decay: np.ndarray, worth: np.ndarray, whiten: np.ndarray, total: np.ndarray,
     windows: Windows, k: int,
 ) -> list[tuple[np.ndarray, dict[str, Any]]]:  # fmt: skip
-    if not settings.remove_own_noise:
-        return []
+    # half maps are made from dose-weighted sums whose noise is white: each frame's is there in proportion to its dose weight,
+    # on the grey scale that signal in proportion to that would have
+    kept = decay / np.sqrt((decay**2).sum(0))
+    kept *= (worth * decay).sum() / (worth * kept).sum()
     transfer = band_power(m.ctf, k)
     offset = m.placement.initial_A / m.movie.pixel_size_A - m.spectra.offset_px
     ctf = m.ctf[:, m.ctf.shape[2] - 1 - k : m.ctf.shape[2] + k, : k + 1]
@@ -326,7 +330,7 @@ def _own_noise(
         passed = transfer[rows].sum(0)
         unmodulated = np.divide(total[rows].sum(0), passed, out=np.zeros(k + 1), where=passed > 0)
         noise_share = (np.clip(1 - m.fsc[rows, : k + 1], 0, 1) * band[rows, : k + 1]).mean(0)
-        weight = noise_share * unmodulated * whiten * decay**2
+        weight = noise_share * unmodulated * whiten * decay * kept
         parts.append((rows, {"ctf": ctf[beside(ctf, rows)], "weight": weight, "offset_px": offset[rows], "k": k,
                              "grid": windows.grid, "box": m.spectra.box}))  # fmt: skip
     return parts
