@@ -109,8 +109,10 @@ def pooled_scale(cross: np.ndarray, power: np.ndarray) -> tuple[float, float]:
 
 def own_noise_share(found: float, expected: float, variance: float) -> float:
     """Return how much own noise there is of what is expected: what was found, drawn towards 1 as far as it is uncertain."""
+    if not expected > 0:  # half maps without noise, or particles that do not resemble them
+        return 1.0
     trust = expected**2 / (expected**2 + variance / OWN_NOISE_SPREAD**2)
-    return max(0.0, trust * found / expected + 1 - trust) if trust else 1.0
+    return max(0.0, trust * found / expected + 1 - trust)
 
 
 def own_noise_windows(
