@@ -17,6 +17,7 @@ from refmotion_nb.data.cryosparc.csfile import columns, read_cs, read_csg, table
 from refmotion_nb.data.cryosparc.exposures import read_exposures, read_movies
 from refmotion_nb.data.cryosparc.hyperparameters import read_dose_weights
 from refmotion_nb.data.cryosparc.motion import ORIENTATIONS
+from refmotion_nb.data.cryosparc.write import RESULTS
 from refmotion_nb.data.movies.look import look_at
 from refmotion_nb.data.movies.reader import TiffReader, open_movie
 from refmotion_nb.data.relion.micrographs import Options
@@ -346,6 +347,22 @@ def test_recentred_particles_stay_where_they_are(finished, projects):
     shift = found["alignments3D/shift"] * found["alignments3D/psize_A"][:, None]
     np.testing.assert_allclose(frac * size - shift, given["coordinate"].values - given["origin"].values, atol=1e-3)
     assert np.abs(shift).max() <= 0.5 * data.movies[0].pixel_size_A + 1e-6
+
+
+def test_symmetry_copies_and_filaments_stay_marked(project, tmp_path):
+    """Later jobs keep what belongs together in one half set by results of their own; shifts in 2D no longer hold."""
+    n = len(read_cs(project["particles"]))
+    edited(project["particles"], sym_expand__src_uid=np.arange(n, dtype="u8") // 2, sym_expand__idx=np.arange(n, dtype="u4") % 2,
+           filament__filament_uid=np.arange(n, dtype="u8") // 5, alignments2D__shift=np.zeros((n, 2), "f4"))  # fmt: skip
+    data = rm.open_cryosparc(**project, orientation="cryosparc")
+    assert rm.Job(data, tmp_path / "out", OVERRIDES).run()
+    results = read_csg(tmp_path / "out/particles.csg").results
+    assert {name: kind for name, (_, kind, _) in results.items() if name not in RESULTS} == {
+        "sym_expand": "particle.sym_expand", "filament": "particle.filament"}  # fmt: skip
+    found, given = dataset_class().load(tmp_path / "out/particles.cs"), read_cs(project["particles"])
+    at = {int(uid): i for i, uid in enumerate(given["uid"])}
+    order = [at[int(uid)] for uid in found["uid"]]
+    assert (found["sym_expand/src_uid"] == given["sym_expand/src_uid"][order]).all()
 
 
 @pytest.mark.parametrize("name", ["cryosparc", "relion"])

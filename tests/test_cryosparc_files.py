@@ -2,9 +2,11 @@
 
 import json
 import struct
+from datetime import datetime
 
 import numpy as np
 import pytest
+import yaml
 from cryosparc_project import dataset_class, save
 from scipy.linalg import expm
 from scipy.ndimage import map_coordinates
@@ -165,9 +167,22 @@ def test_merging_by_uid(tmp_path):
         merge(np.concatenate([rows, rows[:1]]), [], "R.cs")
 
 
+def test_groups_are_written_as_cryosparcs_are(tmp_path, t20s):
+    write_csg(
+        tmp_path / "p.csg", "particles", "particle", "All", {"blob": ("p.cs", "particle.blob", 5)}, datetime.now()
+    )
+    ours, theirs = (yaml.safe_load(path.read_text()) for path in (tmp_path / "p.csg", t20s / "P9_J209_particles.csg"))
+    assert {name: type(value) for name, value in ours.items()} == {name: type(value) for name, value in theirs.items()}
+    for name in ("blob", "group"):
+        a, b = ((one | one["results"])[name] for one in (ours, theirs))
+        assert {key: type(value) for key, value in a.items()} == {key: type(value) for key, value in b.items()}
+
+
 def test_groups_written_and_read(tmp_path):
     write_cs(tmp_path / "p.cs", rows_of())
-    write_csg(tmp_path / "p.csg", "particles", "particle", "All", {"blob": ("p.cs", "particle.blob", 5)}, "now")
+    write_csg(
+        tmp_path / "p.csg", "particles", "particle", "All", {"blob": ("p.cs", "particle.blob", 5)}, datetime.now()
+    )
     assert read_csg(tmp_path / "p.csg").results == {"blob": (tmp_path / "p.cs", "particle.blob", 5)}
     assert (read_group(tmp_path / "p.csg") == rows_of()).all()
 

@@ -13,6 +13,7 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ def read_csg(path: str | Path) -> Group:
 
 
 def write_csg(
-    path: str | Path, name: str, kind: str, title: str, results: Mapping[str, tuple[str, str, int]], created: str
+    path: str | Path, name: str, kind: str, title: str, results: Mapping[str, tuple[str, str, int]], created: datetime
 ) -> None:
     """Write a ``.csg`` group; ``results`` are metafile (a name beside it), type and number of items by result name."""
     content = {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refmotion_nb.data.cryosparc.csfile import columns, table, write_cs, write_csg
+from refmotion_nb.data.cryosparc.csfile import columns, names, table, write_cs, write_csg
 from refmotion_nb.data.cryosparc.motion import ORIENTATIONS
 from refmotion_nb.data.cryosparc.particles import aberrations_A, euler_to_pose
 from refmotion_nb.data.files import atomic
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RESULTS = ("blob", "ctf", "alignments3D", "location", "motion")
+# of the input, and true of the new images: later jobs keep copies and segments of filaments in one half set by them. Shifts
+# found in 2D are not, once particles are recentred
+CARRIED = ("sym_expand", "filament", "pick_stats", "ml_properties")
 
 
 def write_trajectories(out: Path, movie: Movie, displacement_A: np.ndarray, orientation: str) -> None:
@@ -50,8 +53,9 @@ def write_particle_group(path: Path, data: Dataset, number: int, written: pd.Dat
     """
     rows = _rows(data, number, written)
     write_cs(path, rows)
+    results = [*RESULTS, *(name for name in CARRIED if any(one.startswith(f"{name}/") for one in names(rows)))]
     write_csg(path.with_suffix(".csg"), f"particles_{number}", "particle", "Motion-corrected particles",
-              {name: (path.name, f"particle.{name}", len(rows)) for name in RESULTS}, now())  # fmt: skip
+              {name: (path.name, f"particle.{name}", len(rows)) for name in results}, datetime.now())  # fmt: skip
 
 
 def _against(orientation: str) -> bool:
@@ -142,11 +146,6 @@ def _given(data: Dataset, number: int, row: np.ndarray, movies: Mapping[str, Mov
 def stable_uid(*parts: Any) -> int:
     """Return a number that is the same whenever the same thing is written."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") | 1
-
-
-def now() -> str:
-    """Return the time as CryoSPARC writes it."""
-    return datetime.now().strftime("%Y-%m-%d %H:%M:%S.%f")
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
