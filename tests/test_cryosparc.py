@@ -526,6 +526,22 @@ def test_a_gain_given_by_a_relative_path_is_found_from_any_folder(project, monke
     assert {movie.gain.path for movie in opened.movies} == {project["root"] / "J1/imported/gain.mrc"}
 
 
+def test_exposures_are_listed_once(project):
+    """Those of two jobs may overlap; two kinds of motion for one movie are a mistake."""
+    first, again = project["exposures"], project["root"] / "J4/exposures.cs"
+    again.parent.mkdir()
+    shutil.copy(first, again)
+    write_cs(first, read_cs(first)[:1])
+    data = rm.open_cryosparc(**(project | {"exposures": [first, again]}), orientation="cryosparc")
+    assert [movie.micrograph for movie in data.movies] == ["mic0000", "mic0001"] and not data.skipped
+    assert len(rm.open_exposures([first, again], project["root"]).movies) == 2
+    edited(again, rigid_motion__path=[b"J4/motioncorrected/a.npy", b"J4/motioncorrected/b.npy"])
+    with pytest.raises(
+        rm.InputError, match=r"J4/exposures.cs and .*J2/exposures.cs list uid \d+ with different motion; give"
+    ):
+        rm.open_cryosparc(**(project | {"exposures": [first, again]}), orientation="cryosparc")
+
+
 def test_particles_of_another_job_are_told(project):
     moved = shutil.move(project["root"] / "J5/J5_volume.cs", project["root"] / "J9_volume.cs")
     edited(moved, map_half_A__path=["J9/a.mrc"], map_half_B__path=["J9/b.mrc"])
