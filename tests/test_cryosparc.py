@@ -478,6 +478,8 @@ BAD = {
     "no movie's name": (bad(EXPOSURES, movie_blob__path=lambda v: np.full_like(v, b"")),
                         r"exposures.cs names no movie for uid \d+; import the movies again"),
     "turned": (bad(PASS, location__micrograph_shape=lambda v: v * [[1, 2]]), r"located on a micrograph of 1024 × 512, of an"),
+    "one turned": (bad(PASS, location__micrograph_shape=lambda v: np.where(np.arange(24)[:, None] == 3, v * [[1, 2]], v)),
+                   r"row \d+ was located on a micrograph of another shape than others on it"),
     "other exposures": (bad(PASS, location__micrograph_uid=lambda v: v + np.uint64(1)), r"no particle can be used"),
     "no half map": (gone("J5/J5_volume_map_half_A.mrc"), r"half map 1 not found"),
     "damaged": (lambda p: (p["root"] / PARTICLES).write_bytes(b"\x93NUMPYxx"), r"particles.cs is damaged or not a"),
@@ -512,6 +514,26 @@ def test_locations_on_binned_micrographs(project):
     assert all(movie.binning == 2 for movie in half.movies)
     moved = whole.particles["coordinate"].values - half.particles["coordinate"].values
     assert 0 <= moved.min() and moved.max() < 1.01 * whole.movies[0].pixel_size_A  # cut to whole binned pixels
+
+
+@pytest.mark.parametrize("n_tables", [1, 2])
+def test_locations_on_one_micrograph_in_two_sizes(project, n_tables):
+    """Particles extracted from a micrograph and from its Fourier-cropped copy lie on one movie, in one table or in two."""
+    given = project | {what: [project[what]] * n_tables for what in ("particles", "volumes")}
+    whole = rm.open_cryosparc(**given, orientation="cryosparc")
+    if n_tables == 1:
+        coarse = np.arange(24)[:, None] % 2 == 0
+        edited(project["root"] / PASS, location__micrograph_shape=lambda v: np.where(coarse, v // 2, v))
+    else:
+        other = project["root"] / "J6"
+        shutil.copytree(project["particles"].parent, other)
+        edited(other / "J5_passthrough_particles.cs", location__micrograph_shape=lambda v: v // 2)
+        given["particles"] = [project["particles"], other / "particles.cs"]
+    both = rm.open_cryosparc(**given, orientation="cryosparc")
+    assert all(movie.binning == 1 for movie in both.movies) and not both.skipped
+    moved = whole.particles["coordinate"].values - both.particles["coordinate"].values
+    assert 0 <= moved.min() and moved.max() < 1.01 * whole.movies[0].pixel_size_A
+    assert 10 <= (moved == 0).all(1).sum() < len(moved)
 
 
 def test_the_voltage_is_that_of_the_ctf_where_the_microscope_does_not_tell(project):

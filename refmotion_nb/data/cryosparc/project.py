@@ -161,9 +161,9 @@ def _assembled(
 ) -> tuple[Dataset, MovieSet]:
     """Put particles on movies in one orientation; problems and notes are in the second."""
     orientation = ORIENTATIONS[name]
-    tables = [particle_table(path, rows, orientation.y_reversed) for path, rows in particles]
+    shapes = micrograph_shapes(rows for _, rows in particles)
+    tables = [particle_table(path, rows, orientation.y_reversed, shapes) for path, rows in particles]
     wanted = {str(uid) for part in tables for uid in pd.unique(pd.Series(part.micrograph))}
-    shapes = {uid: shape for _, rows in particles for uid, shape in micrograph_shapes(rows).items()}
     movies = read_movies(exposures, wanted, root, options, orientation, shapes) if exposures and tables else MovieSet()
     source = " and ".join(str(path) for path, _ in exposures)
     values, optics, skipped = assemble(tables, movies.find, movies.movies, movies.unusable, source)
