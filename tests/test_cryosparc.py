@@ -1,5 +1,6 @@
 """CryoSPARC projects, made from RELION's by a writer of its own: the same particles, the same trajectories."""
 
+import re
 import shutil
 from dataclasses import replace
 
@@ -473,6 +474,8 @@ BAD = {
     "phase": (bad(PARTICLES, ctf__phase_shift_rad=lambda v: v * np.nan), r"row 1, 2, .* has a value that is not a number"),
     "tilt": (bad(PARTICLES, ctf__tilt_A=lambda v: v * np.nan), r"row 1, 2, 3 and 21 more has a value that is not a number"),
     "no voltage": (bad(PARTICLES, ctf__accel_kv=lambda v: v * 0), r"row 1, 2, .* has no voltage in kV .ctf/accel_kv."),
+    "magnified": (bad(PARTICLES, ctf__anisomag=lambda v: v + np.float32([1.01, 0, 0, 0.99])),
+                  r"row 1, 2, .* is magnified far from 1 .ctf/anisomag, which is stored less the identity."),
     "volts": (bad(PARTICLES, ctf__accel_kv=lambda v: v * 1000), r"row 1, 2, .* has no voltage in kV .ctf/accel_kv."),
     "no pixel size": (bad(PARTICLES, alignments3D__psize_A=lambda v: v * 0), r"has no pixel size .alignments3D/psize_A."),
     "no movie's name": (bad(EXPOSURES, movie_blob__path=lambda v: np.full_like(v, b"")),
@@ -569,6 +572,44 @@ def test_particles_of_another_job_are_told(project):
     edited(moved, map_half_A__path=["J9/a.mrc"], map_half_B__path=["J9/b.mrc"])
     notes = rm.survey_cryosparc(**(project | {"volumes": moved})).notes
     assert any("is of job J5, its volume of J9; poses and half sets should be those" in note for note in notes)
+
+
+def test_particles_of_an_earlier_iteration_are_told(project):
+    folder = project["particles"].parent
+    for number in ("000", "005"):
+        shutil.copy(project["particles"], folder / f"cryosparc_P1_J5_{number}_particles.cs")
+    for number in ("000", "005"):
+        given = project | {"particles": folder / f"cryosparc_P1_J5_{number}_particles.cs"}
+        told = [note for note in rm.survey_cryosparc(**given, orientation="cryosparc").notes if "iteration" in note]
+        assert len(told) == (number == "000") and all(
+            "000_particles.cs is of an earlier iteration than" in one for one in told
+        )
+
+
+CALIBRATED = np.float32(1.008)
+NOTED = {
+    "particles calibrated": ([(PARTICLES, {"blob__psize_A": lambda v: v * CALIBRATED})],
+        r"its box of 112 px of 1.6128 Å is 112.90 pixels of its movies \(1.6 Å\) wide, as if the pixel size had been"),
+    "micrographs calibrated": ([(PASS, {"location__micrograph_psize_A": lambda v: v * CALIBRATED})],
+        r"its micrographs have 1.6128 Å/px, those of its movies 1.6; give particles, volume and exposures the same"),
+    "downsampled": ([(PARTICLES, {"blob__psize_A": lambda v: v * 2, "blob__shape": lambda v: v // 2})], None),
+    "binned": ([(PASS, {"location__micrograph_psize_A": lambda v: v * 2, "location__micrograph_shape": lambda v: v // 2})], None),
+    "defects": ([(EXPOSURES, {"mscope_params__defect_path": [b"J1/imported/defects.txt"] * 2})],
+        r"J1/imported/defects.txt, the defect file of 2 movies, is not followed; hot pixels are found in the movies"),
+    "scale": ([(PARTICLES, {"alignments3D__alpha": np.linspace(-0.5, 1.5, 24).astype("f4")})],
+        r"6 particles have a scale \(alignments3D/alpha\) of 0 or below, taken as 1; take them out"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(NOTED))
+def test_what_may_be_a_mistake_is_told(project, kind):
+    changes, message = NOTED[kind]
+    for path, change in changes:
+        edited(project["root"] / path, **change)
+    notes = rm.survey_cryosparc(**project, orientation="cryosparc").notes
+    found = [note for note in notes if "same scale" not in note]
+    assert len(found) == (message is not None), found
+    assert message is None or re.search(message, found[0]), found
 
 
 def test_two_references_belong_to_two_particle_files(project):

@@ -23,7 +23,7 @@ from refmotion_nb.data.cryosparc.csfile import (
     write_cs,
     write_csg,
 )
-from refmotion_nb.data.cryosparc.files import locate, read_reference, read_rows
+from refmotion_nb.data.cryosparc.files import later_iteration, locate, read_reference, read_rows
 from refmotion_nb.data.cryosparc.hyperparameters import read_dose_weights
 from refmotion_nb.data.cryosparc.motion import ORIENTATIONS, oriented_gain, read_rigid, read_spline
 from refmotion_nb.data.cryosparc.particles import (
@@ -220,6 +220,12 @@ def test_bad_tables(tmp_path, kind, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_group_that_does_not_count_its_items(tmp_path):
+    """Programs that select particles write such."""
+    (tmp_path / "x.csg").write_text("results: {blob: {metafile: '>x.cs', num_items: null, type: particle.blob}}")
+    assert read_csg(tmp_path / "x.csg").results == {"blob": (tmp_path / "x.cs", "particle.blob", 0)}
+
+
 def test_bad_groups(tmp_path):
     for content in ("a: [", "group: {}", "results: 3", ""):
         (tmp_path / "x.csg").write_text(content)
@@ -260,6 +266,24 @@ def test_a_mask_given_wins(tmp_path):
     write_cs(tmp_path / "w.cs", table({"uid": uid + np.uint64(1), "map/path": ["a.mrc"]}))
     with pytest.raises(InputError, match=r"w.cs has no map_half_A and no map_half_B; give the volume of a refinement"):
         read_reference(tmp_path / "w.cs", None, tmp_path)
+
+
+def test_half_maps_and_mask_are_of_the_iteration_of_their_volume(tmp_path):
+    """A job keeps the tables of all its iterations, and they share their uid."""
+    for stem in ("cryosparc_P1_J5_000_volume", "cryosparc_P1_J5_005_volume"):
+        for name in ("map", "map_half_A", "map_half_B", "mask_fsc_auto"):
+            rows = {"uid": np.array([7], np.uint64), f"{name}/path": [f">{stem}_{name}.mrc"]}
+            write_cs(tmp_path / f"{stem}_{name}.cs", table(rows))
+    write_cs(tmp_path / "volume.cs", table({"uid": np.array([7], np.uint64), "map/path": [">volume.mrc"]}))
+    for given, number in (
+        ("cryosparc_P1_J5_005_volume_map.cs", 5), ("cryosparc_P1_J5_000_volume_map.cs", 0), ("volume.cs", 5)
+    ):  # fmt: skip
+        found, _ = read_reference(tmp_path / given, None, tmp_path)
+        for path, name in ((found.half1, "map_half_A"), (found.half2, "map_half_B"), (found.mask, "mask_fsc_auto")):
+            assert path == tmp_path / f"cryosparc_P1_J5_{number:03d}_volume_{name}.mrc", given
+    later = later_iteration(tmp_path / "cryosparc_P1_J5_000_volume_map.cs")
+    assert later == tmp_path / "cryosparc_P1_J5_005_volume_map.cs"
+    assert later_iteration(later) is None and later_iteration(tmp_path / "volume.cs") is None
 
 
 # conventions

@@ -148,7 +148,7 @@ def read_csg(path: str | Path) -> Group:
     try:
         content = yaml.safe_load(written)
         results = {
-            str(name): (_metafile(path, str(one["metafile"])), str(one.get("type", "")), int(one.get("num_items", 0)))
+            str(name): (_metafile(path, str(one["metafile"])), str(one.get("type", "")), int(one.get("num_items") or 0))
             for name, one in content["results"].items()
         }
         about = content.get("group") or {}

@@ -19,6 +19,7 @@ from refmotion_nb.data.schema import Background, Gain, InputError, Movie
 WANTED = ("movie_blob/path", "movie_blob/shape", "movie_blob/psize_A", "rigid_motion/path", "rigid_motion/psize_A")
 ALSO = ("mscope_params/accel_kv", "mscope_params/total_dose_e_per_A2", "gain_ref_blob/path", "spline_motion/path",
         "background_blob/path")  # fmt: skip
+DEFECT_MAPS = (".mrc", ".tif", ".tiff")
 _REMEDY = "give the exposures of Patch Motion Correction, with their passthrough file"
 _SAME = 1e-2  # relative; pixel sizes that differ by more belong to other movies
 
@@ -126,7 +127,7 @@ def _movie(
         pre_exposure_e_A2=options.pre_exposure_e_A2 or 0.0,
         voltage_kV=_known(row, "mscope_params/accel_kv") or _known(row, "ctf/accel_kv") or 300.0,
         binning=binning, first_frame=first, gain=_gain(row, path, table, root, options, orientation),
-        defects=defects if defects is not None and defects.suffix.lower() in (".mrc", ".tif", ".tiff") else None,
+        defects=defects if defects is not None and defects.suffix.lower() in DEFECT_MAPS else None,
         eer_upsampling=upsampling, eer_grouping=grouping, global_shift=-rigid, spline_motion=spline,
         rows_as_stored=orientation.rows_as_stored,
         background=None if background is None else Background(background, orientation.y_reversed),

@@ -224,6 +224,7 @@ def _finer(rows: np.ndarray, shapes: Mapping[str, tuple[int, int]]) -> np.ndarra
 def _problems(rows: np.ndarray, path: Path, finer: np.ndarray) -> tuple[str, ...]:
     voltage_kV = rows["ctf/accel_kv"].astype(float)
     used = [name for name in {*NEEDED, *_PER_GROUP, *_OPTIONAL} & {*names(rows)} if rows.dtype[name].base.kind == "f"]
+    magnified = np.linalg.det(np.eye(2) + _column(rows, "ctf/anisomag", 0, 4).reshape(-1, 2, 2))
     bad = {
         "has no half set (alignments3D/split 0 or 1)": ~np.isin(rows["alignments3D/split"], (0, 1)),
         "has a value that is not a number": np.any([
@@ -231,6 +232,7 @@ def _problems(rows: np.ndarray, path: Path, finer: np.ndarray) -> tuple[str, ...
         "has no voltage in kV (ctf/accel_kv)": ~((voltage_kV > 0) & (voltage_kV <= MOST_VOLTAGE_KV)),
         "has no pixel size (alignments3D/psize_A)": ~(rows["alignments3D/psize_A"] > 0),
         "has no location on a micrograph": ~(rows["location/micrograph_shape"] > 0).all(1),
+        "is magnified far from 1 (ctf/anisomag, which is stored less the identity)": ~((magnified > 0.5) & (magnified < 2)),
         "was located on a micrograph of another shape than others on it": ~np.isclose(finer[:, 0], finer[:, 1], rtol=_SAME),
     }  # fmt: skip
     return tuple(f"{path}: row {listed((np.flatnonzero(mask) + 1).tolist())} {what}; {_REMEDY}"
