@@ -7,6 +7,7 @@ from dataclasses import replace
 import mrcfile
 import numpy as np
 import pytest
+import tifffile
 from cryosparc_project import convert, dataset_class
 from job import GIVEN, left_behind, said
 from scipy.interpolate import BSpline
@@ -189,6 +190,19 @@ def test_an_orientation_that_is_not_confirmed_is_said(project):
     edited(project["root"] / PASS, location__center_x_frac=lambda v: 1 - v)
     found = rm.survey_cryosparc(**project)
     assert any(note.startswith("orientation cryosparc is taken, but not confirmed") for note in found.notes)
+
+
+def test_movies_whose_rows_run_the_other_way_are_told(project):
+    """Then boxes are found by turning locations, while each image stays mirrored: it looks enough like the reference."""
+    for path in (project["root"] / "J1/imported").glob("*.tif"):
+        with mrcfile.new(path.with_suffix(".mrc")) as file:
+            file.set_data(tifffile.imread(path)[:, ::-1].astype(np.int16))
+    edited(project["exposures"], gain_ref_blob__path=[b""] * 2,
+           movie_blob__path=lambda v: np.array([one.replace(b".tif", b".mrc") for one in v.tolist()]))  # fmt: skip
+    (note,) = (note for note in rm.survey_cryosparc(**project).notes if note.startswith("orientation"))
+    assert re.match(
+        r"orientation relion is taken, but does not fit: .*; mirrored in y they do by [4-9]\d\.\d \(relion\)", note
+    )
 
 
 def test_the_background_is_subtracted(project, projects):
