@@ -380,6 +380,21 @@ def test_symmetry_copies_and_filaments_stay_marked(project, tmp_path):
     assert (found["sym_expand/src_uid"] == given["sym_expand/src_uid"][order]).all()
 
 
+def test_shifts_count_pixels_of_the_images_they_go_with(project, tmp_path):
+    """Of coarser ones than the particles were refined on: many programs know one pixel size only."""
+    edited(project["particles"], alignments3D__localshift=np.ones((24, 2), "f4"))
+    data = rm.open_cryosparc(**project, orientation="cryosparc")
+    settings = {**OVERRIDES, "fourier_crop_to": 64, "recenter": False}
+    assert rm.Job(data, tmp_path / "out", settings).run()
+    found, given = read_cs(tmp_path / "out/particles.cs"), read_cs(project["particles"])
+    order = [given["uid"].tolist().index(uid) for uid in found["uid"].tolist()]
+    assert (found["alignments3D/psize_A"] == found["blob/psize_A"]).all() and found["blob/psize_A"][0] == np.float32(
+        2.8
+    )
+    np.testing.assert_allclose(found["alignments3D/shift"] * 2.8, given["alignments3D/shift"][order] * 1.6, atol=1e-5)
+    np.testing.assert_allclose(found["alignments3D/localshift"], 1.6 / 2.8, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["cryosparc", "relion"])
 def test_results_are_input_again(projects, tmp_path, name):
     """The written group, read with the same exposures and volume, names the same particles."""

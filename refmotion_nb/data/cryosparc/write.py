@@ -71,21 +71,25 @@ def _rows(data: Dataset, number: int, written: pd.DataFrame) -> np.ndarray:
     n, index = len(mine), written["index"].to_numpy(np.uint32)
     shape = np.array([[round(m.height / m.binning), round(m.width / m.binning)] for m in mine], np.uint32)
     frac = written[["x_px", "y_px"]].to_numpy() / shape[:, ::-1]
-    psize = given["alignments3D/psize_A"].astype(float)
+    psize = written["pixel_size_A"].to_numpy(float)  # of the new images: converters count shifts in pixels of these
     shift = written[["origin_x_A", "origin_y_A"]].to_numpy() + given["ctf/shift_A"].astype(float)
+    if "alignments3D/localshift" in given:
+        finer = given["alignments3D/psize_A"].astype(float) / psize
+        given["alignments3D/localshift"] = (given["alignments3D/localshift"] * finer[:, None]).astype(np.float32)
     given |= {
         "blob/path": [f">Particles/{name}.mrcs" for name in names_of],
         "blob/idx": index,
         "blob/shape": np.repeat(written["box"].to_numpy(np.uint32)[:, None], 2, axis=1),
-        "blob/psize_A": written["pixel_size_A"].to_numpy(np.float32),
+        "blob/psize_A": psize.astype(np.float32),
         "blob/sign": np.ones(n, np.float32),  # protein is bright
         "blob/import_sig": np.zeros(n, np.uint64),
         "alignments3D/shift": (shift / psize[:, None]).astype(np.float32),
+        "alignments3D/psize_A": psize.astype(np.float32),
         "location/micrograph_shape": shape,
         "location/micrograph_psize_A": np.array([m.pixel_size_A * m.binning for m in mine], np.float32),
         "location/center_x_frac": frac[:, 0].astype(np.float32),
         "location/center_y_frac": (1 - frac[:, 1] if _against(data.orientation) else frac[:, 1]).astype(np.float32),
-        "motion/type": ["local"] * n,
+        "motion/type": ["particle"] * n,
         "motion/path": [f">Motion/{name}_traj.npy" for name in names_of],
         "motion/idx": index,
         "motion/frame_start": np.array([m.first_frame for m in mine], np.uint32),
