@@ -150,6 +150,24 @@ def test_real_particles_with_their_passthrough(t20s):
         read_particle_rows(t20s / "T20S_particles.cs")  # extracted, not refined
 
 
+def test_uids_of_other_programs_match(tmp_path):
+    """Signed ones, which NumPy compares with CryoSPARC's as floating-point numbers."""
+    rows = columns(rows_of())
+    write_cs(tmp_path / "a.cs", table(rows | {"uid": rows["uid"].astype(np.int64)}))
+    assert read_cs(tmp_path / "a.cs")["uid"].dtype == np.uint64
+    merged = merge(table({"uid": rows["uid"]}), [("a.cs", read_cs(tmp_path / "a.cs"))], "R.cs")
+    assert (merged["ctf/df1_A"] == rows["ctf/df1_A"]).all()
+
+
+def test_a_table_of_many_classes(tmp_path):
+    """Before version 4.5 classification gave each class columns of its own."""
+    rows = {"uid": np.arange(3, dtype=np.uint64)} | {
+        f"alignments_class_{i}/{name}": np.full(3, i, np.float32) for i in range(40) for name in ("alpha", "class_posterior",
+        "cross_cor", "error_min", "image_pow", "pose_ess", "psize_A", "resid_pow", "shift_ess", "slice_pow")}  # fmt: skip
+    write_cs(tmp_path / "a.cs", table(rows))
+    assert read_cs(tmp_path / "a.cs")["alignments_class_39/alpha"].tolist() == [39] * 3
+
+
 def test_an_empty_table(tmp_path):
     for container in (False, True):
         found = read_cs(save(tmp_path / "a.cs", columns(rows_of()[:0]), container))

@@ -24,6 +24,7 @@ from refmotion_nb.data.files import admit, atomic, read_text
 from refmotion_nb.data.schema import InputError
 
 _NUMPY, _CSDAT = b"\x93NUMPY", b"\x95CSDAT"
+_MOST_HEADER = 1_000_000  # characters; every class of a 3D classification has columns of its own
 _REMEDY = "export it from CryoSPARC again"
 
 
@@ -58,7 +59,7 @@ def read_cs(path: str | Path) -> np.ndarray:
             rows = _unpack(memoryview(data))
         elif data.startswith(_NUMPY):
             with open(path, "rb") as file:
-                rows = np.load(file, allow_pickle=False)
+                rows = np.load(file, allow_pickle=False, max_header_size=_MOST_HEADER)
         else:
             raise InputError(f"{path} is not a CryoSPARC table (.cs); {_REMEDY}")
     except InputError:
@@ -67,6 +68,8 @@ def read_cs(path: str | Path) -> np.ndarray:
         raise InputError(f"{path} is damaged or not a CryoSPARC table ({error}); {_REMEDY}") from None
     if rows.dtype.names is None or "uid" not in rows.dtype.names:
         raise InputError(f"{path} has no column uid, so it is not a CryoSPARC table; {_REMEDY}")
+    if rows.dtype["uid"].kind == "i":  # as other programs write it
+        rows = table(columns(rows.reshape(-1)) | {"uid": rows["uid"].reshape(-1).astype(np.uint64)})
     return rows.reshape(-1)
 
 
