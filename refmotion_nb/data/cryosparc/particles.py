@@ -21,7 +21,7 @@ import pandas as pd
 from refmotion_nb.data.cryosparc.csfile import names, text
 from refmotion_nb.data.cryosparc.files import Entry, first_file, read_rows
 from refmotion_nb.data.reasons import listed
-from refmotion_nb.data.relion.particles import MOST_VOLTAGE_KV, ParticleTable
+from refmotion_nb.data.relion.particles import LEAST_DEFOCUS_A, MOST_VOLTAGE_KV, ParticleTable
 from refmotion_nb.data.schema import InputError, Optics
 from refmotion_nb.data.star import Block
 from refmotion_nb.numerics.ctf import wavelength_A
@@ -54,7 +54,8 @@ def read_particle_rows(entry: Entry) -> np.ndarray:
     if not len(rows):
         raise InputError(f"{path} holds no particles; give a selection that is not empty")
     if missing := [name for name in NEEDED if name not in names(rows)]:
-        multi = "; several classes at once are not supported" * ("alignments3D_multi/pose" in names(rows))
+        several = any(name.startswith(("alignments3D_multi/", "alignments_class_")) for name in names(rows))
+        multi = "; several classes at once are not supported, refine them one by one" * several
         raise InputError(f"{path} lacks {', '.join(missing)}{multi}; {_REMEDY}")
     return rows
 
@@ -235,8 +236,14 @@ def _problems(rows: np.ndarray, path: Path, finer: np.ndarray) -> tuple[str, ...
         "is magnified far from 1 (ctf/anisomag, which is stored less the identity)": ~((magnified > 0.5) & (magnified < 2)),
         "was located on a micrograph of another shape than others on it": ~np.isclose(finer[:, 0], finer[:, 1], rtol=_SAME),
     }  # fmt: skip
-    return tuple(f"{path}: row {listed((np.flatnonzero(mask) + 1).tolist())} {what}; {_REMEDY}"
-                 for what, mask in bad.items() if mask.any())  # fmt: skip
+    problems = [f"{path}: row {listed((np.flatnonzero(mask) + 1).tolist())} {what}; {_REMEDY}"
+                for what, mask in bad.items() if mask.any()]  # fmt: skip
+    if len(rows) > 1 and not rows["alignments3D/pose"].any():
+        problems.append(f"{path}: alignments3D/pose is 0 in every row; {_REMEDY}")
+    if max(np.abs(rows["ctf/df1_A"]).max(), np.abs(rows["ctf/df2_A"]).max()) < LEAST_DEFOCUS_A:
+        problems.append(f"{path}: ctf/df1_A and ctf/df2_A are below {LEAST_DEFOCUS_A:g} Å in every row; give particles whose CTF "
+                        "was estimated")  # fmt: skip
+    return tuple(problems)
 
 
 def _column(rows: np.ndarray, name: str, default: float, width: int = 1) -> np.ndarray:
