@@ -410,9 +410,15 @@ def test_results_are_input_again(projects, tmp_path, name):
     np.testing.assert_allclose(*place, atol=1e-3)
 
 
-def test_relion_input_is_written_for_cryosparc_too(from_relion, tiny, tmp_path):
+def test_relion_input_is_written_for_cryosparc_too(from_relion, tmp_path, test_data):
+    """Its results have all the columns that CryoSPARC's have, of the same types."""
     assert rm.Job(from_relion, tmp_path, OVERRIDES).run()
     found = dataset_class().load(tmp_path / "particles.cs")
+    written, real = read_cs(tmp_path / "particles.cs"), test_data / "cryosparc_t20s"
+    for name in ("cryosparc_P9_J209_000_particles.cs", "T20S_particles.cs", "T20S_passthrough_particles.cs"):
+        for field, (kind, _) in read_cs(real / name).dtype.fields.items():
+            ours = written.dtype[field]
+            assert ours.kind == "S" == kind.kind or ours == kind, field
     given = from_relion.particles.sortby("row")
     assert (found["alignments3D/split"] + 1 == given["half"].values).all()
     np.testing.assert_allclose(found["ctf/df1_A"], given["defocus_u"].values, rtol=1e-6)

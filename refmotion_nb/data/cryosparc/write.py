@@ -26,6 +26,8 @@ RESULTS = ("blob", "ctf", "alignments3D", "location", "motion")
 # of the input, and true of the new images: later jobs keep copies and segments of filaments in one half set by them. Shifts
 # found in 2D are not, once particles are recentred
 CARRIED = ("sym_expand", "filament", "pick_stats", "ml_properties")
+_UNKNOWN = ("error", "error_min", "resid_pow", "slice_pow", "image_pow", "cross_cor", "alpha_min", "weight", "pose_ess",
+            "shift_ess")  # fmt: skip
 
 
 def write_trajectories(out: Path, movie: Movie, displacement_A: np.ndarray, orientation: str) -> None:
@@ -141,9 +143,12 @@ def _given(data: Dataset, number: int, row: np.ndarray, movies: Mapping[str, Mov
         "alignments3D/psize_A": f4([o.pixel_size_A for o in optics]),
         "alignments3D/alpha": f4(p["scale"].values),
         "alignments3D/class": np.zeros(n, np.uint32),
+        **{f"alignments3D/{name}": np.ones(n, np.float32) for name in ("class_posterior", "class_ess")},
+        **{f"alignments3D/{name}": np.zeros(n, np.float32) for name in _UNKNOWN},
         "location/micrograph_uid": np.array([stable_uid("micrograph", name) for name in names_of], np.uint64),
         "location/exp_group_id": group.astype(np.uint32) + np.uint32(1),
         "location/micrograph_path": [str(movies[name].path) for name in names_of],
+        "location/min_dist_A": np.zeros(n, np.float32),
     }
 
 
