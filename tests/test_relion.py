@@ -87,6 +87,10 @@ def test_options_replace_what_the_files_say(project):
         (set_to("rlnRandomSubset", [0], 0), "no half set .* for row 1 of data_particles"),
         (set_to("rlnRandomSubset", slice(None), 2), "all particles are of half set 2"),
         (lambda table: table.assign(rlnPhaseShift=[np.nan, *[0.0] * 29]), "rlnPhaseShift is not a number in row 1 of"),
+        (
+            lambda table: table.assign(rlnVoltage=[*[200.0] * 28, 300, 300]),
+            "rlnVoltage is not that of the optics group in rows 29, 30 .2 of 30.*; RELION would take it for the CTF",
+        ),
         (set_to("rlnRandomSubset", [6], 1.5), "no half set .* for row 7 of data_particles"),
         (set_to("rlnRandomSubset", [6], 1e20), "no half set .* for row 7 of data_particles"),
         (set_to("rlnOpticsGroup", [3], 9), "no such group in data_optics for row 4"),
@@ -135,6 +139,14 @@ def test_each_impossible_optics_group_has_its_line(project, label, value, said):
     with pytest.raises(InputError, match=said) as error:
         opened(project)
     assert "\n" not in str(error.value)
+
+
+def test_what_particles_do_not_say_of_their_ctf_their_optics_group_may(project):
+    edit(project / PARTICLES, "optics", lambda table: table.assign(rlnPhaseShift=60.0, rlnCtfBfactor=25.0))
+    edit(project / PARTICLES, "particles", lambda table: table.assign(rlnPhaseShift=np.arange(30.0), rlnVoltage=200.0))
+    particles = opened(project).particles
+    assert (particles["ctf_b_factor"].values == 25.0).all() and (particles["ctf_scale"].values == 1.0).all()
+    assert particles["phase_shift"].values.tolist() == particles["row"].values.tolist()  # their own, where they have it
 
 
 def test_duplicates_are_told(project):
