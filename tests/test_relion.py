@@ -163,6 +163,15 @@ def test_duplicates_are_told(project):
     assert any("1 of them are in the other half set" in note for note in opened(project).notes)
 
 
+def test_subtracted_particles_are_told(project):
+    names = [f"{i + 1:06d}@Subtract/job045/Particles/subtracted_rank1_opticsgroup1.mrcs" for i in range(30)]
+    edit(project / PARTICLES, "particles", lambda table: table.assign(rlnImageOriginalName=table["rlnImageName"]))
+    assert not opened(project).notes
+    edit(project / PARTICLES, "particles", lambda table: table.assign(rlnImageName=names))
+    (note,) = opened(project).notes
+    assert "30 of 30 particles" in note and "subtracted: movies hold all of it" in note and "--revert" in note
+
+
 def test_relion_30_files_are_refused_with_the_remedy(project):
     blocks = read_star(project / PARTICLES)
     write_star(project / PARTICLES, {"": blocks["particles"]})

@@ -244,6 +244,20 @@ def repeated(particles: xr.Dataset) -> list[str]:
             f"each place is aligned once and all are written{warning}: take duplicates out of the file"]  # fmt: skip
 
 
+def subtracted(tables: Sequence[ParticleTable]) -> list[str]:
+    """Say how many particles are images with part of the signal subtracted, a line for each table that has such."""
+    notes = []
+    for part in tables:
+        rows = table(part.blocks, "particles")
+        if {"rlnImageName", "rlnImageOriginalName"} <= set(rows.columns):
+            n = int(rows["rlnImageName"].astype(str).str.contains(r"subtracted[^/]*$").sum())
+            if n:
+                notes.append(f"{n} of {len(rows)} particles of {part.path} are images with part of the signal subtracted: movies "
+                             "hold all of it, and if subtraction centred them, too, their coordinates do not lead to them there; "
+                             "give the particles as they were before (relion_particle_subtract --revert)")  # fmt: skip
+    return notes
+
+
 def off_their_movies(particles: xr.Dataset, movies: Sequence[Movie]) -> list[str]:
     """Say how many particles have their centres, origins applied, outside their movies, a line for that if there are any.
 

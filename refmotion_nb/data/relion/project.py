@@ -28,6 +28,7 @@ from refmotion_nb.data.relion.particles import (
     read_particles,
     repeated,
     shared_places,
+    subtracted,
     unfit,
 )  # fmt: skip
 from refmotion_nb.data.relion.results import find_root, given_root
@@ -156,6 +157,7 @@ def _read(
         problems += unfit(particles, skipped, tables, "micrographs")
     notes += [
         *found.notes, *off_their_movies(particles, found.movies), *shared_places(particles), *repeated(particles),
+        *subtracted(tables),
     ]  # fmt: skip
     return Findings(dataset, home, problems, notes)
 
