@@ -149,6 +149,11 @@ def test_what_particles_do_not_say_of_their_ctf_their_optics_group_may(project):
     assert particles["phase_shift"].values.tolist() == particles["row"].values.tolist()  # their own, where they have it
 
 
+def test_the_voltage_may_be_known_of_particles_only(project):
+    edit(project / MICROGRAPHS, "optics", lambda table: table.drop(columns="rlnVoltage"))
+    assert {movie.voltage_kV for movie in opened(project).movies} == {200.0}
+
+
 def test_duplicates_are_told(project):
     assert not [note for note in opened(project).notes if "earlier" in note]
     edit(project / PARTICLES, "particles", lambda table: pd.concat([table, table.iloc[[0, 3]]], ignore_index=True))
