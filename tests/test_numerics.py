@@ -149,6 +149,12 @@ def test_power_is_the_sum_of_squares(rng):
     power, count = particle_power(spectra, half_plane=True)
     np.testing.assert_allclose(power, expected, rtol=2e-3, atol=1e-6 * expected.max())
     np.testing.assert_array_equal(count, np.bincount(half.ravel()))
+    ky, kx = half_plane_indices(BOX)
+    within = (np.maximum(np.abs(ky), kx) <= 5).astype(float)
+    expected = np.stack([np.bincount(half.ravel(), (once[p].sum(0) * within).ravel())[:8] for p in range(3)])
+    power, count = particle_power(spectra, half_plane=True, image_box=10)
+    np.testing.assert_allclose(power, expected, rtol=2e-3, atol=1e-6 * expected.max())
+    np.testing.assert_array_equal(count, np.bincount(half.ravel(), within.ravel())[:8])
 
 
 def test_boxes_and_coordinates_are_relions():

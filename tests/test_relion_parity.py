@@ -146,6 +146,15 @@ def test_tracks_count_from_relions_zero_on_binned_micrographs(folder, few, tmp_p
     assert np.sqrt(((ours - theirs) ** 2).sum(-1).mean()) < TRACKS_A
 
 
+def test_trajectories_of_binned_particles_are_relions(folder, few, tmp_path):
+    """RELION crops patches to the pixels of the particles, here of 1.5 Å, before it scales, whitens and correlates them."""
+    particles, optics = few
+    session, theirs, _ = polished(folder, tmp_path, particles, optics.assign(rlnImagePixelSize=1.5, rlnImageSize=128))
+    settings, prior = Alignment(**AS_RELION), MotionPrior(rm.Hyperparameters.from_relion(0.5, 5000.0, 2.0, 2.0))
+    ours = session.track(session.micrograph("mic0000", settings), settings, prior).displacement_A
+    assert np.sqrt(((ours - theirs) ** 2).sum(-1).mean()) < TRACKS_A
+
+
 def test_b_factors_and_scales_are_relions(folder, session):
     total = np.sum([relions_sums(folder, name) for name in session], axis=0)
     reference = session.data.references[0]

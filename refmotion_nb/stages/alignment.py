@@ -298,8 +298,8 @@ def alignment_windows(
     weight = band[:, None, : k + 1] * decay * whiten
     if settings.relion:
         largest = np.abs(m.placement.initial_A).max() / m.movie.pixel_size_A
-        grid = pixel_grid(largest + reach_px)
-        weight = weight * (spectra.box / (spectra.box + 1.0))
+        grid = pixel_grid(largest + reach_px, spectra.box / m.image_box)
+        weight = weight * (m.image_box / (m.image_box + 1.0))
     else:
         grid = spline_grid(k, spectra.box, reach_px)
     values = correlation_windows(spectra, m.own, weight, k, grid, threads)
