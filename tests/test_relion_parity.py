@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from dataclasses import replace
 
 import mrcfile
 import numpy as np
@@ -13,8 +14,9 @@ from refmotion_nb.data.relion.results import open_postprocess, read_bfactors, re
 from refmotion_nb.data.star import read_star, write_star
 from refmotion_nb.data.synthetic.simulate import trajectory_error_A
 from refmotion_nb.numerics.dose import fcc, fit_relion
+from refmotion_nb.numerics.energy import own_noise_windows
 from refmotion_nb.numerics.fourier import first_shell_below
-from refmotion_nb.stages.alignment import Alignment, MotionPrior
+from refmotion_nb.stages.alignment import Alignment, MotionPrior, alignment_windows
 from refmotion_nb.stages.dose_weights import micrograph_fcc_sums
 from refmotion_nb.stages.reuse import as_search
 from refmotion_nb.stages.search import default_prior, prior_attrs, prior_from_attrs
@@ -161,6 +163,21 @@ def test_b_factors_and_scales_are_relions(folder, session):
     b_factor, log_scale = fit_relion(fcc(total), pixel_A, int(box * pixel_A / 20), last)
     expected = read_bfactors(folder / "RelionPolish/bfactors.star")
     assert relative(b_factor, expected[0]) < RELATIVE and relative(log_scale, expected[1]) < RELATIVE
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_own_noise_is_as_large_as_expected(session, final):
+    # signal is the same in both half maps: what windows of the own one have beyond those of the other is own noise
+    settings, unequal, expected = rm.MotionCorrection(), 0.0, 0.0
+    for name in list(session)[:4]:
+        m = session.micrograph(name, settings)
+        own, other = (alignment_windows(one, settings, final, 2) for one in (m, replace(m, own=m.opposite)))
+        scale = own.cross / own.power
+        ((_, arguments),) = own.own_noise
+        noise = own_noise_windows(**arguments, threads=2) * scale**2
+        unequal += (scale * (own.windows.values - other.windows.values) * noise).sum()
+        expected += (noise**2).sum()
+    assert unequal / expected == pytest.approx(1, abs=0.15)
 
 
 def test_own_search_comes_close_to_the_truth(folder, session):
