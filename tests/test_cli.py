@@ -400,7 +400,7 @@ def test_no_acceleration_prior_is_a_prior(tiny, tmp_path, capsys):
      "\\xc5.star does not exist"),
 ])  # fmt: skip
 def test_bytes_and_terminals_of_other_encodings(tmp_path, words, rc, told):
-    done = subprocess.run([sys.executable.encode(), b"-m", b"refmotion_nb.cli", *words], cwd=tmp_path, capture_output=True,
+    done = subprocess.run([sys.executable.encode(), b"-m", b"refmotion_nb", *words], cwd=tmp_path, capture_output=True,
                           env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
     text = (done.stdout + done.stderr).decode("ascii")
     assert done.returncode == rc and told in text and "Traceback" not in text
