@@ -44,6 +44,13 @@ def stacks(out):
     return {path.name: path for path in sorted((out / "Particles").iterdir())}
 
 
+def test_a_job_says_what_it_runs_on(tiny, tmp_path):
+    told = []
+    settings = {"threads": 2, "spatial_strength": 1.5, "correlation_distance": 3000.0, "acceleration_strength": 2.0}
+    rm.Job(tiny.open(), tmp_path / "out", settings, say=told.append).run("hyperparameters")
+    assert sum(line.startswith("running on the CPU, 2 threads") for line in told) == 1
+
+
 def pixels(path):
     with mrcfile.open(path) as file:
         return file.data.copy(), file.header.mode.item(), float(file.voxel_size.x), file.is_image_stack()
