@@ -4,7 +4,8 @@
 
 DATASETs are folders laid out as by `refmotion simulate`, with truth.npz. Trajectory errors in Å as by `accuracy.py`; mean
 FSC (own validation, masked and corrected) from 8 to 4 Å. Both rounds are under the hyperparameters of the first; the second
-measures its dose weights anew. The last column is of the true trajectories with the dose weights of the first.
+measures its dose weights anew, and takes no own noise out. The last column is of the true trajectories with the dose weights
+of the first.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class TrueSession(rm.Session):
         return replace(found, displacement_A=true - off)
 
 
-def error_A(session: rm.Session, search: xr.Dataset, truth: dict[str, np.ndarray]) -> float:
-    settings, errors = rm.MotionCorrection(), []
+def error_A(session: rm.Session, search: xr.Dataset, truth: dict[str, np.ndarray], **changes: bool) -> float:
+    settings, errors = rm.MotionCorrection(**changes), []
     for name in session:
         found = session.track(session.micrograph(name, settings), settings, prior_of(search))
         errors.append(trajectory_error_A(found.displacement_A, truth[f"{name}_total"], truth["dose_mid"]))
@@ -70,9 +71,11 @@ def rounds(dataset: Path, out: Path) -> list[float]:
     reference = rm.Reference(half1, half2, first.data.references[0].mask)
     second = rm.Session(replace(first.data, references=(reference,)), cache_bytes=first.cache_bytes)
     prior = replace(prior_of(search), scale_pool=np.nan)  # the new maps may have another grey scale
+    elsewhere = {"remove_own_noise": False}  # along the trajectories of the first round
     again = as_search(second, rm.HyperparameterSearch(), prior, 0)
-    errors.append(error_A(second, again, truth))
-    fsc.append(mean_fsc(rm.Validation().run(second, again, rm.DoseWeights().run(second, again), combinations=(BOTH,))))
+    errors.append(error_A(second, again, truth, **elsewhere))
+    dose = rm.DoseWeights(**elsewhere).run(second, again)
+    fsc.append(mean_fsc(rm.Validation(**elsewhere).run(second, again, dose, combinations=(BOTH,))))
     return [*errors, *fsc, best]
 
 

@@ -1,11 +1,13 @@
 """CryoSPARC projects, made from RELION's by a writer of its own: the same particles, the same trajectories."""
 
+import re
 import shutil
 from dataclasses import replace
 
 import mrcfile
 import numpy as np
 import pytest
+import tifffile
 from cryosparc_project import convert, dataset_class
 from job import GIVEN, left_behind, said
 from scipy.interpolate import BSpline
@@ -17,6 +19,7 @@ from refmotion_nb.data.cryosparc.csfile import columns, read_cs, read_csg, table
 from refmotion_nb.data.cryosparc.exposures import read_exposures, read_movies
 from refmotion_nb.data.cryosparc.hyperparameters import read_dose_weights
 from refmotion_nb.data.cryosparc.motion import ORIENTATIONS
+from refmotion_nb.data.cryosparc.write import RESULTS
 from refmotion_nb.data.movies.look import look_at
 from refmotion_nb.data.movies.reader import TiffReader, open_movie
 from refmotion_nb.data.relion.micrographs import Options
@@ -189,6 +192,19 @@ def test_an_orientation_that_is_not_confirmed_is_said(project):
     assert any(note.startswith("orientation cryosparc is taken, but not confirmed") for note in found.notes)
 
 
+def test_movies_whose_rows_run_the_other_way_are_told(project):
+    """Then boxes are found by turning locations, while each image stays mirrored: it looks enough like the reference."""
+    for path in (project["root"] / "J1/imported").glob("*.tif"):
+        with mrcfile.new(path.with_suffix(".mrc")) as file:
+            file.set_data(tifffile.imread(path)[:, ::-1].astype(np.int16))
+    edited(project["exposures"], gain_ref_blob__path=[b""] * 2,
+           movie_blob__path=lambda v: np.array([one.replace(b".tif", b".mrc") for one in v.tolist()]))  # fmt: skip
+    (note,) = (note for note in rm.survey_cryosparc(**project).notes if note.startswith("orientation"))
+    assert re.match(
+        r"orientation relion is taken, but does not fit: .*; mirrored in y they do by [4-9]\d\.\d \(relion\)", note
+    )
+
+
 def test_the_background_is_subtracted(project, projects):
     """One that varies changes the patches, one that is level does not."""
     for file in (project["root"] / "J2/motioncorrected").glob("*_background.mrc"):
@@ -348,6 +364,37 @@ def test_recentred_particles_stay_where_they_are(finished, projects):
     assert np.abs(shift).max() <= 0.5 * data.movies[0].pixel_size_A + 1e-6
 
 
+def test_symmetry_copies_and_filaments_stay_marked(project, tmp_path):
+    """Later jobs keep what belongs together in one half set by results of their own; shifts in 2D no longer hold."""
+    n = len(read_cs(project["particles"]))
+    edited(project["particles"], sym_expand__src_uid=np.arange(n, dtype="u8") // 2, sym_expand__idx=np.arange(n, dtype="u4") % 2,
+           filament__filament_uid=np.arange(n, dtype="u8") // 5, alignments2D__shift=np.zeros((n, 2), "f4"))  # fmt: skip
+    data = rm.open_cryosparc(**project, orientation="cryosparc")
+    assert rm.Job(data, tmp_path / "out", OVERRIDES).run()
+    results = read_csg(tmp_path / "out/particles.csg").results
+    assert {name: kind for name, (_, kind, _) in results.items() if name not in RESULTS} == {
+        "sym_expand": "particle.sym_expand", "filament": "particle.filament"}  # fmt: skip
+    found, given = dataset_class().load(tmp_path / "out/particles.cs"), read_cs(project["particles"])
+    at = {int(uid): i for i, uid in enumerate(given["uid"])}
+    order = [at[int(uid)] for uid in found["uid"]]
+    assert (found["sym_expand/src_uid"] == given["sym_expand/src_uid"][order]).all()
+
+
+def test_shifts_count_pixels_of_the_images_they_go_with(project, tmp_path):
+    """Of coarser ones than the particles were refined on: many programs know one pixel size only."""
+    edited(project["particles"], alignments3D__localshift=np.ones((24, 2), "f4"))
+    data = rm.open_cryosparc(**project, orientation="cryosparc")
+    settings = {**OVERRIDES, "fourier_crop_to": 64, "recenter": False}
+    assert rm.Job(data, tmp_path / "out", settings).run()
+    found, given = read_cs(tmp_path / "out/particles.cs"), read_cs(project["particles"])
+    order = [given["uid"].tolist().index(uid) for uid in found["uid"].tolist()]
+    assert (found["alignments3D/psize_A"] == found["blob/psize_A"]).all() and found["blob/psize_A"][0] == np.float32(
+        2.8
+    )
+    np.testing.assert_allclose(found["alignments3D/shift"] * 2.8, given["alignments3D/shift"][order] * 1.6, atol=1e-5)
+    np.testing.assert_allclose(found["alignments3D/localshift"], 1.6 / 2.8, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["cryosparc", "relion"])
 def test_results_are_input_again(projects, tmp_path, name):
     """The written group, read with the same exposures and volume, names the same particles."""
@@ -363,9 +410,15 @@ def test_results_are_input_again(projects, tmp_path, name):
     np.testing.assert_allclose(*place, atol=1e-3)
 
 
-def test_relion_input_is_written_for_cryosparc_too(from_relion, tiny, tmp_path):
+def test_relion_input_is_written_for_cryosparc_too(from_relion, tmp_path, test_data):
+    """Its results have all the columns that CryoSPARC's have, of the same types."""
     assert rm.Job(from_relion, tmp_path, OVERRIDES).run()
     found = dataset_class().load(tmp_path / "particles.cs")
+    written, real = read_cs(tmp_path / "particles.cs"), test_data / "cryosparc_t20s"
+    for name in ("cryosparc_P9_J209_000_particles.cs", "T20S_particles.cs", "T20S_passthrough_particles.cs"):
+        for field, (kind, _) in read_cs(real / name).dtype.fields.items():
+            ours = written.dtype[field]
+            assert ours.kind == "S" == kind.kind or ours == kind, field
     given = from_relion.particles.sortby("row")
     assert (found["alignments3D/split"] + 1 == given["half"].values).all()
     np.testing.assert_allclose(found["ctf/df1_A"], given["defocus_u"].values, rtol=1e-6)
@@ -456,11 +509,18 @@ BAD = {
     "phase": (bad(PARTICLES, ctf__phase_shift_rad=lambda v: v * np.nan), r"row 1, 2, .* has a value that is not a number"),
     "tilt": (bad(PARTICLES, ctf__tilt_A=lambda v: v * np.nan), r"row 1, 2, 3 and 21 more has a value that is not a number"),
     "no voltage": (bad(PARTICLES, ctf__accel_kv=lambda v: v * 0), r"row 1, 2, .* has no voltage in kV .ctf/accel_kv."),
+    "no refinement": (bad(PARTICLES, alignments3D__pose=lambda v: v * 0), r"alignments3D/pose is 0 in every row; give the"),
+    "no CTF": (bad(PARTICLES, ctf__df1_A=lambda v: v * 0, ctf__df2_A=lambda v: v * 0),
+               r"ctf/df1_A and ctf/df2_A are below 100 Å in every row; give particles whose CTF was estimated"),
+    "magnified": (bad(PARTICLES, ctf__anisomag=lambda v: v + np.float32([1.01, 0, 0, 0.99])),
+                  r"row 1, 2, .* is magnified far from 1 .ctf/anisomag, which is stored less the identity."),
     "volts": (bad(PARTICLES, ctf__accel_kv=lambda v: v * 1000), r"row 1, 2, .* has no voltage in kV .ctf/accel_kv."),
     "no pixel size": (bad(PARTICLES, alignments3D__psize_A=lambda v: v * 0), r"has no pixel size .alignments3D/psize_A."),
     "no movie's name": (bad(EXPOSURES, movie_blob__path=lambda v: np.full_like(v, b"")),
                         r"exposures.cs names no movie for uid \d+; import the movies again"),
     "turned": (bad(PASS, location__micrograph_shape=lambda v: v * [[1, 2]]), r"located on a micrograph of 1024 × 512, of an"),
+    "one turned": (bad(PASS, location__micrograph_shape=lambda v: np.where(np.arange(24)[:, None] == 3, v * [[1, 2]], v)),
+                   r"row \d+ was located on a micrograph of another shape than others on it"),
     "other exposures": (bad(PASS, location__micrograph_uid=lambda v: v + np.uint64(1)), r"no particle can be used"),
     "no half map": (gone("J5/J5_volume_map_half_A.mrc"), r"half map 1 not found"),
     "damaged": (lambda p: (p["root"] / PARTICLES).write_bytes(b"\x93NUMPYxx"), r"particles.cs is damaged or not a"),
@@ -497,6 +557,26 @@ def test_locations_on_binned_micrographs(project):
     assert 0 <= moved.min() and moved.max() < 1.01 * whole.movies[0].pixel_size_A  # cut to whole binned pixels
 
 
+@pytest.mark.parametrize("n_tables", [1, 2])
+def test_locations_on_one_micrograph_in_two_sizes(project, n_tables):
+    """Particles extracted from a micrograph and from its Fourier-cropped copy lie on one movie, in one table or in two."""
+    given = project | {what: [project[what]] * n_tables for what in ("particles", "volumes")}
+    whole = rm.open_cryosparc(**given, orientation="cryosparc")
+    if n_tables == 1:
+        coarse = np.arange(24)[:, None] % 2 == 0
+        edited(project["root"] / PASS, location__micrograph_shape=lambda v: np.where(coarse, v // 2, v))
+    else:
+        other = project["root"] / "J6"
+        shutil.copytree(project["particles"].parent, other)
+        edited(other / "J5_passthrough_particles.cs", location__micrograph_shape=lambda v: v // 2)
+        given["particles"] = [project["particles"], other / "particles.cs"]
+    both = rm.open_cryosparc(**given, orientation="cryosparc")
+    assert all(movie.binning == 1 for movie in both.movies) and not both.skipped
+    moved = whole.particles["coordinate"].values - both.particles["coordinate"].values
+    assert 0 <= moved.min() and moved.max() < 1.01 * whole.movies[0].pixel_size_A
+    assert 10 <= (moved == 0).all(1).sum() < len(moved)
+
+
 def test_the_voltage_is_that_of_the_ctf_where_the_microscope_does_not_tell(project):
     edited(project["exposures"], mscope_params__accel_kv=None, ctf__accel_kv=np.full(2, 200, np.float32))
     assert {movie.voltage_kV for movie in rm.open_cryosparc(**project, orientation="cryosparc").movies} == {200.0}
@@ -509,11 +589,65 @@ def test_a_gain_given_by_a_relative_path_is_found_from_any_folder(project, monke
     assert {movie.gain.path for movie in opened.movies} == {project["root"] / "J1/imported/gain.mrc"}
 
 
+def test_exposures_are_listed_once(project):
+    """Those of two jobs may overlap; two kinds of motion for one movie are a mistake."""
+    first, again = project["exposures"], project["root"] / "J4/exposures.cs"
+    again.parent.mkdir()
+    shutil.copy(first, again)
+    write_cs(first, read_cs(first)[:1])
+    data = rm.open_cryosparc(**(project | {"exposures": [first, again]}), orientation="cryosparc")
+    assert [movie.micrograph for movie in data.movies] == ["mic0000", "mic0001"] and not data.skipped
+    assert len(rm.open_exposures([first, again], project["root"]).movies) == 2
+    edited(again, rigid_motion__path=[b"J4/motioncorrected/a.npy", b"J4/motioncorrected/b.npy"])
+    with pytest.raises(
+        rm.InputError, match=r"J4/exposures.cs and .*J2/exposures.cs list uid \d+ with different motion; give"
+    ):
+        rm.open_cryosparc(**(project | {"exposures": [first, again]}), orientation="cryosparc")
+
+
 def test_particles_of_another_job_are_told(project):
     moved = shutil.move(project["root"] / "J5/J5_volume.cs", project["root"] / "J9_volume.cs")
     edited(moved, map_half_A__path=["J9/a.mrc"], map_half_B__path=["J9/b.mrc"])
     notes = rm.survey_cryosparc(**(project | {"volumes": moved})).notes
     assert any("is of job J5, its volume of J9; poses and half sets should be those" in note for note in notes)
+
+
+def test_particles_of_an_earlier_iteration_are_told(project):
+    folder = project["particles"].parent
+    for number in ("000", "005"):
+        shutil.copy(project["particles"], folder / f"cryosparc_P1_J5_{number}_particles.cs")
+    for number in ("000", "005"):
+        given = project | {"particles": folder / f"cryosparc_P1_J5_{number}_particles.cs"}
+        told = [note for note in rm.survey_cryosparc(**given, orientation="cryosparc").notes if "iteration" in note]
+        assert len(told) == (number == "000") and all(
+            "000_particles.cs is of an earlier iteration than" in one for one in told
+        )
+
+
+CALIBRATED = np.float32(1.008)
+NOTED = {
+    "particles calibrated": ([(PARTICLES, {"blob__psize_A": lambda v: v * CALIBRATED})],
+        r"its box of 112 px of 1.6128 Å is 112.90 pixels of its movies \(1.6 Å\) wide, as if the pixel size had been"),
+    "micrographs calibrated": ([(PASS, {"location__micrograph_psize_A": lambda v: v * CALIBRATED})],
+        r"its micrographs have 1.6128 Å/px, those of its movies 1.6; give particles, volume and exposures the same"),
+    "downsampled": ([(PARTICLES, {"blob__psize_A": lambda v: v * 2, "blob__shape": lambda v: v // 2})], None),
+    "binned": ([(PASS, {"location__micrograph_psize_A": lambda v: v * 2, "location__micrograph_shape": lambda v: v // 2})], None),
+    "defects": ([(EXPOSURES, {"mscope_params__defect_path": [b"J1/imported/defects.txt"] * 2})],
+        r"J1/imported/defects.txt, the defect file of 2 movies, is not followed; hot pixels are found in the movies"),
+    "scale": ([(PARTICLES, {"alignments3D__alpha": np.linspace(-0.5, 1.5, 24).astype("f4")})],
+        r"6 particles have a scale \(alignments3D/alpha\) of 0 or below, taken as 1; take them out"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(NOTED))
+def test_what_may_be_a_mistake_is_told(project, kind):
+    changes, message = NOTED[kind]
+    for path, change in changes:
+        edited(project["root"] / path, **change)
+    notes = rm.survey_cryosparc(**project, orientation="cryosparc").notes
+    found = [note for note in notes if "same scale" not in note]
+    assert len(found) == (message is not None), found
+    assert message is None or re.search(message, found[0]), found
 
 
 def test_two_references_belong_to_two_particle_files(project):

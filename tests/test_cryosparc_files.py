@@ -2,9 +2,11 @@
 
 import json
 import struct
+from datetime import datetime
 
 import numpy as np
 import pytest
+import yaml
 from cryosparc_project import dataset_class, save
 from scipy.linalg import expm
 from scipy.ndimage import map_coordinates
@@ -21,7 +23,7 @@ from refmotion_nb.data.cryosparc.csfile import (
     write_cs,
     write_csg,
 )
-from refmotion_nb.data.cryosparc.files import locate, read_reference, read_rows
+from refmotion_nb.data.cryosparc.files import later_iteration, locate, read_reference, read_rows
 from refmotion_nb.data.cryosparc.hyperparameters import read_dose_weights
 from refmotion_nb.data.cryosparc.motion import ORIENTATIONS, oriented_gain, read_rigid, read_spline
 from refmotion_nb.data.cryosparc.particles import (
@@ -148,6 +150,24 @@ def test_real_particles_with_their_passthrough(t20s):
         read_particle_rows(t20s / "T20S_particles.cs")  # extracted, not refined
 
 
+def test_uids_of_other_programs_match(tmp_path):
+    """Signed ones, which NumPy compares with CryoSPARC's as floating-point numbers."""
+    rows = columns(rows_of())
+    write_cs(tmp_path / "a.cs", table(rows | {"uid": rows["uid"].astype(np.int64)}))
+    assert read_cs(tmp_path / "a.cs")["uid"].dtype == np.uint64
+    merged = merge(table({"uid": rows["uid"]}), [("a.cs", read_cs(tmp_path / "a.cs"))], "R.cs")
+    assert (merged["ctf/df1_A"] == rows["ctf/df1_A"]).all()
+
+
+def test_a_table_of_many_classes(tmp_path):
+    """Before version 4.5 classification gave each class columns of its own."""
+    rows = {"uid": np.arange(3, dtype=np.uint64)} | {
+        f"alignments_class_{i}/{name}": np.full(3, i, np.float32) for i in range(40) for name in ("alpha", "class_posterior",
+        "cross_cor", "error_min", "image_pow", "pose_ess", "psize_A", "resid_pow", "shift_ess", "slice_pow")}  # fmt: skip
+    write_cs(tmp_path / "a.cs", table(rows))
+    assert read_cs(tmp_path / "a.cs")["alignments_class_39/alpha"].tolist() == [39] * 3
+
+
 def test_an_empty_table(tmp_path):
     for container in (False, True):
         found = read_cs(save(tmp_path / "a.cs", columns(rows_of()[:0]), container))
@@ -165,9 +185,22 @@ def test_merging_by_uid(tmp_path):
         merge(np.concatenate([rows, rows[:1]]), [], "R.cs")
 
 
+def test_groups_are_written_as_cryosparcs_are(tmp_path, t20s):
+    write_csg(
+        tmp_path / "p.csg", "particles", "particle", "All", {"blob": ("p.cs", "particle.blob", 5)}, datetime.now()
+    )
+    ours, theirs = (yaml.safe_load(path.read_text()) for path in (tmp_path / "p.csg", t20s / "P9_J209_particles.csg"))
+    assert {name: type(value) for name, value in ours.items()} == {name: type(value) for name, value in theirs.items()}
+    for name in ("blob", "group"):
+        a, b = ((one | one["results"])[name] for one in (ours, theirs))
+        assert {key: type(value) for key, value in a.items()} == {key: type(value) for key, value in b.items()}
+
+
 def test_groups_written_and_read(tmp_path):
     write_cs(tmp_path / "p.cs", rows_of())
-    write_csg(tmp_path / "p.csg", "particles", "particle", "All", {"blob": ("p.cs", "particle.blob", 5)}, "now")
+    write_csg(
+        tmp_path / "p.csg", "particles", "particle", "All", {"blob": ("p.cs", "particle.blob", 5)}, datetime.now()
+    )
     assert read_csg(tmp_path / "p.csg").results == {"blob": (tmp_path / "p.cs", "particle.blob", 5)}
     assert (read_group(tmp_path / "p.csg") == rows_of()).all()
 
@@ -203,6 +236,12 @@ def test_bad_tables(tmp_path, kind, message):
     with pytest.raises(InputError, match=message) as error:
         read_cs(broken(tmp_path, kind))
     assert "\n" not in str(error.value)
+
+
+def test_a_group_that_does_not_count_its_items(tmp_path):
+    """Programs that select particles write such."""
+    (tmp_path / "x.csg").write_text("results: {blob: {metafile: '>x.cs', num_items: null, type: particle.blob}}")
+    assert read_csg(tmp_path / "x.csg").results == {"blob": (tmp_path / "x.cs", "particle.blob", 0)}
 
 
 def test_bad_groups(tmp_path):
@@ -245,6 +284,24 @@ def test_a_mask_given_wins(tmp_path):
     write_cs(tmp_path / "w.cs", table({"uid": uid + np.uint64(1), "map/path": ["a.mrc"]}))
     with pytest.raises(InputError, match=r"w.cs has no map_half_A and no map_half_B; give the volume of a refinement"):
         read_reference(tmp_path / "w.cs", None, tmp_path)
+
+
+def test_half_maps_and_mask_are_of_the_iteration_of_their_volume(tmp_path):
+    """A job keeps the tables of all its iterations, and they share their uid."""
+    for stem in ("cryosparc_P1_J5_000_volume", "cryosparc_P1_J5_005_volume"):
+        for name in ("map", "map_half_A", "map_half_B", "mask_fsc_auto"):
+            rows = {"uid": np.array([7], np.uint64), f"{name}/path": [f">{stem}_{name}.mrc"]}
+            write_cs(tmp_path / f"{stem}_{name}.cs", table(rows))
+    write_cs(tmp_path / "volume.cs", table({"uid": np.array([7], np.uint64), "map/path": [">volume.mrc"]}))
+    for given, number in (
+        ("cryosparc_P1_J5_005_volume_map.cs", 5), ("cryosparc_P1_J5_000_volume_map.cs", 0), ("volume.cs", 5)
+    ):  # fmt: skip
+        found, _ = read_reference(tmp_path / given, None, tmp_path)
+        for path, name in ((found.half1, "map_half_A"), (found.half2, "map_half_B"), (found.mask, "mask_fsc_auto")):
+            assert path == tmp_path / f"cryosparc_P1_J5_{number:03d}_volume_{name}.mrc", given
+    later = later_iteration(tmp_path / "cryosparc_P1_J5_000_volume_map.cs")
+    assert later == tmp_path / "cryosparc_P1_J5_005_volume_map.cs"
+    assert later_iteration(later) is None and later_iteration(tmp_path / "volume.cs") is None
 
 
 # conventions

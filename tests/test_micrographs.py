@@ -20,6 +20,7 @@ from scipy.ndimage import map_coordinates, spline_filter
 
 import refmotion_nb as rm
 from refmotion_nb.cli import main
+from refmotion_nb.data.cryosparc.csfile import read_csg
 from refmotion_nb.data.micrographs import MovieTable, WrittenMicrograph, write_relion
 from refmotion_nb.data.movies.reader import open_movie
 from refmotion_nb.data.relion.motion import initial_displacement
@@ -567,6 +568,15 @@ def test_exposures_become_exposures(exposures, tmp_path):
     assert after["micrograph_blob/is_background_subtracted"].tolist() == [1, 1]
     assert all(after["micrograph_blob/vmin"] < after["micrograph_blob/vmax"])
     assert rm.open_exposures(out / "exposures.csg", exposures["root"]).movies  # the group leads to the same movies
+    types = {name: kind for name, (_, kind, _) in read_csg(out / "exposures.csg").results.items()}
+    assert (
+        types["background_blob"] == "exposure.stat_blob"
+        and types["micrograph_blob_non_dw"] == "exposure.micrograph_blob"
+    )
+    assert (
+        types["rigid_motion"] == types["spline_motion"] == "exposure.motion"
+        and types["movie_blob"] == "exposure.movie_blob"
+    )
     assert after["micrograph_blob_non_dw/path"].tolist() == [f">Micrographs/mic000{i}_noDW.mrc" for i in range(2)]
 
 

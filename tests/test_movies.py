@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import lzma
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -113,11 +114,13 @@ def test_sizes_of_packed_4bit_movies():
 def pack(path: Path, how: str) -> Path:
     data = path.read_bytes()
     packed = path.with_name(path.name + "." + how)
-    packed.write_bytes({"bz2": bz2.compress, "zst": zstandard.compress, "gz": gzip.compress}[how](data))
+    packed.write_bytes(
+        {"bz2": bz2.compress, "zst": zstandard.compress, "gz": gzip.compress, "xz": lzma.compress}[how](data)
+    )
     return packed
 
 
-@pytest.mark.parametrize("how", ["", "bz2", "zst", "gz"])
+@pytest.mark.parametrize("how", ["", "bz2", "zst", "gz", "xz"])
 @pytest.mark.parametrize("dtype", ["i1", "i2", "f4", "u2", "f2"])
 def test_mrc_modes_plain_and_compressed(tmp_path, dtype, how):
     data = counts(dtype)
@@ -298,7 +301,7 @@ def test_truncated_mrc(tmp_path):
     raw = (tmp_path / "m.mrc").read_bytes()
     (tmp_path / "m.mrc").write_bytes(raw[: 1024 + 2 * H * W * 2 + 10])
     refuses(lambda: open_movie(movie_at(tmp_path / "m.mrc")), "3 frames", "holds 2", "copy it again")
-    for how in ("bz2", "zst", "gz"):
+    for how in ("bz2", "zst", "gz", "xz"):
         refuses(lambda: open_movie(movie_at(pack(tmp_path / "m.mrc", how))), "truncated")  # noqa: B023
         whole = tmp_path / "whole.mrc"
         whole.write_bytes(raw)

@@ -11,7 +11,16 @@ from refmotion_nb.numerics import ctf as optics
 from refmotion_nb.numerics.backend import OneBlasThread, over_chunks
 from refmotion_nb.numerics.correlation import correlation_windows, pixel_grid, spline_grid
 from refmotion_nb.numerics.dose import DoseModel, fcc, fcc_sums, fit_model, fit_relion, weights
-from refmotion_nb.numerics.energy import band_power, grant_grigorieff, own_noise_windows, pooled_scale, reference_scale
+from refmotion_nb.numerics.energy import (
+    OWN_NOISE_SPREAD,
+    band_cross,
+    band_power,
+    grant_grigorieff,
+    own_noise_share,
+    own_noise_windows,
+    pooled_scale,
+    reference_scale,
+)
 from refmotion_nb.numerics.fourier import band_indices, band_of, half_plane_indices, shell_floor
 from refmotion_nb.numerics.patches import PatchSpectra, cut_patches, integer_coordinate, movie_box, particle_power
 from refmotion_nb.numerics.projection import euler_to_matrix, prepare_volume, slices
@@ -140,6 +149,12 @@ def test_power_is_the_sum_of_squares(rng):
     power, count = particle_power(spectra, half_plane=True)
     np.testing.assert_allclose(power, expected, rtol=2e-3, atol=1e-6 * expected.max())
     np.testing.assert_array_equal(count, np.bincount(half.ravel()))
+    ky, kx = half_plane_indices(BOX)
+    within = (np.maximum(np.abs(ky), kx) <= 5).astype(float)
+    expected = np.stack([np.bincount(half.ravel(), (once[p].sum(0) * within).ravel())[:8] for p in range(3)])
+    power, count = particle_power(spectra, half_plane=True, image_box=10)
+    np.testing.assert_allclose(power, expected, rtol=2e-3, atol=1e-6 * expected.max())
+    np.testing.assert_array_equal(count, np.bincount(half.ravel(), within.ravel())[:8])
 
 
 def test_boxes_and_coordinates_are_relions():
@@ -385,14 +400,24 @@ def test_own_noise_peaks_where_the_particle_was_taken_from(rng):
         assert np.abs(found - expected).max() < 0.01 * np.min(top)
 
 
-def test_power_of_a_band_is_that_of_the_plane(rng):
-    images, k = rng.normal(size=(6, BOX, BOX)), 11
+def test_products_of_bands_are_those_of_the_plane(rng):
+    k, (first, second) = 11, rng.normal(size=(2, 6, BOX, BOX))
     ky, kx = (np.fft.fftfreq(BOX, 1 / BOX)[:, None], np.fft.fftfreq(BOX, 1 / BOX))
     shell = np.hypot(ky, kx).astype(int)
-    power = np.abs(np.fft.fft2(images, norm="forward")) ** 2
-    expected = np.stack([power[:, shell == r].sum(1) for r in range(k + 1)], 1)
-    found = band_power(band_of(np.fft.rfft2(images, norm="forward"), 15).astype(np.complex64), k)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    one, other = (band_of(np.fft.rfft2(images, norm="forward"), 15).astype(np.complex64) for images in (first, second))
+    plane = [np.fft.fft2(images, norm="forward") for images in (first, second)]
+    for found, product in ((band_power(one, k), np.abs(plane[0]) ** 2),
+                           (band_cross(one, other, k), (plane[0] * plane[1].conj()).real)):  # fmt: skip
+        expected = np.stack([product[:, shell == r].sum(1) for r in range(k + 1)], 1)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+def test_own_noise_is_drawn_towards_what_is_expected():
+    assert own_noise_share(30.0, 100.0, 1e-9) == pytest.approx(0.3)
+    assert own_noise_share(30.0, 100.0, 1e12) == pytest.approx(1)
+    assert own_noise_share(30.0, 100.0, (OWN_NOISE_SPREAD * 100) ** 2) == pytest.approx(0.65)
+    assert own_noise_share(-30.0, 100.0, 1e-9) == 0, "there is none"
+    assert own_noise_share(0.0, 0.0, 0.0) == 1, "a half map without noise"
 
 
 def test_grey_scales_are_shrunk_towards_the_pool():

@@ -87,6 +87,10 @@ def test_options_replace_what_the_files_say(project):
         (set_to("rlnRandomSubset", [0], 0), "no half set .* for row 1 of data_particles"),
         (set_to("rlnRandomSubset", slice(None), 2), "all particles are of half set 2"),
         (lambda table: table.assign(rlnPhaseShift=[np.nan, *[0.0] * 29]), "rlnPhaseShift is not a number in row 1 of"),
+        (
+            lambda table: table.assign(rlnVoltage=[*[200.0] * 28, 300, 300]),
+            "rlnVoltage is not that of the optics group in rows 29, 30 .2 of 30.*; RELION would take it for the CTF",
+        ),
         (set_to("rlnRandomSubset", [6], 1.5), "no half set .* for row 7 of data_particles"),
         (set_to("rlnRandomSubset", [6], 1e20), "no half set .* for row 7 of data_particles"),
         (set_to("rlnOpticsGroup", [3], 9), "no such group in data_optics for row 4"),
@@ -137,6 +141,19 @@ def test_each_impossible_optics_group_has_its_line(project, label, value, said):
     assert "\n" not in str(error.value)
 
 
+def test_what_particles_do_not_say_of_their_ctf_their_optics_group_may(project):
+    edit(project / PARTICLES, "optics", lambda table: table.assign(rlnPhaseShift=60.0, rlnCtfBfactor=25.0))
+    edit(project / PARTICLES, "particles", lambda table: table.assign(rlnPhaseShift=np.arange(30.0), rlnVoltage=200.0))
+    particles = opened(project).particles
+    assert (particles["ctf_b_factor"].values == 25.0).all() and (particles["ctf_scale"].values == 1.0).all()
+    assert particles["phase_shift"].values.tolist() == particles["row"].values.tolist()  # their own, where they have it
+
+
+def test_the_voltage_may_be_known_of_particles_only(project):
+    edit(project / MICROGRAPHS, "optics", lambda table: table.drop(columns="rlnVoltage"))
+    assert {movie.voltage_kV for movie in opened(project).movies} == {200.0}
+
+
 def test_duplicates_are_told(project):
     assert not [note for note in opened(project).notes if "earlier" in note]
     edit(project / PARTICLES, "particles", lambda table: pd.concat([table, table.iloc[[0, 3]]], ignore_index=True))
@@ -149,6 +166,15 @@ def test_duplicates_are_told(project):
 
     edit(project / PARTICLES, "particles", other_half)
     assert any("1 of them are in the other half set" in note for note in opened(project).notes)
+
+
+def test_subtracted_particles_are_told(project):
+    names = [f"{i + 1:06d}@Subtract/job045/Particles/subtracted_rank1_opticsgroup1.mrcs" for i in range(30)]
+    edit(project / PARTICLES, "particles", lambda table: table.assign(rlnImageOriginalName=table["rlnImageName"]))
+    assert not opened(project).notes
+    edit(project / PARTICLES, "particles", lambda table: table.assign(rlnImageName=names))
+    (note,) = opened(project).notes
+    assert "30 of 30 particles" in note and "subtracted: movies hold all of it" in note and "--revert" in note
 
 
 def test_relion_30_files_are_refused_with_the_remedy(project):

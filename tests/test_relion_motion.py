@@ -109,6 +109,7 @@ def test_cameras_and_eer(tmp_path):
     movie = read(tmp_path, lambda blocks: blocks["general"].update(more))
     assert (movie.gain.path, movie.defects) == (tmp_path / "g.mrc", tmp_path / "d.txt")
     assert (movie.eer_upsampling, movie.eer_grouping) == (2, 30)
+    assert read(tmp_path, lambda blocks: blocks["general"].update(rlnEERUpsampling=-1)).eer_upsampling == -1
 
 
 def test_local_motion_terms():

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from dataclasses import replace
 
 import mrcfile
 import numpy as np
@@ -13,8 +14,9 @@ from refmotion_nb.data.relion.results import open_postprocess, read_bfactors, re
 from refmotion_nb.data.star import read_star, write_star
 from refmotion_nb.data.synthetic.simulate import trajectory_error_A
 from refmotion_nb.numerics.dose import fcc, fit_relion
+from refmotion_nb.numerics.energy import own_noise_windows
 from refmotion_nb.numerics.fourier import first_shell_below
-from refmotion_nb.stages.alignment import Alignment, MotionPrior
+from refmotion_nb.stages.alignment import Alignment, MotionPrior, alignment_windows
 from refmotion_nb.stages.dose_weights import micrograph_fcc_sums
 from refmotion_nb.stages.reuse import as_search
 from refmotion_nb.stages.search import default_prior, prior_attrs, prior_from_attrs
@@ -144,6 +146,15 @@ def test_tracks_count_from_relions_zero_on_binned_micrographs(folder, few, tmp_p
     assert np.sqrt(((ours - theirs) ** 2).sum(-1).mean()) < TRACKS_A
 
 
+def test_trajectories_of_binned_particles_are_relions(folder, few, tmp_path):
+    """RELION crops patches to the pixels of the particles, here of 1.5 Å, before it scales, whitens and correlates them."""
+    particles, optics = few
+    session, theirs, _ = polished(folder, tmp_path, particles, optics.assign(rlnImagePixelSize=1.5, rlnImageSize=128))
+    settings, prior = Alignment(**AS_RELION), MotionPrior(rm.Hyperparameters.from_relion(0.5, 5000.0, 2.0, 2.0))
+    ours = session.track(session.micrograph("mic0000", settings), settings, prior).displacement_A
+    assert np.sqrt(((ours - theirs) ** 2).sum(-1).mean()) < TRACKS_A
+
+
 def test_b_factors_and_scales_are_relions(folder, session):
     total = np.sum([relions_sums(folder, name) for name in session], axis=0)
     reference = session.data.references[0]
@@ -152,6 +163,21 @@ def test_b_factors_and_scales_are_relions(folder, session):
     b_factor, log_scale = fit_relion(fcc(total), pixel_A, int(box * pixel_A / 20), last)
     expected = read_bfactors(folder / "RelionPolish/bfactors.star")
     assert relative(b_factor, expected[0]) < RELATIVE and relative(log_scale, expected[1]) < RELATIVE
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_own_noise_is_as_large_as_expected(session, final):
+    # signal is the same in both half maps: what windows of the own one have beyond those of the other is own noise
+    settings, unequal, expected = rm.MotionCorrection(), 0.0, 0.0
+    for name in list(session)[:4]:
+        m = session.micrograph(name, settings)
+        own, other = (alignment_windows(one, settings, final, 2) for one in (m, replace(m, own=m.opposite)))
+        scale = own.cross / own.power
+        ((_, arguments),) = own.own_noise
+        noise = own_noise_windows(**arguments, threads=2) * scale**2
+        unequal += (scale * (own.windows.values - other.windows.values) * noise).sum()
+        expected += (noise**2).sum()
+    assert unequal / expected == pytest.approx(1, abs=0.15)
 
 
 def test_own_search_comes_close_to_the_truth(folder, session):

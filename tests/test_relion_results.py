@@ -122,6 +122,20 @@ def test_particles_keep_their_columns(tmp_path):
     assert "rlnCtfDataAreCtfPremultiplied" not in blocks["optics"].columns  # the input tables stay as they were
 
 
+def test_priors_of_origins_move_along(tmp_path):
+    blocks = tables(tmp_path)
+    particles = blocks["particles"]
+    blocks["particles"] = particles.assign(
+        rlnOriginXPriorAngst=particles["rlnOriginXAngst"] + 2.0, rlnOriginYPriorAngst=particles["rlnOriginYAngst"] - 1.0
+    )
+    origin = np.random.default_rng(6).normal(size=(30, 2)).round(6)
+    results.write_particles(tmp_path / "a.star", blocks, range(30), ["1@a.mrcs"] * 30, pixel_size_A={1: 1.0},
+                            box_size={1: 32}, coordinate_px=origin, origin_A=origin)  # fmt: skip
+    written = read_star(tmp_path / "a.star")["particles"]
+    found = written[["rlnOriginXPriorAngst", "rlnOriginYPriorAngst"]].to_numpy()
+    np.testing.assert_allclose(found - origin, np.broadcast_to([2.0, -1.0], (30, 2)), atol=1e-6)
+
+
 def test_pixel_size_by_optics_group(tmp_path):
     blocks = tables(tmp_path)
     blocks["optics"] = pd.concat([blocks["optics"], blocks["optics"].assign(rlnOpticsGroup=2)], ignore_index=True)

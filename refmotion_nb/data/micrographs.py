@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import pandas as pd
 
 from refmotion_nb.data.cryosparc.csfile import columns, names, text, write_cs, write_csg
 from refmotion_nb.data.cryosparc.csfile import table as cs_table
-from refmotion_nb.data.cryosparc.write import now
 from refmotion_nb.data.schema import Movie, Skipped
 from refmotion_nb.data.star import read_star, table, write_star
 
-_FULL_TYPE = {"micrograph_blob_non_dw": "micrograph_blob"}  # type of a result that is named otherwise
+_TYPES = {  # of results that are named otherwise
+    "micrograph_blob_non_dw": "micrograph_blob", "background_blob": "stat_blob", "rigid_motion": "motion",
+    "spline_motion": "motion", "micrograph_thumbnail_blob_1x": "thumbnail_blob",
+    "micrograph_thumbnail_blob_2x": "thumbnail_blob",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,8 @@ def write_cryosparc(out: Path, data: MovieTable, written: Sequence[WrittenMicrog
     write_cs(path, rows)
     results = dict.fromkeys(name.split("/")[0] for name in values if "/" in name)
     write_csg(path.with_suffix(".csg"), "exposures", "exposure", "Dose-weighted micrographs",
-              {name: (path.name, f"exposure.{_FULL_TYPE.get(name, name)}", len(rows)) for name in results},
-              now())  # fmt: skip
+              {name: (path.name, f"exposure.{_TYPES.get(name, name)}", len(rows)) for name in results},
+              datetime.now())  # fmt: skip
     return path
 
 

@@ -49,9 +49,9 @@ def spline_grid(k: int, box: int, reach_px: float) -> WindowGrid:
     return WindowGrid(int(np.ceil(reach_px / step)) + 2, step, B_SPLINE_TAPS, True)
 
 
-def pixel_grid(reach_px: float) -> WindowGrid:
-    """Return RELION's grid: whole pixels, Keys' cubic convolution."""
-    return WindowGrid(int(np.ceil(reach_px)) + 2, 1.0, KEYS_TAPS, False)
+def pixel_grid(reach_px: float, step_px: float = 1.0) -> WindowGrid:
+    """Return RELION's grid: whole pixels of its images, ``step_px`` of the patch's wide, Keys' cubic convolution."""
+    return WindowGrid(int(np.ceil(reach_px / step_px)) + 2, step_px, KEYS_TAPS, False)
 
 
 def _axis_matrix(grid: WindowGrid, k: np.ndarray, box: int) -> np.ndarray:

@@ -65,8 +65,8 @@ def power_work_bytes(box: int) -> int:
 
 
 def band_power_work_bytes(k: int) -> int:
-    """Return the bytes per particle while the power of its band is added up."""
-    return (COMPLEX + 2 * REAL) * band(k)
+    """Return the bytes per particle while the power of its band, or the product of two, is added up."""
+    return (3 * COMPLEX + 2 * REAL) * band(k)
 
 
 def fcc_work_bytes(n_shells: int) -> int:

@@ -5,6 +5,7 @@ Everything here is per shell: weights multiply Re[X V*] and turn it into the log
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from refmotion_nb.numerics.correlation import WindowGrid, waves
 from refmotion_nb.numerics.device_sizes import band_power_work_bytes, own_noise_work_bytes
 from refmotion_nb.numerics.fourier import band_indices, hermitian_weight, raised_cosine, shell_floor
 
+OWN_NOISE_SPREAD = 0.5  # of what is in half maps between data sets, of what is expected
 RELION_DAMAGE = (3.40, -1.06, -0.54)  # a, b, c of RELION's --dmg_a/b/c
 
 
@@ -56,20 +58,30 @@ def inverse_noise(noise_power: np.ndarray) -> np.ndarray:
 
 def band_power(values: Any, k: int) -> np.ndarray:
     """Return Σ |V|² over the full plane per floor shell (particle, k + 1) of bands (particle, 2K + 1, K + 1), on the host."""
-    big = (values.shape[1] - 1) // 2
+    return _shell_sums(values, k, lambda at, part: xp_of(values).abs(at(values[part])) ** 2)
+
+
+def band_cross(values: Any, others: Any, k: int) -> np.ndarray:
+    """Return Σ Re[V U*] over the full plane per floor shell (particle, k + 1) of two bands of one size, on the host."""
+    return _shell_sums(values, k, lambda at, part: (at(values[part]) * at(others[part]).conj()).real)
+
+
+def _shell_sums(like: Any, k: int, product: Callable[[Callable[[Any], Any], slice], Any]) -> np.ndarray:
+    """Return sums over shells of what ``product`` makes of some particles, with the function that takes their components."""
+    big = (like.shape[1] - 1) // 2
     ky, kx = band_indices(big)
     shell = shell_floor(ky, kx)
     hermitian = np.broadcast_to(hermitian_weight(kx), shell.shape)
     keep = np.flatnonzero(shell <= k)
-    at, place, weight = (beside(values, one) for one in (keep, shell.ravel()[keep], hermitian.ravel()[keep]))
-    xp, kernels = xp_of(values), kernels_of(values)
-    flat, out = values.reshape(len(values), -1), xp.zeros((len(values), k + 1))
+    at, place, weight = (beside(like, one) for one in (keep, shell.ravel()[keep], hermitian.ravel()[keep]))
+    xp, kernels = xp_of(like), kernels_of(like)
+    out = xp.zeros((len(like), k + 1))
 
     def work(part: slice) -> None:
-        power = xp.ascontiguousarray(xp.abs(flat[part][:, at]) ** 2)
-        kernels.shell_sum_kernel(power, weight, place, out[part])
+        values = product(lambda band: band.reshape(len(band), -1)[:, at], part)
+        kernels.shell_sum_kernel(xp.ascontiguousarray(values), weight, place, out[part])
 
-    over_chunks(len(values), work, 1, chunk=4, like=values, item_bytes=band_power_work_bytes(big))
+    over_chunks(len(like), work, 1, chunk=4, like=like, item_bytes=band_power_work_bytes(big))
     return to_host(out)
 
 
@@ -95,6 +107,14 @@ def pooled_scale(cross: np.ndarray, power: np.ndarray) -> tuple[float, float]:
     return pool, max(spread2, 0.0)
 
 
+def own_noise_share(found: float, expected: float, variance: float) -> float:
+    """Return how much own noise there is of what is expected: what was found, drawn towards 1 as far as it is uncertain."""
+    if not expected > 0:  # half maps without noise, or particles that do not resemble them
+        return 1.0
+    trust = expected**2 / (expected**2 + variance / OWN_NOISE_SPREAD**2)
+    return max(0.0, trust * found / expected + 1 - trust)
+
+
 def own_noise_windows(
     ctf: Any,  # (particle, 2K + 1, K + 1)
     weight: np.ndarray,  # (frame, shell): per |CTF|², what the particle itself left in its half map
@@ -108,7 +128,8 @@ def own_noise_windows(
 
     A share of each particle's noise sits in its own half map, where the particle was put: at the rigid alignment. By
     the FSC the noise in a half map has (1 - FSC) of its power, to which the particle contributed in proportion to CTF²
-    and its frames in proportion to their dose weight, so that the expected cross term is CTF² (1 - FSC) |V|² D / σ².
+    and its frames in proportion to their dose weight u = D / √Σ D², so that the expected cross term is
+    CTF² (1 - FSC) |V|² u D / σ².
     """
     xp, n, n_frames = xp_of(ctf), len(ctf), len(weight)
     big, ks = (ctf.shape[1] - 1) // 2, np.arange(k + 1)

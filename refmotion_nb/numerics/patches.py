@@ -128,16 +128,21 @@ def mean_count(frame: Any, gain: Any) -> Any:
     return some.mean(dtype=np.float64).astype(np.float32)
 
 
-def particle_power(spectra: PatchSpectra, threads: int = 1, half_plane: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def particle_power(
+    spectra: PatchSpectra, threads: int = 1, half_plane: bool = False, image_box: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Return Σ |X|² per particle and floor shell (particle, shell), and the number of pixels per frame (shell,), on the host.
 
-    Sums run over the full plane, or (as RELION's noise spectrum) over the pixels of the half plane.
+    Sums run over the full plane, or (as RELION's noise spectrum) over the pixels of the half plane; with ``image_box`` over
+    those that patches have when they are Fourier-cropped to it.
     """
     box, stored, kernels = spectra.box, spectra.stored, kernels_of(spectra.stored)
     ky, kx = half_plane_indices(box)
     shell = shell_floor(ky, kx)
+    outside = np.maximum(np.abs(ky), kx) > (image_box or box) // 2
+    shell[outside] = last = shell[~outside].max() + 1  # of what is left out
     hermitian = np.ones(box // 2 + 1) if half_plane else hermitian_weight(kx, box)[0]
-    n_shells = int(shell.max()) + 1
+    n_shells = int(last) + 1
     count = np.bincount(shell.ravel(), np.broadcast_to(hermitian, shell.shape).ravel(), n_shells)
     power = xp_of(stored).zeros((spectra.n_particles, n_shells))
     shell, hermitian = beside(stored, shell), beside(stored, hermitian)
@@ -146,4 +151,4 @@ def particle_power(spectra: PatchSpectra, threads: int = 1, half_plane: bool = F
         kernels.power_kernel(stored[part], spectra.scale[part], shell, hermitian, power[part])
 
     over_chunks(spectra.n_particles, work, threads, like=stored, item_bytes=power_work_bytes(box))
-    return to_host(power), count
+    return to_host(power)[:, :last], count[:last]

@@ -13,9 +13,11 @@ from refmotion_nb.data.schema import SettingError
 from refmotion_nb.numerics.backend import beside
 from refmotion_nb.numerics.correlation import correlation_windows, pixel_grid, spline_grid
 from refmotion_nb.numerics.energy import (
+    band_cross,
     band_power,
     grant_grigorieff,
     inverse_noise,
+    own_noise_share,
     own_noise_windows,
     reference_scale,
     relion_damage,
@@ -32,6 +34,7 @@ from refmotion_nb.numerics.prior import (
     mode_precisions,
     spatial_modes,
 )
+from refmotion_nb.numerics.recombine import recombined_band
 from refmotion_nb.numerics.trajectories import Solution, TrajectoryProblem, Windows
 from refmotion_nb.stages.base import Stage, hash_of
 from refmotion_nb.stages.micrograph import Micrograph
@@ -295,8 +298,8 @@ def alignment_windows(
     weight = band[:, None, : k + 1] * decay * whiten
     if settings.relion:
         largest = np.abs(m.placement.initial_A).max() / m.movie.pixel_size_A
-        grid = pixel_grid(largest + reach_px)
-        weight = weight * (spectra.box / (spectra.box + 1.0))
+        grid = pixel_grid(largest + reach_px, spectra.box / m.image_box)
+        weight = weight * (m.image_box / (m.image_box + 1.0))
     else:
         grid = spline_grid(k, spectra.box, reach_px)
     values = correlation_windows(spectra, m.own, weight, k, grid, threads)
@@ -306,29 +309,47 @@ def alignment_windows(
     windows = Windows(values, grid, centre, m.movie.pixel_size_A)
     cross = float(windows.sample(m.placement.initial_A[None])[0].sum(dtype=np.float64))
     total = band_power(m.own, k)  # (particle, shell)
-    power = float((total * (band[:, : k + 1] * whiten) * (decay**2).sum(0)).sum())
-    return AlignedWindows(windows, cross, power, _own_noise(m, settings, band, decay, whiten, total, windows, k))
+    worth = (total * (band[:, : k + 1] * whiten)).sum(0) * decay  # (frame, shell) by which grey scales are averaged
+    aligned = AlignedWindows(windows, cross, float((worth * decay).sum()))
+    if settings.remove_own_noise:
+        # half maps are made from dose-weighted sums whose noise is white: each frame's is there in proportion to its dose
+        # weight, on the grey scale that signal in proportion to that would have
+        kept = decay / np.sqrt((decay**2).sum(0))
+        kept *= aligned.power / (worth * kept).sum()
+        aligned.own_noise = _own_noise(m, aligned, band[:, : k + 1], decay, kept, whiten, total)
+    return aligned
 
 
 def _own_noise(
-    m: Micrograph, settings: Alignment, band: np.ndarray, decay: np.ndarray, whiten: np.ndarray, total: np.ndarray,
-    windows: Windows, k: int,
+    m: Micrograph, aligned: AlignedWindows, band: np.ndarray, decay: np.ndarray, kept: np.ndarray, whiten: np.ndarray,
+    total: np.ndarray,
 ) -> list[tuple[np.ndarray, dict[str, Any]]]:  # fmt: skip
-    if not settings.remove_own_noise:
-        return []
+    """Return rows and the arguments of ``own_noise_windows`` for each reference, which has a noise of its own.
+
+    How much there is at the rigid alignment is measured, by the half maps' difference: those of particles that were corrected
+    hold it elsewhere.
+    """
+    k, rigid_px = band.shape[1] - 1, m.placement.initial_A / m.movie.pixel_size_A
+    offset_px = rigid_px - m.spectra.offset_px
     transfer = band_power(m.ctf, k)
-    offset = m.placement.initial_A / m.movie.pixel_size_A - m.spectra.offset_px
-    ctf = m.ctf[:, m.ctf.shape[2] - 1 - k : m.ctf.shape[2] + k, : k + 1]
+    ctf, own, opposite = (
+        one[:, one.shape[2] - 1 - k : one.shape[2] + k, : k + 1] for one in (m.ctf, m.own, m.opposite)
+    )
+    unequal = own - opposite
+    found = band_cross(recombined_band(m.spectra, rigid_px, decay, k), unequal, k) * (band * whiten)
+    variance = band_power(unequal, k) * (band**2 * whiten * (decay**2).sum(0))
     which, parts = m.particles["reference"].values, []
-    for reference in np.unique(which):  # each has its own noise
+    for reference in np.unique(which):
         rows = np.flatnonzero(which == reference)
         # power of the half map without the CTF, shell by shell
         passed = transfer[rows].sum(0)
         unmodulated = np.divide(total[rows].sum(0), passed, out=np.zeros(k + 1), where=passed > 0)
-        noise_share = (np.clip(1 - m.fsc[rows, : k + 1], 0, 1) * band[rows, : k + 1]).mean(0)
-        weight = noise_share * unmodulated * whiten * decay**2
-        parts.append((rows, {"ctf": ctf[beside(ctf, rows)], "weight": weight, "offset_px": offset[rows], "k": k,
-                             "grid": windows.grid, "box": m.spectra.box}))  # fmt: skip
+        noise_share = (np.clip(1 - m.fsc[rows, : k + 1], 0, 1) * band[rows]).mean(0)
+        weight = noise_share * unmodulated * whiten * decay * kept
+        expected = float((passed * weight).sum()) * aligned.cross / aligned.power
+        weight *= own_noise_share(float(found[rows].sum()), expected, float(variance[rows].sum()))
+        parts.append((rows, {"ctf": ctf[beside(ctf, rows)], "weight": weight, "offset_px": offset_px[rows], "k": k,
+                             "grid": aligned.windows.grid, "box": m.spectra.box}))  # fmt: skip
     return parts
 
 

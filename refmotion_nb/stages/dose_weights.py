@@ -53,7 +53,7 @@ def micrograph_fcc_sums(
 
     Shells are those of a box ``extent_A`` wide, the micrograph's own unless given.
     """
-    area = 0.25 * np.pi * (m.spectra.box + 1.0) * m.spectra.box
+    area = 0.25 * np.pi * (m.image_box + 1.0) * m.image_box
     whitening = np.sqrt(np.divide(1.0, m.noise_power * area, out=np.zeros_like(m.noise_power), where=m.noise_power > 0))
     whitening[0] = 0
     shift = displacement_A / m.movie.pixel_size_A

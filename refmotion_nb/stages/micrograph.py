@@ -55,7 +55,7 @@ def place(
     if recenter:
         moved = np.rint(origin / pixel_A)
         whole, origin = whole - moved, origin - moved * pixel_A
-    centre = np.rint(whole * pixel_A / movie.pixel_size_A).astype(np.int64)
+    centre = np.floor(whole * pixel_A / movie.pixel_size_A + 0.5).astype(np.int64)  # halves up, as RELION
     box = movie_box(extent_A, movie.pixel_size_A)
     return Placement(box, centre, origin, rigid_displacement(movie), initial_displacement(movie, coordinate))
 
@@ -123,7 +123,7 @@ class Micrograph:
     particles: xr.Dataset
     placement: Placement
     spectra: PatchSpectra
-    noise_power: np.ndarray  # (floor shell,) mean |X|², signal included
+    noise_power: np.ndarray  # (floor shell,) mean |X|², signal included, up to the Nyquist frequency of ``image_box``
     ctf: Any  # (particle, 2K + 1, K + 1) float32, with the spectra on the device
     own: Any  # (particle, 2K + 1, K + 1) complex64, from the own half map; 0 beyond the reference's own band
     opposite: Any  # from the other
@@ -140,6 +140,11 @@ class Micrograph:
     def nbytes(self) -> int:
         """Bytes of its transforms and views."""
         return self.spectra.stored.nbytes + self.own.nbytes + self.opposite.nbytes + self.ctf.nbytes
+
+    @property
+    def image_box(self) -> int:
+        """Box (px) that patches are compared in: their own, for RELION's energy that of the particles that were refined."""
+        return 2 * (len(self.noise_power) - 1)
 
     @property
     def extent_A(self) -> float:
@@ -236,9 +241,11 @@ def load_micrograph(
     images_A = np.array([one.pixel_size_A for one in optics])[particles["optics"].values, None]
     placement = place(movie, particles, extent_A, recenter, images_A if relion else None)
     spectra = read_spectra(movie, placement, not relion, repair, threads, device, room, keep)
-    noise = _relion_noise(spectra, threads) if relion else _noise(spectra, movie, threads)
-    extent = spectra.box * movie.pixel_size_A
-    k = _last_shell(spectra.box, extent, references)
+    extent, image_box = spectra.box * movie.pixel_size_A, spectra.box
+    if relion:  # crops patches to the pixels of the particles before all else
+        image_box = min(image_box, movie_box(extent, float(np.median(images_A))))
+    noise = _relion_noise(spectra, image_box, threads) if relion else _noise(spectra, movie, threads)
+    k = _last_shell(image_box, extent, references)
     with device.slices_on.current():
         views = _predict(movie, particles, placement, optics, references, k, relion, threads, device.slices_on)
     transfer, own, opposite = map(device.put, views)
@@ -295,14 +302,16 @@ def _noise(spectra: PatchSpectra, movie: Movie, threads: int) -> np.ndarray:
     return noise[:half]
 
 
-def _relion_noise(spectra: PatchSpectra, threads: int) -> np.ndarray:
-    """Scale the patches as RELION does (mean variance of the frame average 1) and return its noise spectrum."""
-    box = spectra.box
-    power, count = particle_power(spectra, threads)
+def _relion_noise(spectra: PatchSpectra, box: int, threads: int) -> np.ndarray:
+    """Scale the patches as RELION does (mean variance of the frame average 1) and return its noise spectrum.
+
+    Both are those of patches Fourier-cropped to ``box``.
+    """
+    power, count = particle_power(spectra, threads, image_box=box)
     mean = power.sum(1) / ((count.sum() - 1) * spectra.n_frames)
     norm = 1 / (box * np.sqrt(mean / spectra.n_frames))
     spectra.scale *= beside(spectra.scale, norm[:, None].astype(np.float32))
-    power, count = particle_power(spectra, threads, half_plane=True)
+    power, count = particle_power(spectra, threads, half_plane=True, image_box=box)
     noise = power.sum(0) / (np.maximum(count, 1) * spectra.n_particles * spectra.n_frames)
     return noise[: box // 2 + 1]
 

@@ -13,6 +13,7 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from refmotion_nb.data.files import admit, atomic, read_text
 from refmotion_nb.data.schema import InputError
 
 _NUMPY, _CSDAT = b"\x93NUMPY", b"\x95CSDAT"
+_MOST_HEADER = 1_000_000  # characters; every class of a 3D classification has columns of its own
 _REMEDY = "export it from CryoSPARC again"
 
 
@@ -57,7 +59,7 @@ def read_cs(path: str | Path) -> np.ndarray:
             rows = _unpack(memoryview(data))
         elif data.startswith(_NUMPY):
             with open(path, "rb") as file:
-                rows = np.load(file, allow_pickle=False)
+                rows = np.load(file, allow_pickle=False, max_header_size=_MOST_HEADER)
         else:
             raise InputError(f"{path} is not a CryoSPARC table (.cs); {_REMEDY}")
     except InputError:
@@ -66,6 +68,8 @@ def read_cs(path: str | Path) -> np.ndarray:
         raise InputError(f"{path} is damaged or not a CryoSPARC table ({error}); {_REMEDY}") from None
     if rows.dtype.names is None or "uid" not in rows.dtype.names:
         raise InputError(f"{path} has no column uid, so it is not a CryoSPARC table; {_REMEDY}")
+    if rows.dtype["uid"].kind == "i":  # as other programs write it
+        rows = table(columns(rows.reshape(-1)) | {"uid": rows["uid"].reshape(-1).astype(np.uint64)})
     return rows.reshape(-1)
 
 
@@ -147,7 +151,7 @@ def read_csg(path: str | Path) -> Group:
     try:
         content = yaml.safe_load(written)
         results = {
-            str(name): (_metafile(path, str(one["metafile"])), str(one.get("type", "")), int(one.get("num_items", 0)))
+            str(name): (_metafile(path, str(one["metafile"])), str(one.get("type", "")), int(one.get("num_items") or 0))
             for name, one in content["results"].items()
         }
         about = content.get("group") or {}
@@ -157,7 +161,7 @@ def read_csg(path: str | Path) -> Group:
 
 
 def write_csg(
-    path: str | Path, name: str, kind: str, title: str, results: Mapping[str, tuple[str, str, int]], created: str
+    path: str | Path, name: str, kind: str, title: str, results: Mapping[str, tuple[str, str, int]], created: datetime
 ) -> None:
     """Write a ``.csg`` group; ``results`` are metafile (a name beside it), type and number of items by result name."""
     content = {

@@ -19,14 +19,19 @@ from refmotion_nb.data.schema import Background, Gain, InputError, Movie
 WANTED = ("movie_blob/path", "movie_blob/shape", "movie_blob/psize_A", "rigid_motion/path", "rigid_motion/psize_A")
 ALSO = ("mscope_params/accel_kv", "mscope_params/total_dose_e_per_A2", "gain_ref_blob/path", "spline_motion/path",
         "background_blob/path")  # fmt: skip
+DEFECT_MAPS = (".mrc", ".tif", ".tiff")
 _REMEDY = "give the exposures of Patch Motion Correction, with their passthrough file"
 _SAME = 1e-2  # relative; pixel sizes that differ by more belong to other movies
 
 
 def read_exposures(entries: Sequence[Entry], problems: list[str]) -> list[tuple[Path, np.ndarray]]:
-    """Read exposure tables with what their passthrough files add; what is wrong with them goes to ``problems``."""
-    found = []
-    for entry in entries:
+    """Read exposure tables with what their passthrough files add; what is wrong with them goes to ``problems``.
+
+    An exposure that an earlier table lists is left out, if its motion is the same.
+    """
+    found: list[tuple[Path, np.ndarray]] = []
+    motion: dict[int, tuple[str, int]] = {}  # by uid: the file of whole-frame motion, and the entry that says so
+    for number, entry in enumerate(entries):
         path = first_file(entry)
         try:
             rows = read_rows(entry, (*WANTED, *ALSO))
@@ -38,7 +43,19 @@ def read_exposures(entries: Sequence[Entry], problems: list[str]) -> list[tuple[
         elif not len(rows):
             problems.append(f"{path} lists no exposures; give a selection that is not empty")
         else:
-            found.append((path, rows))
+            files = [
+                str(path.parent / name[1:]) if name.startswith(">") else name
+                for name in text(rows, "rigid_motion/path")
+            ]
+            known = [motion.setdefault(int(uid), (file, number)) for uid, file in zip(rows["uid"], files)]
+            other = next((i for i, file in enumerate(files) if known[i][0] != file), None)
+            if other is not None:
+                problems.append(
+                    f"{path} and {first_file(entries[known[other][1]])} list uid {rows['uid'][other]} with different "
+                    "motion; give each movie once, with the motion of the micrographs that particles are from"
+                )
+            elif (new := np.array([one[1] == number for one in known])).any():
+                found.append((path, rows[new]))
     return found
 
 
@@ -110,7 +127,7 @@ def _movie(
         pre_exposure_e_A2=options.pre_exposure_e_A2 or 0.0,
         voltage_kV=_known(row, "mscope_params/accel_kv") or _known(row, "ctf/accel_kv") or 300.0,
         binning=binning, first_frame=first, gain=_gain(row, path, table, root, options, orientation),
-        defects=defects if defects is not None and defects.suffix.lower() in (".mrc", ".tif", ".tiff") else None,
+        defects=defects if defects is not None and defects.suffix.lower() in DEFECT_MAPS else None,
         eer_upsampling=upsampling, eer_grouping=grouping, global_shift=-rigid, spline_motion=spline,
         rows_as_stored=orientation.rows_as_stored,
         background=None if background is None else Background(background, orientation.y_reversed),

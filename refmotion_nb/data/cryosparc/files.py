@@ -14,6 +14,7 @@ from refmotion_nb.data.schema import InputError, Reference
 
 _UID = re.compile(r"^\d{15,21}_")
 _JOB = re.compile(r"(?:^|[/_])(J\d+)(?=[/_.])")
+_ITERATION = re.compile(r"^(.*J\d+_)(\d{3})(_.*)$")
 _MASKS = ("mask_refine", "mask_fsc_auto", "mask_fsc", "mask")
 Entry = str | Path | Sequence[str | Path]
 
@@ -92,14 +93,32 @@ def read_reference(volume: Entry, mask: str | Path | None, root: Path) -> tuple[
     first = first_file(volume)
     found = _paths([first] if isinstance(volume, str | Path) else [Path(one) for one in volume])
     if not {"map_half_A", "map_half_B"} <= set(found):
-        found = _paths(sorted(first.parent.glob("*map_half_[AB].cs")) + sorted(first.parent.glob("*mask_refine.cs")),
-                       _uids(first)) | found  # fmt: skip
+        found = _paths(_of_its_iteration(first, ("*map_half_[AB].cs", "*mask_*.cs")), _uids(first)) | found
     if missing := [half for half in ("map_half_A", "map_half_B") if half not in found]:
         raise InputError(f"{first} has no {' and no '.join(missing)}; give the volume of a refinement of half sets")
     own = next((found[name] for name in _MASKS if name in found), None)
     mask_path = _mask(Path(mask), root) if mask is not None else locate(own[0], root, own[1]) if own else None
     half1, half2 = (locate(*_split(found[name], root)) for name in ("map_half_A", "map_half_B"))
     return Reference(half1, half2, mask_path), job_of(first, found["map_half_A"][0])
+
+
+def later_iteration(path: Path) -> Path | None:
+    """Return the same result of the last iteration in the folder of a result, if that is a later one."""
+    parts = _ITERATION.match(path.name)
+    if parts is None:
+        return None
+    before, _, after = parts.groups()
+    last = max(
+        (other.name for other in path.parent.glob(f"{escape(before)}[0-9][0-9][0-9]{escape(after)}")), default=""
+    )
+    return path.with_name(last) if last > path.name else None
+
+
+def _of_its_iteration(first: Path, patterns: Sequence[str]) -> list[Path]:
+    """Return the files beside a table that match, of its iteration: a job keeps those of all; the last first if it has none."""
+    files = sorted((path for pattern in patterns for path in first.parent.glob(pattern)), reverse=True)
+    parts = _ITERATION.match(first.name)
+    return [path for path in files if parts is None or path.name.startswith(parts[1] + parts[2])]
 
 
 def _split(found: tuple[str, Path], root: Path) -> tuple[str, Path, Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import xarray as xr
 
 from refmotion_nb.data.cryosparc.csfile import names, read_cs, read_group, table, text, write_cs, write_csg
-from refmotion_nb.data.cryosparc.write import now, save_array, stable_uid
+from refmotion_nb.data.cryosparc.write import save_array, stable_uid
 from refmotion_nb.data.files import load_array
 from refmotion_nb.data.schema import InputError
 
@@ -60,7 +61,7 @@ def write_hyperparameter_group(
     path = out / "hyperparams.cs"
     write_cs(path, table(values))
     write_csg(path.with_suffix(".csg"), "hyperparameters", "hyperparameter", "Hyperparameters and dose weights",
-              {name: (path.name, f"hyperparameter.{name}", 1) for name in results}, now())  # fmt: skip
+              {name: (path.name, f"hyperparameter.{name}", 1) for name in results}, datetime.now())  # fmt: skip
     return path
 
 

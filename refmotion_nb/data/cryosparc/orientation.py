@@ -30,6 +30,11 @@ def best_orientation(datasets: Mapping[str, Dataset]) -> tuple[str, str]:
     listed = ", ".join(f"{name} {scores[name]:.1f}" for name in ranked)
     about = f"particles resemble their reference by this many standard errors: {listed}"
     best, second = ranked[:2]
+    mirrored, seen = max((found[name, VIEWS[1]], name) for name in datasets)
+    if mirrored >= SURE and mirrored - scores[best] >= AHEAD:
+        return best, (f"orientation {best} is taken, but does not fit: {about}; mirrored in y they do by {mirrored:.1f} "
+                      f"({seen}): the rows of the movies, or poses and hand of the maps, run the other way, give those that "
+                      "belong together")  # fmt: skip
     if scores[best] < SURE or scores[best] - scores[second] < AHEAD:
         return first, f"orientation {first} is taken, but not confirmed: {about}; say orientation if it is another"
     return best, f"orientation {best}: {about}"

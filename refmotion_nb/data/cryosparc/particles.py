@@ -6,12 +6,13 @@
   ones add 2π λ³ k⁴ [s·(cos 2φ, sin 2φ) + q·(cos 4φ, sin 4φ)/4] with ``tetra_A`` = (s, q). Source: specter, after
   CryoSPARC's own basis; the beam tilt agrees with pyem. Anisotropic magnification is stored less the identity.
   No real file with aberrations other than zero was at hand: signs of trefoil, tetra and anisomag are unverified.
-- Location: fractions of the micrograph, cut to whole pixels as RELION cuts its coordinates.
+- Location: fractions of the micrograph, cut to whole pixels as RELION cuts its coordinates, and Structura's
+  ``patch_to_local`` notebook these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ import pandas as pd
 from refmotion_nb.data.cryosparc.csfile import names, text
 from refmotion_nb.data.cryosparc.files import Entry, first_file, read_rows
 from refmotion_nb.data.reasons import listed
-from refmotion_nb.data.relion.particles import MOST_VOLTAGE_KV, ParticleTable
+from refmotion_nb.data.relion.particles import LEAST_DEFOCUS_A, MOST_VOLTAGE_KV, ParticleTable
 from refmotion_nb.data.schema import InputError, Optics
 from refmotion_nb.data.star import Block
 from refmotion_nb.numerics.ctf import wavelength_A
@@ -37,6 +38,7 @@ _PER_GROUP = ("ctf/exp_group_id", "ctf/accel_kv", "ctf/cs_mm", "ctf/amp_contrast
 _OPTIONAL = ("ctf/shift_A", "ctf/phase_shift_rad", "ctf/bfactor")
 _WIDTH = {"ctf/tilt_A": 2, "ctf/trefoil_A": 2, "ctf/tetra_A": 4, "ctf/anisomag": 4, "blob/shape": 2}
 _ROUNDING = 6e-8  # of fractions kept in 32 bits
+_SAME = 1e-2  # relative; micrographs whose sides differ by more show other fields
 
 
 def read_particle_rows(entry: Entry) -> np.ndarray:
@@ -52,14 +54,21 @@ def read_particle_rows(entry: Entry) -> np.ndarray:
     if not len(rows):
         raise InputError(f"{path} holds no particles; give a selection that is not empty")
     if missing := [name for name in NEEDED if name not in names(rows)]:
-        multi = "; several classes at once are not supported" * ("alignments3D_multi/pose" in names(rows))
+        several = any(name.startswith(("alignments3D_multi/", "alignments_class_")) for name in names(rows))
+        multi = "; several classes at once are not supported, refine them one by one" * several
         raise InputError(f"{path} lacks {', '.join(missing)}{multi}; {_REMEDY}")
     return rows
 
 
-def particle_table(path: Path, rows: np.ndarray, y_reversed: bool) -> ParticleTable:
-    """Turn particles into our conventions; what is wrong with single ones is in ``problems``, one line each."""
-    problems = _problems(rows, path)
+def particle_table(
+    path: Path, rows: np.ndarray, y_reversed: bool, shapes: Mapping[str, tuple[int, int]]
+) -> ParticleTable:
+    """Turn particles into our conventions; what is wrong with single ones is in ``problems``, one line each.
+
+    Coordinates are in pixels of micrographs of ``shapes``, as ``micrograph_shapes`` returns them.
+    """
+    finer = _finer(rows, shapes)
+    problems = _problems(rows, path, finer)
     groups, group = _groups(rows)
     optics = {number + 1: _optics(one, number) for number, one in enumerate(groups)}
     shift = rows["alignments3D/shift"].astype(float) * rows["alignments3D/psize_A"].astype(float)[:, None]
@@ -67,7 +76,7 @@ def particle_table(path: Path, rows: np.ndarray, y_reversed: bool) -> ParticleTa
         "row": np.arange(len(rows)),
         "stack_index": _column(rows, "blob/idx", 0).astype(int) + 1,
         "half": rows["alignments3D/split"].astype(int) + 1,
-        "coordinate": _coordinate(rows, y_reversed),
+        "coordinate": _coordinate(rows, y_reversed) * finer,
         "euler": pose_to_euler(rows["alignments3D/pose"]),
         "origin": shift - _column(rows, "ctf/shift_A", 0, 2),
         "defocus_u": rows["ctf/df1_A"].astype(float),
@@ -83,11 +92,15 @@ def particle_table(path: Path, rows: np.ndarray, y_reversed: bool) -> ParticleTa
     return ParticleTable(path, blocks, optics, micrograph, values, group, problems)
 
 
-def micrograph_shapes(rows: np.ndarray) -> dict[str, tuple[int, int]]:
-    """Height and width (px) of the micrographs that the particles were located on, by uid."""
-    uid, first = np.unique(rows["location/micrograph_uid"], return_index=True)
-    shapes = rows["location/micrograph_shape"][first].astype(int)
-    return {str(one): (int(height), int(width)) for one, (height, width) in zip(uid, shapes)}
+def micrograph_shapes(tables: Iterable[np.ndarray]) -> dict[str, tuple[int, int]]:
+    """Height and width (px) of the micrographs that particles were located on, by uid: of several the finest."""
+    found: dict[str, tuple[int, int]] = {}
+    for rows in tables:
+        finest = np.argsort(-rows["location/micrograph_shape"][:, 0].astype(int), kind="stable")
+        uid, first = np.unique(rows["location/micrograph_uid"][finest], return_index=True)
+        for one, (height, width) in zip(uid, rows["location/micrograph_shape"][finest[first]].tolist()):
+            found[str(one)] = max(found.get(str(one), (0, 0)), (height, width))
+    return found
 
 
 def pose_to_euler(pose: np.ndarray) -> np.ndarray:
@@ -202,9 +215,17 @@ def _coordinate(rows: np.ndarray, y_reversed: bool) -> np.ndarray:
     return np.floor(place + _ROUNDING * size + 1e-4)  # a whole pixel stays what it was
 
 
-def _problems(rows: np.ndarray, path: Path) -> tuple[str, ...]:
+def _finer(rows: np.ndarray, shapes: Mapping[str, tuple[int, int]]) -> np.ndarray:
+    """How much finer than the micrograph a particle was located on is that of ``shapes``, (particle, 2) x y."""
+    which, uids = pd.factorize(rows["location/micrograph_uid"])
+    common = np.array([shapes[str(uid)] for uid in uids], float).reshape(-1, 2)[which]
+    return (common / np.maximum(rows["location/micrograph_shape"], 1))[:, ::-1]
+
+
+def _problems(rows: np.ndarray, path: Path, finer: np.ndarray) -> tuple[str, ...]:
     voltage_kV = rows["ctf/accel_kv"].astype(float)
     used = [name for name in {*NEEDED, *_PER_GROUP, *_OPTIONAL} & {*names(rows)} if rows.dtype[name].base.kind == "f"]
+    magnified = np.linalg.det(np.eye(2) + _column(rows, "ctf/anisomag", 0, 4).reshape(-1, 2, 2))
     bad = {
         "has no half set (alignments3D/split 0 or 1)": ~np.isin(rows["alignments3D/split"], (0, 1)),
         "has a value that is not a number": np.any([
@@ -212,9 +233,17 @@ def _problems(rows: np.ndarray, path: Path) -> tuple[str, ...]:
         "has no voltage in kV (ctf/accel_kv)": ~((voltage_kV > 0) & (voltage_kV <= MOST_VOLTAGE_KV)),
         "has no pixel size (alignments3D/psize_A)": ~(rows["alignments3D/psize_A"] > 0),
         "has no location on a micrograph": ~(rows["location/micrograph_shape"] > 0).all(1),
+        "is magnified far from 1 (ctf/anisomag, which is stored less the identity)": ~((magnified > 0.5) & (magnified < 2)),
+        "was located on a micrograph of another shape than others on it": ~np.isclose(finer[:, 0], finer[:, 1], rtol=_SAME),
     }  # fmt: skip
-    return tuple(f"{path}: row {listed((np.flatnonzero(mask) + 1).tolist())} {what}; {_REMEDY}"
-                 for what, mask in bad.items() if mask.any())  # fmt: skip
+    problems = [f"{path}: row {listed((np.flatnonzero(mask) + 1).tolist())} {what}; {_REMEDY}"
+                for what, mask in bad.items() if mask.any()]  # fmt: skip
+    if len(rows) > 1 and not rows["alignments3D/pose"].any():
+        problems.append(f"{path}: alignments3D/pose is 0 in every row; {_REMEDY}")
+    if max(np.abs(rows["ctf/df1_A"]).max(), np.abs(rows["ctf/df2_A"]).max()) < LEAST_DEFOCUS_A:
+        problems.append(f"{path}: ctf/df1_A and ctf/df2_A are below {LEAST_DEFOCUS_A:g} Å in every row; give particles whose CTF "
+                        "was estimated")  # fmt: skip
+    return tuple(problems)
 
 
 def _column(rows: np.ndarray, name: str, default: float, width: int = 1) -> np.ndarray:

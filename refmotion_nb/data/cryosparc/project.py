@@ -14,8 +14,9 @@ from refmotion_nb.data.check import Check, Findings, check_dataset
 from refmotion_nb.data.cryosparc.csfile import names, text
 from refmotion_nb.data.cryosparc.csfile import table as cs_table
 from refmotion_nb.data.cryosparc.exposures import exposure_names, read_exposures, read_movies
-from refmotion_nb.data.cryosparc.files import Entry, first_file, job_of, read_reference
+from refmotion_nb.data.cryosparc.files import Entry, first_file, read_reference
 from refmotion_nb.data.cryosparc.motion import ORIENTATIONS
+from refmotion_nb.data.cryosparc.notes import defect_lists, earlier_iterations, of_particles, other_pixel_sizes
 from refmotion_nb.data.cryosparc.orientation import best_orientation
 from refmotion_nb.data.cryosparc.particles import micrograph_shapes, particle_table, read_particle_rows
 from refmotion_nb.data.micrographs import MovieTable, beside_absolute
@@ -133,7 +134,10 @@ def _read(
     dataset, found = _assembled(exposure_tables, particle_rows, references, home, orientation, options)
     problems += found.problems
     notes += [
-        *_notes(particle_rows, jobs),
+        *of_particles(particle_rows, jobs),
+        *earlier_iterations([first_file(entry) for entry in (*particles, *volumes)]),
+        *other_pixel_sizes(particle_rows, found),
+        *defect_lists(exposure_tables),
         *found.notes,
         *off_their_movies(dataset.particles, dataset.movies),
         *shared_places(dataset.particles),
@@ -161,9 +165,9 @@ def _assembled(
 ) -> tuple[Dataset, MovieSet]:
     """Put particles on movies in one orientation; problems and notes are in the second."""
     orientation = ORIENTATIONS[name]
-    tables = [particle_table(path, rows, orientation.y_reversed) for path, rows in particles]
+    shapes = micrograph_shapes(rows for _, rows in particles)
+    tables = [particle_table(path, rows, orientation.y_reversed, shapes) for path, rows in particles]
     wanted = {str(uid) for part in tables for uid in pd.unique(pd.Series(part.micrograph))}
-    shapes = {uid: shape for _, rows in particles for uid, shape in micrograph_shapes(rows).items()}
     movies = read_movies(exposures, wanted, root, options, orientation, shapes) if exposures and tables else MovieSet()
     source = " and ".join(str(path) for path, _ in exposures)
     values, optics, skipped = assemble(tables, movies.find, movies.movies, movies.unusable, source)
@@ -196,20 +200,6 @@ def _oriented(
     return best_orientation({
         name: _assembled([one for one in few_exposures if len(one[1])], few_particles, references[:1], root, name, relaxed)[0]
         for name in ORIENTATIONS})  # fmt: skip
-
-
-def _notes(particles: Tables, jobs: list[str]) -> list[str]:
-    """Say what may be a mistake: particles of another job than the volume, scales that were not refined."""
-    notes = []
-    for i, (path, rows) in enumerate(particles):
-        job, of_volume = job_of(path.absolute()), jobs[i] if i < len(jobs) else ""
-        if job and of_volume and job != of_volume:
-            notes.append(f"{path} is of job {job}, its volume of {of_volume}; poses and half sets should be those "
-                         "of the refinement that made the volume")  # fmt: skip
-        alpha = rows["alignments3D/alpha"] if "alignments3D/alpha" in names(rows) else np.ones(1)
-        if np.ptp(alpha) == 0:
-            notes.append(f"{path}: all particles have the same scale; refine with per-particle scales minimised")
-    return notes
 
 
 def _references(

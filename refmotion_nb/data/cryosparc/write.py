@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refmotion_nb.data.cryosparc.csfile import columns, table, write_cs, write_csg
+from refmotion_nb.data.cryosparc.csfile import columns, names, table, write_cs, write_csg
 from refmotion_nb.data.cryosparc.motion import ORIENTATIONS
 from refmotion_nb.data.cryosparc.particles import aberrations_A, euler_to_pose
 from refmotion_nb.data.files import atomic
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RESULTS = ("blob", "ctf", "alignments3D", "location", "motion")
+# of the input, and true of the new images: later jobs keep copies and segments of filaments in one half set by them. Shifts
+# found in 2D are not, once particles are recentred
+CARRIED = ("sym_expand", "filament", "pick_stats", "ml_properties")
+_UNKNOWN = ("error", "error_min", "resid_pow", "slice_pow", "image_pow", "cross_cor", "alpha_min", "weight", "pose_ess",
+            "shift_ess")  # fmt: skip
 
 
 def write_trajectories(out: Path, movie: Movie, displacement_A: np.ndarray, orientation: str) -> None:
@@ -50,8 +55,9 @@ def write_particle_group(path: Path, data: Dataset, number: int, written: pd.Dat
     """
     rows = _rows(data, number, written)
     write_cs(path, rows)
+    results = [*RESULTS, *(name for name in CARRIED if any(one.startswith(f"{name}/") for one in names(rows)))]
     write_csg(path.with_suffix(".csg"), f"particles_{number}", "particle", "Motion-corrected particles",
-              {name: (path.name, f"particle.{name}", len(rows)) for name in RESULTS}, now())  # fmt: skip
+              {name: (path.name, f"particle.{name}", len(rows)) for name in results}, datetime.now())  # fmt: skip
 
 
 def _against(orientation: str) -> bool:
@@ -67,21 +73,25 @@ def _rows(data: Dataset, number: int, written: pd.DataFrame) -> np.ndarray:
     n, index = len(mine), written["index"].to_numpy(np.uint32)
     shape = np.array([[round(m.height / m.binning), round(m.width / m.binning)] for m in mine], np.uint32)
     frac = written[["x_px", "y_px"]].to_numpy() / shape[:, ::-1]
-    psize = given["alignments3D/psize_A"].astype(float)
+    psize = written["pixel_size_A"].to_numpy(float)  # of the new images: converters count shifts in pixels of these
     shift = written[["origin_x_A", "origin_y_A"]].to_numpy() + given["ctf/shift_A"].astype(float)
+    if "alignments3D/localshift" in given:
+        finer = given["alignments3D/psize_A"].astype(float) / psize
+        given["alignments3D/localshift"] = (given["alignments3D/localshift"] * finer[:, None]).astype(np.float32)
     given |= {
         "blob/path": [f">Particles/{name}.mrcs" for name in names_of],
         "blob/idx": index,
         "blob/shape": np.repeat(written["box"].to_numpy(np.uint32)[:, None], 2, axis=1),
-        "blob/psize_A": written["pixel_size_A"].to_numpy(np.float32),
+        "blob/psize_A": psize.astype(np.float32),
         "blob/sign": np.ones(n, np.float32),  # protein is bright
         "blob/import_sig": np.zeros(n, np.uint64),
         "alignments3D/shift": (shift / psize[:, None]).astype(np.float32),
+        "alignments3D/psize_A": psize.astype(np.float32),
         "location/micrograph_shape": shape,
         "location/micrograph_psize_A": np.array([m.pixel_size_A * m.binning for m in mine], np.float32),
         "location/center_x_frac": frac[:, 0].astype(np.float32),
         "location/center_y_frac": (1 - frac[:, 1] if _against(data.orientation) else frac[:, 1]).astype(np.float32),
-        "motion/type": ["local"] * n,
+        "motion/type": ["particle"] * n,
         "motion/path": [f">Motion/{name}_traj.npy" for name in names_of],
         "motion/idx": index,
         "motion/frame_start": np.array([m.first_frame for m in mine], np.uint32),
@@ -133,20 +143,18 @@ def _given(data: Dataset, number: int, row: np.ndarray, movies: Mapping[str, Mov
         "alignments3D/psize_A": f4([o.pixel_size_A for o in optics]),
         "alignments3D/alpha": f4(p["scale"].values),
         "alignments3D/class": np.zeros(n, np.uint32),
+        **{f"alignments3D/{name}": np.ones(n, np.float32) for name in ("class_posterior", "class_ess")},
+        **{f"alignments3D/{name}": np.zeros(n, np.float32) for name in _UNKNOWN},
         "location/micrograph_uid": np.array([stable_uid("micrograph", name) for name in names_of], np.uint64),
         "location/exp_group_id": group.astype(np.uint32) + np.uint32(1),
         "location/micrograph_path": [str(movies[name].path) for name in names_of],
+        "location/min_dist_A": np.zeros(n, np.float32),
     }
 
 
 def stable_uid(*parts: Any) -> int:
     """Return a number that is the same whenever the same thing is written."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") | 1
-
-
-def now() -> str:
-    """Return the time as CryoSPARC writes it."""
-    return datetime.now().strftime("%Y-%m-%d %H:%M:%S.%f")
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

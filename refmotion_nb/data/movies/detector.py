@@ -276,7 +276,8 @@ def load_defects(path: Path | str, shape: tuple[int, int], flip_tiff: bool) -> n
         try:
             x, y, width, height = (int(float(w)) for w in words)
         except (ValueError, OverflowError):
-            raise InputError(f"{path}, line {number}: a defect is four numbers, x y width height; correct it") from None
+            raise InputError(f"{path}, line {number}: a defect is four numbers, x y width height; correct it, or "
+                             "convert a file of SerialEM's by IMOD's clip defect") from None  # fmt: skip
         if min(x, y) < 0 or min(width, height) < 1 or x >= shape[1] or y >= shape[0]:
             raise InputError(
                 f"{path}, line {number}: the defect at x {x}, y {y} of {width} × {height} is outside the frames of "

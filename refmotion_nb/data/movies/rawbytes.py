@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import lzma
 import os
 import tempfile
 from pathlib import Path
@@ -18,6 +19,7 @@ from refmotion_nb.data.schema import InputError
 LARGEST_IN_MEMORY = 4 << 30  # bytes; a bigger unpacked stream goes to an unnamed temporary file
 LARGEST_SIDE = 65535  # px of an image; more is a damaged header, one read in the wrong byte order, or none at all
 _CHUNK = 16 << 20
+_XZ = b"\xfd7zX"
 
 
 class Bytes:
@@ -107,12 +109,12 @@ class UnpackedBytes(Bytes):
 
 
 def is_compressed(start: bytes) -> bool:
-    """Whether a file that starts with these bytes is a bzip2, Zstandard or gzip stream."""
-    return start[:3] == b"BZh" or start[:4] == b"\x28\xb5\x2f\xfd" or start[:2] == b"\x1f\x8b"
+    """Whether a file that starts with these bytes is a bzip2, Zstandard, xz or gzip stream."""
+    return start[:3] == b"BZh" or start[:4] in (b"\x28\xb5\x2f\xfd", _XZ) or start[:2] == b"\x1f\x8b"
 
 
 def open_stream(path: Path) -> BinaryIO:
-    """Open a bzip2, Zstandard or gzip file for reading its contents from the beginning."""
+    """Open a bzip2, Zstandard, xz or gzip file for reading its contents from the beginning."""
     admit(path)
     raw = path.open("rb")
     start = raw.read(4)
@@ -123,6 +125,9 @@ def open_stream(path: Path) -> BinaryIO:
     if start[:2] == b"\x1f\x8b":
         raw.close()
         return cast(BinaryIO, gzip.open(path, "rb"))
+    if start == _XZ:
+        raw.close()
+        return cast(BinaryIO, lzma.open(path, "rb"))
     return zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=True)
 
 
@@ -140,6 +145,6 @@ def _fill(stream: BinaryIO, view: memoryview, path: Path) -> int:
             done += n
     except EOFError:
         return done  # the stream stops in the middle; the caller knows how much there should be
-    except (OSError, zstandard.ZstdError, ValueError) as problem:
+    except (OSError, zstandard.ZstdError, lzma.LZMAError, ValueError) as problem:
         raise InputError(f"{path} cannot be unpacked ({problem}): copy it again") from None
     return done

@@ -99,7 +99,7 @@ class TiffReader(MovieReader):
 
 
 class MrcReader(MovieReader):
-    """MRC and MRCS of modes 0, 1, 2, 6, 12 and 101, either byte order, also as .bz2, .zst or .gz."""
+    """MRC and MRCS of modes 0, 1, 2, 6, 12 and 101, either byte order, also as .bz2, .zst, .xz or .gz."""
 
     def __init__(self, source: Bytes, header: MrcHeader):
         self._header = header

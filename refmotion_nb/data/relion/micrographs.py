@@ -22,7 +22,7 @@ from refmotion_nb.data.star import read_star, table
 
 _JOB_PREFIX = re.compile(r"^(?:.*?/)?[^/]+/job\d{3,}/")
 MOST_DOSE_E_A2 = 2000.0  # beyond, the signal left is less than numbers hold at any frequency
-_GIVE_ROOT = "give root, the folder that the paths in the STAR files start from"
+_GIVE_ROOT = "give root, the folder that paths in the tables start from"
 _OR_SKIP = "; or leave them out by skip_unusable_movies"
 
 

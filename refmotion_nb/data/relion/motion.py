@@ -132,7 +132,8 @@ def _movie(
         gain=gain or (Gain(locate(gain_name)) if gain_name else None),
         defects=locate(defects) if defects else None,
         hot_pixels=_hot_pixels(blocks, path),
-        eer_upsampling=_whole(general, path, "rlnEERUpsampling", 1),
+        # -1 is half of the sensor's raster
+        eer_upsampling=-1 if general.get("rlnEERUpsampling") == -1 else _whole(general, path, "rlnEERUpsampling", 1),
         eer_grouping=_whole(general, path, "rlnEERGrouping", 1),
         global_shift=shift[first_frame:],
         motion_frames=int(seen[-1]) + 1,

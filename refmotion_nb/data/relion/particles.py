@@ -24,6 +24,8 @@ _PLACE = ("rlnCoordinateX", "rlnCoordinateY")
 _ORIGINS = (("rlnOriginXAngst", "rlnOriginYAngst"), ("rlnOriginX", "rlnOriginY"))  # Å; image pixels before 3.1
 _OPTIONAL = {"phase_shift": ("rlnPhaseShift", 0.0), "ctf_b_factor": ("rlnCtfBfactor", 0.0),
              "ctf_scale": ("rlnCtfScalefactor", 1.0)}  # fmt: skip
+_OF_OPTICS = {"rlnVoltage": "voltage_kV", "rlnSphericalAberration": "spherical_aberration_mm",
+              "rlnAmplitudeContrast": "amplitude_contrast"}  # fmt: skip
 _REMEDY = "give the run_data.star of a 3D auto-refinement of half sets"
 _LABELS = {
     "micrograph": ("micrograph", ""), "row": ("row of the input table", ""), "stack_index": ("number in its stack", ""),
@@ -81,6 +83,7 @@ def read_particles(path: str | Path) -> ParticleTable:
     ).all():
         problems.append(f"{path}: rlnDefocusU and rlnDefocusV are below {LEAST_DEFOCUS_A:g} Å in every row; give particles whose "
                         "CTF was estimated, in Å")  # fmt: skip
+    _complain_of_optics(rows, optics, group, path, problems)
     values = {
         "row": np.arange(len(rows)),
         "stack_index": _stack_index(rows),
@@ -90,7 +93,7 @@ def read_particles(path: str | Path) -> ParticleTable:
         "origin": _origin(numbers, origin or _ORIGINS[0], group, optics),
         **{name: numbers[label] for name, label in zip(("defocus_u", "defocus_v", "defocus_angle"), _CTF)},
         **{
-            name: _numbers(rows[label], label, path, problems) if label in rows.columns else np.full(len(rows), default)
+            name: _numbers(_of_particles(rows, table(blocks, "optics"), label, default), label, path, problems)
             for name, (label, default) in _OPTIONAL.items()
         },
         "scale": np.ones(len(rows)),  # RELION keeps intensity scales per group, and polishing uses none
@@ -241,6 +244,20 @@ def repeated(particles: xr.Dataset) -> list[str]:
             f"each place is aligned once and all are written{warning}: take duplicates out of the file"]  # fmt: skip
 
 
+def subtracted(tables: Sequence[ParticleTable]) -> list[str]:
+    """Say how many particles are images with part of the signal subtracted, a line for each table that has such."""
+    notes = []
+    for part in tables:
+        rows = table(part.blocks, "particles")
+        if {"rlnImageName", "rlnImageOriginalName"} <= set(rows.columns):
+            n = int(rows["rlnImageName"].astype(str).str.contains(r"subtracted[^/]*$").sum())
+            if n:
+                notes.append(f"{n} of {len(rows)} particles of {part.path} are images with part of the signal subtracted: movies "
+                             "hold all of it, and if subtraction centred them, too, their coordinates do not lead to them there; "
+                             "give the particles as they were before (relion_particle_subtract --revert)")  # fmt: skip
+    return notes
+
+
 def off_their_movies(particles: xr.Dataset, movies: Sequence[Movie]) -> list[str]:
     """Say how many particles have their centres, origins applied, outside their movies, a line for that if there are any.
 
@@ -314,6 +331,28 @@ def _numbers(column: pd.Series, label: str, path: str | Path, problems: list[str
     bad = ~np.isfinite(numbers)
     _complain(bad, f"{path}: {label} is not a number in", "; take these particles out of the file", problems)
     return numbers
+
+
+def _of_particles(rows: pd.DataFrame, optics: pd.DataFrame, label: str, default: float) -> pd.Series:
+    """Return a value of every particle (row,), as RELION finds it: its own, else its optics group's, else the default."""
+    if label in rows.columns:
+        return rows[label]
+    if label in optics.columns:
+        return rows["rlnOpticsGroup"].map(dict(zip(optics["rlnOpticsGroup"], optics[label])))
+    return pd.Series(default, rows.index)
+
+
+def _complain_of_optics(
+    rows: pd.DataFrame, optics: Mapping[int, Optics], group: np.ndarray, path: str | Path, problems: list[str]
+) -> None:
+    """Refuse particles that say otherwise than their optics group; RELION takes what they say for their CTF."""
+    for label, name in _OF_OPTICS.items():
+        if label not in rows.columns:
+            continue
+        own = pd.to_numeric(rows[label], errors="coerce").to_numpy(float)
+        theirs = np.array([getattr(optics[one], name) if one in optics else np.nan for one in group.tolist()])
+        _complain(~(np.isclose(own, theirs, rtol=1e-4) | np.isnan(theirs)), f"{path}: {label} is not that of the optics group in",
+                  "; RELION would take it for the CTF: give these particles an optics group that has it", problems)  # fmt: skip
 
 
 def _whole(numbers: np.ndarray) -> np.ndarray:

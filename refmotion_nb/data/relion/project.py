@@ -28,6 +28,7 @@ from refmotion_nb.data.relion.particles import (
     read_particles,
     repeated,
     shared_places,
+    subtracted,
     unfit,
 )  # fmt: skip
 from refmotion_nb.data.relion.results import find_root, given_root
@@ -141,6 +142,9 @@ def _read(
     home = (root if root is not None else find_root([micrographs, *particle_paths], metadata[:3])).absolute()
     tables = [with_mtf(part, home, problems, notes) for part in tables]
     wanted = {str(name) for part in tables for name in pd.unique(pd.Series(part.micrograph))}
+    voltages_kV = {one.voltage_kV for part in tables for one in part.optics.values()}
+    if len(voltages_kV) == 1 and "rlnVoltage" not in rows.columns:  # nor, perhaps, in the motion STAR files
+        rows["rlnVoltage"] = voltages_kV.pop()
     found = read_movies(rows, micrographs, wanted, home, options) if len(rows) else MovieSet()
     particles, optics, skipped = assemble(tables, found.find, found.movies, found.unusable, micrographs)
     dataset = Dataset(
@@ -156,6 +160,7 @@ def _read(
         problems += unfit(particles, skipped, tables, "micrographs")
     notes += [
         *found.notes, *off_their_movies(particles, found.movies), *shared_places(particles), *repeated(particles),
+        *subtracted(tables),
     ]  # fmt: skip
     return Findings(dataset, home, problems, notes)
 

@@ -198,8 +198,14 @@ def write_particles(
     particles["rlnImageName"] = list(image_names)
     particles["rlnCoordinateX"], particles["rlnCoordinateY"] = np.asarray(coordinate_px, float).round(6).T
     # the older columns, in pixels of images that are no longer the ones listed, would contradict these
-    particles = particles.drop(columns=["rlnOriginX", "rlnOriginY"], errors="ignore")
-    particles["rlnOriginXAngst"], particles["rlnOriginYAngst"] = np.asarray(origin_A, float).round(6).T
+    older = [f"rlnOrigin{axis}{prior}" for axis in "XY" for prior in ("", "Prior")]
+    particles = particles.drop(columns=older, errors="ignore")
+    for axis, new in zip("XY", np.asarray(origin_A, float).round(6).T):
+        if (
+            prior := f"rlnOrigin{axis}PriorAngst"
+        ) in particles.columns:  # where helices and bodies are searched: it goes along
+            particles[prior] += new - particles[f"rlnOrigin{axis}Angst"]
+        particles[f"rlnOrigin{axis}Angst"] = new
     optics = table(tables, "optics")
     optics = optics[optics["rlnOpticsGroup"].isin(particles["rlnOpticsGroup"])].reset_index(drop=True)
     groups = optics["rlnOpticsGroup"]
