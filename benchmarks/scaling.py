@@ -35,7 +35,7 @@ def simulated(out: Path, particles: int, frames: int, box: int, size: int) -> Pa
         }  # fmt: skip
         out.mkdir(parents=True, exist_ok=True)
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        timed([sys.executable, "-m", "refmotion_nb.cli", "simulate", *words], out)
+        timed([sys.executable, "-m", "refmotion_nb", "simulate", *words], out)
     return folder
 
 
@@ -51,7 +51,7 @@ def measure(data: Path, threads: int, warm_up: bool) -> str:
     """Return a row of the table: both commands, and the cost of a step."""
     work = Path(tempfile.mkdtemp(prefix="scaling_"))
     run = [
-        sys.executable, "-m", "refmotion_nb.cli", "run", "--particles", str(data / "Extract/particles.star"), "--micrographs",
+        sys.executable, "-m", "refmotion_nb", "run", "--particles", str(data / "Extract/particles.star"), "--micrographs",
         str(data / "MotionCorr/corrected_micrographs.star"), "--fsc", str(data / "Ref/postprocess.star"), "--root", str(data),
         "--threads", str(threads),
     ]  # fmt: skip

@@ -17,6 +17,7 @@ import argparse
 import resource
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,13 @@ import refmotion_nb as rm
 from refmotion_nb.data.movies import lzw
 from refmotion_nb.data.movies.look import look_at, sample_of
 from refmotion_nb.data.movies.reader import open_movie
+from refmotion_nb.data.schema import Movie
 from refmotion_nb.numerics.backend import one_blas_thread, over_chunks
 from refmotion_nb.numerics.patches import PatchSpectra, movie_box, particle_power, patch_corners
 from refmotion_nb.numerics.projection import _support
 from refmotion_nb.numerics.recombine import recombine
 from refmotion_nb.stages import micrograph as steps
-from refmotion_nb.stages.alignment import Geometry, MotionPrior, alignment_windows, score_windows, solve
+from refmotion_nb.stages.alignment import Alignment, Geometry, MotionPrior, alignment_windows, score_windows, solve
 from refmotion_nb.stages.dose_weights import micrograph_fcc_sums
 from refmotion_nb.stages.references import PreparedReference
 
@@ -160,47 +162,33 @@ def gather_rate(array: np.ndarray, threads: int) -> float:
     return threads * n / seconds
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", type=Path)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    threads = options.threads
-    flops, bandwidth = machine(threads)
+@dataclass(frozen=True)
+class Table:
+    """What is printed, a line per stage; rates are those of the machine, by all threads together."""
+
+    threads: int
+    flops: float  # operations a second
+    bandwidth: float  # bytes a second
+    transforms: float  # operations of transforms a second
+    decoding: float  # unpacked bytes a second
+    gathering: float  # values a second, in no order
 
     def show(
-        what: str, found: tuple[float, float, Any], operations: float = 0.0, moved: float = 0.0, ffts: float = 0.0,
+        self, what: str, found: tuple[float, float, Any], operations: float = 0.0, moved: float = 0.0, ffts: float = 0.0,
         unpacked: float = 0.0, gathered: float = 0.0,
     ) -> Any:  # fmt: skip
+        """Print the line of a stage, and return what it came to."""
         seconds, cpu, result = found
-        floor = max(operations / flops, moved / bandwidth, ffts / rate, unpacked / decoding, gathered / gathering)
-        ratio = f"{floor:9.3f}{least(found, threads) / floor:7.1f}" if floor else ""
-        print(f"{what:34s}{seconds:9.3f}{cpu / threads:11.3f}{ratio}", flush=True)
+        floor = max(operations / self.flops, moved / self.bandwidth, ffts / self.transforms, unpacked / self.decoding,
+                    gathered / self.gathering)  # fmt: skip
+        ratio = f"{floor:9.3f}{least(found, self.threads) / floor:7.1f}" if floor else ""
+        print(f"{what:34s}{seconds:9.3f}{cpu / self.threads:11.3f}{ratio}", flush=True)
         return result
 
-    data = opened(options.dataset)
-    session = rm.Session(data, threads, device="cpu")
-    first = best_of(lambda: session.references(False), 1)
-    references = first[2]
-    box = movie_box(references[0].extent_A, data.movies[0].pixel_size_A)
-    rate = transform_rate(threads, box)
-    decoding = decode_rate(data.movies[0].path, threads)
-    gathering = gather_rate(references[0].volumes[0].ft, threads)
-    print(f"{threads} threads: {flops / 1e9:.0f} GFlop/s, {bandwidth / 1e9:.1f} GB/s, transforms of {box} px {rate / 1e9:.1f} "
-          f"GFlop/s, {gathering / 1e6:.0f} million values a second of a reference in no order\n")  # fmt: skip
-    print(f"{'stage':34s}{'seconds':>9s}{'processor':>11s}{'floor':>9s}{'ratio':>7s}")
-    n_map = references[0].box
-    show(
-        "references: load, transform",
-        first,
-        0,
-        3 * 2 * 4 * n_map**3,
-        reference_operations(data.references[0], references[0]),
-    )
-    settings = rm.MotionCorrection()
-    movie, particles = next(iter(session.micrographs.values()))
-    placement = steps.place(movie, particles, references[0].extent_A, True)
-    n, f, box = len(placement.centre_px), movie.n_frames, placement.box
+
+def time_reading(table: Table, movie: Movie, placement: steps.Placement) -> PatchSpectra:
+    """Time what leads from a movie to the spectra of its particles' patches; return these."""
+    threads, f, box, n = table.threads, movie.n_frames, placement.box, len(placement.centre_px)
     pixels = f * movie.height * movie.width
     with open_movie(movie) as reader:
         decoded: list[Any] = [None] * f
@@ -211,10 +199,11 @@ def main() -> None:
 
         work = best_of(lambda: over_chunks(f, decode, threads, chunk=1), 2)
         n_bytes = pixels * reader.dtype.itemsize
-        show(f"decode ({movie.path.suffix})", work, 0, 2 * n_bytes, unpacked=n_bytes)
-        look = show("camera, mean frame, background", best_of(lambda: look_at(movie, reader, True, True, threads)), 0,
-                    movie.height * movie.width * (4 + 4 + 1 + 4 + len(sample_of(reader))),
-                    unpacked=len(sample_of(reader)) * n_bytes / f)  # fmt: skip
+        table.show(f"decode ({movie.path.suffix})", work, 0, 2 * n_bytes, unpacked=n_bytes)
+        work = best_of(lambda: look_at(movie, reader, True, True, threads))
+        sampled = len(sample_of(reader))
+        look = table.show("camera, mean frame, background", work, 0, movie.height * movie.width * (4 + 4 + 1 + 4 + sampled),
+                          unpacked=sampled * n_bytes / f)  # fmt: skip
     spectra = PatchSpectra.empty(n, f, box)
     spectra.offset_px[:] = np.rint(placement.initial_A / movie.pixel_size_A)
 
@@ -226,42 +215,70 @@ def main() -> None:
 
     area = n * f * box * box
     work = best_of(lambda: over_chunks(f, transform, threads, chunk=1), 2)
-    show("cut, transform, store", work, 0, area * (1 + 4 + 2), transform_operations(n * f, box))
-    stored = spectra.stored.nbytes
-    show("noise spectrum", best_of(lambda: particle_power(spectra, threads)), 4 * area / 2, stored)
-    del decoded[:]
-    show("(movie to patches, as run)", best_of(lambda: session.micrograph(next(iter(session)), settings), 1))
-    m = session.micrograph(next(iter(session)), settings)
-    k = m.own.shape[2] - 1
-    show(
-        "CTF and predicted views",
-        best_of(
-            lambda: steps._predict(
-                movie, particles, placement, data.optics, references, k, False, threads, session.device
-            )
-        ),
-        gathered=2 * n * np.pi * k * k / 2,
-    )
-    prior = MotionPrior(rm.Hyperparameters.from_relion(0.5, 5000, 2, movie.dose_per_frame_e_A2), 0.7, 10.0, 0.15)
+    table.show("cut, transform, store", work, 0, area * (1 + 4 + 2), transform_operations(n * f, box))
+    work = best_of(lambda: particle_power(spectra, threads))
+    table.show("noise spectrum", work, 4 * area / 2, spectra.stored.nbytes)
+    return spectra
+
+
+def time_alignment(table: Table, m: steps.Micrograph, settings: Alignment) -> np.ndarray:
+    """Time what leads from the spectra of a micrograph to trajectories (particle, frame, 2), Å; return these."""
+    threads, n, f, k = table.threads, m.n, m.movie.n_frames, m.own.shape[2] - 1
+    prior = MotionPrior(rm.Hyperparameters.from_relion(0.5, 5000, 2, m.movie.dose_per_frame_e_A2), 0.7, 10.0, 0.15)
     for what, final in (("windows, search band", False), ("windows, all components", True)):
         work = best_of(partial(alignment_windows, m, settings, final, threads))
         raw = work[2]
         size, kb = raw.windows.grid.size, min(m.k_out, k) if final else settings.k_cut(m)
         operations, cross = window_operations(n * f, kb, size), 16 * n * f * (2 * kb + 1) * (kb + 1)
-        show(what, work, operations + cross, n * f * (2 * kb + 1) * (kb + 1) * 4 + raw.windows.values.nbytes)
-        show("  own noise taken out", best_of(partial(raw.scaled, prior, threads)), operations)
-    show("windows, score", best_of(lambda: score_windows(m, settings, threads)))
+        table.show(what, work, operations + cross, n * f * (2 * kb + 1) * (kb + 1) * 4 + raw.windows.values.nbytes)
+        table.show("  own noise taken out", best_of(partial(raw.scaled, prior, threads)), operations)
+    table.show("windows, score", best_of(lambda: score_windows(m, settings, threads)))
     windows, geometry = raw.scaled(prior), Geometry.of(m)
     work = best_of(lambda: solve(windows, geometry, [prior], False))
     found = work[2]
     per_iteration = 2 * (2 * n * n * f + 2 * n * f * f) * 2 + n * f * 150
-    show(f"trajectories ({int(found.iterations[0])} iterations)", work, per_iteration * found.iterations[0])
-    tracks = found.displacement_A[0]
+    table.show(f"trajectories ({int(found.iterations[0])} iterations)", work, per_iteration * found.iterations[0])
+    return found.displacement_A[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    threads = options.threads
+    flops, bandwidth = machine(threads)
+    data = opened(options.dataset)
+    session = rm.Session(data, threads, device="cpu")
+    first = best_of(lambda: session.references(False), 1)
+    references = first[2]
+    transforms = transform_rate(threads, movie_box(references[0].extent_A, data.movies[0].pixel_size_A))
+    table = Table(threads, flops, bandwidth, transforms, decode_rate(data.movies[0].path, threads),
+                  gather_rate(references[0].volumes[0].ft, threads))  # fmt: skip
+    movie, particles = next(iter(session.micrographs.values()))
+    placement = steps.place(movie, particles, references[0].extent_A, True)
+    n, f, box = len(placement.centre_px), movie.n_frames, placement.box
+    print(f"{threads} threads: {flops / 1e9:.0f} GFlop/s, {bandwidth / 1e9:.1f} GB/s, transforms of {box} px "
+          f"{transforms / 1e9:.1f} GFlop/s, {table.gathering / 1e6:.0f} million values a second of a reference in no "
+          "order\n")  # fmt: skip
+    print(f"{'stage':34s}{'seconds':>9s}{'processor':>11s}{'floor':>9s}{'ratio':>7s}")
+    operations = reference_operations(data.references[0], references[0])
+    table.show("references: load, transform", first, 0, 3 * 2 * 4 * references[0].box ** 3, operations)
+    spectra = time_reading(table, movie, placement)
+    settings = rm.MotionCorrection()
+    table.show("(movie to patches, as run)", best_of(lambda: session.micrograph(next(iter(session)), settings), 1))
+    m = session.micrograph(next(iter(session)), settings)
+    k = m.own.shape[2] - 1
+    predict = partial(
+        steps._predict, movie, particles, placement, data.optics, references, k, False, threads, session.device
+    )
+    table.show("CTF and predicted views", best_of(predict), gathered=2 * n * np.pi * k * k / 2)
+    tracks = time_alignment(table, m, settings)
     band = n * f * (2 * k + 1) * (k + 1)
-    show("FCC", best_of(lambda: micrograph_fcc_sums(m, tracks, threads)), 20 * band, 4 * band)
+    table.show("FCC", best_of(lambda: micrograph_fcc_sums(m, tracks, threads)), 20 * band, 4 * band)
     weight = np.full((f, box), 1.0 / f)
     work = best_of(lambda: recombine(m.spectra, tracks / movie.pixel_size_A, weight, box, threads))
-    show("recombine", work, 10 * area / 2, stored, transform_operations(n, box))
+    table.show("recombine", work, 10 * n * f * box * box / 2, spectra.stored.nbytes, transform_operations(n, box))
     print(f"\n{n} particles, {f} frames of {movie.width} × {movie.height}, box {box}; peak memory "
           f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")  # fmt: skip
 

@@ -17,7 +17,7 @@ import pytest
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync")  # fmt: skip
-WAIT_MS = 20_000  # at most; a busy machine is slow
+WAIT_MS = 60_000  # at most; a busy machine is slow, and kernels may be compiled
 
 
 class Served:

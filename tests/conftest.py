@@ -42,6 +42,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Simulation:
     return simulate(TINY, tmp_path_factory.mktemp("tiny"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with a file that needs no compiled kernel: while one process runs it, the other compiles them for both."""
+    items.sort(key=lambda item: item.path.name != "test_plot_layout.py")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """With REFMOTION_NO_SKIP=1, count a skipped test as failed unless it needs a GPU."""

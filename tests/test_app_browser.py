@@ -106,7 +106,7 @@ def test_a_run_goes_on_without_the_browser_that_started_it(app, browser):
     app.engine.change(spatial_strength=1.5, correlation_distance=3000.0, acceleration_strength=2.0)
     run = app.engine.run("dose-weights")
     page.context.close()
-    run.wait(60)
+    run.wait(600)
     page = browser.open(app.owner_url, color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(16, 20, 26)"
     page.get_by_role("button", name="☀ Light").click()

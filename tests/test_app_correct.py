@@ -34,10 +34,10 @@ def done(tiny, tmp_path_factory):
     engine = Engine(Roots([folder, tiny.folder]))
     opening = Opening("open_relion", {"particles": tiny.particles, "micrographs": tiny.micrographs,
                                       "references": tiny.references[0], "root": tiny.folder})  # fmt: skip
-    engine.open(opening).wait(60)
+    engine.open(opening).wait(600)
     wait_for(lambda: engine.session is not None)
     engine.change(**FAST)
-    engine.run("validate").wait(120)
+    engine.run("validate").wait(600)
     return engine
 
 
@@ -98,10 +98,10 @@ def test_edited_weights_are_saved_and_taken_by_the_next_correction(done):
     saved = xr.load_dataset(done.out / "dose_weights_edited.nc")
     assert (saved["weight"].isel(frame=0) == 0).all() and done.dose_weights_file == done.out / "dose_weights_edited.nc"
     assert "dose_weights_file" in code_of(done)
-    done.run("dose-weights").wait(60)
+    done.run("dose-weights").wait(600)
     assert (done.result("dose_weights")["weight"].isel(frame=0) == 0).all()
     tab.editor.back.clicks += 1
-    done.run("dose-weights").wait(60)
+    done.run("dose-weights").wait(600)
     assert (done.result("dose_weights")["weight"].isel(frame=0) > 0).all(), "measured ones again"
 
 

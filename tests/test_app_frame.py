@@ -20,7 +20,7 @@ from fake_results import fake_search, fake_tracks, fill
 from job import GIVEN, inputs, run
 
 import refmotion_nb as rm
-from refmotion_nb.cli.app import access_of, opening_of, recorded_opening, recorded_settings
+from refmotion_nb.cli.app import access_of, opening_of, recorded_opening, recorded_settings, take_up_reused
 from refmotion_nb.cli.parser import parser_for
 from refmotion_nb.data.files import admit, only_within
 from refmotion_nb.data.schema import Skipped
@@ -642,6 +642,26 @@ def test_a_runs_folder_opens_data_that_were_named_from_the_root(tiny, tmp_path, 
     assert recorded_settings(tmp_path / "out") == given, "nor those of the machine"
     data = recorded_opening(tmp_path / "out").open(Roots([tmp_path]))
     assert data.particles.sizes["particle"] == 24
+
+
+def test_a_runs_folder_has_its_files_of_other_runs_taken_again(tiny, tmp_path, monkeypatch, capsys):
+    shutil.copytree(tiny.folder, tmp_path / "project")
+    monkeypatch.chdir(tmp_path)
+    assert run(Path("project"), Path("first"), "--until", "dose-weights", *GIVEN) == 0
+    reused = "--hyperparameters", "first/hyperparameters.json", "--dose-weights", "first/dose_weights.nc"
+    assert run(Path("project"), Path("out"), "--until", "dose-weights", *reused) == 0
+    monkeypatch.chdir("/")
+    engine = Engine(Roots([tmp_path]), out=tmp_path / "out")
+    take_up_reused(engine, tmp_path / "out")
+    assert engine.hyperparameters_file == tmp_path / "first/hyperparameters.json"
+    assert engine.dose_weights_file == tmp_path / "first/dose_weights.nc" and "not taken" not in capsys.readouterr().err
+    (tmp_path / "first/dose_weights.nc").unlink()
+    engine = Engine(Roots([tmp_path / "project"]), out=tmp_path / "project/out")
+    take_up_reused(engine, tmp_path / "out")
+    assert engine.hyperparameters_file is None and engine.dose_weights_file is None
+    first, second = capsys.readouterr().err.splitlines()
+    assert "the hyperparameters of the run are not taken again: " in first and "outside" in first
+    assert "the dose weights of the run are not taken again: first/dose_weights.nc is not found from here" in second
 
 
 def test_a_run_of_the_app_notes_how_its_data_were_opened(engine, project):

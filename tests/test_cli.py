@@ -44,6 +44,13 @@ def stacks(out):
     return {path.name: path for path in sorted((out / "Particles").iterdir())}
 
 
+def test_a_job_says_what_it_runs_on(tiny, tmp_path):
+    told = []
+    settings = {"threads": 2, "spatial_strength": 1.5, "correlation_distance": 3000.0, "acceleration_strength": 2.0}
+    rm.Job(tiny.open(), tmp_path / "out", settings, say=told.append).run("hyperparameters")
+    assert sum(line.startswith("running on the CPU, 2 threads") for line in told) == 1
+
+
 def pixels(path):
     with mrcfile.open(path) as file:
         return file.data.copy(), file.header.mode.item(), float(file.voxel_size.x), file.is_image_stack()
@@ -400,7 +407,7 @@ def test_no_acceleration_prior_is_a_prior(tiny, tmp_path, capsys):
      "\\xc5.star does not exist"),
 ])  # fmt: skip
 def test_bytes_and_terminals_of_other_encodings(tmp_path, words, rc, told):
-    done = subprocess.run([sys.executable.encode(), b"-m", b"refmotion_nb.cli", *words], cwd=tmp_path, capture_output=True,
+    done = subprocess.run([sys.executable.encode(), b"-m", b"refmotion_nb", *words], cwd=tmp_path, capture_output=True,
                           env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
     text = (done.stdout + done.stderr).decode("ascii")
     assert done.returncode == rc and told in text and "Traceback" not in text

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from forked_kernels import kernels
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -27,6 +28,15 @@ def desk(tmp_path_factory):
     folder = tmp_path_factory.mktemp("notebooks")
     rm.example(folder / "refmotion-example")
     return folder
+
+
+@pytest.fixture(scope="session")
+def kind(tmp_path_factory):
+    """Return the kind of the kernels that notebooks run in; they import from here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(FOLDER.parent), prepend=os.pathsep)
+        with kernels(tmp_path_factory.mktemp("kernels")) as name:
+            yield name
 
 
 def test_there_are_notebooks():
@@ -61,20 +71,13 @@ def test_code_fits_beside_the_side_bar_of_a_small_screen(path):
 
 
 @over
-def test_notebooks_run_without_warnings(path, desk):
+def test_notebooks_run_without_warnings(path, desk, kind):
     notebook = nbformat.read(path, 4)
-    client = NotebookClient(notebook, timeout=LIMIT_S, resources={"metadata": {"path": str(desk)}})
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(FOLDER.parent), *([before] if before else [])])
+    client = NotebookClient(notebook, timeout=LIMIT_S, kernel_name=kind, resources={"metadata": {"path": str(desk)}})
     try:
         client.execute()
     except CellExecutionError as error:
         pytest.fail(f"{path.name}\n{error}", pytrace=False)
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
     outputs = [(cell["id"], output) for cell in notebook.cells for output in cell.get("outputs", [])]
     told = [
         (name, output.text) for name, output in outputs if output.output_type == "stream" and output.name == "stderr"

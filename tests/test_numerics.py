@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from refmotion_nb.numerics import ctf as optics
 from refmotion_nb.numerics.backend import OneBlasThread, over_chunks
 from refmotion_nb.numerics.correlation import correlation_windows, pixel_grid, spline_grid
-from refmotion_nb.numerics.dose import fcc, fcc_sums, fit_model, weights
+from refmotion_nb.numerics.dose import DoseModel, fcc, fcc_sums, fit_model, fit_relion, weights
 from refmotion_nb.numerics.energy import (
     OWN_NOISE_SPREAD,
     band_cross,
@@ -526,6 +526,15 @@ def test_dose_model_is_physical_where_late_frames_are_noise(rng):
 def test_without_signal_all_frames_are_alike(value):
     found = fit_model(np.full((5, len(FREQUENCY)), value), FREQUENCY, FREQUENCY)
     np.testing.assert_array_equal(weights(found, FREQUENCY), 0.2)
+
+
+@pytest.mark.parametrize("scale", [(1.0, 0.5, -0.2), (-1.0, -0.5, -0.2), (0.0, 0.0, 0.0)])
+def test_relions_fit_has_no_weight_for_frames_without_signal(scale):
+    shell = np.arange(60)
+    b_factor, log_scale = fit_relion(np.array(scale)[:, None] * np.exp(-(shell**2) / 1800), 1.0, 10, 50)
+    found = weights(DoseModel(np.exp(log_scale), -b_factor, np.ones(40)), shell / 120)
+    expected = np.maximum(scale, 0) if max(scale) > 0 else np.ones(3)  # else all frames are alike
+    np.testing.assert_allclose(found, np.tile(expected / expected.sum(), (60, 1)).T, atol=2e-3)
 
 
 def test_critical_doses_are_those_published():

@@ -174,14 +174,14 @@ class Progress:
         return self.at
 
 
-# python -m refmotion_nb.cli, again and again, without the seconds that its imports take
+# python -m refmotion_nb, again and again, without the seconds that its imports take
 STARTED = """
 import os, runpy, sys
 import refmotion_nb.stages.job, refmotion_nb.views.report
 for _ in sys.stdin:
     child = os.fork()
     if not child:
-        runpy.run_module("refmotion_nb.cli", run_name="__main__", alter_sys=True)
+        runpy.run_module("refmotion_nb", run_name="__main__", alter_sys=True)
     print(child, flush=True)
     _, status = os.waitpid(child, 0)
     print(os.WIFSIGNALED(status), flush=True)

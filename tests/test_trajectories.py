@@ -1,5 +1,6 @@
 """The prior, the trajectories under it and the search's geometry against their definitions in plain NumPy."""
 
+import tracemalloc
 from functools import partial
 from types import SimpleNamespace
 
@@ -101,6 +102,16 @@ def test_coincident_particles_move_alike(rng):
     assert moves[4] == pytest.approx(moves[1])
     modes = prior_modes(position, np.ones(4), np.ones(3), HYPER)
     assert np.isfinite(modes.std).all() and (modes.std >= 0).all()
+
+
+def test_modes_take_memory_for_few_matrices(rng):
+    n = 600
+    position = rng.uniform(0, 4000, (n, 2))
+    tracemalloc.start()
+    spatial_modes(position, 900.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 * n**2 * position.itemsize
 
 
 def test_units_of_hyperparameters():

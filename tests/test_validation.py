@@ -36,6 +36,7 @@ from refmotion_nb.numerics.sharpening import fsc_weight, guinier_b_factor, sharp
 from refmotion_nb.numerics.symmetry import grid_cosets, operators
 from refmotion_nb.stages.half_maps import Grid, slices_of
 from refmotion_nb.stages.halves import check_split
+from refmotion_nb.stages.runs import Run
 from refmotion_nb.stages.search import default_prior, prior_attrs
 from refmotion_nb.stages.validation import COMBINATIONS
 
@@ -438,8 +439,14 @@ def four(data, search, dose, tmp_path_factory):
 
 
 def test_one_pass_or_four_give_the_same(data, search, dose, four):
-    again = rm.Validation().run(rm.Session(data, 1, 1e3), search, dose)  # which finds the symmetry
+    told = Run(None)
+    again = rm.Validation().run(rm.Session(data, 1, 1e3), search, dose, told)  # which finds the symmetry
     assert again["symmetry"].values.tolist() == ["O"]
+    works = [(work.what, work.total, work.done) for work in told.snapshot.works]  # each with units of one length
+    parts = [f"part {part} of 4" for part in range(1, 5)]
+    assert works == [
+        one for part in parts for one in ((f"validating, {part}", 2, 2), (f"reconstructing maps, {part}", 1, 1))
+    ]
     xr.testing.assert_identical(four[0], again)
 
 

@@ -152,6 +152,7 @@ def run(options: argparse.Namespace) -> int:
     engine = Engine(Roots(browse), out=None if out is None else Roots(browse).resolve(out.absolute()))
     if options.folder:
         engine.settings = recorded_settings(options.folder)
+        take_up_reused(engine, options.folder)
     opening, engine.note = _opening(options)
     if opening is not None:
         engine.open(opening)
@@ -238,6 +239,29 @@ def recorded_settings(folder: Path) -> dict[str, Any]:
     noted = ResultStore(folder / "results.zarr").attrs.get("settings", {})
     stages = [stage for stage in STAGES if stage is not Execution]
     return {name: value for name, value in noted.items() if any(name in stage.param for stage in stages)}
+
+
+def take_up_reused(engine: Any, folder: Path) -> None:
+    """Have the app take hyperparameters and dose weights from the files that a run was given, and say which it cannot take."""
+    from refmotion_nb.data.store import ResultStore
+    from refmotion_nb.stages.describe import REUSED
+
+    attrs = ResultStore(folder / "results.zarr").attrs
+    noted = {what: Path(name) for what, name in attrs.get("inputs", {}).get("files", []) if what in REUSED}
+    tokens = shlex.split(str(attrs.get("command", "")))
+    frequency = _parsed(tokens[1:]).dose_weights_last_frequency_per_A if tokens[:2] == ["refmotion", "run"] else None
+    for what, name in noted.items():
+        bases = dict.fromkeys([Path.cwd(), *folder.absolute().parents])  # one is where the run was started
+        try:
+            path = next((base / name for base in bases if (base / name).exists()), None)
+            if path is None:
+                raise InputError(f"{name} is not found from here")
+            if what == REUSED[0]:
+                engine.use_hyperparameters(path)
+            else:
+                engine.use_dose_weights(path, frequency)
+        except InputError as error:
+            _say(f"refmotion: the {what} of the run are not taken again: {error}; choose a file in the app")
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:

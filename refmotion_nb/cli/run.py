@@ -14,7 +14,6 @@ from refmotion_nb.cli.inputs import add_input_options, opened
 from refmotion_nb.cli.options import add_dose_weights_options, add_parameter, declared, path
 from refmotion_nb.data.files import writable
 from refmotion_nb.data.reasons import alike
-from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.inputs import Inputs
 from refmotion_nb.stages.job import STAGES, UNTIL, Job
 from refmotion_nb.stages.search import prior_of
@@ -65,8 +64,6 @@ def run(options: argparse.Namespace) -> int:
             image_root=options.root or Path.cwd(), command=command, say=console.say,
         )  # fmt: skip
         job.seconds["opening"] = time.perf_counter() - start
-        execution = job.stage(Execution)
-        console.say(f"running on {execution.choose_device().about(execution.n_threads)}")
         return _finish(job, options.until, console)
 
 

@@ -13,6 +13,7 @@ from refmotion_nb.numerics.fourier import half_plane_indices, shell_round
 from refmotion_nb.numerics.patches import PatchSpectra
 
 DRAWS = 40  # of micrographs, for bands of confidence
+LEAST_SCALE = 1e-6  # of a frame, relative to the largest: a fit to noise may come to less than 0
 
 
 def fcc_sums(
@@ -90,7 +91,7 @@ def fit_model(values: np.ndarray, frequency_per_A: np.ndarray, weight: np.ndarra
         b = b - b.min()
         shape = np.exp(-0.25 * b[:, None] * k2) * envelope
         scale = (weight * values * shape).sum(1) / np.maximum((weight * shape**2).sum(1), 1e-300)
-        scale = np.maximum(scale, 1e-6 * scale.max()) if scale.max() > 0 else np.ones(len(values))
+        scale = np.maximum(scale, LEAST_SCALE * scale.max()) if scale.max() > 0 else np.ones(len(values))
         basis = scale[:, None] * np.exp(-0.25 * b[:, None] * k2)
         envelope = np.maximum((basis * values).sum(0) / (basis**2).sum(0), 0)
     top = scale.max()
@@ -133,7 +134,8 @@ def relion_gauge(n_shells: int) -> float:
 def fit_relion(fcc_values: np.ndarray, pixel_A: float, k0: int, k1: int) -> tuple[np.ndarray, np.ndarray]:
     """Return RELION's per-frame B-factors (Å², negative) and ln scales of an FCC (frame, shell) on shells k0 to k1 - 1.
 
-    Five alternations of a five-level grid search of σ_f with closed-form scales, and of the envelope.
+    Five alternations of a five-level grid search of σ_f with closed-form scales, and of the envelope. A frame without signal
+    has as good as none of the scale; without any signal all frames are alike.
     """
     n_frames, half = fcc_values.shape
     k = np.arange(k0, k1, dtype=float)
@@ -144,9 +146,12 @@ def fit_relion(fcc_values: np.ndarray, pixel_A: float, k0: int, k1: int) -> tupl
         for f in range(n_frames):
             sigma[f], scale[f] = _fit_frame(data[f], k, envelope, 10.0 * half)
         model = scale[:, None] * np.exp(-0.5 * k**2 / sigma[:, None] ** 2)
-        envelope = np.maximum(0.0, (model * data).sum(0) / (model**2).sum(0))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return -8 * (pixel_A * half) ** 2 / sigma**2, np.log(scale)
+        power = (model**2).sum(0)
+        envelope = np.divide((model * data).sum(0), power, out=np.zeros_like(power), where=power > 0)
+        envelope = np.maximum(0.0, envelope)
+    if not scale.max() > 0:
+        return np.zeros(n_frames), np.zeros(n_frames)
+    return -8 * (pixel_A * half) ** 2 / sigma**2, np.log(np.maximum(scale, LEAST_SCALE * scale.max()))
 
 
 def _fit_frame(data: np.ndarray, k: np.ndarray, envelope: np.ndarray, top: float) -> tuple[float, float]:

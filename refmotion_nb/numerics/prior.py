@@ -142,8 +142,16 @@ def spatial_modes(
 
     Eigenvalues that only say that coincident particles move alike are 0.
     """
-    d = np.linalg.norm(position_A[:, None] - position_A[None], axis=-1)
-    values, vectors = linalg.eigh(kernel(d / distance_A))
+    d = np.zeros((len(position_A), len(position_A)), position_A.dtype)
+    for coordinate in position_A.T:  # one at a time: matrices of thousands of particles take hundreds of megabytes
+        apart = np.subtract.outer(coordinate, coordinate)
+        apart *= apart
+        d += apart
+    np.sqrt(d, out=d)
+    d /= distance_A
+    alike = kernel(d)
+    del d
+    values, vectors = linalg.eigh(alike.T, overwrite_a=True)  # LAPACK's order, so that nothing is copied
     values = np.where(values > EIGENVALUE_FLOOR * values[-1], values, 0.0)
     return np.ascontiguousarray(vectors[:, ::-1]), values[::-1]
 

@@ -162,13 +162,15 @@ class Job:
         self._check_settings(until)
         with output(self.out, files_read(self.data), WRITTEN), one_blas_thread():  # the same bits, whoever calls
             execution: Execution = self.stage(Execution)
+            device = execution.choose_device()
+            self.say(f"running on {device.about(execution.n_threads)}")
             session = self.session
             if session is None:
                 session = self.session = Session(
-                    self.data, execution.threads, execution.cache_bytes, self.out, device=execution.choose_device()
+                    self.data, execution.threads, execution.cache_bytes, self.out, device=device
                 )
             else:
-                session.begin(execution.n_threads, execution.cache_bytes, execution.choose_device())
+                session.begin(execution.n_threads, execution.cache_bytes, device)
             with execution.at_work(session):
                 if session.workers:
                     self.say(f"work is done by {session.workers.about}")

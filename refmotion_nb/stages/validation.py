@@ -122,12 +122,16 @@ class Validation(Alignment):
         grid = Grid.of(session, self)
         names = [name for name in session if name not in session.failed]
         groups = _groups(combinations, grid, len(rotations), TRANSFORMS_SHARE * session.cache_bytes)
-        reporter.start(len(groups) * len(names) + len(rotations) * len(combinations), "validating")
         found: list[list[Compared]] = [[] for _ in rotations]
         with sole(out) if out else nullcontext():
-            for group in groups:
+            for turn, group in enumerate(groups, 1):
+                several = f", part {turn} of {len(groups)}" * (len(groups) > 1)
+                reporter.start(len(names), f"validating{several}")
                 with session.device.telling_of_memory("half maps were made"):
                     projectors = self._back_project(session, names, prior, dose, group, grid, rotations, reporter)
+                reporter.done()
+                # of other length than a micrograph's: counted apart, so that the time left is that of these
+                reporter.start(len(rotations) * len(group), f"reconstructing maps{several}")
                 for number, reference in enumerate(session.data.references):
                     halves = [_finished(projectors, number, half) for half in (1, 2)]
                     mask = grid.mask(reference)
@@ -138,7 +142,7 @@ class Validation(Alignment):
                             path = _map_path(out, combination, number, len(rotations))
                             _write_maps(path, maps, compared, grid, session.threads)
                         reporter.advance(combination=combination.name)
-        reporter.done()
+                reporter.done()
         return _table(found, grid, combinations, symmetries)
 
     def point_groups(self, n_references: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""``python -m refmotion_nb.cli``, the same as ``refmotion``."""
+"""``python -m refmotion_nb``, the same as ``refmotion``."""
 
 import sys
 
