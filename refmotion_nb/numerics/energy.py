@@ -63,7 +63,12 @@ def band_power(values: Any, k: int) -> np.ndarray:
 
 def band_cross(values: Any, others: Any, k: int) -> np.ndarray:
     """Return Σ Re[V U*] over the full plane per floor shell (particle, k + 1) of two bands of one size, on the host."""
-    return _shell_sums(values, k, lambda at, part: (at(values[part]) * at(others[part]).conj()).real)
+
+    def product(at: Callable[[Any], Any], part: slice) -> Any:
+        one, other = at(values[part]), at(others[part])
+        return one.real * other.real + one.imag * other.imag
+
+    return _shell_sums(values, k, product)
 
 
 def _shell_sums(like: Any, k: int, product: Callable[[Callable[[Any], Any], slice], Any]) -> np.ndarray:
