@@ -12,7 +12,6 @@ import pytest
 from refmotion_nb.numerics import kernels_gpu
 
 ARCHITECTURES = [70, 75, 80, 86, 89, 90, 100, 120]  # Volta to Blackwell
-UNOPTIMISED = "--device-debug"  # takes a quarter of the time; it is the front end that warns, and it optimises nothing
 
 
 @cache
@@ -35,14 +34,14 @@ def text_of(program, size_of, get):
     return text.raw
 
 
-def compiled(source, architecture, *more):
-    """Return (result, log, machine code) of compiling as CuPy does, with ``more`` options."""
+def compiled(source, architecture):
+    """Return (result, log, machine code) of compiling as CuPy does."""
     lib = nvrtc()
     if lib is None:
         pytest.skip("pip install nvidia-cuda-nvrtc-cu12 to compile the kernels")
     program = ctypes.c_void_p()
     assert lib.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None) == 0
-    options = [f"--gpu-architecture=sm_{architecture}", *kernels_gpu.OPTIONS, *more]
+    options = [f"--gpu-architecture=sm_{architecture}", *kernels_gpu.OPTIONS]
     array = (ctypes.c_char_p * len(options))(*(one.encode() for one in options))
     result = lib.nvrtcCompileProgram(program, len(options), array)
     log = text_of(program, lib.nvrtcGetProgramLogSize, lib.nvrtcGetProgramLog)
@@ -55,8 +54,7 @@ def compiled(source, architecture, *more):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_kernels_compile_without_a_warning(architecture, name):
     source = kernels_gpu.source(name)
-    ends = architecture in (ARCHITECTURES[0], ARCHITECTURES[-1])
-    result, log, code = compiled(source, architecture, *([] if ends else [UNOPTIMISED]))
+    result, log, code = compiled(source, architecture)
     said = [line for line in log.splitlines() if line and "are deprecated" not in line]  # of Volta, not of the kernels
     assert (result, said) == (0, [])
     for kernel in cuda_on_host.signatures(source):

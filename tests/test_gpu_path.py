@@ -85,7 +85,7 @@ def test_the_same_hyperparameters_are_found(cupy, tiny):
 
 def test_a_whole_job(cupy, tiny, tmp_path):
     for word in ("cpu", "cuda:0"):
-        job = rm.Job(tiny.open(), tmp_path / word[:4], {"device": word, "target_particles": 10, "max_strength": 30.0})
+        job = rm.Job(tiny.open(), tmp_path / word[:4], {"device": word, "target_particles": 20, "max_strength": 30.0})
         assert job.run("validate")
     cpu, gpu = (rm.ResultStore(tmp_path / word / "results.zarr") for word in ("cpu", "cuda"))
     for name, _ in tiny.open().micrographs():
@@ -94,7 +94,7 @@ def test_a_whole_job(cupy, tiny, tmp_path):
 
 
 def test_the_second_gpu_does_all_the_work(strict, tiny):
-    search = rm.HyperparameterSearch(target_particles=10, max_strength=0.2)
+    search = rm.HyperparameterSearch(target_particles=20, max_strength=0.2)
     session = on_both(strict, tiny, 1)[1]
     assert session.device.name == "Stand-in 1"
     search.run(session)

@@ -131,9 +131,7 @@ class Optics:
     magnification: tuple[tuple[float, float], tuple[float, float]] = ((1.0, 0.0), (0.0, 1.0))
     mtf_file: str = ""  # as the table names it
     mtf: Mtf | None = None  # of the detector, where its file could be read
-    relative_mtf: Mtf | None = (
-        None  # against that of the half maps, which is the mean of several detectors; None: the same
-    )
+    relative_mtf: Mtf | None = None  # against that of the half maps, the mean of several detectors; None: the same
 
 
 @dataclass(frozen=True)

@@ -201,9 +201,8 @@ def write_particles(
     older = [f"rlnOrigin{axis}{prior}" for axis in "XY" for prior in ("", "Prior")]
     particles = particles.drop(columns=older, errors="ignore")
     for axis, new in zip("XY", np.asarray(origin_A, float).round(6).T):
-        if (
-            prior := f"rlnOrigin{axis}PriorAngst"
-        ) in particles.columns:  # where helices and bodies are searched: it goes along
+        prior = f"rlnOrigin{axis}PriorAngst"  # where helices and bodies are searched: it goes along
+        if prior in particles.columns:
             particles[prior] += new - particles[f"rlnOrigin{axis}Angst"]
         particles[f"rlnOrigin{axis}Angst"] = new
     optics = table(tables, "optics")
