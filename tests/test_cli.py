@@ -361,8 +361,9 @@ def test_float16(tiny, tmp_path, quick):
         np.testing.assert_array_equal(images, pixels(path)[0].astype(np.float16))
 
 
-def test_fourier_crop(tiny, tmp_path, quick):
+def test_fourier_crop(tiny, tmp_path, quick, capsys):
     assert run(tiny.folder, tmp_path, *GIVEN, "--fourier-crop-to", "84") == 0
+    assert "24 of 24, in boxes of 84 px of 2.133 Å\n" in capsys.readouterr().err
     optics = read_star(tmp_path / "particles.star")["optics"]
     assert int(optics["rlnImageSize"][0]) == 84
     assert float(optics["rlnImagePixelSize"][0]) == pytest.approx(1.6 * 112 / 84)

@@ -293,7 +293,11 @@ def particles_table(session: Session, written: pd.DataFrame, failed: list[tuple[
     if left_out:
         parts.append(pd.DataFrame(left_out, columns=columns))
     table = pd.concat(parts).sort_values(["reference", "row"])
-    return xr.Dataset({name: ("particle", np.array(table[name].tolist())) for name in columns})
+    sizes = written[["box", "pixel_size_A"]].drop_duplicates()
+    return xr.Dataset(
+        {name: ("particle", np.array(table[name].tolist())) for name in columns},
+        attrs={name: sizes[name].tolist() for name in sizes},  # one for each pixel size of the movies
+    )
 
 
 def hash_of_weights(dose: xr.Dataset) -> str:
