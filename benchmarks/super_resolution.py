@@ -17,6 +17,7 @@ from typing import Any
 
 import mrcfile
 import numpy as np
+import pandas as pd
 import tifffile
 from common import rms, timed
 
@@ -68,9 +69,9 @@ def finer(source: Path, out: Path) -> None:
             blocks["general"][f"rlnImageSize{axis}"] *= 2
             blocks["global_shift"][f"rlnMicrographShift{axis}"] *= 2
         if "hot_pixels" in blocks:
-            hot = blocks["hot_pixels"].to_numpy()[:, :2]
+            hot = np.asarray(blocks["hot_pixels"])[:, :2]
             of_four = np.concatenate([2 * hot + (j, i) for i, j in FOUR])
-            blocks["hot_pixels"] = type(blocks["hot_pixels"])(of_four, columns=["rlnCoordinateX", "rlnCoordinateY"])
+            blocks["hot_pixels"] = pd.DataFrame(of_four, columns=["rlnCoordinateX", "rlnCoordinateY"])
         write_star(path, blocks)
 
 
