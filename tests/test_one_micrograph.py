@@ -64,6 +64,17 @@ def test_trajectories_are_those_that_correction_writes(session, by_hand, tmp_pat
     np.testing.assert_array_equal(rm.trajectories(session, NAME, by_hand)["shift"], written["shift"])
 
 
+def test_tables_of_an_earlier_run_on_more_references_go_and_those_a_user_made_stay(session, by_hand, tmp_path):
+    dose = rm.DoseWeights(target_particles=24).run(session, by_hand)
+    rm.MotionCorrection().run(session, by_hand, dose, out=tmp_path)
+    mine = sorted(path.name for path in tmp_path.glob("particles*"))
+    for name in mine:
+        (tmp_path / name.replace("particles", "particles_2")).write_bytes((tmp_path / name).read_bytes())
+    (tmp_path / "particles_best.star").touch()
+    rm.MotionCorrection().run(session, by_hand, dose, out=tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("particles*")) == sorted([*mine, "particles_best.star"])
+
+
 def test_relions_energy_leaves_a_particle_alone_on_its_micrograph_where_motion_correction_saw_it(session, by_hand):
     """As the tracks that RELION 3.1 writes of such a micrograph do."""
     settings, prior = Alignment(energy="relion"), prior_from_attrs(by_hand.attrs)

@@ -64,6 +64,16 @@ def test_recenter_moves_boxes_by_whole_pixels_of_the_origins(session, prior):
     assert np.sqrt(np.mean((tracks[0] - tracks[1]) ** 2)) < 0.15
 
 
+def test_without_a_mask_a_box_has_to_hold_the_reference(session):
+    (reference,) = session.data.references
+    bare = rm.Session(replace(session.data, references=(replace(reference, mask=None),)), 2)
+    extent_A = bare.extent_A(Alignment())
+    box = round(extent_A / bare.data.movies[0].pixel_size_A)
+    assert bare.extent_A(Alignment(box_size=box)) == pytest.approx(extent_A)  # that of box_size 0
+    with pytest.raises(rm.InputError, match=f"box_size {box - 2} is"):
+        bare.extent_A(Alignment(box_size=box - 2))
+
+
 @pytest.mark.parametrize("binning", [1.0, 1.5, 2.0])
 def test_recentred_particles_are_where_they_were_when_what_was_written_is_read(session, binning):
     """RELION, as we do, cuts coordinates to whole pixels of the micrograph."""
@@ -190,6 +200,30 @@ def test_dose_profile_slows_late_motion_down(session, prior):
         speed = np.linalg.norm(np.diff(local, axis=1), axis=-1).mean(0)
         late.append(speed[-3:].sum() / speed.sum())
     assert late[0] < 0.6 * late[1]
+
+
+def test_parts_of_a_prior_that_are_off_are_left_out_wherever_it_was_found(session, prior):
+    """As that of a search made with them, or of a file: the setting of the stage that takes it counts."""
+    assert prior.common_std_A and prior.drift_strength and prior.profile_floor < 1 and np.isfinite(prior.scale_pool)
+    alone = replace(prior, common_std_A=0.0, drift_strength=0.0)
+    flat = replace(prior, profile_decay_e_A2=np.inf, profile_floor=1.0)
+    relions = default_prior(CHOSEN, Alignment(energy="relion"))
+    for less, settings in (
+        (alone, {"split_motion": False}),
+        (flat, {"dose_profile": False}),
+        (relions, {"energy": "relion"}),
+    ):
+        found, expected = (tracked(session, one, **settings).displacement_A for one in (prior, less))
+        np.testing.assert_array_equal(found, expected)
+        assert np.abs(found - tracked(session, prior).displacement_A).max() > 0.1
+        given = prior_of(as_search(session, Alignment(**settings), prior, 0))
+        assert (given.common_std_A, given.profile_floor) == (less.common_std_A, less.profile_floor)
+
+
+def test_a_search_with_relions_energy_tells_no_grey_scale_that_another_stage_would_take(session):
+    found = prior_of(rm.HyperparameterSearch(energy="relion", max_strength=0.11).run(session))
+    assert np.isnan(found.scale_pool) and not found.common_std_A
+    assert tracked(session, found).scale > 1.1  # measured: RELION's energy takes it to be 1
 
 
 def test_own_noise_pulls_back_to_where_the_particle_was(session, prior):

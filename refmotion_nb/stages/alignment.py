@@ -117,6 +117,14 @@ class Alignment(Stage):
         """
         return exponential(ratio)
 
+    def used_of(self, prior: MotionPrior) -> MotionPrior:
+        """Return a prior, wherever it was found, without the parts that these settings leave out; RELION's has none of them."""
+        if self.relion:
+            return MotionPrior(prior.hyperparameters)
+        if not self.split_motion:
+            prior = replace(prior, common_std_A=0.0, drift_strength=0.0)
+        return prior if self.dose_profile else replace(prior, profile_decay_e_A2=np.inf, profile_floor=1.0)
+
     def k_cut(self, micrograph: Micrograph) -> int:
         """Return the last shell that aligns during the search."""
         return self._k_cut(micrograph.k_out)
@@ -413,6 +421,7 @@ def displacement_std(
     """
     rows, position = micrograph.representatives
     micrograph = micrograph.distinct()
+    prior = settings.used_of(prior)
     windows = alignment_windows(micrograph, settings, True, threads).scaled(prior)
     problem = trajectory_problem(windows, Geometry.of(micrograph, settings.kernel), [prior], settings.relion)
     return problem.displacement_std(windows.curvature(tracks.displacement_A[rows]))[position]
@@ -424,7 +433,7 @@ def track(micrograph: Micrograph, settings: Alignment, prior: MotionPrior, threa
         at = micrograph.placement
         return Tracks(at.initial_A, np.zeros_like(at.rigid_A), at.rigid_A, 1.0, 0)
     _, position = micrograph.representatives
-    micrograph = micrograph.distinct()
+    micrograph, prior = micrograph.distinct(), settings.used_of(prior)
     geometry = Geometry.of(micrograph, settings.kernel)
     reach = settings.window_reach_A
     for attempt in range(3):

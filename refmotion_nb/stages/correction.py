@@ -34,6 +34,7 @@ from refmotion_nb.stages.session import Session
 
 WEIGHTS = ("weight", "dose", "frame_dose", "frequency", "group", "optics_group")  # of a table, all that correction uses
 
+_TABLE = re.compile(r"particles(_\d+)?\.(star|cs|csg)")
 WRITTEN = ("Particles/*", "Tracks/*", "Motion/*", "particles*.star", "particles*.cs*", "bfactors*.star")
 
 
@@ -172,15 +173,20 @@ class MotionCorrection(Alignment):
         written: pd.DataFrame,
         failed: list[tuple[str, str]],
     ) -> xr.Dataset:
-        data = session.data
+        data, tables = session.data, set[Path]()
         for number in range(len(data.references)):
             mine = written[written["reference"] == number].sort_values("row")
             if mine.empty:
                 continue
-            stem = f"particles_{number + 1}" if len(data.references) > 1 else "particles"
+            stem = out / (f"particles_{number + 1}" if len(data.references) > 1 else "particles")
+            star, cs = stem.with_suffix(".star"), stem.with_suffix(".cs")
             if data.tables:
-                _write_star(out / f"{stem}.star", data.tables[number], mine)
-            write_particle_group(out / f"{stem}.cs", data, number, mine)
+                _write_star(star, data.tables[number], mine)
+            write_particle_group(cs, data, number, mine)
+            tables |= {star, cs, cs.with_suffix(".csg")}
+        for path in out.glob("particles*"):  # of an earlier run on other references
+            if path not in tables and _TABLE.fullmatch(path.name):
+                path.unlink()
         table = particles_table(session, written, failed)
         store.write("particles", table)
         return table

@@ -92,7 +92,7 @@ def as_search(
     InputError
         No movie can be used.
     """
-    names: list[str] = []
+    names, prior = list[str](), settings.used_of(prior)
     if not settings.relion and not np.isfinite(prior.scale_pool):
         what, everyone = "measuring the reference's grey scale", list(session)
         task = partial(_cross_and_power, settings=settings)

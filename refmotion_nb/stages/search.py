@@ -195,7 +195,7 @@ class HyperparameterSearch(Alignment):
         place = session.place
         cross, power, movie_power, reference_power, particles = np.array(place.values(place.apply(_facts, read))).T
         pool, spread2 = pooled_scale(cross, power)
-        prior = replace(default_prior(START, self), scale_pool=pool, scale_spread2=spread2)
+        prior = self.used_of(replace(default_prior(START, self), scale_pool=pool, scale_spread2=spread2))
         held = []
         while read:  # unscaled windows make room for scaled ones, one by one
             held += place.apply(_scaled, [read.pop(0)], [prior])
@@ -370,11 +370,8 @@ def still_moving(search: xr.Dataset) -> list[str]:
 
 def default_prior(hyperparameters: Hyperparameters, settings: Alignment) -> MotionPrior:
     """Return a prior with given hyperparameters and typical values of what a search estimates beside them."""
-    if settings.relion:
-        return MotionPrior(hyperparameters)
-    decay, floor = PROFILES[0] if settings.dose_profile else (np.inf, 1.0)
-    std_A, drift = COMMON[0] if settings.split_motion else (0.0, 0.0)
-    return MotionPrior(hyperparameters, std_A, decay, floor, drift_strength=drift)
+    (decay, floor), (std_A, drift) = PROFILES[0], COMMON[0]
+    return settings.used_of(MotionPrior(hyperparameters, std_A, decay, floor, drift_strength=drift))
 
 
 def prior_attrs(prior: MotionPrior) -> dict[str, float]:
