@@ -77,8 +77,10 @@ class Alignment(Stage):
         doc="Fraction of the Fourier components up to FSC = 0.143 that align during the search; the rest scores.",
     )  # fmt: skip
     all_fourier_components = param.Boolean(
-        default=True, doc="Final trajectories use all Fourier components, weighted by the FSC; off: the search's band."
-    )
+        default=True,
+        doc="Final trajectories use all Fourier components up to FSC = 0.143, weighted by it (RELION's energy: all there are); "
+        "off: the search's band.",
+    )  # fmt: skip
     split_motion = param.Boolean(
         default=True,
         doc="Estimate a common displacement per frame beside the local motion (errors of rigid alignment).",
