@@ -117,7 +117,7 @@ class MotionCorrection(Alignment):
             raise InputError(f"no particle was written: {failed[0][1] if failed else 'there is none'}")
         written = pd.concat([rows for rows, _ in finished.values()])
         particles = self._finish(session, out, store, written, failed)
-        _write_bfactors(out, dose)
+        _write_bfactors(out, dose, check_reference(session.data.references[0])[0])
         return particles
 
     def write_micrograph(
@@ -331,8 +331,8 @@ def check_reach(session: Session, dose: xr.Dataset) -> None:
             raise InputError(f"{name}: {error}") from None
 
 
-def _write_bfactors(out: Path, dose: xr.Dataset) -> None:
-    """Write B-factors and ln scales in RELION's form and sign: the pool's, and of each further group its own."""
+def _write_bfactors(out: Path, dose: xr.Dataset, box: int) -> None:
+    """Write B-factors, ln scales in RELION's form, sign, gauge (of the reference's ``box``): the pool's and each group's."""
     written = set()
     for i in range(dose.sizes["group"]):
         row = dose.isel(group=i)
@@ -343,7 +343,7 @@ def _write_bfactors(out: Path, dose: xr.Dataset) -> None:
         path = out / ("bfactors.star" if i == 0 else f"bfactors_{safe}.star")
         written.add(path)
         write_bfactors(
-            path, -row["b_factor"].values * relion_gauge(row.sizes["frequency"]), np.log(row["frame_scale"].values),
+            path, -row["b_factor"].values * relion_gauge(box // 2 + 1), np.log(row["frame_scale"].values),
         )  # fmt: skip
     for path in out.glob("bfactors*.star"):  # of an earlier run with other weights
         if path not in written:
