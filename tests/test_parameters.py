@@ -2,10 +2,16 @@
 
 from dataclasses import replace
 
+import mrcfile
 import numpy as np
+import pandas as pd
 import pytest
+import tifffile
+from job import copied
+from relion_project import edit
 
 import refmotion_nb as rm
+from refmotion_nb.data.maps import write_stack
 from refmotion_nb.data.relion.results import open_postprocess
 from refmotion_nb.data.synthetic.simulate import trajectory_error_A
 from refmotion_nb.numerics.energy import grant_grigorieff, own_noise_windows, relion_damage
@@ -113,6 +119,61 @@ def test_the_grey_scale_is_that_of_views_that_decay_with_dose(session):
     seen = replace(m, spectra=spectra, placement=replace(m.placement, initial_A=still))
     found = alignment_windows(seen, stage, False, 2)
     assert found.cross / found.power == pytest.approx(3, rel=1e-3)
+
+
+def coarsen(project, name):
+    """Give a movie half as many frames, twice as long, of pixels twice as wide, which count all electrons of four."""
+    movie, size = project / f"Movies/{name}.mrc", 512
+    with mrcfile.open(project / "gain.mrc") as file:
+        frames = tifffile.imread(project / f"Movies/{name}.tif")[:, ::-1] * file.data
+    spectra = np.fft.fftshift(np.fft.fft2(frames[::2] + frames[1::2]), axes=(1, 2))
+    kept = slice(size // 4, 3 * size // 4)
+    write_stack(movie, np.fft.ifft2(np.fft.ifftshift(spectra[:, kept, kept], axes=(1, 2))).real, 3.2)
+
+    def general(values):
+        values.update(rlnImageSizeX=size // 2, rlnImageSizeY=size // 2, rlnImageSizeZ=4, rlnMicrographOriginalPixelSize=3.2,
+                      rlnMicrographDoseRate=8, rlnMicrographMovieName=f"Movies/{name}.mrc")  # fmt: skip
+        del values["rlnMicrographGainName"]
+
+    def thinned(table):
+        out = table.iloc[::2] / 2 + (table.iloc[1::2] / 2).to_numpy()
+        return (out / 2).assign(rlnMicrographFrameNumber=range(1, 5))
+
+    motion = project / f"MotionCorr/Movies/{name}.star"
+    edit(motion, "general", general)
+    edit(motion, "global_shift", thinned)
+    edit(motion, "hot_pixels", lambda table: table.iloc[:0])
+
+
+def moved_to_coarse_pixels(rows, name):
+    """Put the particles of a coarsened movie into the second optics group, each where it was."""
+    mine = rows["rlnMicrographName"].str.contains(name)
+    for axis in "XY":
+        x = np.floor(rows.loc[mine, f"rlnCoordinate{axis}"])
+        rows.loc[mine, f"rlnOrigin{axis}Angst"] += 3.2 * np.floor(x / 2) - 1.6 * x
+        rows.loc[mine, f"rlnCoordinate{axis}"] = np.floor(x / 2)
+    rows.loc[mine, "rlnOpticsGroup"] = 2
+    return rows
+
+
+def test_a_grey_scale_holds_for_movies_of_other_pixels_and_frames(tiny, tmp_path, session, prior):
+    """It may be measured on movies of one kind only, since these are drawn."""
+    project = copied(tiny.folder, tmp_path)
+    coarsen(project, "mic0001")
+    particles = project / "Extract/particles.star"
+    other = {"rlnOpticsGroup": 2, "rlnOpticsGroupName": "coarse", "rlnImagePixelSize": 3.2, "rlnImageSize": 56}
+    edit(particles, "optics", lambda table: pd.concat([table, table.assign(**other)]))
+    edit(particles, "particles", lambda table: moved_to_coarse_pixels(table, "mic0001"))
+    reference, _ = open_postprocess(tiny.postprocess, tiny.folder)
+    mixed = rm.Session(rm.open_relion(particles, project / "MotionCorr/corrected_micrographs.star", reference, project,
+                                      mixed_frame_counts=True), 2)  # fmt: skip
+    fine, coarse = (
+        alignment_windows(one.micrograph("mic0001", Alignment()), Alignment(), False, 2) for one in (session, mixed)
+    )
+    own = coarse.cross / coarse.power
+    assert own == pytest.approx(8 * fine.cross / fine.power, rel=0.15)
+    assert coarse.scale(replace(prior, scale_spread2=0.0)) == pytest.approx(own, rel=0.15)
+    assert prior_of(rm.hand_picked(mixed, CHOSEN)).scale_spread2 < (0.15 * prior.scale_pool) ** 2
 
 
 def test_without_all_fourier_components_the_band_of_the_search_aligns(session, prior):

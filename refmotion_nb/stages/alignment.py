@@ -51,7 +51,7 @@ class MotionPrior:
     common_std_A: float = 0.0  # of the errors of whole-frame alignment, which the common motion mends; 0: not split off
     profile_decay_e_A2: float = np.inf  # local velocity falls with dose as floor + (1 - floor) exp(-dose / decay)
     profile_floor: float = 1.0
-    scale_pool: float = np.nan  # grey scale of the reference against the movies
+    scale_pool: float = np.nan  # grey scale of the reference against the movies, in their grey units
     scale_spread2: float = 0.0  # variance of it between micrographs
     drift_strength: float = 0.0  # of the acceleration prior on the motion of the whole field, (e/Å²)³/Å²; 0: none
 
@@ -145,11 +145,8 @@ class Alignment(Stage):
         shells = range(self._k_cut(k_out) + 2, k_out)
         if not shells:
             most = max(0.0, (k_out - 2.5 if self.relion else k_out - 2) / k_out) ** 2  # that leaves one
-            remedy = (
-                f"give less than {int(100 * most) / 100:g}"
-                if k_out > 4
-                else "give hyperparameters instead of searching"
-            )
+            less = f"give less than {int(100 * most) / 100:g}"
+            remedy = less if k_out > 4 else "give hyperparameters instead of searching"
             raise SettingError(
                 "alignment_fraction", f"is {self.alignment_fraction:g}: the FSC falls below 0.143 at shell {k_out}, and none "
                 f"up to there is left to score by; {remedy}"
@@ -158,14 +155,12 @@ class Alignment(Stage):
 
     def decay(self, micrograph: Micrograph, n_shells: int) -> np.ndarray:
         """Return how much signal is left in every frame (frame, shell)."""
-        frequency = micrograph.frequency(n_shells)
+        frequency, movie = micrograph.frequency(n_shells), micrograph.movie
         if self.relion:
             # RELION counts dose from the first frame on, at the start of each, without pre-exposure
-            dose = (
-                micrograph.movie.first_frame + np.arange(micrograph.spectra.n_frames)
-            ) * micrograph.movie.dose_per_frame_e_A2
+            dose = (movie.first_frame + np.arange(movie.n_frames)) * movie.dose_per_frame_e_A2
             return relion_damage(frequency, dose)
-        return grant_grigorieff(frequency, micrograph.mid_dose, micrograph.movie.voltage_kV)
+        return grant_grigorieff(frequency, micrograph.mid_dose, movie.voltage_kV)
 
     def band(self, micrograph: Micrograph, final: bool) -> np.ndarray:
         """Return the spectral weight of the reference (particle or 1, shell) of the search's or the final alignment."""
@@ -265,15 +260,21 @@ class AlignedWindows:
     windows: Windows
     cross: float  # Σ X V* / σ² along the motion that motion correction found
     power: float  # Σ |V|² / σ²: cross / power is the scale
+    unit: float = 1.0  # the micrograph's grey unit, in which scales of all micrographs are alike
     own_noise: list[tuple[np.ndarray, dict[str, Any]]] = field(
         default_factory=list
     )  # rows, own_noise_windows' arguments
+
+    @property
+    def sums(self) -> tuple[float, float]:
+        """``cross`` and ``power`` in grey units, to be compared with those of other micrographs."""
+        return self.cross * self.unit, self.power * self.unit**2
 
     def scale(self, prior: MotionPrior) -> float:
         """Return the grey scale of the reference in this micrograph; its own, where the prior knows of no others."""
         if not np.isfinite(prior.scale_pool):
             return self.cross / self.power
-        return reference_scale(self.cross, self.power, prior.scale_pool, prior.scale_spread2)
+        return self.unit * reference_scale(*self.sums, prior.scale_pool, prior.scale_spread2)
 
     def on(self, put: Callable[[Any], Any]) -> AlignedWindows:
         """Return the same with its arrays where ``put`` puts them."""
@@ -320,7 +321,7 @@ def alignment_windows(
     cross = float(windows.sample(m.placement.initial_A[None])[0].sum(dtype=np.float64))
     total = band_power(m.own, k)  # (particle, shell)
     worth = (total * (band[:, : k + 1] * whiten)).sum(0) * decay  # (frame, shell) by which grey scales are averaged
-    aligned = AlignedWindows(windows, cross, float((worth * decay).sum()))
+    aligned = AlignedWindows(windows, cross, float((worth * decay).sum()), m.grey_unit)
     if settings.remove_own_noise:
         # half maps are made from dose-weighted sums whose noise is white: each frame's is there in proportion to its dose
         # weight, on the grey scale that signal in proportion to that would have

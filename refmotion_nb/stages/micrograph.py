@@ -163,6 +163,11 @@ class Micrograph:
         return np.diff(self.movie.dose_edges)
 
     @property
+    def grey_unit(self) -> float:
+        """Electrons per pixel of a frame, by which views have to be multiplied beside what all movies have in common."""
+        return self.movie.dose_per_frame_e_A2 * self.movie.pixel_size_A**2
+
+    @property
     def position_A(self) -> np.ndarray:
         """Positions of the particles on the micrograph (particle, 2) Å."""
         return self.placement.centre_px * self.movie.pixel_size_A

@@ -107,7 +107,7 @@ def as_search(
 
 def _cross_and_power(session: Session, m: Micrograph, settings: Alignment) -> tuple[float, float]:
     raw = alignment_windows(m.distinct(), settings, False, session.threads, reach_A=1.0)
-    return raw.cross, raw.power
+    return raw.sums
 
 
 def read_weights(

@@ -116,7 +116,8 @@ class Searched:
 
 def _facts(session: Session, read: ReadMicrograph) -> tuple[float, float, float, float, int]:
     score = read.score
-    return read.raw.cross, read.raw.power, score.movie_power, score.reference_power, len(read.geometry.position_A)
+    cross, power = read.raw.sums
+    return cross, power, score.movie_power, score.reference_power, len(read.geometry.position_A)
 
 
 def _scaled(session: Session, read: ReadMicrograph, prior: MotionPrior) -> SearchMicrograph:
