@@ -17,7 +17,7 @@ from refmotion_nb.data.synthetic.simulate import trajectory_error_A
 from refmotion_nb.numerics.energy import grant_grigorieff, own_noise_windows, relion_damage
 from refmotion_nb.numerics.fourier import band_indices
 from refmotion_nb.numerics.patches import PatchSpectra
-from refmotion_nb.stages.alignment import Alignment, Geometry, Tracks, alignment_windows, solve, track
+from refmotion_nb.stages.alignment import Alignment, Geometry, Tracks, alignment_windows, score_windows, solve, track
 from refmotion_nb.stages.correction import tracks_table
 from refmotion_nb.stages.micrograph import place
 from refmotion_nb.stages.reuse import as_search
@@ -174,6 +174,11 @@ def test_a_grey_scale_holds_for_movies_of_other_pixels_and_frames(tiny, tmp_path
     assert own == pytest.approx(8 * fine.cross / fine.power, rel=0.15)
     assert coarse.scale(replace(prior, scale_spread2=0.0)) == pytest.approx(own, rel=0.15)
     assert prior_of(rm.hand_picked(mixed, CHOSEN)).scale_spread2 < (0.15 * prior.scale_pool) ** 2
+    # nor does the score count one kind more than the other
+    scores = [score_windows(one.micrograph("mic0001", Alignment()), Alignment(), 2) for one in (session, mixed)]
+    still = [one.micrograph("mic0001", Alignment()).placement.initial_A[None] for one in (session, mixed)]
+    fine, coarse = (one.unit * one.windows.sample(at)[0].sum() for one, at in zip(scores, still))
+    assert coarse == pytest.approx(fine, rel=0.3)
 
 
 def test_without_all_fourier_components_the_band_of_the_search_aligns(session, prior):

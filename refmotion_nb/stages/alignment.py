@@ -371,6 +371,7 @@ class ScoreWindows:
     windows: Windows
     movie_power: float  # Σ w |X|²
     reference_power: float  # Σ w |V|²
+    unit: float = 1.0  # by which V is to be multiplied in sums over micrographs, so that all count alike
 
 
 def score_windows(micrograph: Micrograph, settings: Alignment, threads: int) -> ScoreWindows:
@@ -400,7 +401,7 @@ def score_windows(micrograph: Micrograph, settings: Alignment, threads: int) -> 
     over_frames = np.broadcast_to(weight.sum(1), (m.n, k + 1))
     reference = float((band_power(m.opposite, k) * over_frames).sum())
     power = m.noise_power[: k + 1] * np.pi * (2 * shells + 1)  # Σ |X|² of a shell
-    return ScoreWindows(windows, float((power * over_frames).sum()), reference)
+    return ScoreWindows(windows, float((power * over_frames).sum()), reference, 1.0 if settings.relion else m.grey_unit)
 
 
 @dataclass(frozen=True)

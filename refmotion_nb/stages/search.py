@@ -117,7 +117,7 @@ class Searched:
 def _facts(session: Session, read: ReadMicrograph) -> tuple[float, float, float, float, int]:
     score = read.score
     cross, power = read.raw.sums
-    return cross, power, score.movie_power, score.reference_power, len(read.geometry.position_A)
+    return cross, power, score.movie_power, score.reference_power * score.unit**2, len(read.geometry.position_A)
 
 
 def _scaled(session: Session, read: ReadMicrograph, prior: MotionPrior) -> SearchMicrograph:
@@ -143,7 +143,7 @@ def _aligned(
     shown = local + common[:, None] + beside(local, problem.rigid_A)
     cross = to_host(m.score.windows.on(device.put).sample(shown)[0].sum((1, 2), dtype=np.float64))
     total = activity(shown - beside(local, m.geometry.rigid_A))
-    facts = np.stack([cross, activity(local), total])
+    facts = np.stack([cross * m.score.unit, activity(local), total])
     if not device.keeps(local):
         local, common = to_host(local), to_host(common)
     return Aligned(facts, local.astype(np.float32), common)
