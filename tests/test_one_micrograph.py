@@ -36,7 +36,7 @@ def windows(session):
 def test_hyperparameters_given_by_hand_are_those_of_the_prior(session, by_hand):
     prior = prior_from_attrs(by_hand.attrs)
     assert rm.best(by_hand) == rm.Hyperparameters(2.5, 53.0, 3000.0)
-    assert prior.scale_pool > 0 and set(by_hand.attrs["micrographs"]) == set(session)
+    assert prior.grey_scale > 0 and set(by_hand.attrs["micrographs"]) == set(session)
 
 
 def test_trajectories_come_close_to_the_truth(session, by_hand, tiny):

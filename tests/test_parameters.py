@@ -121,6 +121,14 @@ def test_the_grey_scale_is_that_of_views_that_decay_with_dose(session):
     assert found.cross / found.power == pytest.approx(3, rel=1e-3)
 
 
+@pytest.mark.parametrize("box", [96, 160])
+def test_a_grey_scale_holds_for_other_boxes(session, prior, box):
+    """That a correction may have, whatever those of its search."""
+    settings = Alignment(box_size=box)
+    raw = alignment_windows(session.micrograph(NAME, settings), settings, True, 2)
+    assert raw.scale(replace(prior, scale_spread2=0.0)) == pytest.approx(raw.cross / raw.power, rel=0.1)
+
+
 def coarsen(project, name):
     """Give a movie half as many frames, twice as long, of pixels twice as wide, which count all electrons of four."""
     movie, size = project / f"Movies/{name}.mrc", 512
@@ -173,7 +181,7 @@ def test_a_grey_scale_holds_for_movies_of_other_pixels_and_frames(tiny, tmp_path
     own = coarse.cross / coarse.power
     assert own == pytest.approx(8 * fine.cross / fine.power, rel=0.15)
     assert coarse.scale(replace(prior, scale_spread2=0.0)) == pytest.approx(own, rel=0.15)
-    assert prior_of(rm.hand_picked(mixed, CHOSEN)).scale_spread2 < (0.15 * prior.scale_pool) ** 2
+    assert prior_of(rm.hand_picked(mixed, CHOSEN)).scale_spread2 < (0.15 * prior.grey_scale) ** 2
     # nor does the score count one kind more than the other
     scores = [score_windows(one.micrograph("mic0001", Alignment()), Alignment(), 2) for one in (session, mixed)]
     still = [one.micrograph("mic0001", Alignment()).placement.initial_A[None] for one in (session, mixed)]
@@ -270,7 +278,7 @@ def test_dose_profile_slows_late_motion_down(session, prior):
 
 def test_parts_of_a_prior_that_are_off_are_left_out_wherever_it_was_found(session, prior):
     """As that of a search made with them, or of a file: the setting of the stage that takes it counts."""
-    assert prior.common_std_A and prior.drift_strength and prior.profile_floor < 1 and np.isfinite(prior.scale_pool)
+    assert prior.common_std_A and prior.drift_strength and prior.profile_floor < 1 and np.isfinite(prior.grey_scale)
     alone = replace(prior, common_std_A=0.0, drift_strength=0.0)
     flat = replace(prior, profile_decay_e_A2=np.inf, profile_floor=1.0)
     relions = default_prior(CHOSEN, Alignment(energy="relion"))
@@ -288,7 +296,7 @@ def test_parts_of_a_prior_that_are_off_are_left_out_wherever_it_was_found(sessio
 
 def test_a_search_with_relions_energy_tells_no_grey_scale_that_another_stage_would_take(session):
     found = prior_of(rm.HyperparameterSearch(energy="relion", max_strength=0.11).run(session))
-    assert np.isnan(found.scale_pool) and not found.common_std_A
+    assert np.isnan(found.grey_scale) and not found.common_std_A
     assert tracked(session, found).scale > 1.1  # measured: RELION's energy takes it to be 1
 
 

@@ -51,7 +51,7 @@ class MotionPrior:
     common_std_A: float = 0.0  # of the errors of whole-frame alignment, which the common motion mends; 0: not split off
     profile_decay_e_A2: float = np.inf  # local velocity falls with dose as floor + (1 - floor) exp(-dose / decay)
     profile_floor: float = 1.0
-    scale_pool: float = np.nan  # grey scale of the reference against the movies, in their grey units
+    grey_scale: float = np.nan  # grey scale of the reference against the movies, in their grey units
     scale_spread2: float = 0.0  # variance of it between micrographs
     drift_strength: float = 0.0  # of the acceleration prior on the motion of the whole field, (e/Å²)³/Å²; 0: none
 
@@ -272,9 +272,9 @@ class AlignedWindows:
 
     def scale(self, prior: MotionPrior) -> float:
         """Return the grey scale of the reference in this micrograph; its own, where the prior knows of no others."""
-        if not np.isfinite(prior.scale_pool):
+        if not np.isfinite(prior.grey_scale):
             return self.cross / self.power
-        return self.unit * reference_scale(*self.sums, prior.scale_pool, prior.scale_spread2)
+        return self.unit * reference_scale(*self.sums, prior.grey_scale, prior.scale_spread2)
 
     def on(self, put: Callable[[Any], Any]) -> AlignedWindows:
         """Return the same with its arrays where ``put`` puts them."""

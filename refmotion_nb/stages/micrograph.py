@@ -164,8 +164,11 @@ class Micrograph:
 
     @property
     def grey_unit(self) -> float:
-        """Electrons per pixel of a frame, by which views have to be multiplied beside what all movies have in common."""
-        return self.movie.dose_per_frame_e_A2 * self.movie.pixel_size_A**2
+        """What grey scales of micrographs differ by: transforms of the same signal grow with the dose of a frame (e/Å²).
+
+        So do they with the area of a pixel, and they are divided by the number of pixels: that of the box stays.
+        """
+        return self.movie.dose_per_frame_e_A2 / self.spectra.box**2
 
     @property
     def position_A(self) -> np.ndarray:

@@ -196,7 +196,7 @@ class HyperparameterSearch(Alignment):
         place = session.place
         cross, power, movie_power, reference_power, particles = np.array(place.values(place.apply(_facts, read))).T
         pool, spread2 = pooled_scale(cross, power)
-        prior = self.used_of(replace(default_prior(START, self), scale_pool=pool, scale_spread2=spread2))
+        prior = self.used_of(replace(default_prior(START, self), grey_scale=pool, scale_spread2=spread2))
         held = []
         while read:  # unscaled windows make room for scaled ones, one by one
             held += place.apply(_scaled, [read.pop(0)], [prior])
@@ -382,7 +382,7 @@ def prior_attrs(prior: MotionPrior) -> dict[str, float]:
         "strength": float(h.strength), "balance_deg": float(h.balance_deg), "distance_A": float(h.distance_A),
         "common_std_A": float(prior.common_std_A), "drift_strength": float(prior.drift_strength),
         "profile_decay_e_A2": float(prior.profile_decay_e_A2),
-        "profile_floor": float(prior.profile_floor), "scale_pool": float(prior.scale_pool),
+        "profile_floor": float(prior.profile_floor), "grey_scale": float(prior.grey_scale),
         "scale_spread2": float(prior.scale_spread2),
     }  # fmt: skip
 
@@ -391,7 +391,7 @@ def prior_from_attrs(attrs: dict[str, float]) -> MotionPrior:
     """Return the prior that ``prior_attrs`` wrote; what is missing takes the value that does nothing."""
     h = Hyperparameters(float(attrs["strength"]), float(attrs["balance_deg"]), float(attrs["distance_A"]))
     decay = attrs.get("profile_decay_e_A2")
-    pool = attrs.get("scale_pool")
+    pool = attrs.get("grey_scale")
     return MotionPrior(
         h, float(attrs.get("common_std_A", 0.0)), np.inf if decay is None else float(decay),
         float(attrs.get("profile_floor", 1.0)), np.nan if pool is None else float(pool),
