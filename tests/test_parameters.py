@@ -57,6 +57,13 @@ def error_A(tiny, displacement):
     return trajectory_error_A(displacement, truth[f"{NAME}_total"], truth["dose_mid"])
 
 
+def test_a_default_is_changed_for_the_stage_that_it_is_changed_for(monkeypatch):
+    """As in a notebook that measures dose weights on fewer particles."""
+    monkeypatch.setattr(rm.DoseWeights, "target_particles", 77)
+    found = [kind().target_particles for kind in (rm.DoseWeights, rm.HyperparameterSearch, rm.InputAudit)]
+    assert found == [77, 5000, 5000]
+
+
 def test_recenter_moves_boxes_by_whole_pixels_of_the_origins(session, prior):
     on, off = (session.micrograph(NAME, Alignment(recenter=flag)) for flag in (True, False))
     pixel = on.movie.pixel_size_A
