@@ -57,8 +57,7 @@ def test_code_of_an_older_source_is_not_taken_for_the_new_ones(tmp_path, monkeyp
 
 def test_without_a_folder_that_can_be_written_to_code_is_compiled_anew(monkeypatch):
     """As in a container whose files and home are read-only: Numba refuses such functions."""
-    for kind in (caching.CacheImpl, caching.CompileResultCacheImpl):
-        monkeypatch.setattr(kind, "_locator_classes", [])
+    monkeypatch.setattr(caching.CompileResultCacheImpl, "_locator_classes", [])
 
     def twice(x):
         return 2 * x
