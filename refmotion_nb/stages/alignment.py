@@ -78,9 +78,8 @@ class Alignment(Stage):
     )  # fmt: skip
     all_fourier_components = param.Boolean(
         default=True,
-        doc="Final trajectories use all Fourier components up to FSC = 0.143, weighted by it (RELION's energy: all there are); "
-        "off: the search's band.",
-    )  # fmt: skip
+        doc="Final trajectories use all Fourier components up to FSC = 0.143, weighted by it; off: the search's band.",
+    )
     split_motion = param.Boolean(
         default=True,
         doc="Estimate a common displacement per frame beside the local motion (errors of rigid alignment).",
@@ -225,13 +224,9 @@ class Geometry:
 
 
 def trajectory_problem(
-    windows: Windows,
-    geometry: Geometry,
-    priors: list[MotionPrior],
-    relion: bool,
-    bend: np.ndarray | None = None,
+    windows: Windows, geometry: Geometry, priors: list[MotionPrior], relion: bool, bend: np.ndarray | None = None,
     threads: int = 1,
-) -> TrajectoryProblem:
+) -> TrajectoryProblem:  # fmt: skip
     """Return the trajectory problem under each prior; RELION's prior acts on the total motion, ours on local motion.
 
     ``bend`` is the curvature (frame,) of the windows at the motion to start from, found now unless given. Common motion is
@@ -261,9 +256,7 @@ class AlignedWindows:
     cross: float  # Σ X V* / σ² along the motion that motion correction found
     power: float  # Σ |V|² / σ²: cross / power is the scale
     unit: float = 1.0  # the micrograph's grey unit, in which scales of all micrographs are alike
-    own_noise: list[tuple[np.ndarray, dict[str, Any]]] = field(
-        default_factory=list
-    )  # rows, own_noise_windows' arguments
+    own_noise: list[tuple[np.ndarray, dict[str, Any]]] = field(default_factory=list)  # rows, arguments of the function
 
     @property
     def sums(self) -> tuple[float, float]:

@@ -168,7 +168,7 @@ class Micrograph:
 
         So do they with the area of a pixel, and they are divided by the number of pixels: that of the box stays.
         """
-        return self.movie.dose_per_frame_e_A2 / self.spectra.box**2
+        return self.movie.dose_per_frame_e_A2 / self.placement.box**2
 
     @property
     def position_A(self) -> np.ndarray:
