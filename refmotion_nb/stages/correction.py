@@ -150,6 +150,10 @@ class MotionCorrection(Alignment):
             )
         return self.fourier_crop_to or box
 
+    def least_box(self, box: int) -> int:
+        """Return the box of what is written, px."""
+        return self.output_box(box)
+
     def output_boxes(self, data: Dataset) -> dict[float, int]:
         """Return the box of the output particles, px, by pixel size of the movies; InputError where one does not fit."""
         pixel_sizes_A = sorted({movie.pixel_size_A for movie in data.movies})
@@ -160,8 +164,8 @@ class MotionCorrection(Alignment):
 
     def images(self, m: Micrograph, tracks: Tracks, dose: xr.Dataset, threads: int) -> np.ndarray:
         """Return the corrected particles (particle, box, box) of a micrograph, background 0 ± 1."""
-        box_out = self.output_box(m.spectra.box)
-        moved = tracks.displacement_A / m.movie.pixel_size_A
+        box_out = self.output_box(m.placement.box)
+        moved = tracks.displacement_A / m.pixel_size_A
         images = recombine(m.spectra, moved, weights_for(m, dose), box_out, threads)
         return to_host(normalise(images, m.background_radius_px(box_out), threads))
 

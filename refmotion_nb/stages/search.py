@@ -15,7 +15,7 @@ from refmotion_nb.data.schema import Dataset, InputError, wanted
 from refmotion_nb.numerics.backend import beside, to_host
 from refmotion_nb.numerics.energy import pooled_scale
 from refmotion_nb.numerics.prior import Hyperparameters
-from refmotion_nb.numerics.rays import activity, ray_table, retired, strengths, unrested
+from refmotion_nb.numerics.rays import activity, cut_short, ray_table, retired, strengths
 from refmotion_nb.numerics.trajectories import Windows
 from refmotion_nb.stages.alignment import (
     AlignedWindows,
@@ -358,8 +358,8 @@ def _kept(session: Session, windows: Windows) -> Windows:
 
 
 def still_moving(search: xr.Dataset) -> list[str]:
-    """Return a warning if trajectory activity has not come near zero at the last step of every ray, else nothing."""
-    moving, last = unrested(search["activity_local"].values, search["retired"].values)
+    """Return a warning if rays ended that still moved and might have got better, else nothing."""
+    moving, last = cut_short(*(search[name].values for name in ("activity_local", "cv_score", "retired")))
     if not moving.any():
         return []
     limit = float(search.attrs.get("max_strength", np.nanmax(search["strength"].values)))
