@@ -173,7 +173,7 @@ def ray_search(session: rm.Session, target: int, clock: Clock) -> None:
     copies = max(1, round(target / m.n))
     prior = MotionPrior(rm.Hyperparameters(1.0, 50.0, 3000.0), 1.0, 10.0, 0.15)
     held = [searching._scaled(session, read, prior)] * copies
-    power = float(copies**2 * read.score.movie_power * read.score.reference_power)
+    power = float(copies**2 * read.score.movie_power * read.score.reference_power * read.score.unit**2)
     everything = searching.Searched(session.place, held, ("movie",) * copies, copies * m.n, power, False)
     resolution, viewer = settings._resolution(session), viewer_of(Silent())
     start = time.perf_counter()

@@ -70,7 +70,7 @@ def rounds(dataset: Path, out: Path) -> list[float]:
     half1, half2 = (out / f"Maps/both_half{half}.mrc" for half in (1, 2))
     reference = rm.Reference(half1, half2, first.data.references[0].mask)
     second = rm.Session(replace(first.data, references=(reference,)), cache_bytes=first.cache_bytes)
-    prior = replace(prior_of(search), scale_pool=np.nan)  # the new maps may have another grey scale
+    prior = replace(prior_of(search), grey_scale=np.nan)  # the new maps may have another grey scale
     elsewhere = {"remove_own_noise": False}  # along the trajectories of the first round
     again = as_search(second, rm.HyperparameterSearch(), prior, 0)
     errors.append(error_A(second, again, truth, **elsewhere))

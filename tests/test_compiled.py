@@ -55,6 +55,16 @@ def test_code_of_an_older_source_is_not_taken_for_the_new_ones(tmp_path, monkeyp
     assert files(tmp_path).load("a") == "new"
 
 
+def test_without_a_folder_that_can_be_written_to_code_is_compiled_anew(monkeypatch):
+    """As in a container whose files and home are read-only: Numba refuses such functions."""
+    monkeypatch.setattr(caching.CompileResultCacheImpl, "_locator_classes", [])
+
+    def twice(x):
+        return 2 * x
+
+    assert njit(nogil=True, cache=True)(twice)(21) == 42
+
+
 def test_kernels_are_kept_so(tmp_path):
     kept = [one for one in vars(kernels_cpu).values() if hasattr(one, "py_func")]
     assert kept and all(isinstance(one._cache._cache_file, CodeFile) for one in kept)

@@ -70,7 +70,7 @@ def test_it_is_what_the_search_computes(exploration, session, h):
     tracks = exploration.at(h)
     prior = exploration.prior.with_hyperparameters(h)
     m = exploration.micrograph
-    power = m.score.movie_power * m.score.reference_power
+    power = m.score.movie_power * m.score.reference_power * m.score.unit**2
     (trial,), _ = Searched(Here(session), [m], ("mic0000",), 1, power, False).try_priors([prior])
     for name in ("cv_score", "activity_local", "activity_total"):
         assert tracks.attrs[name] == pytest.approx(getattr(trial, name), rel=1e-9), name
@@ -109,7 +109,7 @@ def test_preparing_tells_how_far_it_is_and_takes_the_priors_scale(session):
     told, name = Told(), list(session)[1]
     found = PriorExploration.prepare(session, name, reporter=told)
     assert name in told.what and len(told.facts) == told.total + 1
-    twice = replace(found.prior, scale_pool=0.5, scale_spread2=0.0)
+    twice = replace(found.prior, grey_scale=0.5, scale_spread2=0.0)
     scaled = PriorExploration.prepare(session, name, prior=twice)
     assert abs(scaled.micrograph.windows.values).max() != pytest.approx(abs(found.micrograph.windows.values).max())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -138,6 +139,19 @@ def test_a_large_compressed_movie_goes_to_a_temporary_file(tmp_path, monkeypatch
     data = counts("u2")
     mrcfile.new(tmp_path / "m.mrc", data).close()
     np.testing.assert_array_equal(frames_of(pack(tmp_path / "m.mrc", "zst")), data)
+
+
+def test_a_large_compressed_movie_that_is_damaged_leaves_no_temporary_file_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(rawbytes, "LARGEST_IN_MEMORY", 0)
+    monkeypatch.setattr(rawbytes, "_CHUNK", 1000)
+    mrcfile.new(tmp_path / "m.mrc", counts("u2")).close()
+    path = pack(tmp_path / "m.mrc", "gz")
+    data = bytearray(path.read_bytes())
+    data[-8:] = bytes(8)  # its checksum
+    path.write_bytes(data)
+    before = sorted(os.listdir("/proc/self/fd"))
+    refuses(lambda: rawbytes.UnpackedBytes(path, 1 << 20), "cannot be unpacked")
+    assert sorted(os.listdir("/proc/self/fd")) == before
 
 
 def write_mrc(path: Path, data: np.ndarray, mode: int, order: str = "<", shape=None) -> None:

@@ -12,6 +12,7 @@ from refmotion_nb.data.maps import read_map
 from refmotion_nb.numerics.prior import exponential, spatial_modes
 from refmotion_nb.stages.alignment import Alignment, track
 from refmotion_nb.stages.one_micrograph import before_and_after
+from refmotion_nb.stages.reuse import read_weights
 from refmotion_nb.stages.search import prior_from_attrs
 
 NAME = "mic0000"
@@ -35,7 +36,7 @@ def windows(session):
 def test_hyperparameters_given_by_hand_are_those_of_the_prior(session, by_hand):
     prior = prior_from_attrs(by_hand.attrs)
     assert rm.best(by_hand) == rm.Hyperparameters(2.5, 53.0, 3000.0)
-    assert prior.scale_pool > 0 and set(by_hand.attrs["micrographs"]) == set(session)
+    assert prior.grey_scale > 0 and set(by_hand.attrs["micrographs"]) == set(session)
 
 
 def test_trajectories_come_close_to_the_truth(session, by_hand, tiny):
@@ -62,6 +63,26 @@ def test_trajectories_are_those_that_correction_writes(session, by_hand, tmp_pat
     rm.MotionCorrection().run(session, by_hand, dose, out=tmp_path)
     written = rm.ResultStore(tmp_path / "results.zarr").read(f"tracks/{NAME}")
     np.testing.assert_array_equal(rm.trajectories(session, NAME, by_hand)["shift"], written["shift"])
+
+
+def test_tables_of_an_earlier_run_on_more_references_go_and_those_a_user_made_stay(session, by_hand, tmp_path):
+    dose = rm.DoseWeights(target_particles=24).run(session, by_hand)
+    rm.MotionCorrection().run(session, by_hand, dose, out=tmp_path)
+    mine = sorted(path.name for path in tmp_path.glob("particles*"))
+    for name in mine:
+        (tmp_path / name.replace("particles", "particles_2")).write_bytes((tmp_path / name).read_bytes())
+    (tmp_path / "particles_best.star").touch()
+    rm.MotionCorrection().run(session, by_hand, dose, out=tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("particles*")) == sorted([*mine, "particles_best.star"])
+
+
+def test_b_factors_are_in_the_gauge_of_the_references_box(session, by_hand, tmp_path):
+    """RELION counts one shell more than there are, of the reference's box, whatever that of the movies."""
+    settings = {"box_size": 200}
+    dose = rm.DoseWeights(target_particles=24, **settings).run(session, by_hand)
+    rm.MotionCorrection(**settings).run(session, by_hand, dose, out=tmp_path)
+    found = read_weights(tmp_path / "bfactors.star", session.data.movies, 112, 1.6)
+    np.testing.assert_allclose(found["b_factor"][0], dose["b_factor"][0], atol=1e-4)
 
 
 def test_relions_energy_leaves_a_particle_alone_on_its_micrograph_where_motion_correction_saw_it(session, by_hand):

@@ -2,16 +2,22 @@
 
 from dataclasses import replace
 
+import mrcfile
 import numpy as np
+import pandas as pd
 import pytest
+import tifffile
+from job import copied
+from relion_project import edit
 
 import refmotion_nb as rm
+from refmotion_nb.data.maps import write_stack
 from refmotion_nb.data.relion.results import open_postprocess
 from refmotion_nb.data.synthetic.simulate import trajectory_error_A
 from refmotion_nb.numerics.energy import grant_grigorieff, own_noise_windows, relion_damage
 from refmotion_nb.numerics.fourier import band_indices
 from refmotion_nb.numerics.patches import PatchSpectra
-from refmotion_nb.stages.alignment import Alignment, Geometry, Tracks, alignment_windows, solve, track
+from refmotion_nb.stages.alignment import Alignment, Geometry, Tracks, alignment_windows, score_windows, solve, track
 from refmotion_nb.stages.correction import tracks_table
 from refmotion_nb.stages.micrograph import place
 from refmotion_nb.stages.reuse import as_search
@@ -51,6 +57,13 @@ def error_A(tiny, displacement):
     return trajectory_error_A(displacement, truth[f"{NAME}_total"], truth["dose_mid"])
 
 
+def test_a_default_is_changed_for_the_stage_that_it_is_changed_for(monkeypatch):
+    """As in a notebook that measures dose weights on fewer particles."""
+    monkeypatch.setattr(rm.DoseWeights, "target_particles", 77)
+    found = [kind().target_particles for kind in (rm.DoseWeights, rm.HyperparameterSearch, rm.InputAudit)]
+    assert found == [77, 5000, 5000]
+
+
 def test_recenter_moves_boxes_by_whole_pixels_of_the_origins(session, prior):
     on, off = (session.micrograph(NAME, Alignment(recenter=flag)) for flag in (True, False))
     pixel = on.movie.pixel_size_A
@@ -62,6 +75,16 @@ def test_recenter_moves_boxes_by_whole_pixels_of_the_origins(session, prior):
     # the particle's motion is the same motion
     tracks = [tracked(session, prior, recenter=flag).displacement_A for flag in (True, False)]
     assert np.sqrt(np.mean((tracks[0] - tracks[1]) ** 2)) < 0.15
+
+
+def test_without_a_mask_a_box_has_to_hold_the_reference(session):
+    (reference,) = session.data.references
+    bare = rm.Session(replace(session.data, references=(replace(reference, mask=None),)), 2)
+    extent_A = bare.extent_A(Alignment())
+    box = round(extent_A / bare.data.movies[0].pixel_size_A)
+    assert bare.extent_A(Alignment(box_size=box)) == pytest.approx(extent_A)  # that of box_size 0
+    with pytest.raises(rm.InputError, match=f"box_size {box - 2} is"):
+        bare.extent_A(Alignment(box_size=box - 2))
 
 
 @pytest.mark.parametrize("binning", [1.0, 1.5, 2.0])
@@ -103,6 +126,74 @@ def test_the_grey_scale_is_that_of_views_that_decay_with_dose(session):
     seen = replace(m, spectra=spectra, placement=replace(m.placement, initial_A=still))
     found = alignment_windows(seen, stage, False, 2)
     assert found.cross / found.power == pytest.approx(3, rel=1e-3)
+
+
+@pytest.mark.parametrize("box", [96, 160])
+def test_a_grey_scale_holds_for_other_boxes(session, prior, box):
+    """That a correction may have, whatever those of its search."""
+    settings = Alignment(box_size=box)
+    raw = alignment_windows(session.micrograph(NAME, settings), settings, True, 2)
+    assert raw.scale(replace(prior, scale_spread2=0.0)) == pytest.approx(raw.cross / raw.power, rel=0.1)
+
+
+def coarsen(project, name):
+    """Give a movie half as many frames, twice as long, of pixels twice as wide, which count all electrons of four."""
+    movie, size = project / f"Movies/{name}.mrc", 512
+    with mrcfile.open(project / "gain.mrc") as file:
+        frames = tifffile.imread(project / f"Movies/{name}.tif")[:, ::-1] * file.data
+    spectra = np.fft.fftshift(np.fft.fft2(frames[::2] + frames[1::2]), axes=(1, 2))
+    kept = slice(size // 4, 3 * size // 4)
+    write_stack(movie, np.fft.ifft2(np.fft.ifftshift(spectra[:, kept, kept], axes=(1, 2))).real, 3.2)
+
+    def general(values):
+        values.update(rlnImageSizeX=size // 2, rlnImageSizeY=size // 2, rlnImageSizeZ=4, rlnMicrographOriginalPixelSize=3.2,
+                      rlnMicrographDoseRate=8, rlnMicrographMovieName=f"Movies/{name}.mrc")  # fmt: skip
+        del values["rlnMicrographGainName"]
+
+    def thinned(table):
+        out = table.iloc[::2] / 2 + (table.iloc[1::2] / 2).to_numpy()
+        return (out / 2).assign(rlnMicrographFrameNumber=range(1, 5))
+
+    motion = project / f"MotionCorr/Movies/{name}.star"
+    edit(motion, "general", general)
+    edit(motion, "global_shift", thinned)
+    edit(motion, "hot_pixels", lambda table: table.iloc[:0])
+
+
+def moved_to_coarse_pixels(rows, name):
+    """Put the particles of a coarsened movie into the second optics group, each where it was."""
+    mine = rows["rlnMicrographName"].str.contains(name)
+    for axis in "XY":
+        x = np.floor(rows.loc[mine, f"rlnCoordinate{axis}"])
+        rows.loc[mine, f"rlnOrigin{axis}Angst"] += 3.2 * np.floor(x / 2) - 1.6 * x
+        rows.loc[mine, f"rlnCoordinate{axis}"] = np.floor(x / 2)
+    rows.loc[mine, "rlnOpticsGroup"] = 2
+    return rows
+
+
+def test_a_grey_scale_holds_for_movies_of_other_pixels_and_frames(tiny, tmp_path, session, prior):
+    """It may be measured on movies of one kind only, since these are drawn."""
+    project = copied(tiny.folder, tmp_path)
+    coarsen(project, "mic0001")
+    particles = project / "Extract/particles.star"
+    other = {"rlnOpticsGroup": 2, "rlnOpticsGroupName": "coarse", "rlnImagePixelSize": 3.2, "rlnImageSize": 56}
+    edit(particles, "optics", lambda table: pd.concat([table, table.assign(**other)]))
+    edit(particles, "particles", lambda table: moved_to_coarse_pixels(table, "mic0001"))
+    reference, _ = open_postprocess(tiny.postprocess, tiny.folder)
+    mixed = rm.Session(rm.open_relion(particles, project / "MotionCorr/corrected_micrographs.star", reference, project,
+                                      mixed_frame_counts=True), 2)  # fmt: skip
+    fine, coarse = (
+        alignment_windows(one.micrograph("mic0001", Alignment()), Alignment(), False, 2) for one in (session, mixed)
+    )
+    own = coarse.cross / coarse.power
+    assert own == pytest.approx(8 * fine.cross / fine.power, rel=0.15)
+    assert coarse.scale(replace(prior, scale_spread2=0.0)) == pytest.approx(own, rel=0.15)
+    assert prior_of(rm.hand_picked(mixed, CHOSEN)).scale_spread2 < (0.15 * prior.grey_scale) ** 2
+    # nor does the score count one kind more than the other
+    scores = [score_windows(one.micrograph("mic0001", Alignment()), Alignment(), 2) for one in (session, mixed)]
+    still = [one.micrograph("mic0001", Alignment()).placement.initial_A[None] for one in (session, mixed)]
+    fine, coarse = (one.unit * one.windows.sample(at)[0].sum() for one, at in zip(scores, still))
+    assert coarse == pytest.approx(fine, rel=0.3)
 
 
 def test_without_all_fourier_components_the_band_of_the_search_aligns(session, prior):
@@ -190,6 +281,30 @@ def test_dose_profile_slows_late_motion_down(session, prior):
         speed = np.linalg.norm(np.diff(local, axis=1), axis=-1).mean(0)
         late.append(speed[-3:].sum() / speed.sum())
     assert late[0] < 0.6 * late[1]
+
+
+def test_parts_of_a_prior_that_are_off_are_left_out_wherever_it_was_found(session, prior):
+    """As that of a search made with them, or of a file: the setting of the stage that takes it counts."""
+    assert prior.common_std_A and prior.drift_strength and prior.profile_floor < 1 and np.isfinite(prior.grey_scale)
+    alone = replace(prior, common_std_A=0.0, drift_strength=0.0)
+    flat = replace(prior, profile_decay_e_A2=np.inf, profile_floor=1.0)
+    relions = default_prior(CHOSEN, Alignment(energy="relion"))
+    for less, settings in (
+        (alone, {"split_motion": False}),
+        (flat, {"dose_profile": False}),
+        (relions, {"energy": "relion"}),
+    ):
+        found, expected = (tracked(session, one, **settings).displacement_A for one in (prior, less))
+        np.testing.assert_array_equal(found, expected)
+        assert np.abs(found - tracked(session, prior).displacement_A).max() > 0.1
+        given = prior_of(as_search(session, Alignment(**settings), prior, 0))
+        assert (given.common_std_A, given.profile_floor) == (less.common_std_A, less.profile_floor)
+
+
+def test_a_search_with_relions_energy_tells_no_grey_scale_that_another_stage_would_take(session):
+    found = prior_of(rm.HyperparameterSearch(energy="relion", max_strength=0.11).run(session))
+    assert np.isnan(found.grey_scale) and not found.common_std_A
+    assert tracked(session, found).scale > 1.1  # measured: RELION's energy takes it to be 1
 
 
 def test_own_noise_pulls_back_to_where_the_particle_was(session, prior):

@@ -469,6 +469,9 @@ def test_short_names_are_unique():
     assert short_names(["J/job001/M/a.mrc", "J/job001/M/b.x.mrc"]) == ["a", "b.x"]
     assert short_names(["J/job001/M/a.mrc", "J/job001/N/a.mrc"]) == ["M_a", "N_a"]
     assert short_names(["J/job001/M/a.mrc", "J/job002/M/a.mrc"]) == ["J_job001_M_a", "J_job002_M_a"]
+    # one name within the job, and another's base name
+    assert short_names(["J/job001/M/x_a.mrc", "J/job001/x/a.mrc", "J/job001/y/a.mrc"]) == ["x_a", "x_a_2", "y_a"]
+    assert short_names(["M/a.tif", "M/a.tif"]) == ["M_a", "M_a_2"]  # imported twice
 
 
 def test_survey_goes_on_after_the_first_problem(project):

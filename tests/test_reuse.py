@@ -241,7 +241,7 @@ def test_the_grey_scale_is_that_of_the_data_at_hand(quick, data, tmp_path):
     values = json.loads((quick / "hyperparameters.json").read_text())
     same = read_prior(quick / "hyperparameters.json", Alignment(), 4.0, values["data"])
     other = read_prior(quick / "hyperparameters.json", Alignment(), 4.0, "of other data")
-    assert same.scale_pool == pytest.approx(values["reference_scale"]["scale_pool"]) and np.isnan(other.scale_pool)
+    assert same.grey_scale == pytest.approx(values["reference_scale"]["grey_scale"]) and np.isnan(other.grey_scale)
     reference = data.references[0]
     bright = []
     for name in ("half1", "half2"):

@@ -69,6 +69,20 @@ def test_only_the_blocks_asked_for(tmp_path):
     assert list(read_star(write(tmp_path, SMALL), ("last",))) == ["last"]
 
 
+def test_single_values_are_read_as_those_of_a_loop(tmp_path):
+    """Names made of digits and underscores, which Python would take for numbers; quotes of either kind."""
+    values = {"rlnOpticsGroupName": "20_01", "rlnMtfFileName": "'a b.star'", "rlnRemark": "1_000", "rlnVoltage": "300",
+              "rlnPixel": '"0.5"', "rlnNothing": "nan"}  # fmt: skip
+    alone, looped = tmp_path / "alone.star", tmp_path / "looped.star"
+    alone.write_text("data_x\n\n" + "".join(f"_{label} {value}\n" for label, value in values.items()))
+    looped.write_text(
+        "data_x\n\nloop_\n" + "".join(f"_{label}\n" for label in values) + " ".join(values.values()) + "\n"
+    )
+    found, expected = (table(read_star(path), "x").iloc[0].to_dict() for path in (alone, looped))
+    assert found["rlnOpticsGroupName"] == "20_01" and found["rlnRemark"] == "1_000" and found["rlnVoltage"] == 300
+    assert str(found) == str(expected)
+
+
 def test_single_values_as_a_table(tmp_path):
     blocks = read_star(write(tmp_path, SMALL))
     assert table(blocks, "general")["rlnImageSizeX"].tolist() == [3710]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from descent import displacement, energy, minimise, precondition
 
-from refmotion_nb.numerics import rays
+from refmotion_nb.numerics import rays, trajectories
 from refmotion_nb.numerics.correlation import pixel_grid, spline_grid
 from refmotion_nb.numerics.prior import (
     EIGENVALUE_FLOOR,
@@ -277,7 +277,7 @@ def test_frames_that_a_prior_holds_still_have_unknowns_too(rng):
     np.testing.assert_allclose(np.moveaxis(found[0], 0, -1), moved, atol=1e-9)
 
 
-def test_numbers_do_not_depend_on_threads(rng):
+def test_numbers_do_not_depend_on_threads_or_on_how_many_sets_go_together(rng, monkeypatch):
     grid, n, n_frames = spline_grid(12, 48, 9.0), 40, 9
     values = rng.normal(size=(n, n_frames, grid.size, grid.size)).astype(np.float32)
     position, dose = rng.uniform(0, 4000, (n, 2)), rng.uniform(0.5, 2, n_frames)
@@ -287,7 +287,8 @@ def test_numbers_do_not_depend_on_threads(rng):
     ]
     windows, rigid = Windows(values, grid, np.zeros((n, n_frames, 2)), 1.3), rng.normal(size=(n_frames, 2))
     found = []
-    for threads in (1, 2, 5):
+    for threads, room in ((1, 1 << 30), (2, 1 << 30), (5, 1 << 30), (1, 1)):
+        monkeypatch.setattr(trajectories, "SETS_BYTES", room)
         problem = TrajectoryProblem(windows, modes, common_of(rigid, dose), rigid, threads)
         problem.set_curvature(np.full(n_frames, 2.0))
         found.append(problem.solve())

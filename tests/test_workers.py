@@ -1,10 +1,12 @@
 """One micrograph, one task: in this process, in others, on a Dask cluster, with workers that die; always the same results."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -324,6 +326,20 @@ def test_workers_begin_afresh_for_another_job(tiny, workers):
     assert plugins[0] == plugins[1] != session.place.plugin
     known = list(workers.client.run(lambda dask_worker: [*dask_worker.plugins]).values())
     assert all(plugins[0] not in one and session.place.plugin in one for one in known)
+
+
+def test_workers_let_go_of_sessions_that_are_gone(tiny, workers):
+    first = Session(tiny.open(), workers=workers)
+    plugin, gone = first.place.plugin, weakref.ref(first)
+    del first
+    gc.collect()
+    assert gone() is None
+    second = Session(tiny.open(), workers=workers)
+    known = list(workers.client.run(lambda dask_worker: [*dask_worker.plugins]).values())
+    assert all(plugin in one for one in known)
+    kept = second.place.plugin
+    known = list(workers.client.run(lambda dask_worker: [*dask_worker.plugins]).values())
+    assert all(plugin not in one and kept in one for one in known)
 
 
 def test_processes_are_started_and_stopped(tiny, alone):

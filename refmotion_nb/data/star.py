@@ -84,9 +84,11 @@ def write_star(path: str | Path, blocks: Mapping[str, Block | Mapping[str, Any]]
 def _block(text: str, where: str) -> Block:
     if "#" in text:
         text = _COMMENT.sub("", text)
+    if "'" in text:
+        text = _SINGLE_QUOTED.sub(r'"\1"', text)
     loop = _LOOP.match(text)
     if loop is None:
-        return {label: _number(value) for label, value in _VALUE.findall(text)}
+        return {label: _single(label, value.strip('"')) for label, value in _VALUE.findall(text)}
     labels = [line.split()[0][1:] for line in loop[1].splitlines() if line.strip()]
     return _rows(text[loop.end() :], labels, where)
 
@@ -94,8 +96,6 @@ def _block(text: str, where: str) -> Block:
 def _rows(text: str, labels: list[str], where: str) -> pd.DataFrame:
     if not text.strip():
         return pd.DataFrame({label: [] for label in labels})
-    if "'" in text:
-        text = _SINGLE_QUOTED.sub(r'"\1"', text)
     n = len(labels)
     is_text = [i for i, label in enumerate(labels) if label.endswith(_TEXT_LABELS)]
     if text.count("\n") <= _FEW_LINES:
@@ -142,13 +142,12 @@ def _values(tokens: list[str]) -> list[Any]:
     return [np.nan if token in missing else float(token) if is_number else token for token in tokens]
 
 
-def _number(text: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text.strip('"')
+def _single(label: str, text: str) -> int | float | str:
+    if label.endswith(_TEXT_LABELS):
+        return text
+    if _WHOLE.fullmatch(text):
+        return int(text)
+    return float(text) if text in _NOT_A_NUMBER[:-1] or _NUMBER.fullmatch(text) else text
 
 
 def _write_loop(file: io.TextIOBase | Any, rows: pd.DataFrame) -> None:

@@ -30,6 +30,7 @@ from refmotion_nb.numerics.device_sizes import set_work_bytes
 from refmotion_nb.numerics.prior import CommonPrior, PriorModes
 
 CURVATURE_STEP_A = 0.3
+SETS_BYTES = 256 << 20  # of the sets that a CPU's thread solves together: many threads do, each on its micrograph
 
 
 @dataclass
@@ -277,11 +278,10 @@ class TrajectoryProblem:
         def work(part: slice) -> tuple[Any, np.ndarray]:
             return self.some(part)._minimised(start[part], tolerance, max_iterations)
 
-        with one_blas_thread():  # all sets at once, unless the memory of a GPU ends
-            parts = over_chunks(
-                self.n_sets, work, self.threads, -(-self.n_sets // self.threads), like=start,
-                item_bytes=set_work_bytes(self.n_particles, self.n_frames, self.n_unknowns, self._start.dtype.itemsize),
-            )  # fmt: skip
+        set_bytes = set_work_bytes(self.n_particles, self.n_frames, self.n_unknowns, self._start.dtype.itemsize)
+        together = min(-(-self.n_sets // self.threads), max(1, SETS_BYTES // set_bytes))
+        with one_blas_thread():  # all sets at once, unless memory is short: a window is read once for all of them
+            parts = over_chunks(self.n_sets, work, self.threads, together, like=start, item_bytes=set_bytes)
         xp = xp_of(start)
         unknowns = parts[0][0] if len(parts) == 1 else xp.concatenate([one for one, _ in parts])
         local, common = (xp.moveaxis(part, 1, -1) for part in self.parts(unknowns))

@@ -51,7 +51,7 @@ class MotionPrior:
     common_std_A: float = 0.0  # of the errors of whole-frame alignment, which the common motion mends; 0: not split off
     profile_decay_e_A2: float = np.inf  # local velocity falls with dose as floor + (1 - floor) exp(-dose / decay)
     profile_floor: float = 1.0
-    scale_pool: float = np.nan  # grey scale of the reference against the movies
+    grey_scale: float = np.nan  # grey scale of the reference against the movies, in their grey units
     scale_spread2: float = 0.0  # variance of it between micrographs
     drift_strength: float = 0.0  # of the acceleration prior on the motion of the whole field, (e/Å²)³/Å²; 0: none
 
@@ -77,7 +77,8 @@ class Alignment(Stage):
         doc="Fraction of the Fourier components up to FSC = 0.143 that align during the search; the rest scores.",
     )  # fmt: skip
     all_fourier_components = param.Boolean(
-        default=True, doc="Final trajectories use all Fourier components, weighted by the FSC; off: the search's band."
+        default=True,
+        doc="Final trajectories use all Fourier components up to FSC = 0.143, weighted by it; off: the search's band.",
     )
     split_motion = param.Boolean(
         default=True,
@@ -121,6 +122,14 @@ class Alignment(Stage):
         """
         return exponential(ratio)
 
+    def used_of(self, prior: MotionPrior) -> MotionPrior:
+        """Return a prior, wherever it was found, without the parts that these settings leave out; RELION's has none of them."""
+        if self.relion:
+            return MotionPrior(prior.hyperparameters)
+        if not self.split_motion:
+            prior = replace(prior, common_std_A=0.0, drift_strength=0.0)
+        return prior if self.dose_profile else replace(prior, profile_decay_e_A2=np.inf, profile_floor=1.0)
+
     def k_cut(self, micrograph: Micrograph) -> int:
         """Return the last shell that aligns during the search."""
         return self._k_cut(micrograph.k_out)
@@ -139,11 +148,8 @@ class Alignment(Stage):
         shells = range(self._k_cut(k_out) + 2, k_out)
         if not shells:
             most = max(0.0, (k_out - 2.5 if self.relion else k_out - 2) / k_out) ** 2  # that leaves one
-            remedy = (
-                f"give less than {int(100 * most) / 100:g}"
-                if k_out > 4
-                else "give hyperparameters instead of searching"
-            )
+            less = f"give less than {int(100 * most) / 100:g}"
+            remedy = less if k_out > 4 else "give hyperparameters instead of searching"
             raise SettingError(
                 "alignment_fraction", f"is {self.alignment_fraction:g}: the FSC falls below 0.143 at shell {k_out}, and none "
                 f"up to there is left to score by; {remedy}"
@@ -152,14 +158,12 @@ class Alignment(Stage):
 
     def decay(self, micrograph: Micrograph, n_shells: int) -> np.ndarray:
         """Return how much signal is left in every frame (frame, shell)."""
-        frequency = micrograph.frequency(n_shells)
+        frequency, movie = micrograph.frequency(n_shells), micrograph.movie
         if self.relion:
             # RELION counts dose from the first frame on, at the start of each, without pre-exposure
-            dose = (
-                micrograph.movie.first_frame + np.arange(micrograph.spectra.n_frames)
-            ) * micrograph.movie.dose_per_frame_e_A2
+            dose = (movie.first_frame + np.arange(movie.n_frames)) * movie.dose_per_frame_e_A2
             return relion_damage(frequency, dose)
-        return grant_grigorieff(frequency, micrograph.mid_dose, micrograph.movie.voltage_kV)
+        return grant_grigorieff(frequency, micrograph.mid_dose, movie.voltage_kV)
 
     def band(self, micrograph: Micrograph, final: bool) -> np.ndarray:
         """Return the spectral weight of the reference (particle or 1, shell) of the search's or the final alignment."""
@@ -224,13 +228,9 @@ class Geometry:
 
 
 def trajectory_problem(
-    windows: Windows,
-    geometry: Geometry,
-    priors: list[MotionPrior],
-    relion: bool,
-    bend: np.ndarray | None = None,
+    windows: Windows, geometry: Geometry, priors: list[MotionPrior], relion: bool, bend: np.ndarray | None = None,
     threads: int = 1,
-) -> TrajectoryProblem:
+) -> TrajectoryProblem:  # fmt: skip
     """Return the trajectory problem under each prior; RELION's prior acts on the total motion, ours on local motion.
 
     ``bend`` is the curvature (frame,) of the windows at the motion to start from, found now unless given. Common motion is
@@ -259,15 +259,19 @@ class AlignedWindows:
     windows: Windows
     cross: float  # Σ X V* / σ² along the motion that motion correction found
     power: float  # Σ |V|² / σ²: cross / power is the scale
-    own_noise: list[tuple[np.ndarray, dict[str, Any]]] = field(
-        default_factory=list
-    )  # rows, own_noise_windows' arguments
+    unit: float = 1.0  # the micrograph's grey unit, in which scales of all micrographs are alike
+    own_noise: list[tuple[np.ndarray, dict[str, Any]]] = field(default_factory=list)  # rows, arguments of the function
+
+    @property
+    def sums(self) -> tuple[float, float]:
+        """``cross`` and ``power`` in grey units, to be compared with those of other micrographs."""
+        return self.cross * self.unit, self.power * self.unit**2
 
     def scale(self, prior: MotionPrior) -> float:
         """Return the grey scale of the reference in this micrograph; its own, where the prior knows of no others."""
-        if not np.isfinite(prior.scale_pool):
+        if not np.isfinite(prior.grey_scale):
             return self.cross / self.power
-        return reference_scale(self.cross, self.power, prior.scale_pool, prior.scale_spread2)
+        return self.unit * reference_scale(*self.sums, prior.grey_scale, prior.scale_spread2)
 
     def on(self, put: Callable[[Any], Any]) -> AlignedWindows:
         """Return the same with its arrays where ``put`` puts them."""
@@ -314,7 +318,7 @@ def alignment_windows(
     cross = float(windows.sample(m.placement.initial_A[None])[0].sum(dtype=np.float64))
     total = band_power(m.own, k)  # (particle, shell)
     worth = (total * (band[:, : k + 1] * whiten)).sum(0) * decay  # (frame, shell) by which grey scales are averaged
-    aligned = AlignedWindows(windows, cross, float((worth * decay).sum()))
+    aligned = AlignedWindows(windows, cross, float((worth * decay).sum()), m.grey_unit)
     if settings.remove_own_noise:
         # half maps are made from dose-weighted sums whose noise is white: each frame's is there in proportion to its dose
         # weight, on the grey scale that signal in proportion to that would have
@@ -364,6 +368,7 @@ class ScoreWindows:
     windows: Windows
     movie_power: float  # Σ w |X|²
     reference_power: float  # Σ w |V|²
+    unit: float = 1.0  # by which V is to be multiplied in sums over micrographs, so that all count alike
 
 
 def score_windows(micrograph: Micrograph, settings: Alignment, threads: int) -> ScoreWindows:
@@ -393,7 +398,7 @@ def score_windows(micrograph: Micrograph, settings: Alignment, threads: int) -> 
     over_frames = np.broadcast_to(weight.sum(1), (m.n, k + 1))
     reference = float((band_power(m.opposite, k) * over_frames).sum())
     power = m.noise_power[: k + 1] * np.pi * (2 * shells + 1)  # Σ |X|² of a shell
-    return ScoreWindows(windows, float((power * over_frames).sum()), reference)
+    return ScoreWindows(windows, float((power * over_frames).sum()), reference, 1.0 if settings.relion else m.grey_unit)
 
 
 @dataclass(frozen=True)
@@ -417,6 +422,7 @@ def displacement_std(
     """
     rows, position = micrograph.representatives
     micrograph = micrograph.distinct()
+    prior = settings.used_of(prior)
     windows = alignment_windows(micrograph, settings, True, threads).scaled(prior)
     problem = trajectory_problem(windows, Geometry.of(micrograph, settings.kernel), [prior], settings.relion)
     return problem.displacement_std(windows.curvature(tracks.displacement_A[rows]))[position]
@@ -428,7 +434,7 @@ def track(micrograph: Micrograph, settings: Alignment, prior: MotionPrior, threa
         at = micrograph.placement
         return Tracks(at.initial_A, np.zeros_like(at.rigid_A), at.rigid_A, 1.0, 0)
     _, position = micrograph.representatives
-    micrograph = micrograph.distinct()
+    micrograph, prior = micrograph.distinct(), settings.used_of(prior)
     geometry = Geometry.of(micrograph, settings.kernel)
     reach = settings.window_reach_A
     for attempt in range(3):

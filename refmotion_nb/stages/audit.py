@@ -7,6 +7,7 @@ their reference.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,8 +64,8 @@ class InputAudit(Alignment):
         doc="Stop where particles do not look like their reference because axes or contrast are wrong, or where half "
         "sets are not those of the half maps; off: go on with a warning.",
     )  # fmt: skip
-    target_particles = HyperparameterSearch.param["target_particles"]
-    seed = HyperparameterSearch.param["seed"]
+    target_particles = copy(HyperparameterSearch.param["target_particles"])
+    seed = copy(HyperparameterSearch.param["seed"])
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that can change the figures, not what is made of them."""

@@ -34,6 +34,7 @@ from refmotion_nb.stages.session import Session
 
 WEIGHTS = ("weight", "dose", "frame_dose", "frequency", "group", "optics_group")  # of a table, all that correction uses
 
+_TABLE = re.compile(r"particles(_\d+)?\.(star|cs|csg)")
 WRITTEN = ("Particles/*", "Tracks/*", "Motion/*", "particles*.star", "particles*.cs*", "bfactors*.star")
 
 
@@ -116,7 +117,7 @@ class MotionCorrection(Alignment):
             raise InputError(f"no particle was written: {failed[0][1] if failed else 'there is none'}")
         written = pd.concat([rows for rows, _ in finished.values()])
         particles = self._finish(session, out, store, written, failed)
-        _write_bfactors(out, dose)
+        _write_bfactors(out, dose, check_reference(session.data.references[0])[0])
         return particles
 
     def write_micrograph(
@@ -176,15 +177,20 @@ class MotionCorrection(Alignment):
         written: pd.DataFrame,
         failed: list[tuple[str, str]],
     ) -> xr.Dataset:
-        data = session.data
+        data, tables = session.data, set[Path]()
         for number in range(len(data.references)):
             mine = written[written["reference"] == number].sort_values("row")
             if mine.empty:
                 continue
-            stem = f"particles_{number + 1}" if len(data.references) > 1 else "particles"
+            stem = out / (f"particles_{number + 1}" if len(data.references) > 1 else "particles")
+            star, cs = stem.with_suffix(".star"), stem.with_suffix(".cs")
             if data.tables:
-                _write_star(out / f"{stem}.star", data.tables[number], mine)
-            write_particle_group(out / f"{stem}.cs", data, number, mine)
+                _write_star(star, data.tables[number], mine)
+            write_particle_group(cs, data, number, mine)
+            tables |= {star, cs, cs.with_suffix(".csg")}
+        for path in out.glob("particles*"):  # of an earlier run on other references
+            if path not in tables and _TABLE.fullmatch(path.name):
+                path.unlink()
         table = particles_table(session, written, failed)
         store.write("particles", table)
         return table
@@ -333,8 +339,8 @@ def check_reach(session: Session, dose: xr.Dataset) -> None:
             raise InputError(f"{name}: {error}") from None
 
 
-def _write_bfactors(out: Path, dose: xr.Dataset) -> None:
-    """Write B-factors and ln scales in RELION's form and sign: the pool's, and of each further group its own."""
+def _write_bfactors(out: Path, dose: xr.Dataset, box: int) -> None:
+    """Write B-factors, ln scales in RELION's form, sign, gauge (of the reference's ``box``): the pool's and each group's."""
     written = set()
     for i in range(dose.sizes["group"]):
         row = dose.isel(group=i)
@@ -345,7 +351,7 @@ def _write_bfactors(out: Path, dose: xr.Dataset) -> None:
         path = out / ("bfactors.star" if i == 0 else f"bfactors_{safe}.star")
         written.add(path)
         write_bfactors(
-            path, -row["b_factor"].values * relion_gauge(row.sizes["frequency"]), np.log(row["frame_scale"].values),
+            path, -row["b_factor"].values * relion_gauge(box // 2 + 1), np.log(row["frame_scale"].values),
         )  # fmt: skip
     for path in out.glob("bfactors*.star"):  # of an earlier run with other weights
         if path not in written:

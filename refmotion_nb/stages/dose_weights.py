@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -124,8 +125,8 @@ class Measured:
 class DoseWeights(Alignment):
     """Measure the decay of signal with dose on a part of the data and turn it into weights."""
 
-    target_particles = HyperparameterSearch.param["target_particles"]
-    seed = HyperparameterSearch.param["seed"]
+    target_particles = copy(HyperparameterSearch.param["target_particles"])
+    seed = copy(HyperparameterSearch.param["seed"])
 
     def run(self, data: Dataset | Session, search: xr.Dataset, reporter: Reporter | None = None) -> xr.Dataset:
         """Return FCC, its model and weights (group, frame, frequency) under the prior a search chose.

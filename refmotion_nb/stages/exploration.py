@@ -80,7 +80,7 @@ class PriorExploration:
         reporter.advance(what="references")
         m = session.micrograph(name, settings)
         reporter.advance(what="movie")
-        prior = prior or default_prior(START, settings)
+        prior = settings.used_of(prior) if prior else default_prior(START, settings)
         one = m.distinct()
         # on the host: a single prior is no work for a GPU, and any thread may ask
         windows = alignment_windows(one, settings, False, session.threads).scaled(prior, session.threads).on(to_host)

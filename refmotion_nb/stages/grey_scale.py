@@ -70,15 +70,17 @@ def choose(micrographs: Mapping[str, tuple[Movie, xr.Dataset]], n_references: in
 def scale_sums(m: Micrograph, number: int, threads: int) -> tuple[float, float]:
     """Return Σ X V* / σ² and Σ |V|² / σ² over one reference's particles, for the signal in V: their ratio is its scale.
 
+    They are in grey units: particles of one reference may be on movies of another camera than those of the others.
+
     V is from the opposite half map, which holds no noise of the particle; FSC · |V|² is what of its power is signal.
     """
     rows = np.flatnonzero(m.particles["reference"].values == number)
     mine = m.subset(rows)
     mine = replace(mine, own=mine.opposite)
     settings = Alignment()
-    cross = alignment_windows(mine, settings, False, threads, reach_A=1.0).cross
+    cross = alignment_windows(mine, settings, False, threads, reach_A=1.0).cross * m.grey_unit
     band = settings.band(mine, False)
     k = min(int(np.flatnonzero(band.max(0) > 0)[-1]), m.own.shape[2] - 1)
     signal = band_power(mine.own, k) * band[:, : k + 1] * np.clip(mine.fsc[:, : k + 1], 0, 1)
     kept = (settings.decay(mine, k + 1) ** 2).sum(0) * inverse_noise(m.noise_power)[: k + 1]
-    return cross, float((signal * kept).sum())
+    return cross, float((signal * kept).sum()) * m.grey_unit**2

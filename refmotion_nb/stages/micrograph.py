@@ -173,6 +173,14 @@ class Micrograph:
         return np.diff(self.movie.dose_edges)
 
     @property
+    def grey_unit(self) -> float:
+        """What grey scales of micrographs differ by: transforms of the same signal grow with the dose of a frame (e/Å²).
+
+        So do they with the area of a pixel, and they are divided by the number of pixels: that of the box stays.
+        """
+        return self.movie.dose_per_frame_e_A2 / self.placement.box**2
+
+    @property
     def position_A(self) -> np.ndarray:
         """Positions of the particles on the micrograph (particle, 2) Å."""
         return self.placement.centre_px * self.movie.pixel_size_A

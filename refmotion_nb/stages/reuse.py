@@ -75,7 +75,7 @@ def write_prior(
         drift_strength=prior.drift_strength,
         profile={"profile_decay_e_A2": prior.profile_decay_e_A2, "profile_floor": prior.profile_floor},
         relion={"s_vel": s_vel, "s_div": s_div, "s_acc": s_acc, "dose_per_frame_e_A2": dose_per_frame_e_A2},
-        score=score, energy=energy, reference_scale={"scale_pool": prior.scale_pool, "scale_spread2": prior.scale_spread2},
+        score=score, energy=energy, reference_scale={"grey_scale": prior.grey_scale, "scale_spread2": prior.scale_spread2},
         data=data_key,
     )  # fmt: skip
 
@@ -92,8 +92,8 @@ def as_search(
     InputError
         No movie can be used.
     """
-    names: list[str] = []
-    if not settings.relion and not np.isfinite(prior.scale_pool):
+    names, prior = list[str](), settings.used_of(prior)
+    if not settings.relion and not np.isfinite(prior.grey_scale):
         what, everyone = "measuring the reference's grey scale", list(session)
         task = partial(_cross_and_power, settings=settings)
         visit = partial(session.place.each, settings=settings, task=task)
@@ -101,13 +101,13 @@ def as_search(
         if not found:
             raise session.nothing_usable(everyone)
         pool, spread2 = pooled_scale(*np.array([sums for _, sums in found]).T)
-        prior, names = replace(prior, scale_pool=pool, scale_spread2=spread2), [name for name, _ in found]
+        prior, names = replace(prior, grey_scale=pool, scale_spread2=spread2), [name for name, _ in found]
     return xr.Dataset(attrs={**prior_attrs(prior), "micrographs": names, "micrographs_key": session.keys.of(names)})
 
 
 def _cross_and_power(session: Session, m: Micrograph, settings: Alignment) -> tuple[float, float]:
     raw = alignment_windows(m.distinct(), settings, False, session.threads, reach_A=1.0)
-    return raw.cross, raw.power
+    return raw.sums
 
 
 def read_weights(

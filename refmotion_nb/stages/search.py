@@ -116,7 +116,8 @@ class Searched:
 
 def _facts(session: Session, read: ReadMicrograph) -> tuple[float, float, float, float, int]:
     score = read.score
-    return read.raw.cross, read.raw.power, score.movie_power, score.reference_power, len(read.geometry.position_A)
+    cross, power = read.raw.sums
+    return cross, power, score.movie_power, score.reference_power * score.unit**2, len(read.geometry.position_A)
 
 
 def _scaled(session: Session, read: ReadMicrograph, prior: MotionPrior) -> SearchMicrograph:
@@ -142,7 +143,7 @@ def _aligned(
     shown = local + common[:, None] + beside(local, problem.rigid_A)
     cross = to_host(m.score.windows.on(device.put).sample(shown)[0].sum((1, 2), dtype=np.float64))
     total = activity(shown - beside(local, m.geometry.rigid_A))
-    facts = np.stack([cross, activity(local), total])
+    facts = np.stack([cross * m.score.unit, activity(local), total])
     if not device.keeps(local):
         local, common = to_host(local), to_host(common)
     return Aligned(facts, local.astype(np.float32), common)
@@ -195,7 +196,7 @@ class HyperparameterSearch(Alignment):
         place = session.place
         cross, power, movie_power, reference_power, particles = np.array(place.values(place.apply(_facts, read))).T
         pool, spread2 = pooled_scale(cross, power)
-        prior = replace(default_prior(START, self), scale_pool=pool, scale_spread2=spread2)
+        prior = self.used_of(replace(default_prior(START, self), grey_scale=pool, scale_spread2=spread2))
         held = []
         while read:  # unscaled windows make room for scaled ones, one by one
             held += place.apply(_scaled, [read.pop(0)], [prior])
@@ -370,11 +371,8 @@ def still_moving(search: xr.Dataset) -> list[str]:
 
 def default_prior(hyperparameters: Hyperparameters, settings: Alignment) -> MotionPrior:
     """Return a prior with given hyperparameters and typical values of what a search estimates beside them."""
-    if settings.relion:
-        return MotionPrior(hyperparameters)
-    decay, floor = PROFILES[0] if settings.dose_profile else (np.inf, 1.0)
-    std_A, drift = COMMON[0] if settings.split_motion else (0.0, 0.0)
-    return MotionPrior(hyperparameters, std_A, decay, floor, drift_strength=drift)
+    (decay, floor), (std_A, drift) = PROFILES[0], COMMON[0]
+    return settings.used_of(MotionPrior(hyperparameters, std_A, decay, floor, drift_strength=drift))
 
 
 def prior_attrs(prior: MotionPrior) -> dict[str, float]:
@@ -384,7 +382,7 @@ def prior_attrs(prior: MotionPrior) -> dict[str, float]:
         "strength": float(h.strength), "balance_deg": float(h.balance_deg), "distance_A": float(h.distance_A),
         "common_std_A": float(prior.common_std_A), "drift_strength": float(prior.drift_strength),
         "profile_decay_e_A2": float(prior.profile_decay_e_A2),
-        "profile_floor": float(prior.profile_floor), "scale_pool": float(prior.scale_pool),
+        "profile_floor": float(prior.profile_floor), "grey_scale": float(prior.grey_scale),
         "scale_spread2": float(prior.scale_spread2),
     }  # fmt: skip
 
@@ -393,7 +391,7 @@ def prior_from_attrs(attrs: dict[str, float]) -> MotionPrior:
     """Return the prior that ``prior_attrs`` wrote; what is missing takes the value that does nothing."""
     h = Hyperparameters(float(attrs["strength"]), float(attrs["balance_deg"]), float(attrs["distance_A"]))
     decay = attrs.get("profile_decay_e_A2")
-    pool = attrs.get("scale_pool")
+    pool = attrs.get("grey_scale")
     return MotionPrior(
         h, float(attrs.get("common_std_A", 0.0)), np.inf if decay is None else float(decay),
         float(attrs.get("profile_floor", 1.0)), np.nan if pool is None else float(pool),

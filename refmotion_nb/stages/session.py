@@ -277,7 +277,7 @@ class Session:
             return max(r.extent_A for r in references)
         extent = settings.box_size * min(movie.pixel_size_A for movie in self.data.movies)
         field = min(min(movie.height, movie.width) * movie.pixel_size_A for movie in self.data.movies)
-        needed = 2 * max(r.mask_radius_A for r in references)
+        needed = max(min(2 * r.mask_radius_A, r.extent_A) for r in references)  # no mask is one to the corners
         if settings.box_size % 2 or not needed <= extent <= field:
             raise InputError(
                 f"box_size {settings.box_size} is {extent:.4g} Å wide, the mask {needed:.4g} Å, the least movie {field:.4g} Å; "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
@@ -65,7 +66,7 @@ class Workers:
         self._spread = spread
         self._cache_size_GB = cache_size_GB
         self._address = str(client.scheduler.address) if client.scheduler else "the given address"
-        self._plugins: dict[int, tuple[Session, WorkerSession, There]] = {}
+        self._plugins: dict[int, tuple[weakref.ref[Session], WorkerSession, There]] = {}  # by the session's id
         try:
             self._check()
         except BaseException:
@@ -94,10 +95,14 @@ class Workers:
     def place(self, session: Session) -> There:
         """Return the place where work for ``session`` is done; each worker is given its data, also those that come later.
 
-        Workers begin afresh where the session has another device or cache than before.
+        Workers begin afresh where the session has another device or cache than before, and let go of sessions that are gone.
         """
-        _, known, there = self._plugins.get(id(session), (None, None, None))
         with _answering(self._address):
+            for number, (alive, _, gone) in list(self._plugins.items()):
+                if alive() is None:
+                    self.client.unregister_worker_plugin(gone.plugin)
+                    del self._plugins[number]
+            _, known, there = self._plugins.get(id(session), (None, None, None))
             hosts = Counter(worker["host"] for worker in _workers_of(self.client).values())
             cache = self._cache_size_GB or session.cache_bytes
             wanted = WorkerSession(session.data, cache, hosts, session.device, self._spread)
@@ -106,7 +111,7 @@ class Workers:
                     self.client.unregister_worker_plugin(there.plugin)
                 there = There(self.client, self._address, session, f"refmotion-{uuid.uuid4().hex}")
                 self._register(wanted, there.plugin)
-                self._plugins[id(session)] = session, wanted, there  # the session too, so that no other takes its id
+                self._plugins[id(session)] = weakref.ref(session), wanted, there
         return there
 
     def each(self, work: Callable[[Item, int], Any], items: Iterable[Item]) -> Iterator[Any]:
@@ -269,7 +274,8 @@ class There:
     def __init__(self, client: Client, address: str, session: Session, plugin: str):
         """Work for ``session``, which workers know as ``plugin``; ``address`` is the scheduler's."""
         self.plugin = plugin
-        self._client, self._address, self._session = client, address, session
+        self._client, self._address = client, address
+        self._session: Session = weakref.proxy(session)  # which holds on to workers, not they to it
         self._read_at: dict[str, str] = {}  # the worker that read a micrograph last, and may have kept it
 
     def each(self, names: list[str], settings: Alignment, task: Task) -> Iterator[tuple[str, Any]]:

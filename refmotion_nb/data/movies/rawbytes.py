@@ -84,11 +84,12 @@ class UnpackedBytes(Bytes):
                 got = _fill(stream, self._data.data, path)
             else:
                 with tempfile.TemporaryFile() as spool:
-                    self._fd = os.dup(spool.fileno())
                     buffer, got = memoryview(bytearray(_CHUNK)), 0
                     while got < size and (n := _fill(stream, buffer[: size - got], path)):
                         spool.write(buffer[:n])
                         got += n
+                    spool.flush()
+                    self._fd = os.dup(spool.fileno())  # now that nothing can fail: it keeps gigabytes on the disk
         if got < size:
             self.close()
             raise InputError(f"{path} is truncated: its header says {size} bytes, it unpacks to {got}; copy it again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
@@ -198,13 +199,20 @@ def strip_job(name: str) -> str:
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """Name micrographs uniquely: by base name where that is enough, else path within their job, else whole path."""
+    """Name micrographs uniquely: by base name where that is enough, else path within their job, else whole path.
+
+    Those that would still have the name of an earlier one are numbered, as where one movie was imported twice.
+    """
     whole = [os.path.splitext(str(Path(path)))[0] for path in paths]
     levels = [[Path(path).name for path in whole], [strip_job(path).replace("/", "_") for path in whole],
               [path.strip("/").replace("/", "_") for path in whole]]  # fmt: skip
     counts = [Counter(level) for level in levels]
-    return [next((level[i] for level, count in zip(levels, counts) if count[level[i]] == 1), levels[-1][i])
-            for i in range(len(paths))]  # fmt: skip
+    names: dict[str, None] = {}
+    for i in range(len(paths)):
+        name = next((level[i] for level, count in zip(levels, counts) if count[level[i]] == 1), levels[-1][i])
+        numbered = (name if n == 1 else f"{name}_{n}" for n in itertools.count(1))
+        names[next(one for one in numbered if one not in names)] = None
+    return [*names]
 
 
 def match_micrographs(wanted: Iterable[str], names: Sequence[str]) -> dict[str, int]:
