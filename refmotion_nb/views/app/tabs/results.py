@@ -20,6 +20,7 @@ from refmotion_nb.views.app.notebook import code_of, notebook_of
 from refmotion_nb.views.app.tab import Tab
 from refmotion_nb.views.report_html import paragraphs
 from refmotion_nb.views.report_maps import gains, resolution_table
+from refmotion_nb.views.report_summary import next_step
 
 
 class ResultsTab(Tab):
@@ -146,7 +147,8 @@ def _written(store: ResultStore) -> str:
     particles = store.read("particles")
     if particles is None:
         raise InputError("the particles are being written anew; look again in a moment")
-    return written.in_words(particles, store.path.parent, list(store.attrs.get("warnings", [])))
+    told = written.in_words(particles, store.path.parent, list(store.attrs.get("warnings", [])))
+    return told + (paragraphs([next_step(store.attrs)]) if particles["written"].values.any() else "")
 
 
 def _correction(settings: dict[str, Any]) -> MotionCorrection:
