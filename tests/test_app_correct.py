@@ -214,7 +214,10 @@ def test_empty_tabs_say_what_to_do_next(tmp_path):
         assert "Data tab" in "".join(str(pane.object) for pane in tab.view.select(lambda one: hasattr(one, "object")))
 
 
-def test_the_code_reproduces_the_run(done, tmp_path):
+def test_the_code_reproduces_the_run(done, tmp_path, monkeypatch):
+    monkeypatch.setattr(done, "opening", replace(done.opening, arguments={**done.opening.arguments, "root": "P1"}))
+    assert f"root={str(done.roots.folders[0] / 'P1')!r}," in code_of(done)  # it may be run from anywhere
+    monkeypatch.undo()
     code = code_of(done)
     assert "rm.plots.fsc(job.validation)" in code and "'spatial_strength': 1.5" in code
     there = str(tmp_path / "again")

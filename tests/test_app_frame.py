@@ -331,7 +331,7 @@ def test_a_check_lists_what_is_wrong_without_opening(engine, project):
     assert tab.checked[0][0].object.startswith("<h3>Check: RELION project in") and not tab.form_card.collapsed
     engine.take(relion(project).open(engine.roots))
     tab.refresh()
-    assert tab.form_card.collapsed
+    assert tab.form_card.collapsed and not len(tab.checked)  # that was of other data
     tab.form_card.collapsed = False  # for other data
     engine.checked = Run(None)
     tab.refresh()
@@ -353,7 +353,8 @@ def test_the_summary_says_what_was_left_out_and_why(tiny):
 def test_the_form_makes_the_call_that_is_filled_in(engine, project):
     form = ProgramForm(engine.roots, cryosparc=False)
     with pytest.raises(
-        rm.InputError, match="not filled in: micrographs, particles, half map 1, half map 2; choose them"
+        rm.InputError,
+        match=r"not filled in: micrographs, particles, half map 1, half map 2 \(or postprocess.star in place of both\); choose",
     ):
         form.opening(Inputs())
     wanted = relion(project)

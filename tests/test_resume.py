@@ -486,6 +486,9 @@ def test_max_strength(searched):
         assert (quiet[1:] & quiet[:-1]).tolist() == [False] * (quiet.size - 2) + [True]
     last = weak["activity_local"].values[:, -1].max()
     assert f"still move up to {last:.3g} Å" in warning
+    for end, warned in ((0.0501, False), (0.2, True)):  # near zero, and not
+        weak["activity_local"][:, -1] = end
+        assert bool(still_moving(weak)) == warned
 
 
 def test_a_trial_is_scored_on_all_micrographs_and_moves_as_they_do_on_average():

@@ -237,6 +237,8 @@ class Engine:
         with self._lock:
             before, explored = self.session, self.explored
             self.session, self.opening, self.note = session, opening, ""
+            if self.checked is not None and self.checked.snapshot.ended:
+                self.checked = None  # of what was in the form before these data were open
             if before is not None and before is not session:
                 self.dose_weights_file = self.hyperparameters_file = self.explored = None
                 self.dose_weights_last_frequency_per_A = None

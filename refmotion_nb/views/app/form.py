@@ -105,8 +105,9 @@ class ProgramForm:
             named = not self.cryosparc and one["fsc"] is not None and one["half1"] is one["half2"] is None
             missing += [one.fields[name].input.label for name in (needed[:1] if named else needed) if one[name] is None]
         if missing:
+            instead = " (or postprocess.star in place of both)" if missing[-2:] == ["half map 1", "half map 2"] else ""
             raise InputError(
-                f"not filled in: {', '.join(missing)}; choose {'it' if len(missing) == 1 else 'them'} above"
+                f"not filled in: {', '.join(missing)}{instead}; choose {'it' if len(missing) == 1 else 'them'} above"
             )
         particles = [one["particles"] for one in used]
         if self.cryosparc:

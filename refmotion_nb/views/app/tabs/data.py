@@ -93,7 +93,7 @@ class DataTab(Tab):
         if not self.viewer.may_run:
             return [parts.empty("No data are open yet; who runs this app opens some.")]
         about = (
-            "144 simulated apoferritin particles on four movies; made once, in about 20 s (87 MB), then found again."
+            "144 simulated apoferritin particles on four movies; made once, in about half a minute (87 MB), then found again."
         )
         return [
             parts.empty(
