@@ -32,7 +32,7 @@ from refmotion_nb.stages.inputs import Inputs
 from refmotion_nb.stages.job import STAGES
 from refmotion_nb.stages.runs import Cancelled, Run
 from refmotion_nb.views.app.engine import Engine, Viewer
-from refmotion_nb.views.app.fields import fields_of
+from refmotion_nb.views.app.fields import Field, fields_of
 from refmotion_nb.views.app.form import ProgramForm
 from refmotion_nb.views.app.header import Header, now_line
 from refmotion_nb.views.app.opening import Opening, files_of
@@ -198,7 +198,7 @@ def test_links_in_the_output_folder_that_lead_outside_are_not_followed(engine, p
     tab = ResultsTab(engine, OWNER)
     tab._files()
     assert "particles.star" in tab.files.object and "report.html" not in tab.files.object
-    with pytest.raises(rm.InputError, match=r"report.html is outside the folders"):
+    with pytest.raises(rm.InputError, match=r"out/report.html leads to \S*secret/report.html, outside the folders"):
         engine.run("correct")
     shutil.move(out / "results.zarr", secret)
     (out / "results.zarr").symlink_to(secret / "results.zarr")
@@ -212,7 +212,9 @@ def test_given_weights_may_not_name_what_lies_outside(engine, project):
     engine.change(spatial_strength=1.5, correlation_distance=3000.0, acceleration_strength=2.0)
     engine.dose_weights_file = array  # as it was when it was chosen
     moved_out(array, project.parents[1] / "secret")
-    with pytest.raises(rm.InputError, match=r"dw.npy is outside the folders that may be read"):
+    with pytest.raises(
+        rm.InputError, match=r"dw.npy leads to \S*dw.npy, outside the folders that may be read .* --browse \S*/secret$"
+    ):
         engine.run("dose-weights").wait(60)
 
 
@@ -406,6 +408,12 @@ def test_every_parameter_has_one_field_with_its_help(engine):
     tab = SettingsTab(engine, OWNER)
     assert set(tab.fields) == {name for stage in STAGES for name in fields_of(stage)}
     assert "From 0 to 1." in tab.fields["alignment_fraction"].widget.description
+    asked = []
+    field = Field("gain_invert", Inputs.param["gain_invert"], lambda *change: asked.append(change))
+    for value in ("on", "not given"):  # a browser would show an option whose value is None as nothing
+        field.widget.value = field.widget.options[value]
+    field.show(None, True)
+    assert asked == [("gain_invert", True), ("gain_invert", None)] and field.widget.value == ""
 
 
 def test_what_one_page_changes_another_shows_marked(engine):
