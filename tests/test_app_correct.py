@@ -134,7 +134,7 @@ def test_the_correct_tab_tells_cost_progress_and_trajectories(done):
     assert len(shown(tab, tab.figure)) == 1
     assert tab.micrograph.options == ["mic0000", "mic0001"]
     assert tab.cost.object.startswith("All 2 micrographs lie in the output folder")
-    assert tab.told.object == "2 of 2 micrographs done."
+    assert tab.told.object == "2 of 2 micrographs done. The Results tab lists what was written."
     tab.settings["fourier_crop_to"].widget.value = 7
     tab.refresh()
     assert "give an even number" in tab.cost.object

@@ -23,6 +23,7 @@ _NOTED = f"""
 const address = new URL(location);
 address.searchParams.set("{QUERY}", cb_obj.labels[cb_obj.active]);
 history.replaceState(null, "", address);
+scrollTo(0, 0);  // not where the tab before was
 """
 
 

@@ -204,7 +204,7 @@ def progress_in_words(snapshot: Snapshot, work: Work, error: str = "", stopping:
     from_earlier = work.done - here
     earlier = f", {from_earlier if here else 'all'} of them from an earlier run" if from_earlier else ""
     if snapshot.state == "done":
-        return f"{done} done{earlier}."
+        return f"{done} done{earlier}. The Results tab lists what was written."
     left = work.seconds_left
     rate = f", {60 * work.rate_per_s:.3g} micrographs per minute" if work.rate_per_s is not None else ""
     return f"{done}{earlier}{rate}{f', about {roughly(left)} left' if left else ''}"

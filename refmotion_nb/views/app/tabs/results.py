@@ -148,7 +148,8 @@ def _written(store: ResultStore) -> str:
     if particles is None:
         raise InputError("the particles are being written anew; look again in a moment")
     told = written.in_words(particles, store.path.parent, list(store.attrs.get("warnings", [])))
-    return told + (paragraphs([next_step(store.attrs)]) if particles["written"].values.any() else "")
+    following = f"<p><b>What next</b></p>{paragraphs([next_step(store.attrs)])}"
+    return told + (following if particles["written"].values.any() else "")
 
 
 def _correction(settings: dict[str, Any]) -> MotionCorrection:
