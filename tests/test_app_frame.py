@@ -20,6 +20,7 @@ from fake_results import fake_search, fake_tracks, fill
 from job import GIVEN, inputs, run
 
 import refmotion_nb as rm
+from refmotion_nb.cli import main
 from refmotion_nb.cli.app import access_of, opening_of, recorded_opening, recorded_settings, take_up_reused
 from refmotion_nb.cli.parser import parser_for
 from refmotion_nb.data.files import admit, only_within
@@ -678,6 +679,19 @@ def test_a_run_of_the_app_notes_how_its_data_were_opened(engine, project):
     engine.change(spatial_strength=1.5, correlation_distance=3000.0, acceleration_strength=2.0)
     engine.run("hyperparameters").wait(60)
     assert recorded_opening(engine.out) == relion(project)
+
+
+def test_who_opens_a_finished_run_sees_its_results_first(engine, project, tmp_path, monkeypatch):
+    served = []
+    monkeypatch.setattr("refmotion_nb.views.app.serve.serve", lambda engine, *_: served.append(engine))
+    fill(ResultStore(tmp_path / "out/results.zarr"), micrographs=1)
+    start = ["app", str(tmp_path / "out"), "--browse", str(tmp_path), "--browse", str(project)]
+    assert (
+        main(start) == 0 and served[0].note and not served[0].first_tab
+    )  # its data are not found, as the first tab says
+    ResultStore(tmp_path / "out/results.zarr").update_attrs(opening=relion(project).record())
+    assert main(start) == 0 and served[1].first_tab == "Results"
+    served[1].cancel()
 
 
 def test_inputs_on_the_command_line_are_those_of_run(tiny, tmp_path):

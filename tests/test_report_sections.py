@@ -321,7 +321,7 @@ def test_the_report_says_which_folder_it_is_of_and_what_comes_next(store: Result
     assert "Refine particles.star in RELION" in text_of(html)
     store.update_attrs(inputs={**INPUTS, "program": "CryoSPARC", "half_sets": [[1, 5, 5], [2, 5, 5]]})
     told = text_of(render_report(store, title="t"))
-    assert "Import Result Group takes particles_1.csg and so on to particles_2.csg;" in told
+    assert "Import Result Group takes particles_1.csg and particles_2.csg;" in told
     particles = fake_particles()
     particles["written"][:] = False
     store.write("particles", particles)

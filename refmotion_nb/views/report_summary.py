@@ -89,15 +89,14 @@ def sentences(groups: Mapping[str, xr.Dataset]) -> list[str]:
 def next_step(attrs: Mapping[str, Any]) -> str:
     """Return what to do with the corrected particles, in words; ``attrs`` are those of the store."""
     inputs = mapping(attrs, "inputs")
-    n = len(rows(inputs, "half_sets"))
-    first, *others = [""] if n < 2 else ["_1", f" and so on to particles_{n}"]
-    if inputs.get("program") == "CryoSPARC":
-        how = f"Import Result Group takes particles{first}.csg{''.join(f'{one}.csg' for one in others)}; refine what it holds"
-    else:
-        how = (
-            f"Refine particles{first}.star{''.join(f'{one}.star' for one in others)} in RELION (--auto_refine "
-            "--split_random_halves), in the folder that this run was started in"
-        )
+    cryosparc, n = inputs.get("program") == "CryoSPARC", len(rows(inputs, "half_sets"))
+    ends = "csg" if cryosparc else "star"
+    between = "and" if n == 2 else "to"
+    tables = f"particles_1.{ends} {between} particles_{n}.{ends}" if n > 1 else f"particles.{ends}"
+    how = (
+        f"Import Result Group takes {tables}; refine what it holds" if cryosparc
+        else f"Refine {tables} in RELION, by 3D auto-refine in the folder that this run was started in"
+    )  # fmt: skip
     return (
         f"{how}, with half sets as they are and the settings of the refinement before, and compare with that one under the same "
         "mask. The new half maps may serve a second round: motion is followed better with a sharper reference."

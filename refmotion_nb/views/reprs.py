@@ -219,7 +219,7 @@ def _reference_rows(reference: Any, i: int = 0, of: int = 1) -> list[Row]:
     try:
         box, pixel = check_reference(reference)
     except InputError as error:
-        return [*rows, Row("cannot be used", str(error), changed=True)]
+        return [*rows, *(Row("cannot be used", line, changed=True) for line in str(error).splitlines())]
     return [*rows, Row("box", f"{box} px of {pixel:.4g} Å, {box * pixel:.4g} Å wide")]
 
 

@@ -85,6 +85,7 @@ class Engine:
     note: str = ""  # on how the folder of a finished run was found
     explored: Run | None = None  # the last preparation of a micrograph to try priors on; its result is the explorer
     opened: Run | None = None  # the last opening of data, for its progress or what was wrong
+    first_tab: str = ""  # that a new page begins with
     version: int = 0  # goes up with every change that is not in a run
 
     def __post_init__(self) -> None:
