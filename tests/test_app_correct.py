@@ -175,6 +175,15 @@ def test_the_results_tab_shows_gains_maps_particles_and_files(done):
     ):
         assert f"<code>{done.out / name}</code>" in tab.files.object
     assert not tab.nothing.visible and tab.micrograph.value == "mic0000"
+    assert "Refine particles.star in RELION" in tab.written.view[0].object
+
+
+def test_without_a_validation_the_results_tab_says_how_to_get_one(tmp_path):
+    engine = Engine(Roots([tmp_path]), out=tmp_path / "out")
+    fill(ResultStore(engine.out / "results.zarr"), micrographs=1).remove("validation")
+    tab = ResultsTab(engine, owner())
+    tab.refresh()
+    assert tab.nothing.visible and "“Correct and validate”" in tab.nothing.object
 
 
 def test_particles_are_shown_under_the_settings_of_their_run(done, monkeypatch):

@@ -67,7 +67,7 @@ def tiles(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> list[tu
         local, total = best_activity(groups["search"])
         if np.isfinite(local):
             found.append(
-                ("Trajectory activity", f"{number(local)} Å", f"local; {number(total)} Å with the whole frame's")
+                ("Trajectory activity", f"{number(local)} Å", f"local; {number(total)} Å with that of whole frames")
             )
     if "validation" in groups and (reached := best_resolution(groups["validation"])):
         found.append(("Resolution", *reached))
@@ -95,7 +95,7 @@ def next_step(attrs: Mapping[str, Any]) -> str:
     tables = f"particles_1.{ends} {between} particles_{n}.{ends}" if n > 1 else f"particles.{ends}"
     how = (
         f"Import Result Group takes {tables}; refine what it holds" if cryosparc
-        else f"Refine {tables} in RELION, by 3D auto-refine in the folder that this run was started in"
+        else f"Refine {tables} in RELION (3D auto-refine), in the folder that image names in it start from"
     )  # fmt: skip
     return (
         f"{how}, with half sets as they are and the settings of the refinement before, and compare with that one under the same "

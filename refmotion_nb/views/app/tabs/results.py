@@ -75,7 +75,7 @@ class ResultsTab(Tab):
         engine, validation, store = self.engine, self.engine.result("validation"), self.engine.store
         there = store is not None and store.has("particles")
         parts.say(self.ended, ending.told(ending.last_ended(engine, Validation, "correct", "validate")))
-        self.nothing.param.update(visible=validation is None and not there, object=escape(self._next()))
+        self.nothing.param.update(visible=validation is None, object=escape(self._next(there)))
         self.cards["fsc"].visible = validation is not None
         if validation is not None:
             self.table.show(Same(validation), lambda: parts.words(gained(validation)))
@@ -90,7 +90,9 @@ class ResultsTab(Tab):
             self.written.show(stamp, lambda: parts.words(_written(store)))
             self._files()
 
-    def _next(self) -> str:
+    def _next(self, there: bool) -> str:
+        if there:
+            return "What was gained is not known yet: “Correct and validate” on the Correct tab compares half maps."
         if self.engine.session is None:
             return "Open data on the Data tab first, or start the app on a folder with results."
         return "Nothing corrected yet: start it on the Correct tab. “Correct and validate” also tells what was gained."
