@@ -23,6 +23,7 @@ from refmotion_nb.views.app.tabs import results
 from refmotion_nb.views.app.tabs.correct import CorrectTab, progress_in_words
 from refmotion_nb.views.app.tabs.dose import DoseTab
 from refmotion_nb.views.app.tabs.results import ResultsTab
+from refmotion_nb.views.app.written import files_in
 
 FAST = {"target_particles": 10, "spatial_strength": 1.5, "correlation_distance": 3000.0, "acceleration_strength": 2.0}
 
@@ -176,6 +177,13 @@ def test_the_results_tab_shows_gains_maps_particles_and_files(done):
         assert f"<code>{done.out / name}</code>" in tab.files.object
     assert not tab.nothing.visible and tab.micrograph.value == "mic0000"
     assert "Refine particles.star in RELION" in tab.written.view[0].object
+
+
+def test_particles_of_several_references_are_there_to_download(tmp_path):
+    names = [f"particles_{i}.{end}" for end in ("star", "cs", "csg") for i in (1, 2)]
+    for name in names:
+        (tmp_path / name).touch()
+    assert list(files_in(tmp_path, Roots([tmp_path]))) == names
 
 
 def test_without_a_validation_the_results_tab_says_how_to_get_one(tmp_path):
