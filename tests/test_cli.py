@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import mrcfile
 import numpy as np
@@ -18,7 +19,8 @@ from job import GIVEN, MICROGRAPHS, copied, error_A, inputs, run, said, store, t
 
 import refmotion_nb as rm
 from refmotion_nb.cli import main
-from refmotion_nb.data.relion.results import read_bfactors
+from refmotion_nb.data.check import check_dataset
+from refmotion_nb.data.relion.results import read_bfactors, read_tracks
 from refmotion_nb.data.star import read_star
 from refmotion_nb.data.store import read_hyperparameters, read_netcdf
 from refmotion_nb.stages import correction
@@ -363,8 +365,9 @@ def test_float16(tiny, tmp_path, quick):
         np.testing.assert_array_equal(images, pixels(path)[0].astype(np.float16))
 
 
-def test_fourier_crop(tiny, tmp_path, quick):
+def test_fourier_crop(tiny, tmp_path, quick, capsys):
     assert run(tiny.folder, tmp_path, *GIVEN, "--fourier-crop-to", "84") == 0
+    assert "24 of 24, in boxes of 84 px of 2.133 Å\n" in capsys.readouterr().err
     optics = read_star(tmp_path / "particles.star")["optics"]
     assert int(optics["rlnImageSize"][0]) == 84
     assert float(optics["rlnImagePixelSize"][0]) == pytest.approx(1.6 * 112 / 84)
@@ -375,6 +378,28 @@ def test_fourier_crop(tiny, tmp_path, quick):
     b = np.fft.rfft2(large)[:, 1:20, 1:20]
     likeness = (a * b.conj()).sum((1, 2)).real / np.sqrt((abs(a) ** 2).sum((1, 2)) * (abs(b) ** 2).sum((1, 2)))
     assert likeness.min() > 0.9999
+    for one, two in zip(sorted(quick.glob("Tracks/*.star")), sorted(tmp_path.glob("Tracks/*.star")), strict=True):
+        assert np.abs(read_tracks(one) - read_tracks(two)).max() < 1e-3  # Å
+
+
+def test_patches_are_kept_no_finer_than_what_is_written(tiny, tmp_path):
+    session = rm.Session(tiny.open(), 2)
+    given = {"spatial_strength": 1.5, "correlation_distance": 3000.0, "acceleration_strength": 2.0, "threads": 2}
+    job = rm.Job(session, tmp_path / "small", {**given, "fourier_crop_to": 84})
+    assert job.run()
+
+    def kept():
+        micrographs = [session.kept.get(key) for key in session.kept]
+        assert session.spool.held_bytes == sum(m.nbytes for m in micrographs) + session._tracks_bytes
+        return [m.spectra.box for m in micrographs]
+
+    assert kept() == [84] * len(MICROGRAPHS)
+    rm.MotionCorrection().run(session, job.search, job.dose, tmp_path / "large")  # which is not to be had of these
+    assert kept() == [112] * len(MICROGRAPHS)
+    assert rm.Job(tiny.open(), tmp_path / "whole", given).run()
+    for name, path in stacks(tmp_path / "whole").items():
+        large = pixels(stacks(tmp_path / "large")[name])[0]
+        np.testing.assert_allclose(large, pixels(path)[0], atol=1e-3)  # of the noise
 
 
 def test_threads_change_nothing(tiny, tmp_path, quick):
@@ -430,6 +455,16 @@ def test_check(tiny, capsys):
     assert main(["check", *inputs(tiny.folder)]) == 0
     text = capsys.readouterr().out
     assert "24 on 2 micrographs" in text and "Ready to process." in text and "512 × 512 px, 8 frames, 1.6 Å/px" in text
+    assert "  output " not in text, "as fine as they were refined"
+
+
+def test_check_tells_of_particles_finer_than_those_refined(tiny):
+    data = tiny.open()
+    binned = replace(data, optics=tuple(replace(one, pixel_size_A=3.2, box_size=56) for one in data.optics))
+    (text,) = (text for name, text in check_dataset(binned, (), (), "").facts if name == "output")
+    assert text.startswith(
+        "boxes of 112 px of 1.6 Å as the movies; --fourier-crop-to 56 writes those of the particles, with 25%"
+    )
 
 
 def test_simulate(tmp_path, capsys):

@@ -100,7 +100,9 @@ def test_sizes_are_those_of_the_arrays(tiny):
     session = rm.Session(tiny.open(), 2, 0, device="cpu")
     settings = rm.HyperparameterSearch()
     m = session.micrograph(next(iter(session)), settings)
-    sizes = device_sizes(m.movie, m.n, session.references(False), session.extent_A(settings), settings.window_reach_A)
+    sizes = device_sizes(
+        m.movie, m.n, session.references(False), session.extent_A(settings), settings.window_reach_A, m.spectra.box
+    )
     assert sizes.spectra == m.spectra.stored.nbytes
     assert sizes.views == m.ctf.nbytes + m.own.nbytes + m.opposite.nbytes
     assert sizes.windows >= 2 * alignment_windows(m, settings, True, 2).windows.values.nbytes
@@ -109,7 +111,7 @@ def test_sizes_are_those_of_the_arrays(tiny):
 
 def test_a_large_movie_needs_what_was_computed_by_hand():
     pixels = 4096 * 4096
-    sizes = MicrographSizes.of(250, 40, 320, 100, 41, pixels, 1, sample_bytes(40, pixels))
+    sizes = MicrographSizes.of(250, 40, 320, 320, 100, 41, pixels, 1, sample_bytes(40, pixels))
     assert sizes.spectra == 250 * 40 * 320 * 161 * 2 * 2
     assert sizes.views == 250 * 201 * 101 * (8 + 8 + 4)
     assert sizes.frames == pixels * (8 + 2 + 8) and sizes.gain == pixels * 4

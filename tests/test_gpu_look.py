@@ -72,7 +72,9 @@ def test_reading_keeps_to_the_memory_it_is_said_to_need(strict, movie, tiny):
     pixels = movie.width * movie.height
     with open_movie(movie) as reader:
         count, sample = reader.dtype.itemsize, len(sample_of(reader))
-    sizes = MicrographSizes.of(1, movie.n_frames, placement.box, 4, 9, pixels, count, sample * pixels * count)
+    sizes = MicrographSizes.of(
+        1, movie.n_frames, placement.box, placement.box, 4, 9, pixels, count, sample * pixels * count
+    )
     assert spectra.stored.nbytes < 0.01 * sizes.total
     assert 0.75 * sizes.total < strict_cupy.devices.most[0] <= sizes.total
 

@@ -41,12 +41,14 @@ def close(found, expected, relative):
     np.testing.assert_allclose(found, expected, rtol=relative, atol=relative * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("energy", ["calibrated", "relion"])
-def test_from_movie_to_particles(cupy, tiny, energy):
+@pytest.mark.parametrize(("energy", "crop_to"), [("calibrated", 0), ("calibrated", 64), ("relion", 0)])
+def test_from_movie_to_particles(cupy, tiny, energy, crop_to):
     settings = rm.MotionCorrection(energy=energy, fourier_crop_to=64)
     cpu, gpu = on_both(cupy, tiny)
+    cpu.crop_to = gpu.crop_to = crop_to
     name = next(iter(cpu))
     expected, found = cpu.micrograph(name, settings), gpu.micrograph(name, settings)
+    assert found.spectra.box == (76 if crop_to else 112)  # the references reach shell 37
     assert xp_of(found.spectra.stored) is cupy and xp_of(found.own) is cupy
     steps = np.abs(to_host(found.spectra.stored).astype(int) - expected.spectra.stored)
     assert (
@@ -166,7 +168,8 @@ def test_one_micrograph_is_gone_before_the_next_one_is_read(strict, tiny, monkey
     references = cpu.references(False)
     held = sum(volume.ft.nbytes for volume in references[0].volumes)
     movie, particles = cpu.micrographs[name]
-    size = sizes_of(movie, particles.sizes["particle"], references, cpu.extent_A(stage), stage.window_reach_A).total
+    extent, box = cpu.extent_A(stage), cpu.micrograph(name, stage).spectra.box
+    size = sizes_of(movie, particles.sizes["particle"], references, extent, stage.window_reach_A, box).total
     strict_cupy.devices.total = int((held + size) / USABLE_SHARE) + 4096  # one, beside the references
     session, alive = rm.Session(data, 2, 0, device=choose("cuda:0", 0)), []
     assert session.device.at_once == 2 and session.references(False)

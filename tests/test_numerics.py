@@ -117,6 +117,25 @@ def test_patches_are_cut_scaled_and_inverted(rng):
         assert np.sqrt((error**2).mean()) < 1e-3 * np.sqrt((abs(expected) ** 2).mean())
 
 
+def test_patches_kept_fourier_cropped_are_those_of_larger_pixels(rng):
+    images = smooth(rng, 4, FRAMES, BOX, BOX)
+    whole, cropped = spectra_of(images), PatchSpectra.empty(4, FRAMES, 32)
+    corners = np.stack([np.arange(4) * BOX, np.zeros(4, int)], 1)
+    for f in range(FRAMES):
+        frame = -np.concatenate(list(images[:, f]), axis=1).astype(np.float32)
+        cropped.add_frame(f, frame, np.ones_like(frame), corners, cut_px=BOX)
+    rows = np.fft.fftfreq(32, 1 / 32).astype(int)
+    expected = whole.spectrum(1, 2)[rows, :17]
+    np.testing.assert_allclose(cropped.spectrum(1, 2), expected, atol=2e-4 * np.abs(expected).max())
+    displacement = rng.uniform(-3, 3, (4, FRAMES, 2))
+    whole.offset_px[:] = rng.integers(-2, 3, whole.offset_px.shape)
+    cropped.offset_px[:] = whole.offset_px * 32 / BOX
+    weight = rng.uniform(0, 1, (FRAMES, 40))
+    found = recombine(cropped, displacement * 32 / BOX, weight, 32)
+    wanted = recombine(whole, displacement, weight, 32)
+    assert np.abs(found - wanted).max() < 2e-4 * np.abs(wanted).max()
+
+
 def test_backgrounds_are_spread_linearly_and_constant_beyond_the_last_cells(rng):
     height, width, box = 90, 130, 40
     frame, gain = rng.integers(0, 9, (height, width)).astype(np.int16), np.ones((height, width), np.float32)

@@ -99,7 +99,7 @@ def test_the_grey_scale_is_that_of_views_that_decay_with_dose(session):
     step = np.abs(half).max() / 32767
     stored = np.rint(np.stack([half.real, half.imag], -1) / step).astype(np.int16)
     still = np.zeros_like(m.placement.initial_A)
-    spectra = PatchSpectra(stored, np.full(still.shape[:2], step, np.float32), still.astype(int))
+    spectra = PatchSpectra(stored, np.full(still.shape[:2], step, np.float32), still)
     seen = replace(m, spectra=spectra, placement=replace(m.placement, initial_A=still))
     found = alignment_windows(seen, stage, False, 2)
     assert found.cross / found.power == pytest.approx(3, rel=1e-3)

@@ -29,7 +29,7 @@ from refmotion_nb.data import spool
 from refmotion_nb.data.store import ResultStore
 from refmotion_nb.data.synthetic.simulate import SimulationSettings, simulate
 from refmotion_nb.demo import run_demo
-from refmotion_nb.numerics.rays import unrested
+from refmotion_nb.numerics.rays import cut_short
 from refmotion_nb.stages import audit, correction, session
 from refmotion_nb.stages.alignment import MotionPrior
 from refmotion_nb.stages.base import Cancelled, Silent
@@ -486,9 +486,6 @@ def test_max_strength(searched):
         assert (quiet[1:] & quiet[:-1]).tolist() == [False] * (quiet.size - 2) + [True]
     last = weak["activity_local"].values[:, -1].max()
     assert f"still move up to {last:.3g} Å" in warning
-    for end, warned in ((0.0501, False), (0.2, True)):  # near zero, and not
-        weak["activity_local"][:, -1] = end
-        assert bool(still_moving(weak)) == warned
 
 
 def test_a_trial_is_scored_on_all_micrographs_and_moves_as_they_do_on_average():
@@ -501,8 +498,15 @@ def test_a_trial_is_scored_on_all_micrographs_and_moves_as_they_do_on_average():
 
 def test_activity_near_zero():
     table = np.array([[0.5, 0.01, 0.02], [0.5, 0.3, np.nan], [0.9, 0.4, 0.06], [0.9, 0.4, 0.04]])
-    moving, last = unrested(table, np.array([True, True, False, False]))
+    score = np.where(np.isfinite(table), -1.0, np.nan)
+    moving, last = cut_short(table, score, np.array([True, True, False, False]))
     assert moving.tolist() == [False, False, True, False] and last.tolist() == [0.02, 0.3, 0.06, 0.04]
+
+
+def test_a_ray_that_still_moves_but_was_best_long_ago_is_not_told():
+    activity = np.full((2, 7), 0.5)
+    score = np.array([[-1, -2, -3, -2, -1, 0, 0], [-1, -2, -3, -4, -3, -2, -1.0]])  # best 4 and 3 steps before the end
+    assert cut_short(activity, score, np.zeros(2, bool))[0].tolist() == [False, True], "four steps are a decade"
 
 
 def test_alignment_fraction(searched):

@@ -98,7 +98,9 @@ def _summary(job: Job) -> str:
             rows.append(f"  {'searched on':28s}{few}")
     if job.particles is not None:
         written = job.particles["written"].values
-        rows.append(f"  {'particles written':28s}{int(written.sum())} of {len(written)}")
+        sizes = zip(job.particles.attrs["box"], job.particles.attrs["pixel_size_A"])
+        boxes = ", ".join(f"{box} px of {pixel_A:.4g} Å" for box, pixel_A in sizes)
+        rows.append(f"  {'particles written':28s}{int(written.sum())} of {len(written)}, in boxes of {boxes}")
         columns = (job.particles[name].values[~written].tolist() for name in ("micrograph", "reason"))
         for reason, names in sorted(alike(zip(*columns)).items(), key=lambda one: -len(one[1])):
             rows.append(f"  {'left out':28s}{len(names)}: {reason}")

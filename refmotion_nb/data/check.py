@@ -12,6 +12,7 @@ from pathlib import Path
 from refmotion_nb.data.maps import LoadedReference, check_reference, load_reference
 from refmotion_nb.data.schema import Dataset, InputError, Optics, Reference
 from refmotion_nb.numerics.fourier import first_shell_below
+from refmotion_nb.numerics.patches import movie_box
 
 _WIDTH = 118
 FEWEST_FRAMES = 3  # two velocities, one acceleration
@@ -101,7 +102,7 @@ def cannot_be_processed(dataset: Dataset) -> list[str]:
 def check_dataset(dataset: Dataset, problems: Iterable[str], notes: Iterable[str], title: str) -> Check:
     """Summarise a data set and read its references, adding what is wrong with them to ``problems``."""
     problems, notes = [*problems, *cannot_be_processed(dataset)], [*notes]
-    facts = dataset_facts(dataset)
+    facts, extent_A = dataset_facts(dataset), 0.0
     for i, reference in enumerate(dataset.references):
         name = "reference" if len(dataset.references) == 1 else f"reference {i + 1}"
         try:
@@ -111,9 +112,11 @@ def check_dataset(dataset: Dataset, problems: Iterable[str], notes: Iterable[str
             facts.append((name, "cannot be used"))
         else:
             facts.append((name, _reference(reference, loaded)))
+            extent_A = max(extent_A, loaded.box_size * loaded.pixel_size_A)
             problems += unlike_particles(reference, loaded.box_size, loaded.pixel_size_A, dataset)
     if not dataset.references:
         facts.append(("reference", "none given"))
+    facts += _output(dataset, extent_A)
     facts.append(
         ("left out", "; ".join(f"{reason} ({n})" for reason, n in left_out(dataset).most_common()) or "nothing")
     )
@@ -196,6 +199,17 @@ def _reference(reference: Reference, loaded: LoadedReference) -> str:
     if not loaded.fsc[shell] < 0.143:
         return text
     return f"{text}; FSC 0.143 at {loaded.box_size * loaded.pixel_size_A / shell:.2f} Å"
+
+
+def _output(dataset: Dataset, extent_A: float) -> list[tuple[str, str]]:
+    """Tell how large particles will be where movies are finer than the particles that were refined (super-resolution)."""
+    finest = min((movie.pixel_size_A for movie in dataset.movies), default=math.inf)
+    refined = min((one.pixel_size_A for one in dataset.optics), default=0.0)
+    box, cropped = movie_box(extent_A, finest), movie_box(extent_A, max(refined, finest))
+    if not 0 < cropped < box:
+        return []
+    text = f"boxes of {box} px of {finest:g} Å as the movies; --fourier-crop-to {cropped} writes those of the particles, with "
+    return [("output", text + f"{(cropped / box) ** 2:.0%} of the disk space and less memory")]
 
 
 def unlike_particles(reference: Reference, box_size: int, pixel_size_A: float, dataset: Dataset) -> list[str]:

@@ -76,16 +76,34 @@ def by_row(work: Callable[..., Any], out: Any, values: Any, *sets: Any) -> Any:
     return out
 
 
-def rfft2(images: Any) -> Any:
-    """Return the half planes (image, y, x // 2 + 1) of images (image, y, x), forward normalised."""
-    if xp_of(images) is np:
-        return fft.rfft2(images, norm="forward", workers=1)
+def rfft2(images: Any, crop_to: int = 0) -> Any:
+    """Return the half planes (image, y, x // 2 + 1) of images (image, y, x), forward normalised.
+
+    They are those of images Fourier-cropped to ``crop_to`` px, if that is given.
+    """
     n, box, width = images.shape
+    crop_to = crop_to or width
+    if xp_of(images) is np:
+        if crop_to == width:
+            return fft.rfft2(images, norm="forward", workers=1)
+        columns = fft.rfft(images, norm="forward", workers=1)[..., : crop_to // 2 + 1]
+        return _cropped(fft.fft(columns, axis=-2, norm="forward", workers=1), crop_to)
     xp, norm = xp_of(images), np.float32(1 / (box * width))
-    out = xp.empty((n, box, width // 2 + 1), np.complex64)
+    out = xp.empty((n, crop_to, crop_to // 2 + 1), np.complex64)
     for part in _transformed_together(n, box):
-        xp.multiply(_device_fft().rfft2(images[part]), norm, out=out[part])  # CuPy's own normalising is a pass more
+        # CuPy's own normalising is a pass more
+        xp.multiply(_cropped(_device_fft().rfft2(images[part]), crop_to), norm, out=out[part])
     return out
+
+
+def _cropped(half: Any, box: int) -> Any:
+    """Return half planes (image, y, x // 2 + 1) without the frequencies that images of ``box`` px cannot have."""
+    rows = half.shape[-2]
+    if rows == box:
+        return half
+    return xp_of(half).concatenate(
+        [half[:, : box - box // 2, : box // 2 + 1], half[:, rows - box // 2 :, : box // 2 + 1]], axis=1
+    )
 
 
 def irfft2(half: Any, box: int) -> Any:

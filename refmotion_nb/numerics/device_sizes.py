@@ -113,16 +113,17 @@ class MicrographSizes:
 
     @classmethod
     def of(
-        cls, n_particles: int, n_frames: int, box: int, k: int, window: int, pixels: int, count_bytes: int, sample: int
-    ) -> MicrographSizes:
+        cls, n_particles: int, n_frames: int, box: int, kept_px: int, k: int, window: int, pixels: int, count_bytes: int,
+        sample: int,
+    ) -> MicrographSizes:  # fmt: skip
         """Return the sizes of ``n_particles`` in ``n_frames`` frames of ``pixels`` px of ``count_bytes`` each.
 
-        Views reach shell ``k``, windows have ``window`` samples along an axis, frames that are looked at first take
-        ``sample`` bytes.
+        Patches are ``box`` px wide and kept Fourier-cropped to ``kept_px``. Views reach shell ``k``, windows have ``window``
+        samples along an axis, frames that are looked at first take ``sample`` bytes.
         """
         patches = n_particles * n_frames
         return cls(
-            spectra=spectra_bytes(patches, box),
+            spectra=spectra_bytes(patches, kept_px),
             views=n_particles * (2 * COMPLEX + REAL) * band(k),
             windows=2 * patches * REAL * window * window,
             frames=sample + pixels * (2 * count_bytes + LOOK),

@@ -42,12 +42,13 @@ def patch_corners(centre_px: np.ndarray, box: int, offset_px: np.ndarray) -> np.
 class PatchSpectra:
     """Transforms of all patches of a micrograph, forward normalised, origin 0, contrast inverted (protein bright).
 
-    All steps that use them are done where they are, in the host's memory or on a GPU.
+    All steps that use them are done where they are, in the host's memory or on a GPU. Patches may be Fourier-cropped: their
+    pixels are larger than the movie's then.
     """
 
     stored: Any  # (particle, frame, box, box // 2 + 1, 2) int16
     scale: Any  # (particle, frame) float32: grey value of one step
-    offset_px: np.ndarray  # (particle, frame, 2) x y whole px by which each patch was cut away from the coordinate
+    offset_px: np.ndarray  # (particle, frame, 2) x y px of the patch by which it was cut away from the coordinate
 
     @classmethod
     def empty(
@@ -57,11 +58,11 @@ class PatchSpectra:
         shape = (n_particles, n_frames, box, box // 2 + 1, 2)
         stored = room.empty(shape, np.int16) if room is not None and xp is np else xp.empty(shape, np.int16)
         scale = xp.ones((n_particles, n_frames), np.float32)
-        return cls(stored, scale, np.zeros((n_particles, n_frames, 2), np.int64))
+        return cls(stored, scale, np.zeros((n_particles, n_frames, 2)))
 
     @property
     def box(self) -> int:
-        """Box size in movie px."""
+        """Box size, px of the patch."""
         return self.stored.shape[2]
 
     @property
@@ -75,23 +76,24 @@ class PatchSpectra:
         return self.stored.shape[1]
 
     def add_frame(
-        self, f: int, frame: Any, gain: Any, corners: np.ndarray, background: np.ndarray | None = None
+        self, f: int, frame: Any, gain: Any, corners: np.ndarray, background: np.ndarray | None = None, cut_px: int = 0
     ) -> None:
         """Cut, transform and store the patches of frame ``f`` at ``corners`` (particle, 2); safe from several threads.
 
         Frame and gain (height, width) are where the spectra are. A ``background`` on a coarse grid (ky, kx), in units of
-        the mean count, is subtracted.
+        the mean count, is subtracted. Patches are ``cut_px`` px of the frame wide, if that is more than ``box``.
         """
         xp, kernels = xp_of(self.stored), kernels_of(self.stored)
+        cut_px = cut_px or self.box
         level = None if background is None else beside(frame, background) * mean_count(frame, gain)
         # on the CPU neighbours go one after another, few at a time: what they share, and their patches, stay in the cache
-        order = np.lexsort((corners[:, 0], corners[:, 1] // self.box)) if xp is np else None
-        chunk = max(1, _CACHE_BYTES // (4 * self.box**2))
+        order = np.lexsort((corners[:, 0], corners[:, 1] // cut_px)) if xp is np else None
+        chunk = max(1, _CACHE_BYTES // (4 * cut_px**2))
 
         def work(some: slice) -> None:
             part = some if order is None else order[some]
-            patches = cut_patches(frame, gain, corners[part], self.box, level)
-            spectrum = rfft2(patches)
+            patches = cut_patches(frame, gain, corners[part], cut_px, level)
+            spectrum = rfft2(patches, self.box)
             spectrum[:, 0, 0] = 0
             packed = xp.empty((*spectrum.shape, 2), np.int16)
             scale = xp.empty(len(patches), np.float32)
@@ -100,7 +102,7 @@ class PatchSpectra:
             self.stored[part, f] = packed
             self.scale[part, f] = scale
 
-        over_chunks(self.n_particles, work, 1, chunk, like=self.stored, item_bytes=cut_work_bytes(self.box))
+        over_chunks(self.n_particles, work, 1, chunk, like=self.stored, item_bytes=cut_work_bytes(cut_px))
 
     def spectrum(self, p: int, f: int) -> np.ndarray:
         """Return one transform (box, box // 2 + 1) complex64, on the host."""

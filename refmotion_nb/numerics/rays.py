@@ -46,10 +46,14 @@ def retired(activity_local: np.ndarray) -> bool:
     return len(recent) == QUIET_STEPS and bool((recent < QUIET_A).all())
 
 
-def unrested(activity_local: np.ndarray, retired: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return which rays (ray,) still moved at their last step, and their local activity there (ray,) Å.
+def cut_short(activity_local: np.ndarray, cv_score: np.ndarray, retired: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which rays (ray,) might have got better beyond their last step, and their local activity there (ray,) Å.
 
-    ``activity_local`` (ray, step) is NaN beyond the end of a ray, ``retired`` (ray,) true for those that came to rest.
+    These still moved, and their score was best within a decade of the last strength; one whose score has long risen need not
+    come to rest. ``activity_local`` and ``cv_score`` (ray, step) are NaN beyond the end of a ray, ``retired`` (ray,) is true for
+    those that came to rest.
     """
-    last = np.array([row[np.isfinite(row)][-1] if np.isfinite(row).any() else np.nan for row in activity_local])
-    return ~retired.astype(bool) & (last > QUIET_A), last
+    n = np.isfinite(activity_local).sum(1)
+    last = np.array([row[i - 1] if i else np.nan for row, i in zip(activity_local, n)])
+    since_best = n - 1 - np.where(np.isfinite(cv_score), cv_score, np.inf).argmin(1)
+    return ~retired.astype(bool) & (last > QUIET_A) & (since_best < STEPS_PER_DECADE), last

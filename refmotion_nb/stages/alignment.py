@@ -110,6 +110,10 @@ class Alignment(Stage):
         """All that the numbers of a micrograph in memory depend on, beside the data."""
         return self.energy, str(self.recenter), str(self.repair_hot_pixels), str(self.box_size)
 
+    def least_box(self, box: int) -> int:
+        """Return the box, px, to which patches of ``box`` movie px may be Fourier-cropped for what follows the alignment."""
+        return 0
+
     def kernel(self, ratio: np.ndarray) -> np.ndarray:
         """Return how alike particles move whose distance is ``ratio`` (any shape) times the correlation distance.
 
@@ -289,7 +293,7 @@ def alignment_windows(
 ) -> AlignedWindows:
     """Return the windows of all particles against their own half maps, for the search or the final trajectories."""
     m, spectra = micrograph, micrograph.spectra
-    reach_px = (reach_A or settings.window_reach_A) / m.movie.pixel_size_A
+    reach_px = (reach_A or settings.window_reach_A) / m.pixel_size_A
     band = settings.band(m, final)
     used = np.flatnonzero(band.max(0) > 0)
     k = min(int(used[-1]), m.own.shape[2] - 1)
@@ -297,16 +301,16 @@ def alignment_windows(
     whiten = inverse_noise(m.noise_power)[: k + 1]
     weight = band[:, None, : k + 1] * decay * whiten
     if settings.relion:
-        largest = np.abs(m.placement.initial_A).max() / m.movie.pixel_size_A
+        largest = np.abs(m.placement.initial_A).max() / m.pixel_size_A
         grid = pixel_grid(largest + reach_px, spectra.box / m.image_box)
         weight = weight * (m.image_box / (m.image_box + 1.0))
     else:
         grid = spline_grid(k, spectra.box, reach_px)
     values = correlation_windows(spectra, m.own, weight, k, grid, threads)
-    centre = spectra.offset_px.astype(np.float64)
+    centre = spectra.offset_px
     if settings.relion:
-        return AlignedWindows(Windows(values.astype(np.float64), grid, centre, m.movie.pixel_size_A), 1.0, 1.0)
-    windows = Windows(values, grid, centre, m.movie.pixel_size_A)
+        return AlignedWindows(Windows(values.astype(np.float64), grid, centre, m.pixel_size_A), 1.0, 1.0)
+    windows = Windows(values, grid, centre, m.pixel_size_A)
     cross = float(windows.sample(m.placement.initial_A[None])[0].sum(dtype=np.float64))
     total = band_power(m.own, k)  # (particle, shell)
     worth = (total * (band[:, : k + 1] * whiten)).sum(0) * decay  # (frame, shell) by which grey scales are averaged
@@ -329,7 +333,7 @@ def _own_noise(
     How much there is at the rigid alignment is measured, by the half maps' difference: those of particles that were corrected
     hold it elsewhere.
     """
-    k, rigid_px = band.shape[1] - 1, m.placement.initial_A / m.movie.pixel_size_A
+    k, rigid_px = band.shape[1] - 1, m.placement.initial_A / m.pixel_size_A
     offset_px = rigid_px - m.spectra.offset_px
     transfer = band_power(m.ctf, k)
     ctf, own, opposite = (
@@ -383,9 +387,9 @@ def score_windows(micrograph: Micrograph, settings: Alignment, threads: int) -> 
         weight = (decay * (band * np.sqrt(whiten)))[None]
     else:
         weight = decay * (band * whiten * np.clip(m.fsc[:, : k + 1], 0, 1))[:, None]
-    grid = spline_grid(k, spectra.box, settings.window_reach_A / m.movie.pixel_size_A)
+    grid = spline_grid(k, spectra.box, settings.window_reach_A / m.pixel_size_A)
     values = correlation_windows(spectra, m.opposite, weight, k, grid, threads)
-    windows = Windows(values, grid, spectra.offset_px.astype(np.float64), m.movie.pixel_size_A)
+    windows = Windows(values, grid, spectra.offset_px, m.pixel_size_A)
     over_frames = np.broadcast_to(weight.sum(1), (m.n, k + 1))
     reference = float((band_power(m.opposite, k) * over_frames).sum())
     power = m.noise_power[: k + 1] * np.pi * (2 * shells + 1)  # Σ |X|² of a shell

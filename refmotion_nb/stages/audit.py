@@ -142,7 +142,7 @@ class InputAudit(Alignment):
         frequency = m.frequency(int(np.ceil(np.sqrt(2) * (k + 1))) + 1)
         weight = grant_grigorieff(frequency, m.mid_dose, m.movie.voltage_kV)
         weight /= np.sqrt((weight**2).sum(0))  # noise stays white, as motion correction leaves it
-        shift = m.placement.initial_A / m.movie.pixel_size_A
+        shift = m.placement.initial_A / m.pixel_size_A
         observed = to_host(recombined_band(m.spectra, shift, weight, k, threads))
         own, opposite = to_host(m.own), to_host(m.opposite)
         std = float(np.sqrt(m.noise_power[len(m.noise_power) // 2 :].mean()))

@@ -149,6 +149,10 @@ class MotionCorrection(Alignment):
             )
         return self.fourier_crop_to or box
 
+    def least_box(self, box: int) -> int:
+        """Return the box of what is written, px."""
+        return self.output_box(box)
+
     def output_boxes(self, data: Dataset) -> dict[float, int]:
         """Return the box of the output particles, px, by pixel size of the movies; InputError where one does not fit."""
         pixel_sizes_A = sorted({movie.pixel_size_A for movie in data.movies})
@@ -159,8 +163,8 @@ class MotionCorrection(Alignment):
 
     def images(self, m: Micrograph, tracks: Tracks, dose: xr.Dataset, threads: int) -> np.ndarray:
         """Return the corrected particles (particle, box, box) of a micrograph, background 0 ± 1."""
-        box_out = self.output_box(m.spectra.box)
-        moved = tracks.displacement_A / m.movie.pixel_size_A
+        box_out = self.output_box(m.placement.box)
+        moved = tracks.displacement_A / m.pixel_size_A
         images = recombine(m.spectra, moved, weights_for(m, dose), box_out, threads)
         return to_host(normalise(images, m.background_radius_px(box_out), threads))
 
@@ -289,7 +293,11 @@ def particles_table(session: Session, written: pd.DataFrame, failed: list[tuple[
     if left_out:
         parts.append(pd.DataFrame(left_out, columns=columns))
     table = pd.concat(parts).sort_values(["reference", "row"])
-    return xr.Dataset({name: ("particle", np.array(table[name].tolist())) for name in columns})
+    sizes = written[["box", "pixel_size_A"]].drop_duplicates()
+    return xr.Dataset(
+        {name: ("particle", np.array(table[name].tolist())) for name in columns},
+        attrs={name: sizes[name].tolist() for name in sizes},  # one for each pixel size of the movies
+    )
 
 
 def hash_of_weights(dose: xr.Dataset) -> str:

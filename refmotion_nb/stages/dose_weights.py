@@ -56,10 +56,10 @@ def micrograph_fcc_sums(
     area = 0.25 * np.pi * (m.image_box + 1.0) * m.image_box
     whitening = np.sqrt(np.divide(1.0, m.noise_power * area, out=np.zeros_like(m.noise_power), where=m.noise_power > 0))
     whitening[0] = 0
-    shift = displacement_A / m.movie.pixel_size_A
+    shift = displacement_A / m.pixel_size_A
     scale = (extent_A or m.extent_A) / m.extent_A
     return fcc_sums(
-        m.spectra, m.opposite, shift, whitening.astype(np.float32), m.spectra.box // 2 + 1, scale, threads=threads
+        m.spectra, m.opposite, shift, whitening.astype(np.float32), m.placement.box // 2 + 1, scale, threads=threads
     )
 
 

@@ -68,7 +68,7 @@ def slices_of(
     """
     box, threads = m.spectra.box, session.threads
     ky, kx = half_plane_indices(box)
-    centre = box // 2 - m.placement.origin_A[part] / m.movie.pixel_size_A
+    centre = box // 2 - m.placement.origin_A[part] / m.pixel_size_A
     # noise of one pixel is 1 in all images: per Fourier component it is, too, once transforms are divided by their box
     ramp = np.exp(2j * np.pi / box * kx[None] * centre[:, 0, None, None]).astype(np.complex64) * np.float32(
         grid.size / box

@@ -186,6 +186,8 @@ class Job:
         # that the orientation was found out is no warning
         session.warnings += [n for n in notes if not n.startswith("orientation ") or " is taken" in n]
         session.keeps_micrographs = True
+        correction: MotionCorrection = self.stage(MotionCorrection)
+        session.crop_to = correction.fourier_crop_to  # finer frequencies are kept for validation only
         self._audit(session, store, reporter)
         # what the last stage reads, nobody will look at again
         session.keeps_micrographs = self._shared or until != "hyperparameters"
@@ -196,7 +198,6 @@ class Job:
         session.keeps_micrographs = self._shared or until != "correct"
         if until in ("correct", "validate"):
             with self._timed("correction"):
-                correction: MotionCorrection = self.stage(MotionCorrection)
                 self.particles = table = correction.run(session, search, dose, self.out, reporter, self.image_root)
             complete = not _lost(table, session.failed)
             self._write_hyperparameter_group(search, dose)

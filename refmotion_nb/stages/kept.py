@@ -38,15 +38,18 @@ class KeptMicrographs:
             return self._kept.get(key)
 
     def add(self, key: Key, micrograph: Micrograph, device: Device) -> None:
-        """Keep a micrograph, which is on ``device``, if it fits.
+        """Keep a micrograph, which is on ``device``, if it fits, in place of one whose patches are cropped to fewer px.
 
         Raises
         ------
         MemoryError
             The host has less memory than the limit says.
         """
-        if key in self._kept:
-            return
+        with self._lock:
+            if known := self._kept.get(key):
+                if known.spectra.box >= micrograph.spectra.box:
+                    return
+                self._give_up(key)
         # beside those at work; to the host and back takes about as long as to read it again
         several, at_work = device.at_once > 1, device.at_once * micrograph.nbytes
         if several and device.keeps(micrograph.spectra.stored, beside=at_work):

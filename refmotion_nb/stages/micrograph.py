@@ -35,6 +35,7 @@ class Placement:
     """Where the particles of a micrograph are cut out, and how their frames moved according to motion correction."""
 
     box: int  # movie px
+    kept_px: int  # box to which patches are Fourier-cropped when they are kept
     centre_px: np.ndarray  # (particle, 2) whole movie px
     origin_A: np.ndarray  # (particle, 2) the object sits at the centre minus this
     rigid_A: np.ndarray  # (frame, 2) displacement of the whole frame
@@ -42,8 +43,9 @@ class Placement:
 
 
 def place(
-    movie: Movie, particles: xr.Dataset, extent_A: float, recenter: bool, images_A: np.ndarray | None = None
-) -> Placement:
+    movie: Movie, particles: xr.Dataset, extent_A: float, recenter: bool, images_A: np.ndarray | None = None,
+    kept_px: int = 0,
+) -> Placement:  # fmt: skip
     """Return where to cut boxes ``extent_A`` wide; ``recenter`` moves them by the whole pixels of the refined origins.
 
     Coordinates are cut to whole pixels of the micrograph, as when particles are extracted; with ``images_A`` to those of
@@ -57,7 +59,8 @@ def place(
         whole, origin = whole - moved, origin - moved * pixel_A
     centre = np.floor(whole * pixel_A / movie.pixel_size_A + 0.5).astype(np.int64)  # halves up, as RELION
     box = movie_box(extent_A, movie.pixel_size_A)
-    return Placement(box, centre, origin, rigid_displacement(movie), initial_displacement(movie, coordinate))
+    rigid, initial = rigid_displacement(movie), initial_displacement(movie, coordinate)
+    return Placement(box, kept_px or box, centre, origin, rigid, initial)
 
 
 def read_spectra(
@@ -82,9 +85,11 @@ def read_spectra(
         The movie or its gain cannot be used.
     """
     n, device = len(placement.centre_px), device or Device()
-    spectra = PatchSpectra.empty(n, movie.n_frames, placement.box, device.xp, room)
+    spectra = PatchSpectra.empty(n, movie.n_frames, placement.kept_px, device.xp, room)
+    offset_px = np.zeros(placement.initial_A.shape, np.int64)  # of the movie
     if follow:
-        spectra.offset_px[:] = np.rint(placement.initial_A / movie.pixel_size_A)
+        offset_px[:] = np.rint(placement.initial_A / movie.pixel_size_A)
+        spectra.offset_px[:] = offset_px * (placement.kept_px / placement.box)
     with open_movie(movie) as reader, ThreadPoolExecutor(max(1, threads)) as pool:
         look = look_at(movie, reader, repair, follow, threads, device.put, keep)
 
@@ -93,8 +98,8 @@ def read_spectra(
 
         def add(f: int, raw: Any) -> None:
             frame = look.repaired(device.put(raw), f)
-            corners = patch_corners(placement.centre_px, placement.box, spectra.offset_px[:, f])
-            spectra.add_frame(f, frame, look.gain, corners, look.background)
+            corners = patch_corners(placement.centre_px, placement.box, offset_px[:, f])
+            spectra.add_frame(f, frame, look.gain, corners, look.background, placement.box)
 
         if device.is_gpu:  # all threads decode, as raw counts frames go to the GPU, one by one
             for f, frame in enumerate(_decoded_ahead(pool, decode, movie.n_frames, 2 * threads)):
@@ -129,7 +134,7 @@ class Micrograph:
     opposite: Any  # from the other
     fsc: np.ndarray  # (particle, shell) of each particle's reference, on the shells of the patch
     k_out: int  # first shell of the patch with an FSC below 0.143 (of the best reference)
-    mask_radius_px: float
+    mask_radius_A: float
 
     @property
     def n(self) -> int:
@@ -149,7 +154,12 @@ class Micrograph:
     @property
     def extent_A(self) -> float:
         """Physical width of a patch."""
-        return self.spectra.box * self.movie.pixel_size_A
+        return self.placement.box * self.movie.pixel_size_A
+
+    @property
+    def pixel_size_A(self) -> float:
+        """Pixel size of the patches: the movie's, or more where they are Fourier-cropped."""
+        return self.extent_A / self.spectra.box
 
     @cached_property
     def mid_dose(self) -> np.ndarray:
@@ -169,7 +179,7 @@ class Micrograph:
 
     def background_radius_px(self, box: int) -> float:
         """Return the radius (px) beyond which an image of the particle, ``box`` px wide, shows background."""
-        return min(max(self.mask_radius_px / self.spectra.box, 0.25), 0.45) * box
+        return min(max(self.mask_radius_A / self.extent_A, 0.25), 0.45) * box
 
     @cached_property
     def representatives(self) -> tuple[np.ndarray, np.ndarray]:
@@ -232,16 +242,18 @@ def load_micrograph(
     device: Device | None = None,
     room: Room | None = None,
     keep: Put | None = None,
+    kept_px: int = 0,
 ) -> Micrograph:
     """Read a movie and predict its particles; with ``relion`` exactly as RELION normalises and cuts them.
 
-    Views are predicted where the references are, and moved. ``room`` and ``keep`` as ``read_spectra`` takes them.
+    Patches are kept Fourier-cropped to ``kept_px``, if that is given; it has to hold all shells of the references. Views are
+    predicted where the references are, and moved. ``room`` and ``keep`` as ``read_spectra`` takes them.
     """
     device = device or Device()
     images_A = np.array([one.pixel_size_A for one in optics])[particles["optics"].values, None]
-    placement = place(movie, particles, extent_A, recenter, images_A if relion else None)
+    placement = place(movie, particles, extent_A, recenter, images_A if relion else None, kept_px)
     spectra = read_spectra(movie, placement, not relion, repair, threads, device, room, keep)
-    extent, image_box = spectra.box * movie.pixel_size_A, spectra.box
+    extent, image_box = placement.box * movie.pixel_size_A, spectra.box
     if relion:  # crops patches to the pixels of the particles before all else
         image_box = min(image_box, movie_box(extent, float(np.median(images_A))))
     noise = _relion_noise(spectra, image_box, threads) if relion else _noise(spectra, movie, threads)
@@ -255,7 +267,7 @@ def load_micrograph(
         [np.interp(shells * r.extent_A / extent, np.arange(len(r.fsc)), r.fsc, right=0) for r in references]
     )
     k_out = max(r.k_out_of(extent) for r in references)
-    radius = max(r.mask_radius_A for r in references) / movie.pixel_size_A
+    radius = max(r.mask_radius_A for r in references)
     group = optics_group(particles, optics)
     return Micrograph(
         movie,
@@ -278,16 +290,21 @@ def _last_shell(box: int, extent_A: float, references: list[PreparedReference]) 
     return min(max(int(r.volumes[0].k_max * extent_A / r.extent_A) for r in references), box // 2)
 
 
+def smallest_box(box: int, extent_A: float, references: list[PreparedReference]) -> int:
+    """Return the least even box, ``box`` at most, to which patches can be cropped without loss of a shell of the references."""
+    return min(2 * _last_shell(box, extent_A, references) + 2, box)
+
+
 def device_sizes(
-    movie: Movie, n_particles: int, references: list[PreparedReference], extent_A: float, reach_A: float
+    movie: Movie, n_particles: int, references: list[PreparedReference], extent_A: float, reach_A: float, kept_px: int
 ) -> MicrographSizes:
-    """Return what a movie's particles take on a GPU, with windows of ``reach_A``."""
+    """Return what a movie's particles take on a GPU, with windows of ``reach_A``, when patches of ``kept_px`` are kept."""
     box = movie_box(extent_A, movie.pixel_size_A)
     k = _last_shell(box, box * movie.pixel_size_A, references)
     window = spline_grid(max(k, 1), box, reach_A / movie.pixel_size_A).size
     pixels = movie.width * movie.height
     sample = sample_bytes(movie.n_frames, pixels * _COUNT_BYTES)
-    return MicrographSizes.of(n_particles, movie.n_frames, box, k, window, pixels, _COUNT_BYTES, sample)
+    return MicrographSizes.of(n_particles, movie.n_frames, box, kept_px, k, window, pixels, _COUNT_BYTES, sample)
 
 
 def _noise(spectra: PatchSpectra, movie: Movie, threads: int) -> np.ndarray:

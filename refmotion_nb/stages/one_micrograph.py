@@ -64,7 +64,7 @@ def trajectories(
     settings, prior = stage or MotionCorrection(), prior_of(search)
     m = _read(session, micrograph, settings)
     tracks = session.track(m, settings, prior)
-    table = tracks_table(m, tracks, m.spectra.box, m.movie.pixel_size_A)
+    table = tracks_table(m, tracks, m.placement.box, m.movie.pixel_size_A)
     if uncertainty:
         std = displacement_std(m, settings, prior, tracks, session.threads)
         table["shift_std"] = (
@@ -92,7 +92,7 @@ def before_and_after(
     """
     settings = stage or MotionCorrection()
     m = _read(session, micrograph, settings)
-    box = settings.output_box(m.spectra.box)
+    box = settings.output_box(m.placement.box)
     tracks = session.track(m, settings, prior_of(search))
     rows = np.linspace(0, m.n - 1, min(number, m.n)).round().astype(int)
     images = {"before": _uncorrected(m, box, session.threads)}
@@ -113,7 +113,7 @@ def before_and_after(
 
 def _uncorrected(m: Micrograph, box: int, threads: int) -> np.ndarray:
     """Return particles (particle, box, box) along the motion of motion correction, with standard weights."""
-    images = recombine(m.spectra, m.placement.initial_A / m.movie.pixel_size_A, weights_for(m, None), box, threads)
+    images = recombine(m.spectra, m.placement.initial_A / m.pixel_size_A, weights_for(m, None), box, threads)
     return to_host(normalise(images, m.background_radius_px(box), threads))
 
 

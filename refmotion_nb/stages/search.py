@@ -15,7 +15,7 @@ from refmotion_nb.data.schema import Dataset, InputError, wanted
 from refmotion_nb.numerics.backend import beside, to_host
 from refmotion_nb.numerics.energy import pooled_scale
 from refmotion_nb.numerics.prior import Hyperparameters
-from refmotion_nb.numerics.rays import QUIET_A, activity, ray_table, retired, strengths, unrested
+from refmotion_nb.numerics.rays import activity, cut_short, ray_table, retired, strengths
 from refmotion_nb.numerics.trajectories import Windows
 from refmotion_nb.stages.alignment import (
     AlignedWindows,
@@ -38,7 +38,6 @@ from refmotion_nb.stages.session import Session
 PROFILES = ((10.0, 0.15), (5.0, 0.15), (20.0, 0.15), (3.0, 0.3), (np.inf, 1.0))
 COMMON = ((1.0, 3.0), (0.5, 3.0), (2.0, 3.0), (1.0, 10.0), (1.0, 0.0))
 START = Hyperparameters(1.0, 50.0, 3000.0)  # where who knows nothing begins
-NEAR_ZERO_A = 2 * QUIET_A  # local activity at the end of a ray: stronger priors would find nothing else
 FEW_SHELLS = 3  # of Fourier components to score by: with less the search goes on, with a warning
 LEADERS = 3  # rays on which these are compared
 COARSE_FACTORS = (0.4, 1.0, 2.5)  # of the strength at which a ray was best
@@ -358,9 +357,8 @@ def _kept(session: Session, windows: Windows) -> Windows:
 
 
 def still_moving(search: xr.Dataset) -> list[str]:
-    """Return a warning if trajectory activity has not come near zero at the last step of every ray, else nothing."""
-    moving, last = unrested(search["activity_local"].values, search["retired"].values)
-    moving &= last > NEAR_ZERO_A
+    """Return a warning if rays ended that still moved and might have got better, else nothing."""
+    moving, last = cut_short(*(search[name].values for name in ("activity_local", "cv_score", "retired")))
     if not moving.any():
         return []
     limit = float(search.attrs.get("max_strength", np.nanmax(search["strength"].values)))

@@ -29,7 +29,7 @@ from refmotion_nb.stages.device import choose as choose_device
 from refmotion_nb.stages.grey_scale import bring_to_scale, choose, scale_factors
 from refmotion_nb.stages.kept import KeptMicrographs
 from refmotion_nb.stages.keys import DataKeys
-from refmotion_nb.stages.micrograph import Micrograph, device_sizes, load_micrograph
+from refmotion_nb.stages.micrograph import Micrograph, device_sizes, load_micrograph, smallest_box
 from refmotion_nb.stages.places import Here, Place
 from refmotion_nb.stages.references import PreparedReference, prepare_references
 from refmotion_nb.stages.runs import Run
@@ -82,6 +82,7 @@ class Session:
         self._factors: dict[tuple[str, ...], np.ndarray] = {}  # of grey scale (reference,), by how micrographs are read
         self.kept = KeptMicrographs(self.spool)
         self.keeps_micrographs = True  # those read from now on, if they fit
+        self.crop_to = 0  # px to which patches are Fourier-cropped where a stage makes do with that; 0: they never are
         self._lock = Lock()
         self._preparing, self._scaling = Lock(), RLock()
         self.tracks: dict[tuple[str, str], Tracks] = {}  # by micrograph and key of prior and settings
@@ -297,7 +298,9 @@ class Session:
         factors = self.grey_scale(settings) if factors is None else factors
         kept = self.kept.get((name, *settings.how_read))
         self.device.activate()
-        return kept.on(self.device.put) if kept else self._read(name, settings, factors)
+        if kept is not None and kept.spectra.box >= settings.least_box(kept.placement.box):
+            return kept.on(self.device.put)
+        return self._read(name, settings, factors)
 
     def _read(self, name: str, settings: Alignment, factors: np.ndarray | None = None) -> Micrograph:
         """Read a micrograph and keep it if it fits; without ``factors`` its references are of their own grey scales."""
@@ -314,7 +317,7 @@ class Session:
                 micrograph = load_micrograph(
                     movie, particles, self.data.optics, references, extent_A=extent_A, relion=settings.relion,
                     recenter=settings.recenter, repair=settings.repair_hot_pixels, threads=self.threads, device=self.device,
-                    room=self._room, keep=self._gain.put,
+                    room=self._room, keep=self._gain.put, kept_px=self._kept_px(movie, settings),
                 )  # fmt: skip
             except InputError as error:
                 self.failed[name] = str(error)
@@ -325,6 +328,15 @@ class Session:
         if self.keeps_micrographs:
             self.kept.add((name, *settings.how_read), micrograph, self.device)
         return micrograph
+
+    def _kept_px(self, movie: Movie, settings: Alignment) -> int:
+        """Return the box in which the transforms of a movie's patches are kept, px."""
+        extent_A = self.extent_A(settings)
+        box = movie_box(extent_A, movie.pixel_size_A)
+        if settings.relion or not self.crop_to:
+            return box
+        least = smallest_box(box, box * movie.pixel_size_A, self.references(settings.relion))
+        return min(box, max(self.crop_to, settings.least_box(box), least))
 
     def memory_handed_on(self) -> AbstractContextManager[None]:
         """Keep the memory of micrographs for the next ones, as long as the context lasts."""
@@ -345,7 +357,8 @@ class Session:
         if not self.device.is_gpu:
             return 0
         references, extent, reach = self.references(settings.relion), self.extent_A(settings), settings.window_reach_A
-        return device_sizes(self.micrographs[name][0], self.particle_count(name), references, extent, reach).total
+        movie, kept_px = self.micrographs[name][0], self._kept_px(self.micrographs[name][0], settings)
+        return device_sizes(movie, self.particle_count(name), references, extent, reach, kept_px).total
 
     def together(self, sizes: dict[str, int]) -> int:
         """Return how many micrographs of these sizes may be on the device at a time, beside the references if they are there."""
@@ -383,9 +396,8 @@ class Session:
 
     def _largest(self, names: list[str], settings: Alignment) -> int:
         """Return the size of the transforms of the largest of these micrographs."""
-        extent = self.extent_A(settings) if names else 0.0
         sizes = [
-            spectra_bytes(self.particle_count(name) * movie.n_frames, movie_box(extent, movie.pixel_size_A))
+            spectra_bytes(self.particle_count(name) * movie.n_frames, self._kept_px(movie, settings))
             for name, movie in ((name, self.micrographs[name][0]) for name in names)
         ]
         return max(sizes, default=0)

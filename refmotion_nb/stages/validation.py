@@ -89,6 +89,10 @@ class Validation(Alignment):
         "trajectories, both), all, or none.",
     )
 
+    def least_box(self, box: int) -> int:
+        """Return the whole box: all maps are on the grid of the movies."""
+        return box
+
     def run(
         self,
         data: Dataset | Session,
@@ -209,7 +213,7 @@ class Validation(Alignment):
             weight = {
                 empirical: weights_for(m, dose if empirical else None) for empirical in {c.empirical for c in group}
             }
-            chosen = [(displacement[c.corrected] / m.movie.pixel_size_A, weight[c.empirical]) for c in group]
+            chosen = [(displacement[c.corrected] / m.pixel_size_A, weight[c.empirical]) for c in group]
             for start in range(0, m.n, CHUNK):
                 part = slice(start, min(start + CHUNK, m.n))
                 images, power, axes = slices_of(m, part, chosen, session, grid)

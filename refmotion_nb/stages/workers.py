@@ -311,7 +311,9 @@ class There:
     def _work(self, settings: Alignment, task: Task) -> Future:
         """Return, held, what is to be done to every micrograph: it is sent once, and workers hand it on to each other."""
         session = self._session
-        return self._submit(Work, settings, task, session.grey_scale(settings), session.keeps_micrographs)
+        return self._submit(
+            Work, settings, task, session.grey_scale(settings), session.keeps_micrographs, session.crop_to
+        )
 
     def _outcome(self, name: str, future: Future) -> Outcome:
         """Wait for the outcome of a task; note if its micrograph cannot be used."""
@@ -369,11 +371,13 @@ class Work:
     task: Task
     factors: np.ndarray  # (reference,) of grey scale
     keeps: bool  # micrographs that are read, if they fit
+    crop_to: int  # as of the session
 
 
 def _on_micrograph(plugin: str, name: str, work: Work) -> Outcome:
     mine = _mine(plugin)
     session = mine.session
+    session.crop_to = work.crop_to
     with mine.berths.taken(name, session.device_bytes(name, work.settings), session.together):
         session.keeps_micrographs = work.keeps
         session.failed.pop(name, None)  # it is tried again as often as the client asks

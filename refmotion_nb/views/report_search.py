@@ -58,7 +58,7 @@ _READING = {
     "(target_particles).",
     "activity_local": "How far particles still travel beyond the motion of the whole micrograph: the 75th percentile of path "
     "lengths, averaged over micrographs. It should fall towards zero to the right, where the prior forbids motion and a ray "
-    "retires (×). If curves end well above zero, raise max_strength.",
+    "retires (×). Curves that end above zero matter only where the score's dip lies at the right end, too: raise max_strength.",
 }
 _OVERVIEW = (
     "The scores of all rays at once: a row for each ray (numbered as in the table), a column for each strength, darker is "
