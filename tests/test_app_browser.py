@@ -83,6 +83,10 @@ def test_two_browsers_are_in_step_and_a_new_one_shows_the_present_state(app, bro
     new = browser.open(app.url)
     turn_to(new, "Settings")
     new.get_by_text("1 changed").wait_for()
+    new.evaluate("scrollTo(0, 200)")
+    turn_to(new, "Data")
+    new.wait_for_function("scrollY == 0")
+    turn_to(new, "Settings")
     new.reload()  # the tab is in the address
     new.get_by_text("1 changed").wait_for()
     two.get_by_role("button", name="Reset all to defaults").click()

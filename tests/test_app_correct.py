@@ -23,6 +23,7 @@ from refmotion_nb.views.app.tabs import results
 from refmotion_nb.views.app.tabs.correct import CorrectTab, progress_in_words
 from refmotion_nb.views.app.tabs.dose import DoseTab
 from refmotion_nb.views.app.tabs.results import ResultsTab
+from refmotion_nb.views.app.written import files_in
 
 FAST = {"target_particles": 10, "spatial_strength": 1.5, "correlation_distance": 3000.0, "acceleration_strength": 2.0}
 
@@ -134,7 +135,7 @@ def test_the_correct_tab_tells_cost_progress_and_trajectories(done):
     assert len(shown(tab, tab.figure)) == 1
     assert tab.micrograph.options == ["mic0000", "mic0001"]
     assert tab.cost.object.startswith("All 2 micrographs lie in the output folder")
-    assert tab.told.object == "2 of 2 micrographs done."
+    assert tab.told.object == "2 of 2 micrographs done. The Results tab lists what was written."
     tab.settings["fourier_crop_to"].widget.value = 7
     tab.refresh()
     assert "give an even number" in tab.cost.object
@@ -175,6 +176,22 @@ def test_the_results_tab_shows_gains_maps_particles_and_files(done):
     ):
         assert f"<code>{done.out / name}</code>" in tab.files.object
     assert not tab.nothing.visible and tab.micrograph.value == "mic0000"
+    assert "Refine particles.star in RELION" in tab.written.view[0].object
+
+
+def test_particles_of_several_references_are_there_to_download(tmp_path):
+    names = [f"particles_{i}.{end}" for end in ("star", "cs", "csg") for i in (1, 2)]
+    for name in names:
+        (tmp_path / name).touch()
+    assert list(files_in(tmp_path, Roots([tmp_path]))) == names
+
+
+def test_without_a_validation_the_results_tab_says_how_to_get_one(tmp_path):
+    engine = Engine(Roots([tmp_path]), out=tmp_path / "out")
+    fill(ResultStore(engine.out / "results.zarr"), micrographs=1).remove("validation")
+    tab = ResultsTab(engine, owner())
+    tab.refresh()
+    assert tab.nothing.visible and "“Correct and validate”" in tab.nothing.object
 
 
 def test_particles_are_shown_under_the_settings_of_their_run(done, monkeypatch):
@@ -214,7 +231,10 @@ def test_empty_tabs_say_what_to_do_next(tmp_path):
         assert "Data tab" in "".join(str(pane.object) for pane in tab.view.select(lambda one: hasattr(one, "object")))
 
 
-def test_the_code_reproduces_the_run(done, tmp_path):
+def test_the_code_reproduces_the_run(done, tmp_path, monkeypatch):
+    monkeypatch.setattr(done, "opening", replace(done.opening, arguments={**done.opening.arguments, "root": "P1"}))
+    assert f"root={str(done.roots.folders[0] / 'P1')!r}," in code_of(done)  # it may be run from anywhere
+    monkeypatch.undo()
     code = code_of(done)
     assert "rm.plots.fsc(job.validation)" in code and "'spatial_strength': 1.5" in code
     there = str(tmp_path / "again")

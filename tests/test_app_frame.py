@@ -20,6 +20,7 @@ from fake_results import fake_search, fake_tracks, fill
 from job import GIVEN, inputs, run
 
 import refmotion_nb as rm
+from refmotion_nb.cli import main
 from refmotion_nb.cli.app import access_of, opening_of, recorded_opening, recorded_settings, take_up_reused
 from refmotion_nb.cli.parser import parser_for
 from refmotion_nb.data.files import admit, only_within
@@ -32,7 +33,7 @@ from refmotion_nb.stages.inputs import Inputs
 from refmotion_nb.stages.job import STAGES
 from refmotion_nb.stages.runs import Cancelled, Run
 from refmotion_nb.views.app.engine import Engine, Viewer
-from refmotion_nb.views.app.fields import fields_of
+from refmotion_nb.views.app.fields import Field, fields_of
 from refmotion_nb.views.app.form import ProgramForm
 from refmotion_nb.views.app.header import Header, now_line
 from refmotion_nb.views.app.opening import Opening, files_of
@@ -198,7 +199,7 @@ def test_links_in_the_output_folder_that_lead_outside_are_not_followed(engine, p
     tab = ResultsTab(engine, OWNER)
     tab._files()
     assert "particles.star" in tab.files.object and "report.html" not in tab.files.object
-    with pytest.raises(rm.InputError, match=r"report.html is outside the folders"):
+    with pytest.raises(rm.InputError, match=r"out/report.html leads to \S*secret/report.html, outside the folders"):
         engine.run("correct")
     shutil.move(out / "results.zarr", secret)
     (out / "results.zarr").symlink_to(secret / "results.zarr")
@@ -212,7 +213,9 @@ def test_given_weights_may_not_name_what_lies_outside(engine, project):
     engine.change(spatial_strength=1.5, correlation_distance=3000.0, acceleration_strength=2.0)
     engine.dose_weights_file = array  # as it was when it was chosen
     moved_out(array, project.parents[1] / "secret")
-    with pytest.raises(rm.InputError, match=r"dw.npy is outside the folders that may be read"):
+    with pytest.raises(
+        rm.InputError, match=r"dw.npy leads to \S*dw.npy, outside the folders that may be read .* --browse \S*/secret$"
+    ):
         engine.run("dose-weights").wait(60)
 
 
@@ -331,7 +334,7 @@ def test_a_check_lists_what_is_wrong_without_opening(engine, project):
     assert tab.checked[0][0].object.startswith("<h3>Check: RELION project in") and not tab.form_card.collapsed
     engine.take(relion(project).open(engine.roots))
     tab.refresh()
-    assert tab.form_card.collapsed
+    assert tab.form_card.collapsed and not len(tab.checked)  # that was of other data
     tab.form_card.collapsed = False  # for other data
     engine.checked = Run(None)
     tab.refresh()
@@ -353,7 +356,8 @@ def test_the_summary_says_what_was_left_out_and_why(tiny):
 def test_the_form_makes_the_call_that_is_filled_in(engine, project):
     form = ProgramForm(engine.roots, cryosparc=False)
     with pytest.raises(
-        rm.InputError, match="not filled in: micrographs, particles, half map 1, half map 2; choose them"
+        rm.InputError,
+        match=r"not filled in: micrographs, particles, half map 1, half map 2 \(or postprocess.star in place of both\); choose",
     ):
         form.opening(Inputs())
     wanted = relion(project)
@@ -405,6 +409,12 @@ def test_every_parameter_has_one_field_with_its_help(engine):
     tab = SettingsTab(engine, OWNER)
     assert set(tab.fields) == {name for stage in STAGES for name in fields_of(stage)}
     assert "From 0 to 1." in tab.fields["alignment_fraction"].widget.description
+    asked = []
+    field = Field("gain_invert", Inputs.param["gain_invert"], lambda *change: asked.append(change))
+    for value in ("on", "not given"):  # a browser would show an option whose value is None as nothing
+        field.widget.value = field.widget.options[value]
+    field.show(None, True)
+    assert asked == [("gain_invert", True), ("gain_invert", None)] and field.widget.value == ""
 
 
 def test_what_one_page_changes_another_shows_marked(engine):
@@ -669,6 +679,19 @@ def test_a_run_of_the_app_notes_how_its_data_were_opened(engine, project):
     engine.change(spatial_strength=1.5, correlation_distance=3000.0, acceleration_strength=2.0)
     engine.run("hyperparameters").wait(60)
     assert recorded_opening(engine.out) == relion(project)
+
+
+def test_who_opens_a_finished_run_sees_its_results_first(engine, project, tmp_path, monkeypatch):
+    served = []
+    monkeypatch.setattr("refmotion_nb.views.app.serve.serve", lambda engine, *_: served.append(engine))
+    fill(ResultStore(tmp_path / "out/results.zarr"), micrographs=1)
+    start = ["app", str(tmp_path / "out"), "--browse", str(tmp_path), "--browse", str(project)]
+    assert (
+        main(start) == 0 and served[0].note and not served[0].first_tab
+    )  # its data are not found, as the first tab says
+    ResultStore(tmp_path / "out/results.zarr").update_attrs(opening=relion(project).record())
+    assert main(start) == 0 and served[1].first_tab == "Results"
+    served[1].cancel()
 
 
 def test_inputs_on_the_command_line_are_those_of_run(tiny, tmp_path):

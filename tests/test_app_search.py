@@ -139,6 +139,7 @@ def test_a_cancelled_or_failed_search_says_so(engine, searching):
     tab = SearchTab(engine, OWNER)
     step(searching, fake_search(), 4, "cancelled")
     tab.refresh()
+    assert "12 had not ended" in shown_text(tab)
     assert "was cancelled" in shown_text(tab) and tab.picture.visible and not tab.start.disabled
     searching._change(state="failed", error="no movie can be used; mount the disk", so_far=None)
     tab.refresh()

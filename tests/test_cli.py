@@ -316,6 +316,10 @@ def test_a_validation_shows_the_gain_and_stands_as_long_as_what_it_was_made_of(t
     validate = [*GIVEN, "--until", "validate", "--write-maps", "both"]
     assert run(tiny.folder, tmp_path, *validate) == 0
     first = store(tmp_path).read("validation")
+    at = [
+        f"{name} {value:.2f} Å" for name, value in zip(first["combination"].values, first["resolution_0143"].values[0])
+    ]
+    assert f"FSC 0.143                   {', '.join(at)}" in capsys.readouterr().err
     assert first.sizes["combination"] == 4 and first["symmetry"].values.tolist() == ["O"]
     gain = first["fsc_corrected"].sel(combination="both") - first["fsc_corrected"].sel(combination="rigid")
     middle = (first["frequency"] > 1 / 12) & (first["frequency"] < 1 / 6)

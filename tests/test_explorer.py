@@ -236,6 +236,7 @@ def test_words_say_what_the_numbers_mean(model):
     said = " ".join(model.words())
     assert "this is what the search chose" in said and "lower is better" in said and "s_div 3000" in said
     assert "Not moved by sliders: errors of whole-frame alignment (σ) 1 Å; drift strength" in said
+    assert "local motion fades over 10 e/Å², to 15 % of its start. A search" in said
     model.move(strength=30000.0, balance_deg=5.0)
     model.settle(20)
     said = " ".join(model.words())

@@ -33,7 +33,8 @@ TWO = {
 }
 CASES = [
     (plots.rays, "search"), (plots.scores, "search"), (plots.activity, "search"), (plots.score_surface, "search"),
-    (plots.fcc, "dose"), (plots.fcc_curves, "dose"), (plots.weights, "dose"), (plots.b_factors, "dose"),
+    (plots.fcc, "dose"), (plots.fcc_curves, "dose"), (plots.weights, "dose"), (plots.weight_map, "dose"),
+    (plots.b_factors, "dose"),
     (plots.trajectories, "tracks"), (plots.local_trajectories, "tracks"), (plots.motion, "tracks"),
     (plots.fsc, "maps"), (plots.noise, "noise"),
 ]  # fmt: skip

@@ -223,8 +223,13 @@ def test_a_choice_refined_beyond_the_rays() -> None:
     assert "before refinement (★) 2.56" in text_of("".join(report_search.hyperparameter_tables(search, [])))
     told = sentences({"search": search})[0]
     assert "down to 6.2 Å, judged by those from there to 4.4 Å against the opposite half map" in told
-    assert "−0.061, belongs to a total prior strength of 3.5," in told and "is 1.25 Å for local motion" in told
+    assert (
+        "score of these, −0.061, belongs to a total prior strength of 3.5," in told
+        and "is 1.25 Å for local motion" in told
+    )
     assert "(★), of strength 2.56, balance 30° and" in told
+    search.attrs["cv_score"] = -0.04  # solved more exactly than the steps of rays, and not below the star's
+    assert "−0.04 (the star's is that of a rougher solution), belongs to" in sentences({"search": search})[0]
     search.attrs["balance_deg"] = 60.0  # of another of the three best rays
     assert "before refinement (★) 30°" in text_of("".join(report_search.hyperparameter_tables(search, [])))
 
@@ -257,6 +262,7 @@ def test_without_a_split_of_the_motion(store: ResultStore) -> None:
 def test_warnings_say_what_to_do(store: ResultStore) -> None:
     search = fake_search(retire=False)
     search["activity_local"][3] += 0.2
+    search["cv_score"][3, -1] = search["cv_score"][3].min() - 1e-4  # still getting better where it ended
     last = float(search["activity_local"][3, -1])
     store.write("search", search)
     validation = fake_validation()
@@ -393,9 +399,10 @@ def test_a_legend_has_a_pale_line_for_a_pale_one(store: ResultStore) -> None:
 
 
 @pytest.mark.browser
-def test_in_a_narrow_window_no_table_is_cut_off(browser: object, store: ResultStore) -> None:
+@pytest.mark.parametrize("width", [900, 1200])
+def test_in_a_narrow_window_no_table_is_cut_off(browser: object, store: ResultStore, width: int) -> None:
     page = browser.blank()  # type: ignore[attr-defined]
-    page.set_viewport_size({"width": 900, "height": 1000})
+    page.set_viewport_size({"width": width, "height": 1000})
     page.set_content(render_report(fill(store), title="t"))
     assert (
         page.evaluate("[...document.querySelectorAll('.scroll')].filter(d => d.scrollWidth > d.clientWidth).length")

@@ -315,6 +315,19 @@ def test_a_store_of_whole_micrographs_alone_is_not_that_of_an_unfinished_run(
 # the run
 
 
+def test_the_report_says_which_folder_it_is_of_and_what_comes_next(store: ResultStore) -> None:
+    html = render_report(fill(store), title="t")
+    assert f"<title>{store.path.parent.name} · t</title>" in html
+    assert "Refine particles.star in RELION" in text_of(html)
+    store.update_attrs(inputs={**INPUTS, "program": "CryoSPARC", "half_sets": [[1, 5, 5], [2, 5, 5]]})
+    told = text_of(render_report(store, title="t"))
+    assert "Import Result Group takes particles_1.csg and particles_2.csg;" in told
+    particles = fake_particles()
+    particles["written"][:] = False
+    store.write("particles", particles)
+    assert "What next" not in render_report(store, title="t")
+
+
 def test_settings_to_repeat_the_run(store: ResultStore) -> None:
     fill(store, micrographs=1)
     html = render_report(store, title="t")

@@ -160,9 +160,15 @@ def test_session_and_job(tmp_path, data):
         "truncated",
     ):
         assert fact in text, fact
-    job = rm.Job(data, tmp_path, {"float16": True}, seconds={"correction": 3.0, "reading movies (part)": 2.0})
+    job = rm.Job(
+        data,
+        tmp_path,
+        {"float16": True, "thoroughness": "fast"},
+        seconds={"correction": 3.0, "reading movies (part)": 2.0},
+    )
     text, _ = shown(job)
-    assert text.startswith("Job: not run yet") and "float16  on" in text and "time: 3.0 s" in text
+    assert job._repr_html_().count('class="rm-changed"') == 1  # fast is the default
+    assert text.startswith("Job: not run yet") and "float16       on" in text and "time: 3.0 s" in text
     text, _ = shown(dataclasses.replace(job, search=fake_search(), dose=fake_dose_weights()))
     assert text.startswith("Job: done: search, dose") and "12 ray × 16 step" in text
 

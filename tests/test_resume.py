@@ -639,6 +639,7 @@ def test_the_report_of_a_demo_says_how_to_repeat_it(out, monkeypatch):
     assert main(["demo", "--out", "out", "--device", "cpu"]) == 0
     report = (out / "report.html").read_text(encoding="utf-8")
     assert "refmotion demo \\\n  --out out \\\n  --device cpu" in report
+    assert "simulated movies, so that the true motion is known: rigid motion is off by " in report
     assert "refmotion demo --out out --device cpu" in (out / "run.log").read_text(encoding="utf-8")
 
 

@@ -25,6 +25,7 @@ from refmotion_nb.stages.base import Cancelled, Silent
 from refmotion_nb.stages.correction import without_measurements
 from refmotion_nb.stages.dose_weights import weights_on
 from refmotion_nb.stages.execute import _uninterrupted
+from refmotion_nb.stages.particle_motion import ParticleMotion
 from refmotion_nb.stages.session import Session
 from refmotion_nb.stages.workers import There, Workers
 
@@ -98,6 +99,13 @@ def test_stages_give_the_same_bits_on_a_cluster(tiny, workers, alone, tmp_path):
     assert one.groups() == two.groups()
     for group in one.groups():
         assert one.read(group).identical(two.read(group)) and one.key(group) == two.key(group), group
+    # whole micrographs that move as these particles do
+    movies, motion = rm.open_movies(tiny.micrographs, tiny.folder), ParticleMotion(one, 3000.0, "RELION")
+    here, away = (
+        rm.MicrographCorrection().run(movies, None, tmp_path / out, threads=2, particle_motion=motion, workers=at)
+        for out, at in (("here", None), ("away", workers))
+    )
+    assert here.identical(away) and here["written"].values.all()
 
 
 def test_micrographs_stay_with_the_worker_that_has_read_them(tiny, workers):

@@ -154,6 +154,8 @@ def run(options: argparse.Namespace) -> int:
         engine.settings = recorded_settings(options.folder)
         take_up_reused(engine, options.folder)
     opening, engine.note = _opening(options)
+    if options.folder and not engine.note and engine.store is not None and engine.store.has("particles"):
+        engine.first_tab = "Results"
     if opening is not None:
         engine.open(opening)
     serve(engine, access, options.show, _say)

@@ -11,7 +11,6 @@ from refmotion_nb.cli.options import path
 from refmotion_nb.data.files import writable
 from refmotion_nb.demo import run_demo
 from refmotion_nb.stages.execute import Execution
-from refmotion_nb.views.report import write_report
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +27,6 @@ def run(options: argparse.Namespace) -> int:
         command = shlex.join(["refmotion", *options.arguments])
         console.say(command, log_only=True)
         table = run_demo(options.out, console, options.device, command=command)
-        write_report(options.out / "results.zarr", options.out / "report.html")
         console.say(table, log_only=True)
     print(table)
     return 0

@@ -18,6 +18,7 @@ from refmotion_nb.stages.inputs import Inputs
 from refmotion_nb.stages.job import STAGES, UNTIL, Job
 from refmotion_nb.stages.search import prior_of
 from refmotion_nb.views.report import write_report
+from refmotion_nb.views.report_maps import resolutions
 from refmotion_nb.views.svg import number
 
 
@@ -103,4 +104,6 @@ def _summary(job: Job) -> str:
         columns = (job.particles[name].values[~written].tolist() for name in ("micrograph", "reason"))
         for reason, names in sorted(alike(zip(*columns)).items(), key=lambda one: -len(one[1])):
             rows.append(f"  {'left out':28s}{len(names)}: {reason}")
+    if job.validation is not None:
+        rows += [f"  {what:28s}{reached}" for what, reached in resolutions(job.validation)]
     return "\n".join(["", *rows, f"  results in {job.out}, report in {job.out / 'report.html'}"])

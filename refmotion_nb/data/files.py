@@ -6,6 +6,7 @@ import fcntl
 import math
 import os
 import re
+import shlex
 import shutil
 import tempfile
 import time
@@ -57,8 +58,21 @@ def admit(path: str | Path) -> None:
     folders, before_each = _READABLE.get()
     before_each()
     if folders and not any(Path(path).resolve().is_relative_to(folder) for folder in folders):
-        raise InputError(f"{path} is outside the folders that may be read ({', '.join(map(str, folders))}); copy it there, "
-                         "or start with other folders")  # fmt: skip
+        raise InputError(beyond(path, folders))
+
+
+def outside(path: str | Path) -> str:
+    """Return the words that a path lies outside; where it is or goes through a link, with what that leads to."""
+    real = Path(path).resolve()
+    linked = ".." not in Path(path).parts and real != Path(path).absolute()
+    return f"{path} leads to {real}, outside" if linked else f"{path} is outside"
+
+
+def beyond(path: str | Path, folders: Iterable[Path]) -> str:
+    """Return what to do about a file outside the folders that may be read."""
+    allowed = [str(folder) for folder in folders]
+    options = " ".join(f"--browse {shlex.quote(one)}" for one in (*allowed, str(Path(path).resolve().parent)))
+    return f"{outside(path)} the folders that may be read ({', '.join(allowed)}); copy it there, or start the app with {options}"
 
 
 @contextmanager

@@ -53,6 +53,10 @@ class ResultStore:
         self._lock = threading.Lock()
         self._ready = False
 
+    def __reduce__(self) -> tuple[type[ResultStore], tuple[Path, tuple[str | Path, ...]]]:
+        """Go to workers as the path: a lock is of one process."""
+        return type(self), (self.path, self.within)
+
     def __repr__(self) -> str:
         counts = [f"{len(names)} {section}" for section in PER_MICROGRAPH if (names := self.groups(section))]
         return f"<ResultStore {self.path}: {', '.join([*self._single(), *counts]) or 'empty'}>"

@@ -46,8 +46,9 @@ def place(h: Hyperparameters) -> str:
 
 def _motion(now: Tried) -> str:
     if now.activity_local < QUIET_A:
+        bound_A = max(np.ceil(100 * now.activity_local) / 100, 0.01)
         return (
-            f"The prior holds all particles still: three in four move by less than {max(now.activity_local, 0.005):.2f} Å "
+            f"The prior holds all particles still: three in four move by less than {bound_A:.2f} Å "
             "against the micrograph as a whole."
         )
     return (

@@ -36,6 +36,7 @@ def write_report(
     *,
     title: str = "",
     micrographs: int = SHOWN,
+    remark: str = "",
 ) -> None:
     """Write the report of a run, from its results alone; atomically.
 
@@ -50,6 +51,8 @@ def write_report(
         The heading; by default what the results are of.
     micrographs
         How many to show trajectories of.
+    remark
+        A sentence to begin the summary with.
 
     Raises
     ------
@@ -59,12 +62,12 @@ def write_report(
     source = ResultStore(results) if isinstance(results, str | Path) else results
     if isinstance(results, str | Path) and not (Path(results) / ".zgroup").is_file():
         raise InputError(f"{results} holds no results; give the results.zarr of a run")
-    text = render_report(source, title=title or _title(source), micrographs=micrographs)
+    text = render_report(source, title=title or _title(source), micrographs=micrographs, remark=remark)
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def render_report(results: ResultStore | xr.DataTree, *, title: str, micrographs: int = SHOWN) -> str:
+def render_report(results: ResultStore | xr.DataTree, *, title: str, micrographs: int = SHOWN, remark: str = "") -> str:
     """Return the report as HTML."""
     groups = {name: found for name in SINGLE if (found := _get(results, name)) is not None}
     limits = dict(zip(PER_MICROGRAPH, (micrographs, MAX_SPECTRA, micrographs)))
@@ -73,28 +76,30 @@ def render_report(results: ResultStore | xr.DataTree, *, title: str, micrographs
     there = {*groups, *(name for name, found in each.items() if found)}
     shown = {
         name: body
-        for name, body in _sections(groups, each, attrs, there, len(_names(results, "tracks"))).items()
+        for name, body in _sections(groups, each, attrs, there, len(_names(results, "tracks")), remark).items()
         if body
     }
     links = "".join(f'<a href="#{_anchor(name)}">{name}</a>' for name in shown)
     body = "".join(f'<section id="{_anchor(name)}"><h2>{name}</h2>{body}</section>' for name, body in shown.items())
     written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
+    folder = results.path.resolve().parent.name if isinstance(results, ResultStore) else ""
+    of = f"{escape(folder)} · " if folder else ""  # so that the reports of several runs can be told apart
     return (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{of}{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_style()}</style></head><body>'
-        f"<header><h1>{escape(title)}</h1><p>refmotion_nb {escape(_version(attrs))} · written {written}</p></header>"
+        f"<header><h1>{escape(title)}</h1><p>refmotion_nb {escape(_version(attrs))} · {of}written {written}</p></header>"
         f"<nav>{links}</nav><main>{body}</main></body></html>\n"
     )
 
 
 def _sections(
     groups: Mapping[str, xr.Dataset], each: Mapping[str, Mapping[str, xr.Dataset]], attrs: Mapping[str, Any],
-    there: set[str], total: int,
+    there: set[str], total: int, remark: str,
 ) -> dict[str, str]:  # fmt: skip
     """Return the sections by heading; one without anything to show is empty."""
     inputs, dose = mapping(attrs, "inputs"), groups.get("dose_weights")
     return {
-        "Summary": summary_section(groups, attrs, there),
+        "Summary": summary_section(groups, attrs, there, remark),
         "Inputs": inputs_section(inputs, groups.get("particles"), groups.get("audit")),
         "Hyperparameters": search_section(groups.get("search"), inputs, dose),
         "Trajectories": tracks_section(each["tracks"], total),

@@ -136,6 +136,13 @@ def resolution_table(validation: xr.Dataset) -> str:
     return told + table((*head, *(head for _, head, _ in columns)), lines, css="narrow")
 
 
+def resolutions(validation: xr.Dataset) -> Iterator[tuple[str, str]]:
+    """Yield for each reference what the half maps of all combinations reach, in a line: what, and how far."""
+    for reference, reached in enumerate(validation["resolution_0143"].values):
+        shells = [f"{name} {fixed(float(at))} Å" for name, at in zip(names_of(validation), reached)]
+        yield _title(validation, reference, "FSC 0.143"), ", ".join(shells)
+
+
 def gains(validation: xr.Dataset) -> list[str]:
     """Return in words what was gained over the first combination, and by what."""
     if "resolution_0143" not in validation:

@@ -260,9 +260,8 @@ def motion_model(attrs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if np.isinf(decay):
         yield "Local motion fades", "not at all"
     if np.isfinite(decay):
-        yield "Local motion fades over", f"{number(decay)} e/Å²"
-    if np.isfinite(decay) and np.isfinite(floor):
-        yield "… down to, of its start", f"{100 * floor:.0f} %"
+        least = f", to {100 * floor:.0f} % of its start" if np.isfinite(floor) else ""
+        yield "Local motion fades over", f"{number(decay)} e/Å²{least}"
 
 
 def ray_table(search: xr.Dataset) -> str:
@@ -333,6 +332,7 @@ def tell_search(search: xr.Dataset) -> str:
         )
     if not chosen:
         return f"{text}. None were chosen yet."
+    lowest = "The lowest cross-validation score"
     star, (local, total) = _star(search), best_activity(search)
     if star and any(abs(star[name] - attrs[name]) > 1e-3 * abs(star[name]) for name, *_ in _CHOSEN):
         text += (
@@ -340,8 +340,11 @@ def tell_search(search: xr.Dataset) -> str:
             f"distance {number(star['distance_A'], 4)} Å, has a score of {number(star['cv_score'], 5)}. Then the motion model "
             "was estimated and finer steps were taken, on the three best rays"
         )
+        lowest += " of these"
+    # the steps of a ray start from one another and are solved less exactly
+    rougher = " (the star's is that of a rougher solution)" if star and star["cv_score"] < best_score(search) else ""
     return (
-        f"{text}. The lowest cross-validation score, {number(best_score(search), 5)}, belongs to {chosen}. With these, "
+        f"{text}. {lowest}, {number(best_score(search), 5)}{rougher}, belongs to {chosen}. With these, "
         "the 75th percentile of the length of trajectories relative to rigid motion (the trajectory activity) is "
         f"{number(local)} Å for local motion, and {number(total)} Å with the correction of whole-frame alignment, whose errors "
         "jitter from frame to frame."

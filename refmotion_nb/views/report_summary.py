@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refmotion_nb.views.report_dose import tell_dose
-from refmotion_nb.views.report_html import count, decoded, duration, paragraphs
+from refmotion_nb.views.report_html import count, decoded, duration, mapping, paragraphs, rows
 from refmotion_nb.views.report_inputs import audit_findings
 from refmotion_nb.views.report_maps import best_resolution, map_warnings, tell_maps
 from refmotion_nb.views.report_micrographs import tell_micrographs
@@ -30,7 +30,9 @@ STAGES = {
 }
 
 
-def summary_section(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any], there: set[str]) -> str:
+def summary_section(
+    groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any], there: set[str], remark: str = ""
+) -> str:
     """Return the summary; ``there`` are the names of the groups and sections that have results."""
     found = "".join(
         f"<div><small>{escape(what)}</small><strong>{escape(value)}</strong><small>{escape(remark)}</small></div>"
@@ -40,7 +42,9 @@ def summary_section(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any], 
     if noted := warnings(groups, attrs):
         items = "".join(f"<li>{escape(text)}</li>" for text in noted)
         parts.append(f'<div class="note warn"><b>Worth a look</b><ul>{items}</ul></div>')
-    parts.append(f'<div class="told">{paragraphs(sentences(groups))}</div>')
+    parts.append(f'<div class="told">{paragraphs([*filter(None, [remark]), *sentences(groups)])}</div>')
+    if "particles" in groups and groups["particles"]["written"].values.any():
+        parts.append(f'<div class="note"><b>What next</b>{paragraphs([next_step(attrs)])}</div>')
     if absent := missing(there):
         items = "".join(f"<li>{escape(what)}: <code>{escape(command)}</code></li>" for what, command in absent)
         parts.append(f'<div class="note"><b>Not among these results</b><ul>{items}</ul></div>')
@@ -63,7 +67,7 @@ def tiles(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> list[tu
         local, total = best_activity(groups["search"])
         if np.isfinite(local):
             found.append(
-                ("Trajectory activity", f"{number(local)} Å", f"local; {number(total)} Å with the whole frame's")
+                ("Trajectory activity", f"{number(local)} Å", f"local; {number(total)} Å with that of whole frames")
             )
     if "validation" in groups and (reached := best_resolution(groups["validation"])):
         found.append(("Resolution", *reached))
@@ -80,6 +84,23 @@ def sentences(groups: Mapping[str, xr.Dataset]) -> list[str]:
     tell = {"particles": _tell_particles, "search": tell_search, "dose_weights": tell_dose, "validation": tell_maps,
             "corrected_micrographs": tell_micrographs}  # fmt: skip
     return [function(groups[name]) for name, function in tell.items() if name in groups]
+
+
+def next_step(attrs: Mapping[str, Any]) -> str:
+    """Return what to do with the corrected particles, in words; ``attrs`` are those of the store."""
+    inputs = mapping(attrs, "inputs")
+    cryosparc, n = inputs.get("program") == "CryoSPARC", len(rows(inputs, "half_sets"))
+    ends = "csg" if cryosparc else "star"
+    between = "and" if n == 2 else "to"
+    tables = f"particles_1.{ends} {between} particles_{n}.{ends}" if n > 1 else f"particles.{ends}"
+    how = (
+        f"Import Result Group takes {tables}; refine what it holds" if cryosparc
+        else f"Refine {tables} in RELION (3D auto-refine), in the folder that image names in it start from"
+    )  # fmt: skip
+    return (
+        f"{how}, with half sets as they are and the settings of the refinement before, and compare with that one under the same "
+        "mask. The new half maps may serve a second round: motion is followed better with a sharper reference."
+    )
 
 
 def _tell_particles(particles: xr.Dataset) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from html import escape
+from itertools import starmap
 from typing import Any
 
 from refmotion_nb.views.live_rays import rays_drawing, rays_in_words
@@ -102,14 +103,20 @@ def work_bar(run: Any) -> str:
 
 
 def _settings_of_run(run: Any) -> Part:
-    declared = getattr(type(run.stage), "param", None)
-    rows = []
-    for name, value in run.settings.items():
-        changed = declared is None or name not in declared or bool(value != declared[name].default)
-        rows.append(Row(name, _value(value), changed=changed))
+    rows = [_given(name, value, type(run.stage)) for name, value in run.settings.items()]
     rows.sort(key=lambda row: not row.changed)
     n_changed = sum(row.changed for row in rows)
     return Part(f"settings, {n_changed} changed" if n_changed else "settings, all as by default", tuple(rows))
+
+
+def _given(name: str, value: Any, kind: type | None = None) -> Row:
+    """Return a setting of a run of ``kind``, or of a job, which has those of all stages."""
+    from refmotion_nb.stages.inputs import Inputs
+    from refmotion_nb.stages.job import STAGES
+
+    kinds = [kind] if hasattr(kind, "param") else [Inputs, *STAGES]
+    defaults = [one.param[name].default for one in kinds if name in one.param]  # type: ignore[union-attr]
+    return Row(name, _value(value), changed=not defaults or bool(value != defaults[0]))
 
 
 def _setting(stage: Any, name: str) -> Row:
@@ -212,7 +219,7 @@ def _reference_rows(reference: Any, i: int = 0, of: int = 1) -> list[Row]:
     try:
         box, pixel = check_reference(reference)
     except InputError as error:
-        return [*rows, Row("cannot be used", str(error), changed=True)]
+        return [*rows, *(Row("cannot be used", line, changed=True) for line in str(error).splitlines())]
     return [*rows, Row("box", f"{box} px of {pixel:.4g} Å, {box * pixel:.4g} Å wide")]
 
 
@@ -279,7 +286,7 @@ def _at(run: Any) -> str:
 def job_page(job: Any) -> Page:
     """Return what a job shows: where it writes, its settings, which results are there."""
     done = [name for name in ("search", "dose", "particles", "validation") if getattr(job, name) is not None]
-    rows = [Row("out", str(job.out)), *(Row(name, _value(value), changed=True) for name, value in job.settings.items())]
+    rows = [Row("out", str(job.out)), *starmap(_given, job.settings.items())]
     for name in ("hyperparameters_file", "dose_weights_file"):
         if getattr(job, name):
             rows.append(Row(name, str(getattr(job, name))))

@@ -10,6 +10,7 @@ import panel as pn
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.views.app import parts
 from refmotion_nb.views.app.roots import Roots
+from refmotion_nb.views.report_html import count
 
 UP = ".. (up)"
 
@@ -95,7 +96,9 @@ class PathField:
             files = list(found.files) if self.suffixes else []
             self.entries.param.update(options=[*up, *(f"{name}/" for name in found.folders), *files], value=[])
             kind = (
-                f"{len(files)} files ({', '.join(self.suffixes)})" if self.suffixes else f"{len(found.folders)} folders"
+                f"{count(len(files), 'file')} ({', '.join(self.suffixes)})"
+                if self.suffixes
+                else count(len(found.folders), "folder")
             )
             self.told.object = f"<small>{kind}{'; more than are listed here' if found.cut else ''}</small>"
             self._name_button()

@@ -28,7 +28,7 @@ HYPERPARAMETERS = {
     "strength": ("total prior strength", ""), "balance_deg": ("balance", "°"), "distance_A": ("correlation distance", " Å"),
     "common_std_A": ("errors of whole-frame alignment, σ", " Å"), "drift_strength": ("drift strength", " (e/Å²)³/Å²"),
     "profile_decay_e_A2": ("local motion fades over", " e/Å²"),
-    "profile_floor": ("… down to, of its start", ""), "cv_score": ("score (lower is better)", ""),
+    "profile_floor": ("to this part of its start", ""), "cv_score": ("score (lower is better)", ""),
     "activity_local": ("local activity", " Å"), "n_particles": ("particles searched with", ""),
 }  # fmt: skip
 

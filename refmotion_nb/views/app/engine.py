@@ -85,6 +85,7 @@ class Engine:
     note: str = ""  # on how the folder of a finished run was found
     explored: Run | None = None  # the last preparation of a micrograph to try priors on; its result is the explorer
     opened: Run | None = None  # the last opening of data, for its progress or what was wrong
+    first_tab: str = ""  # that a new page begins with
     version: int = 0  # goes up with every change that is not in a run
 
     def __post_init__(self) -> None:
@@ -237,6 +238,8 @@ class Engine:
         with self._lock:
             before, explored = self.session, self.explored
             self.session, self.opening, self.note = session, opening, ""
+            if self.checked is not None and self.checked.snapshot.ended:
+                self.checked = None  # of what was in the form before these data were open
             if before is not None and before is not session:
                 self.dose_weights_file = self.hyperparameters_file = self.explored = None
                 self.dose_weights_last_frequency_per_A = None

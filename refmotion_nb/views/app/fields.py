@@ -12,6 +12,7 @@ from refmotion_nb.stages.device import choices
 from refmotion_nb.views.app import parts
 
 WIDTH = 270  # px
+CHECKED, LETTER = 60, 8  # of a box to check with its help, and of a letter of its name
 UNSET = "not given"  # a parameter without a value of its own
 
 
@@ -30,6 +31,7 @@ class Field:
         if isinstance(self.widget, pn.widgets.Checkbox):  # has no help of its own
             help_icon = pn.widgets.TooltipIcon(value=help_of(declared), margin=0, width=20)
             self.view[:] = [pn.Row(self.widget, help_icon, margin=0)]
+            self.view.width = max(self.view.width, CHECKED + LETTER * len(name))  # its name stands in one line
         self.widget.param.watch(self._entered, "value")
 
     def _entered(self, event: Any) -> None:
@@ -52,7 +54,8 @@ class Field:
         try:
             if self.widget.value != shown and self.problem is None:
                 self._offer(shown)
-                self.widget.value = "" if shown is None and isinstance(self.widget, pn.widgets.TextInput) else shown
+                text = isinstance(self.widget, pn.widgets.TextInput | pn.widgets.Select)  # where "" stands for no value
+                self.widget.value = "" if shown is None and text else shown
         finally:
             self._setting = False
         changed = value is not None and value != self.declared.default
@@ -103,7 +106,8 @@ def _widget(name: str, declared: param.Parameter, width: int) -> Any:
     if name == "device":
         return pn.widgets.Select(options=choices(), **common)
     if isinstance(declared, param.Boolean):
-        return pn.widgets.Select(options={UNSET: None, "on": True, "off": False}, **common)
+        options = {UNSET: "", "on": True, "off": False}  # a browser is not told a None, and would show nothing
+        return pn.widgets.Select(options=options, **{**common, "value": ""})
     if isinstance(declared, param.Selector):
         return pn.widgets.Select(options=list(declared.objects), **common)
     if isinstance(declared, param.Number):

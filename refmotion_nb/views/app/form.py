@@ -105,8 +105,9 @@ class ProgramForm:
             named = not self.cryosparc and one["fsc"] is not None and one["half1"] is one["half2"] is None
             missing += [one.fields[name].input.label for name in (needed[:1] if named else needed) if one[name] is None]
         if missing:
+            instead = " (or postprocess.star in place of both)" if missing[-2:] == ["half map 1", "half map 2"] else ""
             raise InputError(
-                f"not filled in: {', '.join(missing)}; choose {'it' if len(missing) == 1 else 'them'} above"
+                f"not filled in: {', '.join(missing)}{instead}; choose {'it' if len(missing) == 1 else 'them'} above"
             )
         particles = [one["particles"] for one in used]
         if self.cryosparc:
@@ -145,8 +146,7 @@ class OpeningForm:
         self.values: dict[str, Any] = {}
         self.inputs = {name: Field(name, declared, self._set) for name, declared in fields_of(Inputs).items()}
         self.problem = parts.problem()
-        self.check = parts.button("Check", lambda: self._do(check), width=90, description="Go through the files and list all "
-                                  "problems; nothing is opened.")  # fmt: skip
+        self.check = parts.button("Check", lambda: self._do(check), width=90)
         self.open = parts.button("Open", lambda: self._do(open_), width=110, color="primary")
         self.example = parts.button("Open the example", lambda: self._attempt(open_, example), width=170)
         self.roots_of = pn.Column(self.forms[RELION].root.view, sizing_mode="stretch_width", margin=0)
@@ -156,6 +156,7 @@ class OpeningForm:
         self.source.param.watch(lambda event: self._turn(self.forms[event.new]), "value")
         self.view = pn.Column(
             self.source, self.program, self.more, self.problem, pn.Row(self.check, self.open, margin=0),
+            parts.words("<small>Check lists all that is wrong with the files, and opens nothing.</small>"),
             sizing_mode="stretch_width", margin=0,
         )  # fmt: skip
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import fields
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from refmotion_nb.data.schema import Gain, Reference
+from refmotion_nb.data.schema import Gain, InputError, Reference
 from refmotion_nb.stages.dose_weights import DoseWeights
 from refmotion_nb.stages.search import HyperparameterSearch
 from refmotion_nb.stages.validation import Validation
@@ -41,6 +42,8 @@ def _opening(engine: Engine) -> str:
     opening = engine.opening
     if opening is None:
         return "# the data were handed to the app by a notebook: put its own line here\n# data = rm.open_relion(...)"
+    with suppress(InputError):  # the folder is none of the app's any more
+        opening = opening.placed(engine.roots)  # a notebook may be run from anywhere
     call = f"rm.{opening.function}({_arguments(opening.arguments)})"
     return f"data = {call}{'.open()' if opening.function == 'example' else ''}\nsession = rm.Session(data)\nsession"
 
@@ -76,7 +79,7 @@ def _plots(engine: Engine, until: str) -> list[str]:
 
 def _arguments(arguments: dict[str, Any]) -> str:
     shown = [f"{name}={_literal(value)}" for name, value in arguments.items() if value is not None]
-    return f"\n    {', '.join(shown)}\n" if sum(map(len, shown)) > 80 else ", ".join(shown)
+    return "".join(f"\n    {one}," for one in shown) + "\n" if sum(map(len, shown)) > 80 else ", ".join(shown)
 
 
 def _literal(value: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from refmotion_nb.data.check import Check
 from refmotion_nb.data.cryosparc.project import open_cryosparc, survey_cryosparc
-from refmotion_nb.data.files import only_within
+from refmotion_nb.data.files import beyond, only_within
 from refmotion_nb.data.relion.project import open_relion, survey
 from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference
 from refmotion_nb.data.synthetic.example import FOLDER, example
@@ -54,7 +54,7 @@ class Opening:
         for path in files_of(data):
             go_on()
             if not roots.holds(path):
-                raise InputError(f"{path} is outside the folders that this app may use; start it with --browse")
+                raise InputError(beyond(path, roots.folders))
         go_on()
         return data
 

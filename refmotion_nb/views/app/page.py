@@ -23,6 +23,7 @@ _NOTED = f"""
 const address = new URL(location);
 address.searchParams.set("{QUERY}", cb_obj.labels[cb_obj.active]);
 history.replaceState(null, "", address);
+scrollTo(0, 0);  // not where the tab before was
 """
 
 
@@ -133,7 +134,7 @@ class Page:
 
     def follow(self) -> Page:
         """Keep the page up to date from now on, until its browser goes away."""
-        named = pn.state.session_args.get(QUERY, [b""])[0].decode(errors="replace")
+        named = pn.state.session_args.get(QUERY, [self.engine.first_tab.encode()])[0].decode(errors="replace")
         self.front.value = self.front.options.get(named, self.active)
         self.callback = pn.state.add_periodic_callback(self.refresh, period=POLL_MS)
         if pn.state.curdoc is not None and pn.state.curdoc.session_context is not None:

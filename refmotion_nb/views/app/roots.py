@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from refmotion_nb.data.files import only_within
+from refmotion_nb.data.files import only_within, outside
 from refmotion_nb.data.schema import InputError
 
 MOST = 3000  # entries of a folder that are listed
@@ -56,7 +56,7 @@ class Roots:
         except (OSError, RuntimeError, ValueError) as error:  # links in a circle, no such user, a NUL in the name
             raise InputError(f"{path!s} is no path ({error}); check it") from None
         if not any(real.is_relative_to(folder) for folder in self.folders):
-            raise InputError(f"{path} is outside the folders that this app may use; start it with --browse for others")
+            raise InputError(f"{outside(placed)} the folders that this app may use; start it with --browse for others")
         return placed
 
     def resolve(self, path: str | Path) -> Path:

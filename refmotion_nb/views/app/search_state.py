@@ -121,15 +121,16 @@ def best_tiles(table: xr.Dataset, dose_per_frame_e_A2: float | None, going: bool
     return tiles
 
 
-def ended_counts(table: xr.Dataset) -> str:
-    """Return in words how the rays stand."""
+def ended_counts(table: xr.Dataset, going: bool) -> str:
+    """Return in words how the rays stand; ``going`` is whether they will walk on."""
     retired = int(table["retired"].values.sum())
     at_most = int(sum(str(one) == "maximum strength reached" for one in table["reason"].values))
     walking = table.sizes["ray"] - sum(bool(str(one)) for one in table["reason"].values)
     said = [
         f"{n} {what}"
         for n, what in (
-            (walking, "still walking"), (retired, "retired: no motion left"), (at_most, "at the maximum strength"),
+            (walking, "still walking" if going else "had not ended"), (retired, "retired: no motion left"),
+            (at_most, "at the maximum strength"),
         )
         if n
     ]  # fmt: skip

@@ -23,6 +23,7 @@ from refmotion_nb.views.app.roots import Roots
 FILES = {
     "report.html": "report", "particles.star": "particles for RELION", "particles_*.star": "particles for RELION",
     "particles.cs": "particles for CryoSPARC", "particles.csg": "their group, to import in CryoSPARC",
+    "particles_*.cs": "particles for CryoSPARC", "particles_*.csg": "their group, to import in CryoSPARC",
     "dose_weights.nc": "dose weights, to edit or reuse",
     "hyperparameters.json": "hyperparameters, to reuse", "bfactors*.star": "B-factors as RELION writes them",
     "hyperparams.csg": "hyperparameters and dose weights, to import in CryoSPARC",

@@ -4,7 +4,7 @@ What compares runs takes one result or a mapping from the runs' names to their r
 """
 
 from refmotion_nb.views.plots.correlation import correlation
-from refmotion_nb.views.plots.dose import b_factors, fcc, fcc_curves, weights
+from refmotion_nb.views.plots.dose import b_factors, fcc, fcc_curves, weight_map, weights
 from refmotion_nb.views.plots.images import frame, micrograph, particles
 from refmotion_nb.views.plots.maps import fsc, noise, slices
 from refmotion_nb.views.plots.motion import local_trajectories, motion, path, trajectories
@@ -31,5 +31,6 @@ __all__ = [
     "scores",
     "slices",
     "trajectories",
+    "weight_map",
     "weights",
 ]

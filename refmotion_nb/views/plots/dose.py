@@ -24,8 +24,8 @@ def fcc(dose: Runs, group: str | None = None) -> hv.Layout:
     runs = _runs(dose, group, "fcc")
     inside = np.concatenate([run["fcc"].values[:, _fitted(run)].ravel() for run in runs.values()])
     limits = min(0.0, look.percentile(inside, 0.5)), max(look.percentile(inside, 99.5), 1e-6)
-    items = [_image(name, run, limits, i % 2 == min(len(runs), 2) - 1) for i, (name, run) in enumerate(runs.items())]
-    return look.panels(items, 2)
+    shown = [(look.heading(name, "FCC (grey: not measured)"), run) for name, run in runs.items()]
+    return _images(shown, "fcc", limits, "FCC")
 
 
 def fcc_curves(dose: Runs, group: str | None = None) -> hv.Layout:
@@ -44,6 +44,18 @@ def weights(dose: Runs, group: str | None = None) -> hv.Layout:
     shells = np.unique(inside[np.linspace(0, len(inside) - 1, RESOLUTIONS + 1).round().astype(int)[1:]])
     frequencies = first["frequency"].values[shells]
     return look.panels([_weights(runs, k, i == 0) for i, k in enumerate(frequencies)], 2)
+
+
+def weight_map(dose: Runs, group: str | None = None) -> hv.Layout:
+    """Draw weights per e/Å² (frequency, dose) as images in the same colours: of each run, and of the standard curve."""
+    runs = {name: per_dose(run) for name, run in _runs(dose, group, "weight").items()}
+    first = next(iter(runs.values()))
+    shown = [(look.heading(name, "weights"), run) for name, run in runs.items()]
+    if "reference_weight" in first:
+        standard = first.assign(weight=first["reference_weight"].assign_attrs(first["weight"].attrs))
+        shown.append(("Standard curve (Grant & Grigorieff)", standard))
+    most = max(look.percentile(run["weight"].values, 99.5) for _, run in shown)
+    return _images(shown, "weight", (0.0, max(most, 1e-6)), "Weight per e/Å²")
 
 
 def b_factors(dose: Runs, group: str | None = None) -> hv.Layout:
@@ -75,20 +87,26 @@ def _fitted(run: xr.Dataset, beyond: float = 1.0) -> np.ndarray:
     return inside if inside.size else np.flatnonzero(frequency > 0)
 
 
-def _image(name: str, run: xr.Dataset, limits: tuple[float, float], bar: bool) -> hv.Image:
-    dose, frequency = run["dose"].values, run["frequency"].values
+def _images(shown: list[tuple[str, xr.Dataset]], what: str, limits: tuple[float, float], name: str) -> hv.Layout:
+    """Draw a table (frame, frequency) of each run in the same colours; ``name`` stands at the scale, at the end of a row."""
+    last = min(len(shown), 2) - 1
+    return look.panels([_image(*one, what, limits, name if i % 2 == last else "") for i, one in enumerate(shown)], 2)
+
+
+def _image(title: str, run: xr.Dataset, what: str, limits: tuple[float, float], bar: str) -> hv.Image:
+    dose, frequency, table = run["dose"].values, run["frequency"].values, run[what]
     y, x = look.edges(dose), look.edges(frequency)
     dims = [look.frequency(run["frequency"]), look.dimension(run["dose"])]
-    number = np.broadcast_to(np.arange(1, len(dose) + 1)[:, None], run["fcc"].shape)
+    number = np.broadcast_to(np.arange(1, len(dose) + 1)[:, None], table.shape)
     image = hv.Image(
-        np.dstack([run["fcc"].values, number])[::-1], dims,
-        [look.dimension(run["fcc"]), hv.Dimension(("number", "Frame"), unit="number")],
+        np.dstack([table.values, number])[::-1], dims,
+        [look.dimension(table), hv.Dimension(("number", "Frame"), unit="number")],
         bounds=(x[0], y[0], x[-1], y[-1]),
     )  # fmt: skip
     return look.styled(
-        image, "Image", cmap="viridis", clim=limits, colorbar=bar, tools=["hover"], **look.OVER_FREQUENCY,
-        clabel="FCC", **look.BAR, clipping_colors={"NaN": palette()["line"]}, fontsize=look.FONTS,
-        title=look.heading(name, "FCC (grey: not measured)"), **look.PANEL, xlim=(0, x[-1]),
+        image, "Image", cmap="viridis", clim=limits, colorbar=bool(bar), tools=["hover"], **look.OVER_FREQUENCY,
+        clabel=bar, **look.BAR, clipping_colors={"NaN": palette()["line"]}, fontsize=look.FONTS,
+        title=title, **look.PANEL, xlim=(0, x[-1]),
     )  # fmt: skip
 
 

@@ -102,7 +102,7 @@ class CorrectTab(Tab):
         if engine.session is None or engine.out is None:
             return "Open data on the Data tab first."
         if engine.live is not None:
-            return self._costed[1]
+            return ""  # the progress below tells the time that is left
         mine = {name: value for name, value in engine.settings.items() if name in MotionCorrection.param}
         there = engine.store.stamp("tracks") if engine.store else 0
         key = Same(engine.session), engine.out, str(mine), there, [run.snapshot.ended for run in engine.runs]
@@ -201,9 +201,10 @@ def progress_in_words(snapshot: Snapshot, work: Work, error: str = "", stopping:
     if snapshot.state == "cancelled":
         return f"Cancelled after {done}; what is finished is kept, “Correct all particles” goes on from there."
     here = len(snapshot.micrographs)
-    earlier = f", {work.done - here} of them from an earlier run" if here < work.done else ""
+    from_earlier = work.done - here
+    earlier = f", {from_earlier if here else 'all'} of them from an earlier run" if from_earlier else ""
     if snapshot.state == "done":
-        return f"{done} done{earlier}."
+        return f"{done} done{earlier}. The Results tab lists what was written."
     left = work.seconds_left
     rate = f", {60 * work.rate_per_s:.3g} micrographs per minute" if work.rate_per_s is not None else ""
     return f"{done}{earlier}{rate}{f', about {roughly(left)} left' if left else ''}"

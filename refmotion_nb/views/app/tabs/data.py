@@ -92,9 +92,7 @@ class DataTab(Tab):
         """Return what stands where the data will be."""
         if not self.viewer.may_run:
             return [parts.empty("No data are open yet; who runs this app opens some.")]
-        about = (
-            "144 simulated apoferritin particles on four movies; made once, in about 20 s (87 MB), then found again."
-        )
+        about = "144 simulated apoferritin particles on four movies; made once, in about half a minute (87 MB), then found again."
         return [
             parts.empty(
                 "No data are open. Choose the files of a refinement and of motion correction on the left, and press Open."

@@ -24,6 +24,7 @@ from refmotion_nb.views.app.tab import Tab
 PLOTS = {
     "FCC": lambda *which: (plots.fcc(*which) + plots.fcc_curves(*which)).opts(shared_axes=False),
     "Weights": plots.weights,
+    "Weights of all frames": plots.weight_map,
     "B-factor and scale": plots.b_factors,
 }
 MEANING = {
@@ -31,6 +32,8 @@ MEANING = {
     "high resolution. Points are measured, lines are the model that the weights are made of.",
     "Weights": "What share of the sum each e/Å² has at a few resolutions, measured, with a band of 90 % confidence; dashed: the "
     "standard curve of Grant & Grigorieff.",
+    "Weights of all frames": "What share each e/Å² has, at all resolutions; beside it by the standard curve. At coarse detail "
+    "(left) all frames count alike, at fine detail (right) those of low dose.",
     "B-factor and scale": "Per frame, relative to the best one. Fast motion blurs the first frames: a high B-factor.",
 }
 EDITED = "dose_weights_edited.nc"

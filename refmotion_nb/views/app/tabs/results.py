@@ -20,6 +20,7 @@ from refmotion_nb.views.app.notebook import code_of, notebook_of
 from refmotion_nb.views.app.tab import Tab
 from refmotion_nb.views.report_html import paragraphs
 from refmotion_nb.views.report_maps import gains, resolution_table
+from refmotion_nb.views.report_summary import next_step
 
 
 class ResultsTab(Tab):
@@ -74,7 +75,7 @@ class ResultsTab(Tab):
         engine, validation, store = self.engine, self.engine.result("validation"), self.engine.store
         there = store is not None and store.has("particles")
         parts.say(self.ended, ending.told(ending.last_ended(engine, Validation, "correct", "validate")))
-        self.nothing.param.update(visible=validation is None and not there, object=escape(self._next()))
+        self.nothing.param.update(visible=validation is None, object=escape(self._next(there)))
         self.cards["fsc"].visible = validation is not None
         if validation is not None:
             self.table.show(Same(validation), lambda: parts.words(gained(validation)))
@@ -89,7 +90,9 @@ class ResultsTab(Tab):
             self.written.show(stamp, lambda: parts.words(_written(store)))
             self._files()
 
-    def _next(self) -> str:
+    def _next(self, there: bool) -> str:
+        if there:
+            return "What was gained is not known yet: “Correct and validate” on the Correct tab compares half maps."
         if self.engine.session is None:
             return "Open data on the Data tab first, or start the app on a folder with results."
         return "Nothing corrected yet: start it on the Correct tab. “Correct and validate” also tells what was gained."
@@ -146,7 +149,9 @@ def _written(store: ResultStore) -> str:
     particles = store.read("particles")
     if particles is None:
         raise InputError("the particles are being written anew; look again in a moment")
-    return written.in_words(particles, store.path.parent, list(store.attrs.get("warnings", [])))
+    told = written.in_words(particles, store.path.parent, list(store.attrs.get("warnings", [])))
+    following = f"<p><b>What next</b></p>{paragraphs([next_step(store.attrs)])}"
+    return told + (following if particles["written"].values.any() else "")
 
 
 def _correction(settings: dict[str, Any]) -> MotionCorrection:

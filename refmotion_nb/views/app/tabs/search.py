@@ -164,7 +164,7 @@ class SearchTab(Tab):
         parts.say(self.status, "" if now.going else self._ended(now))
         known = table is not None and "strength" in table.attrs
         said = parts.tiles(search_state.best_tiles(table, dose, now.going)) if known else ""
-        counts = f"<p>{escape(search_state.ended_counts(table))}</p>" if now.has_rays else ""
+        counts = f"<p>{escape(search_state.ended_counts(table, now.going))}</p>" if now.has_rays else ""
         self.chosen.object = f"{said}{counts}"
         parts.tell(self.warning, "\n".join(search_warnings(table)) if now.state == "done" and table is not None else "")
 
