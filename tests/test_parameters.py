@@ -304,7 +304,15 @@ def test_parts_of_a_prior_that_are_off_are_left_out_wherever_it_was_found(sessio
 def test_a_search_with_relions_energy_tells_no_grey_scale_that_another_stage_would_take(session):
     found = prior_of(rm.HyperparameterSearch(energy="relion", max_strength=0.11).run(session))
     assert np.isnan(found.grey_scale) and not found.common_std_A
-    assert tracked(session, found).scale > 1.1  # measured: RELION's energy takes it to be 1
+    raw = alignment_windows(session.micrograph(NAME, Alignment()), Alignment(), True, 2)
+    assert raw.scale(found) > 1.1  # measured: RELION's energy takes it to be 1
+
+
+def test_trajectories_tell_how_bright_the_reference_is_compared_to_other_micrographs(session, prior):
+    raw = alignment_windows(session.micrograph(NAME, Alignment()), Alignment(), True, 2)
+    darker = replace(prior, grey_scale=raw.cross / raw.power / raw.unit / 0.8, scale_spread2=1e6)
+    assert tracked(session, darker).scale == pytest.approx(0.8, rel=1e-3)
+    assert tracked(session, replace(prior, grey_scale=np.nan)).scale == 1, "no others are known"
 
 
 def test_own_noise_pulls_back_to_where_the_particle_was(session, prior):

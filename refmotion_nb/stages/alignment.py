@@ -408,7 +408,7 @@ class Tracks:
     displacement_A: np.ndarray  # (particle, frame, 2) from the coordinate
     common_A: np.ndarray  # (frame, 2) relative to rigid
     rigid_A: np.ndarray  # (frame, 2)
-    scale: float  # grey scale of the reference
+    scale: float  # grey scale of the reference, of that in all micrographs
     edge_hits: int  # particles and frames that left the window even after it was widened
 
 
@@ -444,4 +444,6 @@ def track(micrograph: Micrograph, settings: Alignment, prior: MotionPrior, threa
         hits = int(windows.edge_hits(solution.displacement_A[0]).sum())
         if not hits:
             break
-    return Tracks(solution.displacement_A[0][position], solution.common_A[0], geometry.rigid_A, raw.scale(prior), hits)
+    usual = raw.unit * prior.grey_scale
+    scale = raw.scale(prior) / usual if np.isfinite(usual) else 1.0
+    return Tracks(solution.displacement_A[0][position], solution.common_A[0], geometry.rigid_A, scale, hits)

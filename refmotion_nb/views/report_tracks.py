@@ -30,9 +30,8 @@ _NOISE = (
     "them come from the camera or its gain reference."
 )
 _SCALE = (
-    "How bright the reference appears in each micrograph compared to how it was predicted: 1 where its grey scale is that of the "
-    "movies. Values should be alike. Where one is near zero, particles are not seen there: wrong positions, thick ice, or an "
-    "empty micrograph."
+    "How bright the reference appears in each micrograph compared to all of them, the dose of a frame taken into account. Values "
+    "should be near 1. Where one is near zero, particles are not seen there: wrong positions, thick ice, or an empty micrograph."
 )
 
 
@@ -144,7 +143,7 @@ def _reference_scale(spectra: Mapping[str, xr.Dataset]) -> list[str]:
         return []
     at = np.arange(1, len(values) + 1)
     points = [f"{name}: {number(value)}" for name, value in zip(spectra, values)]
-    y = Axis.of("Reference scale (ratio)", values, zero=True)
+    y = Axis.of("Reference scale (of the usual one)", values, zero=True)
     line = Line(at, values, "", "var(--c2)", "only-points", points=points)
     drawing = line_drawing("Reference scale", Axis.of("Micrograph (number)", at, whole=True), y, [line])
     return [figure("Reference scale", drawing, _SCALE)]
