@@ -169,8 +169,7 @@ class ResultStore:
     def to_netcdf(self, path: str | Path) -> None:
         """Write everything as one NetCDF file (atomically), for programs that do not read zarr."""
         tree = self.tree().map_over_datasets(_for_netcdf)
-        with atomic(path) as temporary:
-            tree.to_netcdf(temporary, engine="h5netcdf")
+        _put_netcdf(path, tree)
 
     def _folder(self, group: str) -> Path:
         parts = group.split("/")
@@ -213,8 +212,14 @@ class ResultStore:
 
 def write_netcdf(path: str | Path, dataset: xr.Dataset) -> None:
     """Write ``dataset`` as a NetCDF file, atomically; attributes that NetCDF cannot hold are written as JSON text."""
+    _put_netcdf(path, _for_netcdf(dataset))
+
+
+def _put_netcdf(path: str | Path, content: xr.Dataset | xr.DataTree) -> None:
+    """Write a NetCDF file, atomically: made in memory, since HDF5 ends the process where the disk is full."""
+    made = content.to_netcdf(engine="h5netcdf")
     with atomic(path) as temporary:
-        _for_netcdf(dataset).to_netcdf(temporary, engine="h5netcdf")
+        temporary.write_bytes(made)
 
 
 def read_netcdf(path: str | Path) -> xr.Dataset:
