@@ -20,7 +20,9 @@ def test_what_differs_in_name_and_numbers_only_is_told_once_with_the_first():
 
 
 def test_folders_and_names_as_tables_write_them_make_no_difference():
-    gone = [(f"MotionCorr/job002/{one}_a/{one}.mrc", f"its movie /data/{one}_a/{one}.tif was not found") for one in "pqr"]
+    gone = [
+        (f"MotionCorr/job002/{one}_a/{one}.mrc", f"its movie /data/{one}_a/{one}.tif was not found") for one in "pqr"
+    ]
     assert told_once(gone) == [f"{', '.join(name for name, _ in gone)}: {gone[0][1]} (and 2 more like it)"]
 
 

@@ -109,7 +109,12 @@ def _skipped(data: Dataset) -> list[dict[str, Any]]:
     of_particles = [(reason, names, len(names)) for reason, names in left_out(data).items()]
     without = [(reason, names, 0) for reason, names in movies_left_out(data).items()]
     return [
-        {"reason": reason, "particles": n, "n_micrographs": len({*names}), "micrographs": [*dict.fromkeys(names)][:NAMED]}
+        {
+            "reason": reason,
+            "particles": n,
+            "n_micrographs": len({*names}),
+            "micrographs": [*dict.fromkeys(names)][:NAMED],
+        }
         for reason, names, n in (*of_particles, *without)
     ]
 
