@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from distributed import Client, Future, wait
+from distributed import Client, Future
 
 TASKS = 8  # for each thread of all workers: enough to keep all of them busy to the end
 
@@ -55,7 +55,8 @@ class Bundles:
             most = len(first)
         elif most > 1:
             unknown = [future for key, future in futures.items() if key not in self._worker]
-            wait(unknown)
+            for future in unknown:  # by its own client, whatever others there are
+                future.exception()
             found = {key: next(iter(workers), "") for key, workers in self._client.who_has(unknown).items()}
             self._worker = where = {key: self._worker.get(key) or found.get(key, "") for key in futures}
         together: dict[Any, list[int]] = {}
