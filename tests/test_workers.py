@@ -127,7 +127,7 @@ def test_workers_keep_no_micrographs_that_nobody_will_look_at_again(tiny, worker
     assert sum(workers.client.run(kept, plugin=there.place.plugin).values()) == 0
 
 
-@pytest.mark.parametrize("tasks", [8, 0.001])  # a task for each micrograph, or for all that a worker has
+@pytest.mark.parametrize("tasks", [2, 0.001])  # a task for each micrograph, or for all that a worker has
 @pytest.mark.parametrize(("what", "step"), [("reading movies", 2), ("searching hyperparameters", 5)])
 def test_a_search_outlives_a_worker(tiny, workers, alone, what, step, tasks, monkeypatch):
     monkeypatch.setattr("refmotion_nb.stages.bundles.TASKS", tasks)

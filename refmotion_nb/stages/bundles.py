@@ -11,7 +11,7 @@ from typing import Any
 
 from distributed import Client, Future
 
-TASKS = 8  # for each thread of all workers: enough to keep all of them busy to the end
+TASKS = 2  # for each thread of all workers, so that one that is done has something to take over
 
 
 @dataclass(frozen=True)
