@@ -1,6 +1,7 @@
 """CryoSPARC's files: tables of both formats, groups, real ones, and what other programs make of ours."""
 
 import json
+import resource
 import struct
 from datetime import datetime
 
@@ -35,6 +36,7 @@ from refmotion_nb.data.cryosparc.particles import (
     pose_to_euler,
     read_particle_rows,
 )
+from refmotion_nb.data.files import save_array
 from refmotion_nb.data.maps import write_map
 from refmotion_nb.data.movies.detector import load_background, load_gain
 from refmotion_nb.data.schema import Background, InputError, Optics
@@ -86,6 +88,20 @@ def rows_of(n=5):
 
 
 # tables
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.cs"])
+def test_arrays_that_a_disk_cannot_hold_are_an_error(tmp_path, name):
+    values = np.arange(1010, dtype=np.float32)  # more than the disk takes, less than a stream of C's holds back
+    array = values if name == "a.npy" else values.view([("uid", np.float32)])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match=rf"too large: .*{name}"):
+            (save_array if name == "a.npy" else write_cs)(tmp_path / name, array)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_every_column_of_the_real_files_is_accounted_for(t20s):

@@ -19,6 +19,13 @@ def test_what_differs_in_name_and_numbers_only_is_told_once_with_the_first():
     assert line == f"mic0000, mic0001, mic0002 and 997 more: {many[0][1]} (and 999 more like it)"
 
 
+def test_folders_and_names_as_tables_write_them_make_no_difference():
+    gone = [
+        (f"MotionCorr/job002/{one}_a/{one}.mrc", f"its movie /data/{one}_a/{one}.tif was not found") for one in "pqr"
+    ]
+    assert told_once(gone) == [f"{', '.join(name for name, _ in gone)}: {gone[0][1]} (and 2 more like it)"]
+
+
 def test_what_differs_otherwise_is_told_apart():
     gone = "b", "/data/Movies/00001_b.tif does not exist"
     assert told_once([damaged("a"), gone]) == [": ".join(damaged("a")), ": ".join(gone)]

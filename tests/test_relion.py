@@ -7,10 +7,12 @@ import pandas as pd
 import pytest
 from relion_project import MICROGRAPHS, PARTICLES, edit, make_project, motion_blocks, optics, reference
 
+from refmotion_nb.data.check import check_dataset, left_out
 from refmotion_nb.data.relion.micrographs import match_micrographs, short_names, strip_job
 from refmotion_nb.data.relion.project import open_relion, survey
 from refmotion_nb.data.schema import InputError, Reference
 from refmotion_nb.data.star import read_star, write_star
+from refmotion_nb.stages.describe import describe_inputs
 
 
 @pytest.fixture
@@ -385,6 +387,17 @@ def test_movies_that_cannot_be_used_may_be_left_out(project, path, reason):
     assert [movie.micrograph for movie in data.movies] == ["a", "c"] and data.particles.sizes["particle"] == 20
     assert [skip.row for skip in data.skipped] == list(range(1, 30, 3))
     assert all(re.match(reason, skip.reason) for skip in data.skipped)
+
+
+def test_movies_left_out_for_like_reasons_are_one_line_wherever_they_are_told(project):
+    for name in "ab":
+        (project / f"Movies/{name}.mrcs").unlink()
+    data = opened(project, skip_unusable_movies=True)
+    ((reason, names),) = left_out(data).items()
+    assert re.fullmatch(r"its movie \S*/a.mrcs was not found \(and 1 more like it\)", reason) and len(names) == 20
+    (noted,) = describe_inputs(data)["skipped"]
+    assert noted["reason"] == reason and (noted["particles"], noted["n_micrographs"]) == (20, 2)
+    assert dict(check_dataset(data, (), (), "").facts)["left out"] == f"{reason} (20)"
 
 
 def test_damaged_movies_may_be_left_out_but_not_all(project):

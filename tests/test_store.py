@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -263,6 +264,16 @@ def test_netcdf_files_come_back_the_same(tmp_path: Path) -> None:
     write_netcdf(tmp_path / "new" / "dose_weights.nc", expected)
     xr.testing.assert_identical(read_netcdf(tmp_path / "new" / "dose_weights.nc"), expected)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["dose_weights.nc"]
+
+
+def test_netcdf_on_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)  # HDF5, were it to write there itself, would end the process
+    with pytest.raises(OSError, match=r"No space left on device: .*dose_weights\.nc"):
+        write_netcdf(tmp_path / "dose_weights.nc", fake_dose_weights(2))
+    assert not [*tmp_path.iterdir()]
 
 
 def test_files_that_are_no_netcdf_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

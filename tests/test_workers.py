@@ -22,6 +22,7 @@ from job import copied, run, said, store
 import refmotion_nb as rm
 from refmotion_nb.cli import main
 from refmotion_nb.stages.base import Cancelled, Silent
+from refmotion_nb.stages.bundles import Held
 from refmotion_nb.stages.correction import without_measurements
 from refmotion_nb.stages.dose_weights import weights_on
 from refmotion_nb.stages.execute import _uninterrupted
@@ -136,8 +137,10 @@ def test_workers_keep_no_micrographs_that_nobody_will_look_at_again(tiny, worker
     assert sum(workers.client.run(kept, plugin=there.place.plugin).values()) == 0
 
 
+@pytest.mark.parametrize("tasks", [2, 0.001])  # a task for each micrograph, or for all that a worker has
 @pytest.mark.parametrize(("what", "step"), [("reading movies", 2), ("searching hyperparameters", 5)])
-def test_a_search_outlives_a_worker(tiny, workers, alone, what, step):
+def test_a_search_outlives_a_worker(tiny, workers, alone, what, step, tasks, monkeypatch):
+    monkeypatch.setattr("refmotion_nb.stages.bundles.TASKS", tasks)
     wait_for_two(workers)
     killer = Killer(workers, what, step)
     there = Session(tiny.open(), workers=workers)
@@ -276,7 +279,7 @@ def test_from_the_command_line(tiny, capsys, tmp_path):
 class Silenced:
     """A client whose scheduler is lost after some tasks; it notes what it was given."""
 
-    scheduler = None
+    scheduler, key = None, "key"
 
     def __init__(self, lost_after):
         self.left, self.given = lost_after, []
@@ -313,7 +316,7 @@ def test_a_lost_scheduler_is_said_and_work_is_sent_once(alone, lost_after):
         with pytest.raises(rm.InputError, match=line):
             list(work(list(session), settings, print))
     with pytest.raises(rm.InputError, match=line):
-        there.values([client])
+        there.values([Held(client)])
     if lost_after == 9:
         assert [print in task for task in client.given] == [True, False, False, True, False, False, False, False]
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from refmotion_nb.data.maps import LoadedReference, check_reference, load_reference
-from refmotion_nb.data.schema import Dataset, InputError, Optics, Reference
+from refmotion_nb.data.reasons import alike
+from refmotion_nb.data.schema import Dataset, InputError, Optics, Reference, Skipped
 from refmotion_nb.numerics.fourier import first_shell_below
 from refmotion_nb.numerics.patches import movie_box
 
@@ -117,9 +118,8 @@ def check_dataset(dataset: Dataset, problems: Iterable[str], notes: Iterable[str
     if not dataset.references:
         facts.append(("reference", "none given"))
     facts += _output(dataset, extent_A)
-    facts.append(
-        ("left out", "; ".join(f"{reason} ({n})" for reason, n in left_out(dataset).most_common()) or "nothing")
-    )
+    left = [f"{reason} ({len(names)})" for reason, names in left_out(dataset).items()]
+    facts.append(("left out", "; ".join(left) or "nothing"))
     return Check(title, tuple(facts), tuple(dict.fromkeys(problems)), tuple(dict.fromkeys(notes)), dataset)
 
 
@@ -129,9 +129,19 @@ def dataset_facts(dataset: Dataset) -> list[tuple[str, str]]:
     return [*_particle_facts(dataset), *_movie_facts(dataset), *optics]
 
 
-def left_out(dataset: Dataset) -> Counter[str]:
-    """Return how many particles were left out for each reason."""
-    return Counter(skip.reason for skip in dataset.skipped if skip.row >= 0)
+def left_out(dataset: Dataset) -> dict[str, list[str]]:
+    """Return the micrograph of each particle that was left out, by reason, the most common first; see ``alike``."""
+    return _by_reason(skip for skip in dataset.skipped if skip.row >= 0)
+
+
+def movies_left_out(dataset: Dataset) -> dict[str, list[str]]:
+    """Return the micrographs without particles that were left out, by reason, the most common first."""
+    return _by_reason(skip for skip in dataset.skipped if skip.row < 0)
+
+
+def _by_reason(skipped: Iterable[Skipped]) -> dict[str, list[str]]:
+    found = alike((skip.micrograph, skip.reason) for skip in skipped)
+    return dict(sorted(found.items(), key=lambda one: -len(one[1])))
 
 
 def _particle_facts(dataset: Dataset) -> list[tuple[str, str]]:

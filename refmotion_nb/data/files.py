@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from fnmatch import fnmatch
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 
@@ -274,6 +274,13 @@ def read_text(path: str | Path) -> str:
         raise InputError(_not_utf8(path, error)) from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from None
+
+
+def save_array(path: str | Path, array: np.ndarray) -> None:
+    """Save an array, also a structured one, as .npy, atomically; OSError where the disk is full."""
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        # to a file NumPy writes by a stream of C's, and does not look whether the last 4096 bytes arrived
+        np.lib.format.write_array(SimpleNamespace(write=file.write), array, allow_pickle=False)
 
 
 def load_array(path: Path, remedy: str) -> np.ndarray:

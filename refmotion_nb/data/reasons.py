@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,13 +13,14 @@ _NUMBER = re.compile(r"\d+")
 def alike(reasons: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     """Return micrographs (name, reason), each as often as it is given, by reason; of those alike the first stands for all.
 
-    Alike are those that differ in numbers and in the name of the micrograph's file only.
+    Alike are those that differ in numbers and in the path of the micrograph's file only.
     """
     kinds: dict[str, tuple[dict[str, None], list[str]]] = {}  # reasons, and names of micrographs
     known: dict[tuple[str, str], str] = {}
     for name, reason in reasons:
         if (name, reason) not in known:
-            without = re.sub(rf"[^/\s]*{re.escape(name)}(?=\.)", "*", reason) if name else reason
+            stem = os.path.splitext(os.path.basename(name))[0] if "/" in name else name  # of a name in a table
+            without = re.sub(rf"\S*{re.escape(stem)}(?=\.)", "*", reason) if name else reason
             known[name, reason] = _NUMBER.sub("0", without)
         of_kind, names = kinds.setdefault(known[name, reason], ({}, []))
         of_kind[reason] = None

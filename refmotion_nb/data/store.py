@@ -7,6 +7,7 @@ is used.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
@@ -173,8 +174,7 @@ class ResultStore:
     def to_netcdf(self, path: str | Path) -> None:
         """Write everything as one NetCDF file (atomically), for programs that do not read zarr."""
         tree = self.tree().map_over_datasets(_for_netcdf)
-        with atomic(path) as temporary:
-            tree.to_netcdf(temporary, engine="h5netcdf")
+        _put_netcdf(path, tree.to_dict())
 
     def _folder(self, group: str) -> Path:
         parts = group.split("/")
@@ -217,8 +217,23 @@ class ResultStore:
 
 def write_netcdf(path: str | Path, dataset: xr.Dataset) -> None:
     """Write ``dataset`` as a NetCDF file, atomically; attributes that NetCDF cannot hold are written as JSON text."""
+    _put_netcdf(path, {"/": _for_netcdf(dataset)})
+
+
+def _put_netcdf(path: str | Path, groups: Mapping[str, xr.Dataset]) -> None:
+    """Write groups as a NetCDF file, atomically: made in memory, since HDF5 ends the process where the disk is full."""
+    import h5netcdf
+    from xarray.backends import H5NetCDFStore
+
+    made = io.BytesIO()
+    with h5netcdf.File(made, "w") as file:
+        for (
+            name,
+            dataset,
+        ) in groups.items():  # not by to_netcdf, which asks a Dask cluster for leave where one is in use
+            dataset.dump_to_store(H5NetCDFStore(file, name, mode="a"))
     with atomic(path) as temporary:
-        _for_netcdf(dataset).to_netcdf(temporary, engine="h5netcdf")
+        temporary.write_bytes(made.getbuffer())
 
 
 def read_netcdf(path: str | Path) -> xr.Dataset:

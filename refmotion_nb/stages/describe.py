@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from refmotion_nb import __version__
+from refmotion_nb.data.check import left_out, movies_left_out
 from refmotion_nb.data.jsonfiles import plain
 from refmotion_nb.data.micrographs import MovieTable
 from refmotion_nb.data.schema import Dataset, Movie
@@ -105,14 +106,16 @@ def _optics_groups(data: Dataset) -> list[dict[str, Any]]:
 
 def _skipped(data: Dataset) -> list[dict[str, Any]]:
     """Return for each reason how many particles and micrographs were left out, and the first of these by name."""
-    found: dict[str, dict[str, Any]] = {}
-    for one in data.skipped:
-        entry = found.setdefault(one.reason, {"reason": one.reason, "particles": 0, "micrographs": {}})
-        entry["particles"] += one.row >= 0  # row -1: a movie that has none
-        entry["micrographs"][one.micrograph] = None
+    of_particles = [(reason, names, len(names)) for reason, names in left_out(data).items()]
+    without = [(reason, names, 0) for reason, names in movies_left_out(data).items()]
     return [
-        {**entry, "n_micrographs": len(entry["micrographs"]), "micrographs": list(entry["micrographs"])[:NAMED]}
-        for entry in sorted(found.values(), key=lambda entry: -entry["particles"])
+        {
+            "reason": reason,
+            "particles": n,
+            "n_micrographs": len({*names}),
+            "micrographs": [*dict.fromkeys(names)][:NAMED],
+        }
+        for reason, names, n in (*of_particles, *without)
     ]
 
 

@@ -40,7 +40,7 @@ class Place(Protocol):
         """Yield as ``each`` does, but held values."""
 
     def apply(self, function: Callable[..., Any], *columns: list[Any]) -> list[Any]:
-        """Return, held, ``function(session, ...)`` of each row of columns, which may have held values; all at once."""
+        """Return, held, ``function(session, ...)`` of each row of columns, all at once; the first is held, others may be."""
 
     def values(self, held: list[Any]) -> list[Any]:
         """Return the values that are held."""

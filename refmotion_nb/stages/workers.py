@@ -29,6 +29,7 @@ from refmotion_nb.numerics import gpu
 from refmotion_nb.numerics.backend import one_blas_thread
 from refmotion_nb.numerics.room import reuse_freed_memory
 from refmotion_nb.stages.alignment import Alignment
+from refmotion_nb.stages.bundles import Bundles, Given, Held, by_key, given
 from refmotion_nb.stages.device import Device, choose, choose_apart
 from refmotion_nb.stages.places import Task
 from refmotion_nb.stages.session import Session
@@ -277,6 +278,7 @@ class There:
         self._client, self._address = client, address
         self._session: Session = weakref.proxy(session)  # which holds on to workers, not they to it
         self._read_at: dict[str, str] = {}  # the worker that read a micrograph last, and may have kept it
+        self._bundles = Bundles(client)
 
     def each(self, names: list[str], settings: Alignment, task: Task) -> Iterator[tuple[str, Any]]:
         """Yield name and value, see ``Place``; as many tasks are on their way as keep all workers busy."""
@@ -291,19 +293,29 @@ class There:
         reasons = [self._submit(_reason, future) for future in futures]
         for name, future, reason in zip(names, futures, reasons):
             self._outcome(name, reason)
-            yield name, future
+            yield name, Held(future)
 
     def apply(self, function: Callable[..., Any], *columns: list[Any]) -> list[Any]:
-        """Return the held values of all rows, made where the values they need are."""
-        return [self._submit(_call, function, *row) for row in zip(*columns)]
+        """Return the held values of all rows, made where the first of a row is."""
+        rows, found = [*zip(*columns)], dict[int, Held]()
+        with _answering(self._address):
+            threads = sum(worker["nthreads"] for worker in _workers_of(self._client).values())
+            bundles = self._bundles.of([row[0] for row in rows], threads)
+        for bundle in bundles:
+            put, futures = given(rows[i] for i in bundle)
+            future = self._submit(_call, function, put, *futures)
+            found |= {i: Held(future, k) for k, i in enumerate(bundle)}
+        return [found[i] for i in range(len(rows))]
 
     def values(self, held: list[Any]) -> list[Any]:
         """Return what is held."""
+        futures = by_key(held)
         try:
             with _answering(self._address):
-                return [outcome.value for outcome in self._client.gather(held)]
+                outcomes = dict(zip(futures, self._client.gather([*futures.values()])))
         except KilledWorker as error:
             raise InputError(f"{error}; give workers more memory") from None
+        return [one.of(outcomes[one.future.key].value) for one in held]
 
     def _begin(self, name: str, work: Future) -> Future:
         """Have a task done, by the worker that read the micrograph before if it is not too busy."""
@@ -403,11 +415,13 @@ def _reason(plugin: str, outcome: Outcome) -> Outcome:
     return replace(outcome, value=None)
 
 
-def _call(plugin: str, function: Callable[..., Any], *row: Any) -> Outcome:
-    values = [one.value if isinstance(one, Outcome) else one for one in row]
-    session = _mine(plugin).session
-    with _mine(plugin).solving, session.device.telling_of_memory("micrographs were worked on"):
-        return Outcome(function(session, *values))
+def _call(plugin: str, function: Callable[..., Any], rows: list[list[Any]], *outcomes: Outcome) -> Outcome:
+    session, have, values = _mine(plugin).session, [outcome.value for outcome in outcomes], list[Any]()
+    for row in rows:
+        arguments = [one.of(have) if isinstance(one, Given) else one for one in row]
+        with _mine(plugin).solving, session.device.telling_of_memory("micrographs were worked on"):
+            values.append(function(session, *arguments))
+    return Outcome(values)
 
 
 def _workers_of(client: Client) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refmotion_nb.data.reasons import alike
 from refmotion_nb.views.report_html import CATEGORIES, Decimals, count, folded, mapping, paragraphs, table, titled
 from refmotion_nb.views.report_inputs import files_table, some_of
 from refmotion_nb.views.report_run import repeat
@@ -72,8 +72,8 @@ def _left_out(corrected: xr.Dataset) -> str:
     left = ~corrected["written"].values.astype(bool)
     names, reasons = corrected["micrograph"].values[left], corrected["reason"].values[left].astype(str)
     lines: list[tuple[object, ...]] = []
-    for reason, n in Counter(reasons.tolist()).most_common():
-        lines.append((reason or "no reason given", n, some_of(names[reasons == reason].tolist(), n)))
+    for reason, of in sorted(alike(zip(names.tolist(), reasons.tolist())).items(), key=lambda one: -len(one[1])):
+        lines.append((reason or "no reason given", len(of), some_of(of, len(of))))
     return table(("Left out because", "Micrographs", "Which"), lines) if lines else ""
 
 

@@ -162,7 +162,7 @@ def _contents(result: Any) -> list[tuple[str, str]]:
 
 def dataset_page(data: Any) -> Page:
     """Return what a data set shows: counts, doses, pixel sizes, what was left out and why, where the particles lie."""
-    from refmotion_nb.data.check import dataset_facts, left_out
+    from refmotion_nb.data.check import dataset_facts, left_out, movies_left_out
 
     n, movies = data.particles.sizes["particle"], len(data.movies)
     state = f"{n} particles, {movies} movies, {_many(len(data.references), 'reference')}"
@@ -171,14 +171,13 @@ def dataset_page(data: Any) -> Page:
         row for i, one in enumerate(data.references) for row in _reference_rows(one, i, len(data.references))
     )
     reasons = left_out(data)
-    without = Counter(skip.reason for skip in data.skipped if skip.row < 0)
+    without = movies_left_out(data)
     parts = [Part("references", references)]
     if reasons:
-        some = {skip.reason: skip.micrograph for skip in reversed(data.skipped) if skip.row >= 0}
-        entries = [Row(_many(n, "particle"), why, f"e.g. on {some[why]}") for why, n in reasons.most_common()]
-        parts.append(Part(f"left out: {_many(sum(reasons.values()), 'particle')}", tuple(entries), True))
+        entries = [Row(_many(len(on), "particle"), why, f"e.g. on {on[0]}") for why, on in reasons.items()]
+        parts.append(Part(f"left out: {_many(sum(map(len, reasons.values())), 'particle')}", tuple(entries), True))
     if without:
-        entries = [Row(_many(n, "movie"), why) for why, n in without.most_common()]
+        entries = [Row(_many(len(names), "movie"), why) for why, names in without.items()]
         parts.append(Part("movies left out", tuple(entries), True))
     if data.notes:
         parts.append(Part("worth a look", tuple(Row("", note) for note in data.notes), True))

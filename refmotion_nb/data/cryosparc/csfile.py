@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from refmotion_nb.data.files import admit, atomic, read_text
+from refmotion_nb.data.files import admit, atomic, read_text, save_array
 from refmotion_nb.data.schema import InputError
 
 _NUMPY, _CSDAT = b"\x93NUMPY", b"\x95CSDAT"
@@ -75,8 +75,7 @@ def read_cs(path: str | Path) -> np.ndarray:
 
 def write_cs(path: str | Path, rows: np.ndarray) -> None:
     """Write a structured array as a ``.cs`` file in NumPy's format; atomically."""
-    with atomic(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, rows, allow_pickle=False)
+    save_array(path, rows)
 
 
 def text(rows: np.ndarray, name: str) -> list[str]:

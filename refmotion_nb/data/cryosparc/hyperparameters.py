@@ -17,8 +17,8 @@ import numpy as np
 import xarray as xr
 
 from refmotion_nb.data.cryosparc.csfile import names, read_cs, read_group, table, text, write_cs, write_csg
-from refmotion_nb.data.cryosparc.write import save_array, stable_uid
-from refmotion_nb.data.files import load_array
+from refmotion_nb.data.cryosparc.write import stable_uid
+from refmotion_nb.data.files import load_array, save_array
 from refmotion_nb.data.schema import InputError
 
 _OURS = "refmotion_hyperparameters/"

@@ -16,7 +16,7 @@ import numpy as np
 from refmotion_nb.data.cryosparc.csfile import columns, names, table, write_cs, write_csg
 from refmotion_nb.data.cryosparc.motion import ORIENTATIONS
 from refmotion_nb.data.cryosparc.particles import aberrations_A, euler_to_pose
-from refmotion_nb.data.files import atomic
+from refmotion_nb.data.files import save_array
 from refmotion_nb.data.schema import Dataset, Movie
 
 if TYPE_CHECKING:
@@ -155,9 +155,3 @@ def _given(data: Dataset, number: int, row: np.ndarray, movies: Mapping[str, Mov
 def stable_uid(*parts: Any) -> int:
     """Return a number that is the same whenever the same thing is written."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") | 1
-
-
-def save_array(path: Path, array: np.ndarray) -> None:
-    """Save an array as .npy, atomically."""
-    with atomic(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, array, allow_pickle=False)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from refmotion_nb.data.reasons import listed
+from refmotion_nb.data.reasons import alike, listed
 from refmotion_nb.data.relion.motion import read_motion
 from refmotion_nb.data.relion.particles import needs_optics
 from refmotion_nb.data.schema import Gain, InputError, Movie, Skipped, as_path, in_words
@@ -361,11 +361,7 @@ def _missing_extras(movies: Iterable[Movie], root: Path) -> list[str]:
 
 def _grouped(failed: Mapping[int, tuple[Path, str]]) -> list[str]:
     """One line for each kind of failure, however many files have it."""
-    kinds: dict[str, list[Path]] = {}
-    for path, message in failed.values():
-        kinds.setdefault(message.replace(str(path), "{}"), []).append(path)
-    lines = [kind.replace("{}", str(paths[0])) + (f" (and {len(paths) - 1} more like it)" if len(paths) > 1 else "")
-             for kind, paths in kinds.items()]  # fmt: skip
+    lines = list(alike((path.stem, message) for path, message in failed.values()))
     return lines if len(lines) <= 10 else [*lines[:10], f"{len(lines) - 10} more files have problems of their own"]
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from html import escape
 from typing import Any
 
 import panel as pn
 
-from refmotion_nb.data.check import Check, dataset_facts, left_out
+from refmotion_nb.data.check import Check, dataset_facts, left_out, movies_left_out
 from refmotion_nb.data.schema import Dataset
 from refmotion_nb.views.app import ending, parts
 from refmotion_nb.views.app.browser import PathField
@@ -116,7 +115,7 @@ def figures(data: Dataset) -> list[tuple[str, str]]:
     frames, dose = ({getattr(movie, name) for movie in movies} for name in ("n_frames", "dose_per_frame_e_A2"))
     total = {movie.n_frames * movie.dose_per_frame_e_A2 for movie in movies}
     pixel = {movie.pixel_size_A for movie in movies}
-    lost = sum(left_out(data).values())
+    lost = sum(skip.row >= 0 for skip in data.skipped)
     return [
         (f"{particles.sizes['particle']:,}", "particles"), (f"{len(movies):,}", "movies"),
         (_span(frames), "frames each"), (f"{_span(dose)} e/Å²", "per frame"), (f"{_span(total)} e/Å²", "in all"),
@@ -133,12 +132,11 @@ def _span(values: Iterable[float]) -> str:
 def _listed(data: Dataset) -> str:
     """Return what is worth a look, and what was left out and why."""
     drawn = ""
-    some = {skip.reason: skip.micrograph for skip in reversed(data.skipped)}
     if reasons := left_out(data):
-        rows = [(f"{n:,}", why, f"e.g. on {some[why]}") for why, n in reasons.most_common()]
+        rows = [(f"{len(names):,}", why, f"e.g. on {names[0]}") for why, names in reasons.items()]
         drawn += "<h4>Particles left out</h4>" + parts.table(rows, ("particles", "why", ""))
-    if idle := Counter(skip.reason for skip in data.skipped if skip.row < 0):
-        rows = [(f"{n:,}", why, f"e.g. {some[why]}") for why, n in idle.most_common()]
+    if idle := movies_left_out(data):
+        rows = [(f"{len(names):,}", why, f"e.g. {names[0]}") for why, names in idle.items()]
         drawn += "<h4>Movies left out, without particles</h4>" + parts.table(rows, ("movies", "why", ""))
     if data.notes:
         drawn += "<h4>Worth a look</h4><ul>" + "".join(f"<li>{escape(note)}</li>" for note in data.notes) + "</ul>"
