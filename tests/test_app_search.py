@@ -246,7 +246,7 @@ def test_priors_are_explored_in_the_background_and_taken(engine):
     tab._use()
     assert in_force.given(engine) == model.wanted == Hyperparameters(20.0, 60.0, 3000.0)
     assert "takes given hyperparameters: total strength 20, balance 60°" in tab.force.object
-    path, stage, key = engine.hyperparameters_file, rm.HyperparameterSearch(), engine.session.keys.all
+    path, stage, key = engine.hyperparameters_file, rm.HyperparameterSearch(), engine.session.keys
     assert read_prior(path, stage, 4.0, key) == searched.with_hyperparameters(model.wanted), (
         "what was seen, not typical values"
     )
@@ -269,7 +269,13 @@ def test_hyperparameters_and_weights_of_another_run_are_taken_from_files(engine,
     folder, outside = engine.roots.folders[0], tmp_path_factory.mktemp("outside")
     priors, dose = PriorsTab(engine, OWNER), DoseTab(engine, OWNER)
     engine.change(spatial_strength=1.0)
-    write_prior(folder / "other.json", MotionPrior(Hyperparameters(3.0, 30.0, 2000.0), 0.4), 1.0, "calibrated", "")
+    write_prior(
+        folder / "other.json",
+        MotionPrior(Hyperparameters(3.0, 30.0, 2000.0), 0.4),
+        1.0,
+        "calibrated",
+        engine.session.keys,
+    )
     write_hyperparameter_group(
         outside, {"spatial_strength": 1, "correlation_distance": 2, "acceleration_strength": 3}, None, 1.0
     )

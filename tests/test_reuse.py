@@ -12,7 +12,7 @@ import pytest
 import tifffile
 import xarray as xr
 from conftest import TINY
-from job import GIVEN, error_A, inputs, run, said, store, tracks
+from job import GIVEN, copied, error_A, inputs, run, said, store, tracks
 from relion_project import edit
 
 import refmotion_nb as rm
@@ -25,12 +25,12 @@ from refmotion_nb.data.store import read_netcdf, write_netcdf
 from refmotion_nb.data.synthetic.simulate import _mapping, simulate
 from refmotion_nb.numerics.dose import fcc, sums_at_doses, weights_at_doses
 from refmotion_nb.numerics.energy import grant_grigorieff
-from refmotion_nb.stages.alignment import Alignment
+from refmotion_nb.stages.alignment import Alignment, MotionPrior
 from refmotion_nb.stages.base import Silent
 from refmotion_nb.stages.correction import hash_of_weights
 from refmotion_nb.stages.dose_weights import exposures, weights_on
 from refmotion_nb.stages.execute import Execution
-from refmotion_nb.stages.reuse import read_prior, read_weights
+from refmotion_nb.stages.reuse import read_prior, read_weights, write_prior
 
 PARTICLES, MICROGRAPHS = "Extract/particles.star", "MotionCorr/corrected_micrographs.star"
 
@@ -225,23 +225,41 @@ def test_weights_of_cryosparc(quick, data, tmp_path):
 def test_hyperparameters_of_other_programs(tmp_path, quick):
     settings = Alignment()
     (tmp_path / "opt_params_all_groups.txt").write_text("0.5 5000 2\n")
-    relion = read_prior(tmp_path / "opt_params_all_groups.txt", settings, 4.0, "")
+    relion = read_prior(tmp_path / "opt_params_all_groups.txt", settings, 4.0, None)
     assert relion.hyperparameters == rm.Hyperparameters.from_relion(0.5, 5000, 2, 4.0)
     for name in ("hyperparams.cs", "hyperparams.csg"):
-        ours = read_prior(quick / name, settings, 4.0, "").hyperparameters
+        ours = read_prior(quick / name, settings, 4.0, None).hyperparameters
         assert (ours.spatial_strength, ours.distance_A) == pytest.approx((1.5, 3000))
     with pytest.raises(rm.InputError, match="on a scale that is not public, search again, or give spatial_strength"):
-        read_prior(quick / "particles.cs", settings, 4.0, "")
+        read_prior(quick / "particles.cs", settings, 4.0, None)
     with pytest.raises(rm.InputError, match="of the calibrated energy; set energy to calibrated"):
-        read_prior(quick / "hyperparameters.json", Alignment(energy="relion"), 4.0, "")
+        read_prior(quick / "hyperparameters.json", Alignment(energy="relion"), 4.0, None)
+
+
+def test_movies_that_come_later_are_added_to_what_is_finished(tiny, tmp_path, capsys):
+    folder, out = copied(tiny.folder, tmp_path), tmp_path / "out"
+    late = folder / "Movies/mic0001.tif"
+    late.rename(tmp_path / "late.tif")
+    assert run(folder, out, "--skip-unusable-movies") == 0
+    found = ["--hyperparameters", str(out / "hyperparameters.json"), "--dose-weights", str(out / "dose_weights.nc")]
+    first = (out / "Particles/mic0000.mrcs").stat()
+    (tmp_path / "late.tif").rename(late)
+    for written in (24, 24):  # what was found still holds when it was read from and written to this folder
+        assert run(folder, out, *found) == 0
+        assert f"{written} of 24" in capsys.readouterr().err
+        again = (out / "Particles/mic0000.mrcs").stat()
+        assert (again.st_ino, again.st_mtime_ns) == (first.st_ino, first.st_mtime_ns), "it was written again"
+    assert (out / "Particles/mic0001.mrcs").exists()
 
 
 def test_the_grey_scale_is_that_of_the_data_at_hand(quick, data, tmp_path):
     """A reference ten times as bright has a tenth of the scale: that of another run would be wrong."""
-    values = json.loads((quick / "hyperparameters.json").read_text())
-    same = read_prior(quick / "hyperparameters.json", Alignment(), 4.0, values["data"])
-    other = read_prior(quick / "hyperparameters.json", Alignment(), 4.0, "of other data")
-    assert same.grey_scale == pytest.approx(values["reference_scale"]["grey_scale"]) and np.isnan(other.grey_scale)
+    values, scale = json.loads((quick / "hyperparameters.json").read_text()), {"grey_scale": 0.7, "scale_spread2": 0.01}
+    assert values["data"]["micrographs"] == ["mic0000", "mic0001"] and values["reference_scale"]["grey_scale"] > 0
+    one, fewer = rm.Session(data).keys, rm.Session(replace(data, movies=data.movies[1:])).keys
+    write_prior(tmp_path / "h.json", MotionPrior(rm.Hyperparameters(1.0, 50.0, 2000.0), **scale), 1.0, "calibrated", one)
+    same, other = (read_prior(tmp_path / "h.json", Alignment(), 4.0, keys) for keys in (one, fewer))
+    assert (same.grey_scale, same.scale_spread2) == (0.7, 0.01) and np.isnan(other.grey_scale)
     reference = data.references[0]
     bright = []
     for name in ("half1", "half2"):

@@ -84,7 +84,7 @@ class MotionCorrection(Alignment):
         image_root: Path | None,
     ) -> xr.Dataset:
         store = ResultStore(out / "results.zarr")
-        settings = self.settings(), self.track_key(prior), hash_of_weights(dose), session.keys.shared
+        settings = self.settings(), self.track_key(prior), hash_of_weights(dose), session.keys.common
         store.update_attrs()  # the folder is this run's from now on
         stacks = _stack_folder(out, image_root)
         reporter.start(len(session.micrographs), "correcting particles")
@@ -211,12 +211,12 @@ def _tracks_file(out: Path, name: str) -> Path:
 
 
 def _key(session: Session, name: str, settings: Any) -> str:
-    *_, shared = settings
-    return f"{_data_key(session, name, shared)}-{hash_of(settings)}"
+    *_, common = settings
+    return f"{_data_key(session, name, common)}-{hash_of(settings)}"
 
 
-def _data_key(session: Session, name: str, shared: str) -> str:
-    return hash_of(shared, session.keys.of([name]))
+def _data_key(session: Session, name: str, common: str) -> str:
+    return hash_of(common, session.keys.of([name]))
 
 
 def remove_tracks_of_other_data(store: ResultStore, session: Session) -> int:
@@ -224,7 +224,7 @@ def remove_tracks_of_other_data(store: ResultStore, session: Session) -> int:
     names = {group.partition("/")[2] for section in ("tracks", "noise") for group in store.groups(section)}
     void = [
         name for name in names
-        if store.key(f"tracks/{name}").partition("-")[0] != _data_key(session, name, session.keys.shared)
+        if store.key(f"tracks/{name}").partition("-")[0] != _data_key(session, name, session.keys.common)
     ]  # fmt: skip
     for name in void:
         store.remove(f"tracks/{name}")

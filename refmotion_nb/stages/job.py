@@ -324,7 +324,7 @@ class Job:
         if given is not None:
             raise InputError("hyperparameters are given both as values and as a file; give one")
         with only_within(self.within):
-            return read_prior(self.hyperparameters_file, stage, dose, session.keys.all)
+            return read_prior(self.hyperparameters_file, stage, dose, session.keys)
 
     def _given_weights(self, session: Session) -> xr.Dataset | None:
         """Return the dose weights that are given in a file, or None; InputError if they cannot be used."""
@@ -355,7 +355,7 @@ class Job:
         session.adopt(stage, *inputs, result=search)
         score = float(search.attrs.get("cv_score", np.nan))
         dose = self.data.movies[0].dose_per_frame_e_A2
-        write_prior(self.out / "hyperparameters.json", prior_of(search), dose, stage.energy, session.keys.all, score)
+        write_prior(self.out / "hyperparameters.json", prior_of(search), dose, stage.energy, session.keys, score)
         return search
 
     def _new_search(

@@ -15,6 +15,8 @@ from refmotion_nb.data.schema import Dataset, Movie, Reference
 from refmotion_nb.stages.base import hash_of
 from refmotion_nb.stages.grey_scale import choose
 
+_MARKED = 3  # micrographs that a mark names
+
 
 class DataKeys:
     """Hashes of a dataset and of its parts: a result holds as long as what it was computed from has the same hash.
@@ -31,12 +33,24 @@ class DataKeys:
         counts = [(name, particles.sizes["particle"]) for name, (_, particles) in micrographs.items()]
         several = len(data.references) > 1
         scaled_on = choose(micrographs, len(data.references)) if several else []
-        self.shared = digest((data.references, data.optics, finest, counts, self.of(scaled_on)))
-        """References, optics, which micrographs have how many particles, and what references were brought to one scale on."""
+        self.common = digest((data.references, data.optics, finest, self.of(scaled_on)))
+        """What the results of every micrograph depend on: references, what they were brought to one scale on, optics."""
+        self.shared = hash_of(self.common, counts)
+        """That, and which micrographs have how many particles, of which a part is drawn to search and measure on."""
 
     def of(self, names: Iterable[str]) -> str:
         """Return the hash of movies and particles of some micrographs; they and their order matter."""
         return hash_of([self._one(name) for name in names])
+
+    @property
+    def mark(self) -> dict[str, Any]:
+        """What tells these data from others, whatever micrographs are added to them later; to be kept in a file."""
+        names = list(self._micrographs)[:_MARKED]
+        return {"micrographs": names, "key": hash_of(self.common, self.of(names))}
+
+    def grown_from(self, mark: Any) -> bool:
+        """Return whether these are the data with that ``mark``, perhaps with more micrographs."""
+        return isinstance(mark, dict) and mark["key"] == hash_of(self.common, self.of(mark["micrographs"]))
 
     @property
     def all(self) -> str:

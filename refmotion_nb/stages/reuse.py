@@ -21,6 +21,7 @@ from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, alignment_windows
 from refmotion_nb.stages.base import Reporter, Silent
 from refmotion_nb.stages.dose_weights import POOL, lacks
+from refmotion_nb.stages.keys import DataKeys
 from refmotion_nb.stages.micrograph import Micrograph
 from refmotion_nb.stages.search import default_prior, prior_attrs, prior_from_attrs
 from refmotion_nb.stages.session import Session
@@ -29,11 +30,12 @@ SCALE_PARTICLES = 1000  # to find the grey scale of a reference with
 _CRYOSPARC = (".cs", ".csg")
 
 
-def read_prior(path: Path, settings: Alignment, dose_per_frame_e_A2: float, data_key: str) -> MotionPrior:
+def read_prior(path: Path, settings: Alignment, dose_per_frame_e_A2: float, keys: DataKeys | None) -> MotionPrior:
     """Read a motion prior: ``hyperparameters.json``, RELION's ``opt_params*.txt``, or a hyperparameter group (.cs, .csg).
 
     Strengths do not depend on how the dose is cut into frames; RELION's numbers are taken as RELION would take them for
-    these movies. The grey scale of the reference is that of the other run only if the data are the same (``data_key``).
+    these movies. The grey scale of the reference is that of the other run only if the data, whose ``keys`` are given, are the
+    same, or have grown since.
 
     Raises
     ------
@@ -54,7 +56,7 @@ def read_prior(path: Path, settings: Alignment, dose_per_frame_e_A2: float, data
     energy = values.get("energy", settings.energy)
     if energy != settings.energy:
         raise InputError(f"{path} holds hyperparameters of the {energy} energy; set energy to {energy}")
-    scale = values.get("reference_scale") if values.get("data") == data_key else None
+    scale = values.get("reference_scale") if keys and keys.grown_from(values.get("data")) else None
     flat = {**values, **(values.get("profile") or {}), **(scale or {})}
     return prior_from_attrs({k: v for k, v in flat.items() if not isinstance(v, dict | list)})
 
@@ -64,10 +66,10 @@ def write_prior(
     prior: MotionPrior,
     dose_per_frame_e_A2: float,
     energy: str,
-    data_key: str,
+    keys: DataKeys,
     score: float = np.nan,
 ) -> None:
-    """Write a motion prior as ``hyperparameters.json``, which ``read_prior`` reads; ``data_key`` says of which data."""
+    """Write a motion prior as ``hyperparameters.json``, which ``read_prior`` reads; ``keys`` say of which data."""
     h = prior.hyperparameters
     s_vel, s_div, s_acc = h.to_relion(dose_per_frame_e_A2)
     write_hyperparameters(
@@ -76,7 +78,7 @@ def write_prior(
         profile={"profile_decay_e_A2": prior.profile_decay_e_A2, "profile_floor": prior.profile_floor},
         relion={"s_vel": s_vel, "s_div": s_div, "s_acc": s_acc, "dose_per_frame_e_A2": dose_per_frame_e_A2},
         score=score, energy=energy, reference_scale={"grey_scale": prior.grey_scale, "scale_spread2": prior.scale_spread2},
-        data=data_key,
+        data=keys.mark,
     )  # fmt: skip
 
 

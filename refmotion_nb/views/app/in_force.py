@@ -68,7 +68,7 @@ def use(engine: Any, prior: MotionPrior, energy: str) -> None:
     """Let the next run take a whole prior of the open data instead of searching; it is kept in the output folder."""
     engine.change(**dict.fromkeys(GIVEN))
     path = engine.roots.resolve(engine.out / CHOSEN)
-    write_prior(path, prior, dose_per_frame(engine) or 1.0, energy, engine.session.keys.all)
+    write_prior(path, prior, dose_per_frame(engine) or 1.0, energy, engine.session.keys)
     engine.use_hyperparameters(path)
 
 
