@@ -294,7 +294,7 @@ def test_a_run_on_other_data_removes_results_that_do_not_hold(engine, project, t
     store.write(
         "audit", fake_search().assign_attrs(micrographs=["mic0000"], micrographs_key=session.keys.of(["mic0000"]))
     )
-    still_valid = _key(session, "mic0000", ("settings", session.keys.shared))
+    still_valid = _key(session, "mic0000", ("settings", session.keys.common))
     store.write("tracks/mic0000", fake_tracks(), still_valid)
     store.update_attrs(inputs=describe_inputs(session.data))
     before = store.groups()

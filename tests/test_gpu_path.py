@@ -157,7 +157,7 @@ def test_a_worker_keeps_to_the_plan_of_its_gpu(strict, tiny, tmp_path, monkeypat
         return 1
 
     with ThreadPoolExecutor(4) as pool:
-        assert [one.value for one in pool.map(lambda _: workers._call("", solve_one), range(4))] == [1] * 4
+        assert [one.value for one in pool.map(lambda _: workers._call("", solve_one, [[]]), range(4))] == [[1]] * 4
 
 
 def test_one_micrograph_is_gone_before_the_next_one_is_read(strict, tiny, monkeypatch):

@@ -268,7 +268,7 @@ def imaged(rng, optics, box, pixel_size_A, n, strength=6.0):
         images[p, 0] = np.fft.irfft2(view, (box, box)) * strength + rng.normal(size=(box, box)) / pixel_size_A
     return SimpleNamespace(
         spectra=spectra_of(images), n=n, particles=particles, extent_A=extent, background_radius_px=lambda size: 0.3 * size,
-        placement=SimpleNamespace(origin_A=origin), movie=SimpleNamespace(pixel_size_A=pixel_size_A),
+        placement=SimpleNamespace(origin_A=origin), pixel_size_A=pixel_size_A,
     )  # fmt: skip
 
 
