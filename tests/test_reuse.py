@@ -257,7 +257,9 @@ def test_the_grey_scale_is_that_of_the_data_at_hand(quick, data, tmp_path):
     values, scale = json.loads((quick / "hyperparameters.json").read_text()), {"grey_scale": 0.7, "scale_spread2": 0.01}
     assert values["data"]["micrographs"] == ["mic0000", "mic0001"] and values["reference_scale"]["grey_scale"] > 0
     one, fewer = rm.Session(data).keys, rm.Session(replace(data, movies=data.movies[1:])).keys
-    write_prior(tmp_path / "h.json", MotionPrior(rm.Hyperparameters(1.0, 50.0, 2000.0), **scale), 1.0, "calibrated", one)
+    write_prior(
+        tmp_path / "h.json", MotionPrior(rm.Hyperparameters(1.0, 50.0, 2000.0), **scale), 1.0, "calibrated", one
+    )
     same, other = (read_prior(tmp_path / "h.json", Alignment(), 4.0, keys) for keys in (one, fewer))
     assert (same.grey_scale, same.scale_spread2) == (0.7, 0.01) and np.isnan(other.grey_scale)
     reference = data.references[0]
