@@ -65,15 +65,21 @@ def test_trajectories_are_those_that_correction_writes(session, by_hand, tmp_pat
     np.testing.assert_array_equal(rm.trajectories(session, NAME, by_hand)["shift"], written["shift"])
 
 
-def test_tables_of_an_earlier_run_on_more_references_go_and_those_a_user_made_stay(session, by_hand, tmp_path):
+def test_tables_of_an_earlier_run_on_more_references_are_told_and_none_is_removed(session, by_hand, tmp_path):
     dose = rm.DoseWeights(target_particles=24).run(session, by_hand)
     rm.MotionCorrection().run(session, by_hand, dose, out=tmp_path)
     mine = sorted(path.name for path in tmp_path.glob("particles*"))
     for name in mine:
         (tmp_path / name.replace("particles", "particles_2")).write_bytes((tmp_path / name).read_bytes())
-    (tmp_path / "particles_best.star").touch()
+    (tmp_path / "particles_best.star").touch()  # a user's
+    there, told = sorted(tmp_path.glob("particles*")), len(session.warnings)
     rm.MotionCorrection().run(session, by_hand, dose, out=tmp_path)
-    assert sorted(path.name for path in tmp_path.glob("particles*")) == sorted([*mine, "particles_best.star"])
+    assert sorted(tmp_path.glob("particles*")) == there
+    (line,) = session.warnings[told:]
+    assert (
+        line
+        == f"particles_2.cs, particles_2.csg, particles_2.star in {tmp_path}: not of this run, which has other references; move them away"
+    )
 
 
 def test_b_factors_are_in_the_gauge_of_the_references_box(session, by_hand, tmp_path):

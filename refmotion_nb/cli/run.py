@@ -102,7 +102,7 @@ def _summary(job: Job) -> str:
         boxes = ", ".join(f"{box} px of {pixel_A:.4g} Å" for box, pixel_A in sizes)
         rows.append(f"  {'particles written':28s}{int(written.sum())} of {len(written)}, in boxes of {boxes}")
         columns = (job.particles[name].values[~written].tolist() for name in ("micrograph", "reason"))
-        for reason, names in sorted(alike(zip(*columns)).items(), key=lambda one: -len(one[1])):
+        for reason, names in alike(zip(*columns)).items():
             rows.append(f"  {'left out':28s}{len(names)}: {reason}")
     if job.validation is not None:
         rows += [f"  {what:28s}{reached}" for what, reached in resolutions(job.validation)]

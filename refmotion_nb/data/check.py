@@ -11,7 +11,7 @@ from pathlib import Path
 
 from refmotion_nb.data.maps import LoadedReference, check_reference, load_reference
 from refmotion_nb.data.reasons import alike
-from refmotion_nb.data.schema import Dataset, InputError, Optics, Reference, Skipped
+from refmotion_nb.data.schema import Dataset, InputError, Optics, Reference
 from refmotion_nb.numerics.fourier import first_shell_below
 from refmotion_nb.numerics.patches import movie_box
 
@@ -131,17 +131,12 @@ def dataset_facts(dataset: Dataset) -> list[tuple[str, str]]:
 
 def left_out(dataset: Dataset) -> dict[str, list[str]]:
     """Return the micrograph of each particle that was left out, by reason, the most common first; see ``alike``."""
-    return _by_reason(skip for skip in dataset.skipped if skip.row >= 0)
+    return alike((skip.micrograph, skip.reason) for skip in dataset.skipped if skip.row >= 0)
 
 
 def movies_left_out(dataset: Dataset) -> dict[str, list[str]]:
     """Return the micrographs without particles that were left out, by reason, the most common first."""
-    return _by_reason(skip for skip in dataset.skipped if skip.row < 0)
-
-
-def _by_reason(skipped: Iterable[Skipped]) -> dict[str, list[str]]:
-    found = alike((skip.micrograph, skip.reason) for skip in skipped)
-    return dict(sorted(found.items(), key=lambda one: -len(one[1])))
+    return alike((skip.micrograph, skip.reason) for skip in dataset.skipped if skip.row < 0)
 
 
 def _particle_facts(dataset: Dataset) -> list[tuple[str, str]]:

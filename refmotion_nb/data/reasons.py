@@ -11,9 +11,9 @@ _NUMBER = re.compile(r"\d+")
 
 
 def alike(reasons: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Return micrographs (name, reason), each as often as it is given, by reason; of those alike the first stands for all.
+    """Return micrographs (name, reason), each as often as it is given, by reason, the most common first.
 
-    Alike are those that differ in numbers and in the path of the micrograph's file only.
+    Of those alike the first stands for all. Alike are those that differ in numbers and in the path of the micrograph's file only.
     """
     kinds: dict[str, tuple[dict[str, None], list[str]]] = {}  # reasons, and names of micrographs
     known: dict[tuple[str, str], str] = {}
@@ -25,7 +25,8 @@ def alike(reasons: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
         of_kind, names = kinds.setdefault(known[name, reason], ({}, []))
         of_kind[reason] = None
         names.append(name)
-    return {_first(list(of_kind)): names for of_kind, names in kinds.values()}
+    common = sorted(kinds.values(), key=lambda kind: -len(kind[1]))
+    return {_first(list(of_kind)): names for of_kind, names in common}
 
 
 def _first(reasons: Sequence[str]) -> str:

@@ -227,10 +227,8 @@ def _put_netcdf(path: str | Path, groups: Mapping[str, xr.Dataset]) -> None:
 
     made = io.BytesIO()
     with h5netcdf.File(made, "w") as file:
-        for (
-            name,
-            dataset,
-        ) in groups.items():  # not by to_netcdf, which asks a Dask cluster for leave where one is in use
+        # not by to_netcdf, which asks a Dask cluster for leave where one is in use
+        for name, dataset in groups.items():
             dataset.dump_to_store(H5NetCDFStore(file, name, mode="a"))
     with atomic(path) as temporary:
         temporary.write_bytes(made.getbuffer())

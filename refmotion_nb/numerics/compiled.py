@@ -28,9 +28,8 @@ def njit(*, cache: bool = True, **options: Any) -> Callable[[Callable[..., Any]]
     def compiled(function: Callable[..., Any]) -> Any:
         dispatcher = numba.njit(**options)(function)
         if cache and dispatcher is not function:  # as it is with NUMBA_DISABLE_JIT
-            with suppress(
-                AttributeError, TypeError, RuntimeError
-            ):  # likewise; or there is no folder that can be written to
+            # likewise; or there is no folder that can be written to
+            with suppress(AttributeError, TypeError, RuntimeError):
                 dispatcher.enable_caching()
                 dispatcher._cache = _Cache(function)
         return dispatcher

@@ -188,9 +188,11 @@ class MotionCorrection(Alignment):
                 _write_star(star, data.tables[number], mine)
             write_particle_group(cs, data, number, mine)
             tables |= {star, cs, cs.with_suffix(".csg")}
-        for path in out.glob("particles*"):  # of an earlier run on other references
-            if path not in tables and _TABLE.fullmatch(path.name):
-                path.unlink()
+        stale = sorted(p.name for p in out.glob("particles*") if p not in tables and _TABLE.fullmatch(p.name))
+        if stale:  # nobody but their owner can tell that they are no longer wanted
+            session.warnings.append(
+                f"{listed(stale)} in {out}: not of this run, which has other references; move them away"
+            )
         table = particles_table(session, written, failed)
         store.write("particles", table)
         return table

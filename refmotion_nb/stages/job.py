@@ -187,7 +187,7 @@ class Job:
         session.warnings += [n for n in notes if not n.startswith("orientation ") or " is taken" in n]
         session.keeps_micrographs = True
         correction: MotionCorrection = self.stage(MotionCorrection)
-        session.crop_to = correction.fourier_crop_to  # finer frequencies are kept for validation only
+        session.crop_to = correction.fourier_crop_to  # finer frequencies are for validation alone
         self._audit(session, store, reporter)
         # what the last stage reads, nobody will look at again
         session.keeps_micrographs = self._shared or until != "hyperparameters"

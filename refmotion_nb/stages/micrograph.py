@@ -35,7 +35,6 @@ class Placement:
     """Where the particles of a micrograph are cut out, and how their frames moved according to motion correction."""
 
     box: int  # movie px
-    kept_px: int  # box to which patches are Fourier-cropped when they are kept
     centre_px: np.ndarray  # (particle, 2) whole movie px
     origin_A: np.ndarray  # (particle, 2) the object sits at the centre minus this
     rigid_A: np.ndarray  # (frame, 2) displacement of the whole frame
@@ -43,9 +42,8 @@ class Placement:
 
 
 def place(
-    movie: Movie, particles: xr.Dataset, extent_A: float, recenter: bool, images_A: np.ndarray | None = None,
-    kept_px: int = 0,
-) -> Placement:  # fmt: skip
+    movie: Movie, particles: xr.Dataset, extent_A: float, recenter: bool, images_A: np.ndarray | None = None
+) -> Placement:
     """Return where to cut boxes ``extent_A`` wide; ``recenter`` moves them by the whole pixels of the refined origins.
 
     Coordinates are cut to whole pixels of the micrograph, as when particles are extracted; with ``images_A`` to those of
@@ -59,8 +57,7 @@ def place(
         whole, origin = whole - moved, origin - moved * pixel_A
     centre = np.floor(whole * pixel_A / movie.pixel_size_A + 0.5).astype(np.int64)  # halves up, as RELION
     box = movie_box(extent_A, movie.pixel_size_A)
-    rigid, initial = rigid_displacement(movie), initial_displacement(movie, coordinate)
-    return Placement(box, kept_px or box, centre, origin, rigid, initial)
+    return Placement(box, centre, origin, rigid_displacement(movie), initial_displacement(movie, coordinate))
 
 
 def read_spectra(
@@ -72,12 +69,13 @@ def read_spectra(
     device: Device | None = None,
     room: Room | None = None,
     keep: Put | None = None,
+    kept_px: int = 0,
 ) -> PatchSpectra:
     """Read a movie frame by frame and return the transforms of its patches, on ``device``, by default the CPU.
 
     ``follow`` cuts each frame's patches where motion correction saw the particle, less the background of the movie, else
     all at one place as they are; ``repair`` replaces hot and defect pixels. ``keep`` puts the gain there, for the next
-    movie too.
+    movie too. Patches are Fourier-cropped to ``kept_px``, if that is given.
 
     Raises
     ------
@@ -85,11 +83,11 @@ def read_spectra(
         The movie or its gain cannot be used.
     """
     n, device = len(placement.centre_px), device or Device()
-    spectra = PatchSpectra.empty(n, movie.n_frames, placement.kept_px, device.xp, room)
+    spectra = PatchSpectra.empty(n, movie.n_frames, kept_px or placement.box, device.xp, room)
     offset_px = np.zeros(placement.initial_A.shape, np.int64)  # of the movie
     if follow:
         offset_px[:] = np.rint(placement.initial_A / movie.pixel_size_A)
-        spectra.offset_px[:] = offset_px * (placement.kept_px / placement.box)
+        spectra.offset_px[:] = offset_px * (spectra.box / placement.box)
     with open_movie(movie) as reader, ThreadPoolExecutor(max(1, threads)) as pool:
         look = look_at(movie, reader, repair, follow, threads, device.put, keep)
 
@@ -254,13 +252,13 @@ def load_micrograph(
 ) -> Micrograph:
     """Read a movie and predict its particles; with ``relion`` exactly as RELION normalises and cuts them.
 
-    Patches are kept Fourier-cropped to ``kept_px``, if that is given; it has to hold all shells of the references. Views are
-    predicted where the references are, and moved. ``room`` and ``keep`` as ``read_spectra`` takes them.
+    Views are predicted where the references are, and moved. ``room``, ``keep`` and ``kept_px``, which has to hold all shells of
+    the references, as ``read_spectra`` takes them.
     """
     device = device or Device()
     images_A = np.array([one.pixel_size_A for one in optics])[particles["optics"].values, None]
-    placement = place(movie, particles, extent_A, recenter, images_A if relion else None, kept_px)
-    spectra = read_spectra(movie, placement, not relion, repair, threads, device, room, keep)
+    placement = place(movie, particles, extent_A, recenter, images_A if relion else None)
+    spectra = read_spectra(movie, placement, not relion, repair, threads, device, room, keep, kept_px)
     extent, image_box = placement.box * movie.pixel_size_A, spectra.box
     if relion:  # crops patches to the pixels of the particles before all else
         image_box = min(image_box, movie_box(extent, float(np.median(images_A))))

@@ -135,9 +135,7 @@ def _left_of(particles: xr.Dataset) -> list[tuple[object, ...]]:
         left &= particles["row"].values >= 0
     names, reasons = particles["micrograph"].values[left], particles["reason"].values[left].astype(str)
     lines: list[tuple[object, ...]] = []
-    for reason, of in sorted(
-        alike(zip(names.astype(str).tolist(), reasons.tolist())).items(), key=lambda one: -len(one[1])
-    ):
+    for reason, of in alike(zip(names.astype(str).tolist(), reasons.tolist())).items():
         where = sorted(set(of))
         lines.append((reason or "no reason given", len(of), len(where), some_of(where, len(where))))
     return lines

@@ -72,7 +72,7 @@ def _left_out(corrected: xr.Dataset) -> str:
     left = ~corrected["written"].values.astype(bool)
     names, reasons = corrected["micrograph"].values[left], corrected["reason"].values[left].astype(str)
     lines: list[tuple[object, ...]] = []
-    for reason, of in sorted(alike(zip(names.tolist(), reasons.tolist())).items(), key=lambda one: -len(one[1])):
+    for reason, of in alike(zip(names.tolist(), reasons.tolist())).items():
         lines.append((reason or "no reason given", len(of), some_of(of, len(of))))
     return table(("Left out because", "Micrographs", "Which"), lines) if lines else ""
 

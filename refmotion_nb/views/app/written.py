@@ -75,8 +75,8 @@ def in_words(particles: xr.Dataset, out: Path, warnings: list[str]) -> str:
     """Return how many particles were written, why others were not, and what the run warned of, as HTML."""
     written = particles["written"].values
     columns = (particles[name].values[~written].astype(str).tolist() for name in ("micrograph", "reason"))
-    reasons = sorted(alike(zip(*columns)).items())
-    lost = "".join(f"<li>{len(names)} not written: {escape(reason)}</li>" for reason, names in reasons)
+    reasons = alike(zip(*columns))
+    lost = "".join(f"<li>{len(names)} not written: {escape(reason)}</li>" for reason, names in reasons.items())
     told = "".join(f"<li>{escape(line)}</li>" for line in dict.fromkeys(warnings))
     return (
         f"<p><b>{int(written.sum())} of {len(written)} particles written</b> to {escape(str(out))}</p>"
