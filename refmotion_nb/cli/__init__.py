@@ -27,7 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _told_to_end():
             from refmotion_nb.numerics.backend import one_blas_thread
 
-            options = parser_for(arguments[0] if arguments else "").parse_args(arguments)
+            parser = parser_for(arguments[0] if arguments else "")
+            options, options.others = parser.parse_known_args(arguments)
+            if options.others and not options.takes_others:
+                parser.error(f"unrecognized arguments: {' '.join(options.others)}")
             options.arguments = arguments
             with one_blas_thread():
                 return options.command(options)

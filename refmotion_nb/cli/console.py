@@ -17,14 +17,15 @@ IN_FILE_S = 10.0  # between states of a bar where stderr is a file, as in batch 
 
 
 class Console:
-    """Progress on stderr, everything in a log; a reporter.
+    """Progress on stderr or another ``screen``, everything in a log; a reporter.
 
     The log begins with the work: what was said before waits for it. A command that is refused leaves none, nor does it
     write into that of another one, which holds the folder.
     """
 
-    def __init__(self, log: Path):
+    def __init__(self, log: Path, screen: TextIO | None = None):
         self._path = log
+        self._screen = screen or sys.stderr
         self._log: TextIO | None = None
         self._waiting: list[str] = []
         self._bar: Any = None
@@ -66,14 +67,14 @@ class Console:
         """Tell the user and the log."""
         self._write(text)
         if not log_only:
-            print(text, file=sys.stderr)
+            print(text, file=self._screen, flush=True)
 
     def start(self, total: int, what: str) -> None:
         """Begin a progress bar, and the log if it has not begun."""
         self._begin()
         self._write(what)
-        every_s = 0.1 if sys.stderr.isatty() else IN_FILE_S
-        self._bar = tqdm(total=total, desc=what, file=sys.stderr, leave=True, dynamic_ncols=True, mininterval=every_s)
+        every_s = 0.1 if self._screen.isatty() else IN_FILE_S
+        self._bar = tqdm(total=total, desc=what, file=self._screen, leave=True, dynamic_ncols=True, mininterval=every_s)
 
     def advance(self, n: int = 1, **facts: Any) -> None:
         """Move the bar on; facts go to the log."""

@@ -13,6 +13,7 @@ COMMANDS = {  # each a module of this room, with add_options(parser) and run(opt
     "simulate": "movies, STAR files, half maps and truth, laid out as RELION does",
     "check": "validate and summarise the input, change nothing",
     "run": "estimate motion and dose weights, write corrected particles",
+    "external": "do what run does, as a job of RELION's window",
     "micrographs": "write dose-weighted micrographs from movies, motion undone",
     "app": "serve the app: tune, search, correct and compare in the browser",
 }
@@ -35,6 +36,6 @@ def parser_for(command: str) -> argparse.ArgumentParser:
         one = commands.add_parser(name, help=about)
         if name == command:
             module = import_module(f"refmotion_nb.cli.{name}")
+            one.set_defaults(command=module.run, takes_others=False)
             module.add_options(one)
-            one.set_defaults(command=module.run)
     return whole

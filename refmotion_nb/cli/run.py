@@ -24,6 +24,7 @@ from refmotion_nb.views.svg import number
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add those of the input, and every parameter of the stages."""
+    parser.set_defaults(screen=None)
     add_input_options(parser)
     parser.add_argument("--out", type=path, required=True, help="output folder; the same folder again resumes")
     parser.add_argument("--until", choices=UNTIL, default="correct", help="last stage; default: correct")
@@ -51,7 +52,7 @@ def parameters() -> dict[str, param.Parameter]:
 def run(options: argparse.Namespace) -> int:
     """Run the job; the exit code is 0 only if everything asked for was written."""
     writable(options.out)
-    with Console(options.out / "run.log") as console:
+    with Console(options.out / "run.log", options.screen) as console:
         command = shlex.join(["refmotion", *options.arguments])
         console.say(command, log_only=True)
         start = time.perf_counter()
