@@ -101,7 +101,8 @@ def test_results_show_what_was_gained_and_the_files(app, browser):
     star = download.value.path().read_bytes()
     assert star == (app.engine.out / "particles.star").read_bytes() and b"_rlnImageName" in star
     for name in ("results.zarr", "run.log", "..%2Frefmotion-results%2Fparticles.star", "%2Fetc%2Fpasswd", ".."):
-        with pytest.raises(urllib.error.HTTPError):
+        with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{app.url}files/{name}")
+        refused.value.close()
     code = page.get_by_label("Code")
     assert "rm.plots.fsc(job.validation)" in code.input_value()

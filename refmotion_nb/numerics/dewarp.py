@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import fft
 
-from refmotion_nb.numerics.backend import over_chunks
+from refmotion_nb.numerics.backend import over_chunks, transform_workers
 from refmotion_nb.numerics.kernels_dewarp import shifted_frame_kernel, warp_add_kernel, weigh_kernel
 from refmotion_nb.numerics.patches import mean_count
 
@@ -91,7 +91,7 @@ def sum_frames(
         else _Local(shape, shape_out, rigid_px, np.ascontiguousarray(local_px, np.float32), tables, threads)
     )
     side_by_side = max(1, min(threads, n_frames, int(IN_FLIGHT_BYTES // (16 * shape[0] * shape[1]))))
-    workers = max(1, threads // side_by_side)
+    workers = transform_workers(threads // side_by_side)
 
     def transformed(f: int) -> list[np.ndarray]:
         frame = first if f == 0 else load(f)
@@ -108,6 +108,7 @@ class Adder:
     def __init__(self, shape: tuple[int, ...], shape_out: tuple[int, int], rigid_px: np.ndarray, tables: list[np.ndarray],
                  threads: int):  # fmt: skip
         self.shape, self.shape_out, self.tables, self.threads = shape, shape_out, tables, threads
+        self.workers = transform_workers(threads)
         self.whole_px = np.rint(rigid_px).astype(np.int64)
         self.part_px = rigid_px - self.whole_px
         self.step = 0.5 / max(shape)
@@ -140,7 +141,7 @@ class Adder:
     def image(self, spectrum: np.ndarray) -> np.ndarray:
         """Transform a cropped sum back, keeping the grey scale of a frame."""
         area = np.prod(self.shape_out) / np.prod(self.shape)
-        image = fft.irfft2(spectrum, s=self.shape_out, workers=self.threads, overwrite_x=True)
+        image = fft.irfft2(spectrum, s=self.shape_out, workers=self.workers, overwrite_x=True)
         image *= np.float32(area)
         return image
 
@@ -209,7 +210,7 @@ class _Local(Adder):
         out = []
         for total in self.sums:
             cropped = _half_plane(self.shape_out)
-            whole = fft.rfft2(total, workers=self.threads)
+            whole = fft.rfft2(total, workers=self.workers)
             weigh_kernel(whole, self.shape[1], flat, self.step, nothing_y, nothing_x, 0, len(cropped), cropped, False)
             out.append(self.image(cropped))
         return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +53,8 @@ class Roots:
         try:
             placed = self.folders[0] / Path(path).expanduser()
             real = placed.resolve()
+            with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+                placed.stat()  # since Python 3.13 only this fails where links go in a circle
         except (OSError, RuntimeError, ValueError) as error:  # links in a circle, no such user, a NUL in the name
             raise InputError(f"{path!s} is no path ({error}); check it") from None
         if not any(real.is_relative_to(folder) for folder in self.folders):
