@@ -1,5 +1,6 @@
 """Against RELION 3.1 on the simulated apoferritin set: its numbers from its settings, and then better ones."""
 
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -22,7 +23,7 @@ from refmotion_nb.stages.reuse import as_search
 from refmotion_nb.stages.search import default_prior, prior_attrs, prior_from_attrs
 from refmotion_nb.stages.validation import COMBINATIONS
 
-# RELION 3.1 neither recentres on the rounded origin nor repairs hot pixels of TIFF movies when it polishes
+# RELION does not recentre on the rounded origin when it polishes, nor does 3.1 repair hot pixels of TIFF movies
 AS_RELION = {"energy": "relion", "recenter": False, "repair_hot_pixels": False}
 TRACKS_A = 0.02  # RMS, within the tolerance at which RELION stops: its gradient there is far from 0
 RELATIVE = 1e-3  # of the RMS
@@ -81,6 +82,12 @@ def test_fcc_sums_are_relions(folder, session):
         assert ours.shape == theirs.shape and max(errors) < RELATIVE, (name, errors)
 
 
+def as_installed():
+    """Return the settings with which our trajectories are those of the RELION that is installed."""
+    told = subprocess.run(["relion_motion_refine", "--version"], capture_output=True, text=True, check=True).stdout
+    return {**AS_RELION, "repair_hot_pixels": not re.search(r"version: 3\.", told)}
+
+
 def polished(folder, out, particles, optics, binning=1.0):
     """Have RELION polish some particles of mic0000, their micrograph ``binning`` times as coarse as the movie.
 
@@ -130,7 +137,7 @@ def test_contrast_and_aberrations_are_relions(folder, few, tmp_path):
         rlnMagMat00=1.02, rlnMagMat01=0.01, rlnMagMat10=-0.005, rlnMagMat11=0.985,
     )  # fmt: skip
     session, tracks, theirs = polished(folder, tmp_path, particles, optics)
-    ours = micrograph_fcc_sums(session.micrograph("mic0000", Alignment(**AS_RELION)), tracks, 2)
+    ours = micrograph_fcc_sums(session.micrograph("mic0000", Alignment(**as_installed())), tracks, 2)
     errors = [relative(a, b) for a, b in zip(ours, theirs)]
     assert max(errors) < RELATIVE, errors
 
@@ -141,7 +148,7 @@ def test_tracks_count_from_relions_zero_on_binned_micrographs(folder, few, tmp_p
     for label in ("rlnCoordinateX", "rlnCoordinateY"):
         particles = particles.assign(**{label: particles[label] / 2})
     session, theirs, _ = polished(folder, tmp_path, particles, optics, binning=2.0)
-    settings, prior = Alignment(**AS_RELION), MotionPrior(rm.Hyperparameters.from_relion(0.5, 5000.0, 2.0, 2.0))
+    settings, prior = Alignment(**as_installed()), MotionPrior(rm.Hyperparameters.from_relion(0.5, 5000.0, 2.0, 2.0))
     ours = session.track(session.micrograph("mic0000", settings), settings, prior).displacement_A
     assert np.sqrt(((ours - theirs) ** 2).sum(-1).mean()) < TRACKS_A
 
@@ -150,7 +157,7 @@ def test_trajectories_of_binned_particles_are_relions(folder, few, tmp_path):
     """RELION crops patches to the pixels of the particles, here of 1.5 Å, before it scales, whitens and correlates them."""
     particles, optics = few
     session, theirs, _ = polished(folder, tmp_path, particles, optics.assign(rlnImagePixelSize=1.5, rlnImageSize=128))
-    settings, prior = Alignment(**AS_RELION), MotionPrior(rm.Hyperparameters.from_relion(0.5, 5000.0, 2.0, 2.0))
+    settings, prior = Alignment(**as_installed()), MotionPrior(rm.Hyperparameters.from_relion(0.5, 5000.0, 2.0, 2.0))
     ours = session.track(session.micrograph("mic0000", settings), settings, prior).displacement_A
     assert np.sqrt(((ours - theirs) ** 2).sum(-1).mean()) < TRACKS_A
 

@@ -76,14 +76,6 @@ def by_row(work: Callable[..., Any], out: Any, values: Any, *sets: Any) -> Any:
     return out
 
 
-def transform_workers(threads: int) -> int:
-    """Return how many threads SciPy is to share a two-dimensional transform among.
-
-    Never one: since SciPy 1.18 that rounds otherwise than several do, which all come to the same bits.
-    """
-    return max(2, threads)
-
-
 def rfft2(images: Any, crop_to: int = 0) -> Any:
     """Return the half planes (image, y, x // 2 + 1) of images (image, y, x), forward normalised.
 

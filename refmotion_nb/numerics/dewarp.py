@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from scipy import fft
 
-from refmotion_nb.numerics.backend import over_chunks, transform_workers
+from refmotion_nb.numerics.backend import over_chunks
 from refmotion_nb.numerics.kernels_dewarp import shifted_frame_kernel, warp_add_kernel, weigh_kernel
 from refmotion_nb.numerics.patches import mean_count
 
 GRID_PX = 32  # spacing of the grid that local motion is given on
 IN_FLIGHT_BYTES = 4e9  # of frames worked on at a time
 _NOTHING = np.zeros((0, 0), np.float32)
-_ROWS = 64  # of an image, that one thread takes at a time
+_ROWS = 64  # or columns of an image, that one thread takes at a time
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,11 @@ def sum_frames(
         else _Local(shape, shape_out, rigid_px, np.ascontiguousarray(local_px, np.float32), tables, threads)
     )
     side_by_side = max(1, min(threads, n_frames, int(IN_FLIGHT_BYTES // (16 * shape[0] * shape[1]))))
-    workers = transform_workers(threads // side_by_side)
+    each = max(1, threads // side_by_side)
 
     def transformed(f: int) -> list[np.ndarray]:
         frame = first if f == 0 else load(f)
-        return adder.prepared(f, _spectrum(frame, camera, adder.whole_px[f], workers), workers)
+        return adder.prepared(f, _spectrum(frame, camera, adder.whole_px[f], each), each)
 
     for f, images in enumerate(_in_order(transformed, n_frames, side_by_side)):
         adder.add(f, images)
@@ -108,7 +108,6 @@ class Adder:
     def __init__(self, shape: tuple[int, ...], shape_out: tuple[int, int], rigid_px: np.ndarray, tables: list[np.ndarray],
                  threads: int):  # fmt: skip
         self.shape, self.shape_out, self.tables, self.threads = shape, shape_out, tables, threads
-        self.workers = transform_workers(threads)
         self.whole_px = np.rint(rigid_px).astype(np.int64)
         self.part_px = rigid_px - self.whole_px
         self.step = 0.5 / max(shape)
@@ -122,7 +121,7 @@ class Adder:
             y[shape[0] // 2] *= -1  # at the Nyquist limit either sign will do; this is RELION's
         return np.exp(2j * np.pi * dy * y), np.exp(2j * np.pi * dx * x)
 
-    def prepared(self, f: int, spectrum: np.ndarray, workers: int) -> list[np.ndarray]:
+    def prepared(self, f: int, spectrum: np.ndarray, threads: int) -> list[np.ndarray]:
         """Return what of frame f can be had before its turn."""
         raise NotImplementedError
 
@@ -141,7 +140,7 @@ class Adder:
     def image(self, spectrum: np.ndarray) -> np.ndarray:
         """Transform a cropped sum back, keeping the grey scale of a frame."""
         area = np.prod(self.shape_out) / np.prod(self.shape)
-        image = fft.irfft2(spectrum, s=self.shape_out, workers=self.workers, overwrite_x=True)
+        image = _transformed_back(spectrum, self.shape_out, self.threads)
         image *= np.float32(area)
         return image
 
@@ -153,7 +152,7 @@ class _Rigid(Adder):
         super().__init__(*settings)
         self.sums = [_half_plane(self.shape_out) for _ in self.tables]
 
-    def prepared(self, f: int, spectrum: np.ndarray, workers: int) -> list[np.ndarray]:
+    def prepared(self, f: int, spectrum: np.ndarray, threads: int) -> list[np.ndarray]:
         return [spectrum]
 
     def add(self, f: int, images: list[np.ndarray]) -> None:
@@ -182,7 +181,7 @@ class _Local(Adder):
         self.response_y = _spline_response(fft.fftfreq(shape[0]))
         self.response_x = _spline_response(np.arange(shape[1] // 2 + 1) / shape[1])
 
-    def prepared(self, f: int, spectrum: np.ndarray, workers: int) -> list[np.ndarray]:
+    def prepared(self, f: int, spectrum: np.ndarray, threads: int) -> list[np.ndarray]:
         pairs = zip(self.ramps(f, (self.shape[0], self.shape[1])), (self.response_y, self.response_x))
         ramp_y, ramp_x = ((ramp / response).astype(np.complex64) for ramp, response in pairs)
         images = []
@@ -190,7 +189,7 @@ class _Local(Adder):
             last = number == len(self.tables) - 1
             out = spectrum if last else np.empty_like(spectrum)
             weigh_kernel(spectrum, self.shape[1], table[f], self.step, ramp_y, ramp_x, 0, len(out), out, False)
-            images.append(fft.irfft2(out, s=self.shape, workers=workers, overwrite_x=True))
+            images.append(_transformed_back(out, self.shape, threads))
         return images
 
     def add(self, f: int, images: list[np.ndarray]) -> None:
@@ -210,13 +209,13 @@ class _Local(Adder):
         out = []
         for total in self.sums:
             cropped = _half_plane(self.shape_out)
-            whole = fft.rfft2(total, workers=self.workers)
+            whole = _transformed(total, self.threads)
             weigh_kernel(whole, self.shape[1], flat, self.step, nothing_y, nothing_x, 0, len(cropped), cropped, False)
             out.append(self.image(cropped))
         return out
 
 
-def _spectrum(frame: np.ndarray, camera: Camera, whole_px: np.ndarray, workers: int) -> np.ndarray:
+def _spectrum(frame: np.ndarray, camera: Camera, whole_px: np.ndarray, threads: int) -> np.ndarray:
     gain = _NOTHING if camera.gain is None else camera.gain
     background = _NOTHING if camera.background is None else camera.background
     level = np.float32(0)
@@ -225,7 +224,41 @@ def _spectrum(frame: np.ndarray, camera: Camera, whole_px: np.ndarray, workers: 
     image = np.empty(frame.shape, np.float32)
     dx, dy = (int(v) for v in whole_px)
     shifted_frame_kernel(frame, gain, background, level, dy, dx, 0, len(image), image)
-    return fft.rfft2(image, workers=workers)
+    return _transformed(image, threads)
+
+
+def _transformed(image: np.ndarray, threads: int) -> np.ndarray:
+    """Return the half plane of one large image.
+
+    Since SciPy 1.18 the last bits of a transform depend on among how many threads it is shared and with how many others it is
+    done: here by one thread each, the same ones together always.
+    """
+    out = np.empty((image.shape[0], image.shape[1] // 2 + 1), np.complex64)
+
+    def along_x(part: slice) -> None:
+        out[part] = fft.rfft(image[part], workers=1)
+
+    def along_y(part: slice) -> None:
+        out[:, part] = fft.fft(out[:, part], axis=0, workers=1)
+
+    over_chunks(len(out), along_x, threads, chunk=_ROWS)
+    over_chunks(out.shape[1], along_y, threads, chunk=_ROWS)
+    return out
+
+
+def _transformed_back(half: np.ndarray, shape: Sequence[int], threads: int) -> np.ndarray:
+    """Return the image of a half plane, which is used up; as above."""
+    out = np.empty(shape, np.float32)
+
+    def along_y(part: slice) -> None:
+        half[:, part] = fft.ifft(half[:, part], axis=0, workers=1)
+
+    def along_x(part: slice) -> None:
+        out[part] = fft.irfft(half[part], shape[1], workers=1)
+
+    over_chunks(half.shape[1], along_y, threads, chunk=_ROWS)
+    over_chunks(len(out), along_x, threads, chunk=_ROWS)
+    return out
 
 
 def _in_order(work: Callable[[int], Any], n: int, side_by_side: int) -> Iterator[Any]:

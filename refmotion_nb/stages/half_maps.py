@@ -11,7 +11,7 @@ from scipy import fft
 from refmotion_nb.data.maps import load_reference
 from refmotion_nb.data.schema import Reference
 from refmotion_nb.data.transfer import Transfer
-from refmotion_nb.numerics.backend import to_host, transform_workers
+from refmotion_nb.numerics.backend import over_chunks, to_host
 from refmotion_nb.numerics.fourier import half_plane_indices
 from refmotion_nb.numerics.patches import PatchSpectra, movie_box
 from refmotion_nb.numerics.projection import euler_to_matrix, slice_axes
@@ -89,7 +89,12 @@ def slices_of(
     images = np.empty((len(ramp), len(chosen), *ramp.shape[1:]), np.complex64)
     for i, (displacement_px, weight) in enumerate(chosen):
         seen = particle_images(m, part, displacement_px, weight, threads)
-        np.multiply(fft.rfft2(seen, workers=transform_workers(threads)), ramp, out=images[:, i])
+
+        def transform(some: slice, i: int = i, seen: np.ndarray = seen) -> None:
+            # since SciPy 1.18 last bits depend on how many threads share a transform, and on how many images it is of
+            np.multiply(fft.rfft2(seen[some], workers=1), ramp[some], out=images[some, i])
+
+        over_chunks(len(seen), transform, threads, chunk=8)
     return images, power, axes
 
 
