@@ -147,7 +147,9 @@ def test_contrast_and_aberrations_are_relions(folder, few, relion_3, alignment, 
     session, tracks, theirs = polished(folder, tmp_path, particles, optics)
     ours = micrograph_fcc_sums(session.micrograph("mic0000", alignment), tracks, 2)
     errors = [relative(a, b) for a, b in zip(ours, theirs)]
-    assert max(errors) < RELATIVE, errors
+    assert max(errors) < (RELATIVE if relion_3 else 2 * RELATIVE), (
+        errors
+    )  # later versions hold movies in single precision
 
 
 def test_tracks_count_from_relions_zero_on_binned_micrographs(folder, few, alignment, tmp_path):
