@@ -446,7 +446,7 @@ def test_box_size(tiny, tmp_path, quick, box):
 
 
 def test_movies_without_particles_decide_on_nothing(two_pixel_sizes, tmp_path, quick):
-    """Box sizes are in the pixels of movies that have particles, hyperparameters in RELION's units and weights for their doses."""
+    """Box sizes are in the pixels of movies that have particles, all else is for their doses."""
     root, out = shutil.copytree(two_pixel_sizes[0], tmp_path / "project"), tmp_path / "out"
     edit(root / PARTICLES, "particles", lambda t: t[~t["rlnMicrographName"].str.contains("fine")])
     edit(root / MICROGRAPHS, "micrographs", lambda t: t.iloc[::-1])  # the one without any comes first
