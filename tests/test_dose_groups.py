@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import refmotion_nb as rm
 from refmotion_nb.numerics.dose import sums_at_doses
 from refmotion_nb.stages.base import Silent
 from refmotion_nb.stages.dose_weights import (
@@ -14,6 +15,7 @@ from refmotion_nb.stages.dose_weights import (
     Exposure,
     Measured,
     exposures,
+    micrograph_fcc_sums,
     weights_on,
     weights_table,
 )
@@ -41,6 +43,17 @@ def test_a_large_group_follows_itself_and_a_small_one_the_pool(particles, expect
     assert table["particles"].values.tolist() == [100_000 + particles, 100_000, particles]
     assert rate_A2(table, "usual") == pytest.approx(2.0, rel=0.1)
     assert rate_A2(table, "other") == pytest.approx(expected, rel=0.1)
+
+
+def test_sums_do_not_depend_on_how_finely_movies_are_sampled(tiny):
+    """Fourier-cropped patches are those of a movie with larger pixels: it counts as much as the other."""
+    sums = []
+    for crop_to in (0, 64):
+        session = rm.Session(tiny.open(), threads=2)
+        session.crop_to = crop_to
+        m = session.micrograph("mic0000", DoseWeights())
+        sums.append(micrograph_fcc_sums(m, m.placement.initial_A, 2)[..., :30])
+    np.testing.assert_allclose(sums[1], sums[0], rtol=1e-3, atol=1e-4 * np.abs(sums[0]).max())
 
 
 def test_sums_of_frames_cut_otherwise_are_those_that_they_would_have_had():

@@ -57,9 +57,15 @@ def relative(found, expected):
 
 
 def relions_sums(folder, name):
-    """RELION's FCC sums of one micrograph (3, frame, shell): cc, |X|² and |V|²."""
-    files = [folder / f"RelionPolish/Movies/{name}_FCC_{what}.mrc" for what in ("cc", "w0", "w1")]
-    return np.stack([mrcfile.read(file).astype(float) for file in files])
+    """RELION's FCC sums of one micrograph (3, frame, shell): cc, |X|² and |V|².
+
+    RELION whitens X to a power of 1 in all Fourier components together.
+    """
+    files = [folder / f"{name}_FCC_{what}.mrc" for what in ("cc", "w0", "w1")]
+    sums = np.stack([mrcfile.read(file).astype(float) for file in files])
+    box = 2 * (sums.shape[2] - 1)
+    components = 0.25 * np.pi * (box + 1) * box
+    return sums * np.array([np.sqrt(components), components, 1.0])[:, None, None]
 
 
 @pytest.mark.parametrize(("results", "all_components"), [("RelionPolish", True), ("RelionPolishOutCut", False)])
@@ -75,7 +81,7 @@ def test_trajectories_are_relions(folder, session, trained, results, all_compone
 
 def test_fcc_sums_are_relions(folder, session):
     for name in session:
-        theirs = relions_sums(folder, name)
+        theirs = relions_sums(folder / "RelionPolish/Movies", name)
         tracks = read_tracks(folder / f"RelionPolish/Movies/{name}_tracks.star")
         ours = micrograph_fcc_sums(session.micrograph(name, Alignment(**AS_RELION)), tracks, session.threads)
         errors = [relative(a, b) for a, b in zip(ours, theirs)]
@@ -118,8 +124,7 @@ def polished(folder, out, particles, optics, binning=1.0):
     micrographs = out / "MotionCorr/corrected_micrographs.star"
     session = rm.Session(rm.open_relion(out / "particles.star", micrographs, reference, out), 2)
     results = out / "Polish/MotionCorr/Movies"
-    sums = [mrcfile.read(results / f"mic0000_FCC_{what}.mrc").astype(float) for what in ("cc", "w0", "w1")]
-    return session, read_tracks(results / "mic0000_tracks.star"), sums
+    return session, read_tracks(results / "mic0000_tracks.star"), relions_sums(results, "mic0000")
 
 
 @pytest.fixture
@@ -173,7 +178,7 @@ def test_trajectories_of_binned_particles_are_relions(folder, few, alignment, tm
 
 
 def test_b_factors_and_scales_are_relions(folder, session):
-    total = np.sum([relions_sums(folder, name) for name in session], axis=0)
+    total = np.sum([relions_sums(folder / "RelionPolish/Movies", name) for name in session], axis=0)
     reference = session.data.references[0]
     box, pixel_A = 192, session.data.movies[0].pixel_size_A
     last = first_shell_below(read_fsc(reference.postprocess), 0.143)

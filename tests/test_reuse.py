@@ -445,6 +445,19 @@ def test_box_size(tiny, tmp_path, quick, box):
     assert error_A(tracks(out), truth) < 1.15 * error_A(tracks(quick), truth)
 
 
+def test_movies_without_particles_decide_on_nothing(two_pixel_sizes, tmp_path, quick):
+    """Box sizes are in the pixels of movies that have particles, all else is for their doses."""
+    root, out = shutil.copytree(two_pixel_sizes[0], tmp_path / "project"), tmp_path / "out"
+    edit(root / PARTICLES, "particles", lambda t: t[~t["rlnMicrographName"].str.contains("fine")])
+    edit(root / MICROGRAPHS, "micrographs", lambda t: t.iloc[::-1])  # the one without any comes first
+    edit(root / "MotionCorr/Movies/fine.star", "general", lambda g: g.update(rlnMicrographDoseRate=2.0))
+    given = ["--s-vel", "0.5", "--s-div", "3000", "--s-acc", "2", "--dose-weights", f"{quick}/bfactors.star"]
+    assert run(root, out, *given, "--box-size", "100") == 0
+    optics = read_star(out / "particles.star")["optics"]
+    assert (int(optics["rlnImageSize"][0]), float(optics["rlnImagePixelSize"][0])) == (100, pytest.approx(1.6))
+    assert json.loads((out / "hyperparameters.json").read_text())["relion"]["dose_per_frame_e_A2"] == 4
+
+
 @pytest.mark.parametrize("box", ["101", "40", "100000"])
 def test_box_size_that_does_not_fit(tiny, tmp_path, capsys, box):
     assert run(tiny.folder, tmp_path / "out", *GIVEN, "--box-size", box) == 1

@@ -208,7 +208,7 @@ def _reference(reference: Reference, loaded: LoadedReference) -> str:
 
 def _output(dataset: Dataset, extent_A: float) -> list[tuple[str, str]]:
     """Tell how large particles will be where movies are finer than the particles that were refined (super-resolution)."""
-    finest = min((movie.pixel_size_A for movie in dataset.movies), default=math.inf)
+    finest = min((movie.pixel_size_A for movie in dataset.movies_with_particles), default=math.inf)
     refined = min((one.pixel_size_A for one in dataset.optics), default=0.0)
     box, cropped = movie_box(extent_A, finest), movie_box(extent_A, max(refined, finest))
     if not 0 < cropped < box:

@@ -11,6 +11,7 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -238,6 +239,14 @@ class Dataset:
     notes: tuple[str, ...] = ()  # what is worth a look, one line each
     sources: tuple[tuple[str, Path], ...] = ()  # what each table it was made from holds, and where that lies
     orientation: str = ""  # how CryoSPARC's tables lie on the movies (see ``open_cryosparc``); empty for RELION
+
+    @cached_property
+    def movies_with_particles(self) -> tuple[Movie, ...]:
+        """The movies that are read; the others are part of no result."""
+        import pandas as pd
+
+        names = set(pd.unique(self.particles["micrograph"].values))
+        return tuple(movie for movie in self.movies if movie.micrograph in names)
 
     def micrographs(self) -> Iterator[tuple[Movie, xr.Dataset]]:
         """Each movie with its particles, in RELION's order (by stack index)."""

@@ -156,7 +156,7 @@ class MotionCorrection(Alignment):
 
     def output_boxes(self, data: Dataset) -> dict[float, int]:
         """Return the box of the output particles, px, by pixel size of the movies; InputError where one does not fit."""
-        pixel_sizes_A = sorted({movie.pixel_size_A for movie in data.movies})
+        pixel_sizes_A = sorted({movie.pixel_size_A for movie in data.movies_with_particles})
         extent_A = max(box * pixel_A for box, pixel_A in map(check_reference, data.references))
         if self.box_size:
             extent_A = self.box_size * pixel_sizes_A[0]

@@ -29,7 +29,7 @@ from refmotion_nb.numerics.dose import (
     weights,
     weights_at_doses,
 )
-from refmotion_nb.numerics.energy import grant_grigorieff
+from refmotion_nb.numerics.energy import grant_grigorieff, inverse_noise
 from refmotion_nb.numerics.patches import movie_box
 from refmotion_nb.stages.alignment import Alignment, MotionPrior
 from refmotion_nb.stages.base import Reporter
@@ -52,10 +52,10 @@ def micrograph_fcc_sums(
 ) -> np.ndarray:
     """Return the FCC sums (3, frame, shell) of a micrograph along trajectories, against the opposite half maps.
 
-    Shells are those of a box ``extent_A`` wide, the micrograph's own unless given.
+    Shells are those of a box ``extent_A`` wide, the micrograph's own unless given. Movies are whitened to a power of 1 in each
+    Fourier component, so that sums of several count alike whatever their pixels. (RELION's are divided by the number of these.)
     """
-    area = 0.25 * np.pi * (m.image_box + 1.0) * m.image_box
-    whitening = np.sqrt(np.divide(1.0, m.noise_power * area, out=np.zeros_like(m.noise_power), where=m.noise_power > 0))
+    whitening = np.sqrt(inverse_noise(m.noise_power))
     whitening[0] = 0
     shift = displacement_A / m.pixel_size_A
     scale = (extent_A or m.extent_A) / m.extent_A

@@ -258,7 +258,7 @@ class Job:
             "spatial_strength": h.spatial_strength, "correlation_distance": h.distance_A,
             "acceleration_strength": h.acceleration_strength,
         }  # fmt: skip
-        write_hyperparameter_group(self.out, values, dose, self.data.movies[0].pixel_size_A)
+        write_hyperparameter_group(self.out, values, dose, self.data.movies_with_particles[0].pixel_size_A)
 
     def _check_settings(self, until: str) -> None:
         """Refuse settings that cannot work before hours of work, not after."""
@@ -268,7 +268,7 @@ class Job:
         for name in sorted({*self.settings} - known):
             near = get_close_matches(name, known, n=1)
             raise SettingError(name, f"is no setting; {f'did you mean {near[0]}?' if near else 'leave it out'}")
-        self.stage(Overrides).hyperparameters(self.data.movies[0].dose_per_frame_e_A2)
+        self.stage(Overrides).hyperparameters(self.data.movies_with_particles[0].dose_per_frame_e_A2)
         self.stage(Execution).check()
         correction: MotionCorrection = self.stage(MotionCorrection)
         correction.output_boxes(self.data)
@@ -317,7 +317,7 @@ class Job:
     def _given_prior(self, session: Session) -> MotionPrior | None:
         """Return the prior that is given, as values or in a file, or None; InputError if it cannot be used."""
         stage: HyperparameterSearch = self.stage(HyperparameterSearch)
-        dose = self.data.movies[0].dose_per_frame_e_A2
+        dose = self.data.movies_with_particles[0].dose_per_frame_e_A2
         given = self.stage(Overrides).hyperparameters(dose)
         if self.hyperparameters_file is None:
             return default_prior(given, stage) if given else None
@@ -332,7 +332,9 @@ class Job:
             return None
         box = check_reference(self.data.references[0])
         with only_within(self.within):
-            dose = read_weights(self.dose_weights_file, self.data.movies, *box, self.dose_weights_last_frequency_per_A)
+            dose = read_weights(
+                self.dose_weights_file, self.data.movies_with_particles, *box, self.dose_weights_last_frequency_per_A
+            )
         check_reach(session, dose)
         return dose
 
@@ -354,7 +356,7 @@ class Job:
             self.warnings += still_moving(search)
         session.adopt(stage, *inputs, result=search)
         score = float(search.attrs.get("cv_score", np.nan))
-        dose = self.data.movies[0].dose_per_frame_e_A2
+        dose = self.data.movies_with_particles[0].dose_per_frame_e_A2
         write_prior(self.out / "hyperparameters.json", prior_of(search), dose, stage.energy, session.keys, score)
         return search
 

@@ -29,7 +29,7 @@ class DataKeys:
         self._micrographs = micrographs
         self._of: dict[str, str] = {}
         # the finest pixel decides on the box
-        finest = min((movie.pixel_size_A for movie in data.movies), default=0.0)
+        finest = min((movie.pixel_size_A for movie, _ in micrographs.values()), default=0.0)
         counts = [(name, particles.sizes["particle"]) for name, (_, particles) in micrographs.items()]
         several = len(data.references) > 1
         scaled_on = choose(micrographs, len(data.references)) if several else []

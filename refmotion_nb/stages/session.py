@@ -275,8 +275,8 @@ class Session:
         references = self.references(settings.relion)
         if not settings.box_size:
             return max(r.extent_A for r in references)
-        extent = settings.box_size * min(movie.pixel_size_A for movie in self.data.movies)
-        field = min(min(movie.height, movie.width) * movie.pixel_size_A for movie in self.data.movies)
+        extent = settings.box_size * min(movie.pixel_size_A for movie in self.data.movies_with_particles)
+        field = min(min(movie.height, movie.width) * movie.pixel_size_A for movie in self.data.movies_with_particles)
         needed = max(min(2 * r.mask_radius_A, r.extent_A) for r in references)  # no mask is one to the corners
         if settings.box_size % 2 or not needed <= extent <= field:
             raise InputError(

@@ -293,7 +293,7 @@ class Engine:
         if path is not None and self.session is not None:
             mine = {name: value for name, value in self.settings.items() if name in HyperparameterSearch.param}
             with only_within(self.roots.folders):
-                dose = self.session.data.movies[0].dose_per_frame_e_A2
+                dose = self.session.data.movies_with_particles[0].dose_per_frame_e_A2
                 read_prior(path, HyperparameterSearch(**mine), dose, "")
         with self._lock:
             self.hyperparameters_file = path
@@ -317,7 +317,7 @@ class Engine:
             data = self.session.data
             box = check_reference(data.references[0])  # which a notebook may have opened elsewhere
             with only_within(self.roots.folders):
-                read_weights(path, data.movies, *box, last_frequency_per_A)
+                read_weights(path, data.movies_with_particles, *box, last_frequency_per_A)
         with self._lock:
             self.dose_weights_file = path
             self.dose_weights_last_frequency_per_A = None if path is None else last_frequency_per_A

@@ -18,7 +18,7 @@ CHOSEN = "hyperparameters_chosen.json"  # in the output folder: a prior that was
 
 def dose_per_frame(engine: Any) -> float | None:
     """Return the dose per frame (e/Å²) by which RELION's units are those of the open movies; None without data."""
-    return float(engine.session.data.movies[0].dose_per_frame_e_A2) if engine.session else None
+    return float(engine.session.data.movies_with_particles[0].dose_per_frame_e_A2) if engine.session else None
 
 
 def given(engine: Any) -> Hyperparameters | None:
