@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from app_browser import app, browser, chromium  # noqa: F401, fixtures
+from app_browser import app, browser, chromium, owner, owners_page, people  # noqa: F401, fixtures
 from gpu_fixtures import cpu_unless_asked, cupy, strict  # noqa: F401, fixtures
 
 from refmotion_nb.data.synthetic.simulate import Simulation, SimulationSettings, simulate

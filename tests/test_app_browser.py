@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 import panel as pn
 import pytest
-from app_browser import Browser, free_port, serving, turn_to
+from app_browser import free_port, serving, turn_to
 from conftest import TINY
 from oauth_provider import providing
 
@@ -27,27 +27,6 @@ def field(page, label):
 def enter(page, label, text):
     field(page, label).fill(text)
     field(page, label).press("Enter")
-
-
-@pytest.fixture(scope="module")
-def people(chromium):
-    """Return a browser whose pages stay open for all tests: to open one takes seconds."""
-    browser = Browser(chromium)
-    yield browser
-    browser.close()
-
-
-@pytest.fixture(scope="module")
-def owners_page(app, people):
-    return people.open(app.owner_url)
-
-
-@pytest.fixture
-def owner(people, owners_page):
-    """Return the owner's page as earlier tests have left it, with Data in front; nothing may go wrong in it."""
-    turn_to(owners_page, "Data")
-    yield owners_page
-    assert not people.wrong, "\n".join(people.wrong)
 
 
 def test_the_owner_opens_the_example_and_who_looks_on_sees_it(app, browser):
