@@ -161,3 +161,25 @@ def app(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]
         served.engine.take(type(tiny)(folder / "tiny", tiny.settings, tiny.n_particles, tiny.rigid_error_A,
                                       tiny.fsc_resolutions_A).open())  # fmt: skip
         yield served
+
+
+@pytest.fixture(scope="module")
+def people(chromium: Any) -> Iterator[Browser]:
+    """A browser whose pages stay open for the tests of a module: to open one takes seconds."""
+    browser = Browser(chromium)
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def owners_page(app: Served, people: Browser) -> Any:
+    """The page that ``owner`` returns."""
+    return people.open(app.owner_url)
+
+
+@pytest.fixture
+def owner(people: Browser, owners_page: Any) -> Iterator[Any]:
+    """The owner's page as earlier tests have left it, with Data in front; nothing may go wrong in it."""
+    turn_to(owners_page, "Data")
+    yield owners_page
+    assert not people.wrong, "\n".join(people.wrong)

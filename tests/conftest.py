@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from app_browser import app, browser, chromium  # noqa: F401, fixtures
+from app_browser import app, browser, chromium, owner, owners_page, people  # noqa: F401, fixtures
 from gpu_fixtures import cpu_unless_asked, cupy, strict  # noqa: F401, fixtures
 
 from refmotion_nb.data.synthetic.simulate import Simulation, SimulationSettings, simulate
@@ -38,13 +39,26 @@ def test_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Simulation:
-    """Return two simulated micrographs in RELION's layout; do not change them, copy the folder."""
-    return simulate(TINY, tmp_path_factory.mktemp("tiny"))
+    """Return two simulated micrographs in RELION's layout; do not change them, copy the folder.
+
+    All processes that run tests share them: the first makes them, the others wait and find them.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with (folder / "tiny.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return simulate(TINY, folder / "tiny")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with a file that needs no compiled kernel: while one process runs it, the other compiles them for both."""
-    items.sort(key=lambda item: item.path.name != "test_plot_layout.py")
+    """Begin with files that need no compiled kernel: while one process runs them, the other compiles, for both, in notebooks.
+
+    Files that take long follow, lest one of them is last and alone.
+    """
+    first = ("plot_layout", "notebooks", "plot_colours", "plots", "workers", "validation", "two_references")
+    place = {f"test_{name}.py": number for number, name in enumerate(first)}
+    items.sort(key=lambda item: place.get(item.path.name, len(first)))
 
 
 @pytest.hookimpl(wrapper=True)

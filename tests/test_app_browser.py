@@ -48,8 +48,8 @@ def test_the_owner_opens_the_example_and_who_looks_on_sees_it(app, browser):
     app.engine.take(data)
 
 
-def test_who_looks_on_cannot_run_until_the_owner_lets_them(app, browser):
-    owner, other = browser.open(app.owner_url), browser.open(app.url)
+def test_who_looks_on_cannot_run_until_the_owner_lets_them(app, owner, browser):
+    other = browser.open(app.url)
     other.get_by_role("button", name="Looking on").wait_for()
     other.get_by_text("Open data").click()
     assert other.get_by_role("button", name="Open", exact=True).is_disabled()
@@ -64,14 +64,15 @@ def test_who_looks_on_cannot_run_until_the_owner_lets_them(app, browser):
     owner.get_by_role("button", name="viewers").click()
     owner.get_by_role("button", name="Let run").last.click()  # the newest; pages closed before may still be listed
     app.until(lambda: [viewer.may_run for viewer in app.engine.viewers].count(True) > 1)
+    owner.get_by_role("button", name="viewers").click()
     other.get_by_role("button", name="Reset all to defaults").wait_for()
     app.until(lambda: field(other, "seed").is_enabled())
     other.reload()
     other.get_by_role("button", name="viewers").wait_for()  # the right is not lost
 
 
-def test_two_browsers_are_in_step_and_a_new_one_shows_the_present_state(app, browser):
-    one, two = browser.open(app.owner_url), browser.open(app.owner_url)
+def test_two_browsers_are_in_step_and_a_new_one_shows_the_present_state(app, owner, browser):
+    one, two = browser.open(app.owner_url), owner
     for page in (one, two):
         turn_to(page, "Settings")
     enter(one, "max_strength", "1234")
@@ -93,15 +94,62 @@ def test_two_browsers_are_in_step_and_a_new_one_shows_the_present_state(app, bro
     new.get_by_text("All are at their defaults").wait_for()
 
 
-def test_paths_outside_are_refused_where_they_were_entered(app, browser):
-    page = browser.open(app.owner_url)
-    page.get_by_text("Open data").click()
-    enter(page, "micrographs", "../../../etc/passwd")
+def test_help_is_reached_by_keys_and_shown(owner):
+    turn_to(owner, "Settings")
+    field(owner, "max_strength").focus()
+    owner.keyboard.press("Shift+Tab")
+    icon = owner.get_by_label("Help on max_strength")
+    assert icon.evaluate("one => one.matches(':focus')")
+    owner.get_by_text("Maximum total prior strength").wait_for()
+    assert "Maximum total prior strength" in icon.get_attribute("aria-description")
+    assert owner.get_by_role("spinbutton", name="max_strength", exact=True).count() <= 1
+    owner.keyboard.press("Tab")
+    owner.get_by_text("Maximum total prior strength").wait_for(state="hidden")
+
+
+def test_no_tab_is_wider_than_a_narrow_page(owner):
+    owner.set_viewport_size({"width": 700, "height": 768})
+    owner.locator("canvas").first.wait_for()
+    for tab in (kind.title for kind in TABS):
+        turn_to(owner, tab)
+        owner.get_by_text("opening …").wait_for(state="hidden")
+        assert owner.evaluate("document.documentElement.scrollWidth") == 700, tab
+
+
+def test_a_long_path_does_not_break_the_top(app, owner, monkeypatch):
+    monkeypatch.setattr(app.engine, "out", app.engine.roots.folders[0] / ("x" * 90) / "last")
+    owner.set_viewport_size({"width": 860, "height": 768})  # what 1366 px leave while something runs
+    line = owner.locator(".rm-header")
+    line.locator("code[title$='/last']").wait_for()
+    assert line.bounding_box()["height"] < 30
+    switch = owner.get_by_role("button", name="☾ Dark").bounding_box()
+    assert switch["y"] < 30 and switch["x"] + switch["width"] <= 1040
+
+
+def test_paths_outside_are_refused_where_they_were_entered(app, owner):
+    owner.get_by_role("heading", name="Open data").click()
+    enter(owner, "micrographs", "../../../etc/passwd")
     for label in ("particles", "half map 1", "half map 2"):
-        enter(page, label, "/etc/passwd")
-    page.get_by_role("button", name="Check", exact=True).click()
-    page.get_by_text("is outside the folders that this app may use").first.wait_for()
+        enter(owner, label, "/etc/passwd")
+    owner.get_by_role("button", name="Check", exact=True).click()
+    owner.get_by_text("is outside the folders that this app may use").first.wait_for()
     assert app.engine.checked.result is None
+
+
+def test_controls_are_reached_by_keys_and_say_what_they_are(owner):
+    search = owner.get_by_role("button", name="Search", exact=True)
+    search.focus()
+    assert search.get_attribute("aria-pressed") == "false"
+    owner.keyboard.press("Tab")
+    dose = owner.get_by_role("button", name="Dose", exact=True)
+    assert dose.evaluate("one => one.matches(':focus-visible') && getComputedStyle(one).outlineStyle") == "solid"
+    owner.keyboard.press("Space")
+    owner.get_by_text("Change the weights by hand").or_(owner.get_by_text("Signal and weights")).first.wait_for()
+    assert dose.get_attribute("aria-pressed") == "true"
+    owner.get_by_role("button", name="Dose weights of another run").press("Enter")
+    field(owner, "dose_weights_last_frequency_per_A").wait_for()
+    owner.get_by_role("button", name="Browse", exact=True).press("Enter")
+    owner.get_by_label("what is in it").wait_for()
 
 
 def test_a_run_goes_on_without_the_browser_that_started_it(app, browser):
@@ -115,59 +163,6 @@ def test_a_run_goes_on_without_the_browser_that_started_it(app, browser):
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(16, 20, 26)"
     page.get_by_role("button", name="☀ Light").click()
     page.get_by_role("button", name="☾ Dark").wait_for()
-
-
-def test_controls_are_reached_by_keys_and_say_what_they_are(app, browser):
-    page = browser.open(app.owner_url)
-    search = page.get_by_role("button", name="Search", exact=True)
-    search.focus()
-    assert search.get_attribute("aria-pressed") == "false"
-    page.keyboard.press("Tab")
-    dose = page.get_by_role("button", name="Dose", exact=True)
-    assert dose.evaluate("one => one.matches(':focus-visible') && getComputedStyle(one).outlineStyle") == "solid"
-    page.keyboard.press("Space")
-    page.get_by_text("Change the weights by hand").or_(page.get_by_text("Signal and weights")).first.wait_for()
-    assert dose.get_attribute("aria-pressed") == "true"
-    page.get_by_role("button", name="Dose weights of another run").press("Enter")
-    field(page, "dose_weights_last_frequency_per_A").wait_for()
-    page.get_by_role("button", name="Browse", exact=True).press("Enter")
-    page.get_by_label("what is in it").wait_for()
-
-
-def test_help_is_reached_by_keys_and_shown(app, browser):
-    page = browser.open(app.owner_url)
-    turn_to(page, "Settings")
-    field(page, "max_strength").focus()
-    page.keyboard.press("Shift+Tab")
-    icon = page.get_by_label("Help on max_strength")
-    assert icon.evaluate("one => one.matches(':focus')")
-    page.get_by_text("Maximum total prior strength").wait_for()
-    assert "Maximum total prior strength" in icon.get_attribute("aria-description")
-    assert page.get_by_role("spinbutton", name="max_strength", exact=True).count() <= 1
-    page.keyboard.press("Tab")
-    page.get_by_text("Maximum total prior strength").wait_for(state="hidden")
-
-
-def test_a_long_path_does_not_break_the_top(app, browser, monkeypatch):
-    monkeypatch.setattr(app.engine, "out", app.engine.roots.folders[0] / ("x" * 90) / "last")
-    page = browser.open(
-        app.owner_url, viewport={"width": 860, "height": 768}
-    )  # what 1366 px leave while something runs
-    line = page.locator(".rm-header")
-    line.get_by_text("results in").wait_for()
-    assert line.bounding_box()["height"] < 30
-    switch = page.get_by_role("button", name="☾ Dark").bounding_box()
-    assert switch["y"] < 30 and switch["x"] + switch["width"] <= 1040
-    assert line.locator("code").get_attribute("title").endswith("/last")
-
-
-def test_no_tab_is_wider_than_a_narrow_page(app, browser):
-    page = browser.open(app.owner_url, viewport={"width": 700, "height": 768})
-    page.locator("canvas").first.wait_for()
-    for tab in (kind.title for kind in TABS):
-        turn_to(page, tab)
-        page.get_by_text("opening …").wait_for(state="hidden")
-        assert page.evaluate("document.documentElement.scrollWidth") == 700, tab
 
 
 def test_a_login_is_asked_for_where_it_is_set(browser, tmp_path):

@@ -38,28 +38,27 @@ def gate(monkeypatch):
     passing.set()
 
 
-def test_dose_weights_fill_in_while_they_are_measured(app, browser, gate):
+def test_dose_weights_fill_in_while_they_are_measured(app, owner, gate):
     app.engine.change(**GIVEN)
-    page = browser.open(app.owner_url)
-    turn_to(page, "Dose")
-    page.get_by_text("Nothing measured yet").wait_for()
-    page.get_by_role("button", name="Measure dose weights").click()
-    page.get_by_text("1 of 2 micrographs measured").wait_for()
-    page.wait_for_function(TITLE, arg="FCC")  # of the first micrograph alone
+    turn_to(owner, "Dose")
+    owner.get_by_text("Nothing measured yet").wait_for()
+    owner.get_by_role("button", name="Measure dose weights").click()
+    owner.get_by_text("1 of 2 micrographs measured").wait_for()
+    owner.wait_for_function(TITLE, arg="FCC", polling=100)  # of the first micrograph alone
     assert app.engine.last(rm.DoseWeights).state == "running"
     gate.set()
-    page.get_by_text("measured on 24 particles").wait_for()
-    page.get_by_role("button", name="B-factor and scale").click()
-    page.wait_for_function(TITLE, arg="B-factor of each frame")
+    owner.get_by_text("measured on 24 particles").wait_for()
+    owner.get_by_role("button", name="B-factor and scale").click()
+    owner.wait_for_function(TITLE, arg="B-factor of each frame", polling=100)
     assert app.engine.result("dose_weights")["fcc"].notnull().any()
 
 
-def test_a_correction_is_cancelled_and_goes_on_where_it_stopped(app, browser, gate):
+def test_a_correction_is_cancelled_and_goes_on_where_it_stopped(app, owner, browser, gate):
     app.engine.change(**GIVEN)
     gate.set()
     app.engine.run("dose-weights").wait(60)  # so that the cost is known
     gate.clear()
-    owner, other = browser.open(app.owner_url), browser.open(app.url)
+    other = browser.open(app.url)
     for page in (owner, other):
         turn_to(page, "Correct")
         page.get_by_text("2 micrographs, 24 particles").wait_for()
@@ -69,7 +68,7 @@ def test_a_correction_is_cancelled_and_goes_on_where_it_stopped(app, browser, ga
     owner.get_by_role("button", name="Correct all particles").click()
     for page in (owner, other):
         page.get_by_text("1 of 2 micrographs", exact=True).wait_for()
-        page.wait_for_function(TITLE, arg="Local motion")  # of the micrograph that is finished
+        page.wait_for_function(TITLE, arg="Local motion", polling=100)  # of the micrograph that is finished
     owner.get_by_role("button", name="Cancel", exact=True).last.click()
     app.until(
         lambda: any(run.stopping for run in app.engine.runs)
@@ -86,23 +85,22 @@ def test_a_correction_is_cancelled_and_goes_on_where_it_stopped(app, browser, ga
     assert (app.engine.out / "Particles" / f"{kept[0].removeprefix('tracks/')}.mrcs").stat().st_mtime_ns == written
 
 
-def test_results_show_what_was_gained_and_the_files(app, browser):
+def test_results_show_what_was_gained_and_the_files(app, owner):
     app.engine.change(**GIVEN)
-    page = browser.open(app.owner_url)
-    turn_to(page, "Correct")
-    page.get_by_role("button", name="Correct and validate").click()
-    turn_to(page, "Results")
-    page.get_by_role("cell", name="trajectories, empirical weights").wait_for()
-    page.wait_for_function(TITLE, arg="both")  # the map
-    page.wait_for_function(f"({LEGEND})('trajectories')")  # of the FSC
-    page.get_by_text("24 of 24 particles written").wait_for()
-    with page.expect_download() as download:
-        page.get_by_role("link", name="particles.star").click()
+    turn_to(owner, "Correct")
+    owner.get_by_role("button", name="Correct and validate").click()
+    turn_to(owner, "Results")
+    owner.get_by_role("cell", name="trajectories, empirical weights").wait_for()
+    owner.wait_for_function(TITLE, arg="both", polling=100)  # the map
+    owner.wait_for_function(f"({LEGEND})('trajectories')", polling=100)  # of the FSC
+    owner.get_by_text("24 of 24 particles written").wait_for()
+    with owner.expect_download() as download:
+        owner.get_by_role("link", name="particles.star").click()
     star = download.value.path().read_bytes()
     assert star == (app.engine.out / "particles.star").read_bytes() and b"_rlnImageName" in star
     for name in ("results.zarr", "run.log", "..%2Frefmotion-results%2Fparticles.star", "%2Fetc%2Fpasswd", ".."):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{app.url}files/{name}")
         refused.value.close()
-    code = page.get_by_label("Code")
+    code = owner.get_by_label("Code")
     assert "rm.plots.fsc(job.validation)" in code.input_value()

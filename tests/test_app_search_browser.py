@@ -49,13 +49,13 @@ def dots(page, steps, more_than=0):
     for _ in range(8):  # not every step is shown
         steps.release()
         with suppress(sync_api.TimeoutError):
-            page.wait_for_function(f"{count} > {more_than}", timeout=2000)
+            page.wait_for_function(f"{count} > {more_than}", timeout=2000, polling=100)
             break
     return page.evaluate(count)
 
 
-def test_a_search_is_run_and_rays_retire(app, browser, steps):
-    owner, other = browser.open(app.owner_url), browser.open(app.url)
+def test_a_search_is_run_and_rays_retire(app, owner, browser, steps):
+    other = browser.open(app.url)
     for page in (owner, other):
         turn_to(page, "Search")
     assert other.get_by_role("button", name="Start search").is_disabled()
@@ -77,45 +77,47 @@ def test_a_search_is_run_and_rays_retire(app, browser, steps):
     owner.get_by_text("drawing").first.wait_for(state="hidden")
 
 
-def test_a_prior_slider_moves_trajectories(app, browser):
-    page = browser.open(app.owner_url)
-    turn_to(page, "Priors")
-    page.get_by_role("button", name="Explore", exact=True).click()
-    page.get_by_text("Prior explorer: mic0000").wait_for()
+def test_a_prior_slider_moves_trajectories(app, owner):
+    turn_to(owner, "Priors")
+    owner.get_by_role("button", name="Explore", exact=True).click()
+    owner.get_by_text("Prior explorer: mic0000").wait_for()
     model = app.until(lambda: app.engine.explored.result)
-    before = page.evaluate(SOURCES, ["x0", "frame"])[0]
-    handle = page.locator(".noUi-handle:visible").first  # of the strength
+    before = owner.evaluate(SOURCES, ["x0", "frame"])[0]
+    handle = owner.locator(".noUi-handle:visible").first  # of the strength
     for _ in range(20):
         handle.press("ArrowRight")
     app.until(lambda: model.snapshot.version > 0 and model.settle(20))
-    page.wait_for_function(f"before => JSON.stringify(({SOURCES})(['x0', 'frame'])[0]) != before", arg=_json(before))
-    page.get_by_role("button", name="Use these hyperparameters").click()
-    page.get_by_text("The next run takes given hyperparameters").wait_for()
+    owner.wait_for_function(f"before => JSON.stringify(({SOURCES})(['x0', 'frame'])[0]) != before", arg=_json(before),
+                            polling=100)  # fmt: skip
+    owner.get_by_role("button", name="Use these hyperparameters").click()
+    owner.get_by_text("The next run takes given hyperparameters").wait_for()
     assert app.engine.hyperparameters_file is not None
-    page.get_by_role("button", name="Search instead").click()
-    page.get_by_text("The next run searches its hyperparameters").wait_for()
+    owner.get_by_role("button", name="Search instead").click()
+    owner.get_by_text("The next run searches its hyperparameters").wait_for()
     assert not app.engine.settings
 
 
-def test_two_runs_are_compared(app, browser):
+def test_two_runs_are_compared(app, owner):
     folder = app.engine.roots.folders[0]
     for name in ("one", "two"):
         store = ResultStore(folder / name / "results.zarr")
         store.write("search", fake_search())
         store.write("dose_weights", fake_dose_weights())
         store.update_attrs(settings={"seed": len(name)})
-    page = browser.open(app.owner_url)
-    turn_to(page, "Compare")
+    turn_to(owner, "Compare")
     for name in ("one", "two", "/etc"):
-        page.get_by_label("Results folder").fill(name)
-        page.get_by_role("button", name="Add", exact=True).click()
-        page.get_by_text(f"{folder}/{name}" if name != "/etc" else "outside the folders").first.wait_for()
-    page.get_by_role("button", name="Weights", exact=True).click()
-    page.get_by_text("What each e/Å² counts").wait_for()
-    page.get_by_text("drawing").first.wait_for(state="hidden")
+        owner.get_by_label("Results folder").fill(name)
+        owner.get_by_role("button", name="Add", exact=True).click()
+        owner.get_by_text(f"{folder}/{name}" if name != "/etc" else "outside the folders").first.wait_for()
+    owner.get_by_role("button", name="Weights", exact=True).click()
+    owner.get_by_text("What each e/Å² counts").wait_for()
+    owner.get_by_text("drawing").first.wait_for(state="hidden")
     assert list(app.engine.compared) == ["one", "two"]
-    page.wait_for_function("""() => Bokeh.documents.some(one => [...one._all_models.values()]
-        .some(model => model.type == "Title" && model.text.startsWith("Weight at")))""")
+    owner.wait_for_function(
+        """() => Bokeh.documents.some(one => [...one._all_models.values()]
+        .some(model => model.type == "Title" && model.text.startsWith("Weight at")))""",
+        polling=100,
+    )
 
 
 def _json(value):

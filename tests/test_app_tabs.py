@@ -1,6 +1,7 @@
 """What tabs tell where something went wrong, what they read again, and whose figures are made; without a browser."""
 
 import errno
+import time
 from contextlib import suppress
 from pathlib import Path
 from threading import Event
@@ -55,11 +56,10 @@ def engine(tiny, tmp_path):
 
 
 def until(condition):
-    for _ in range(1000):
-        if condition():
-            return
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
         Event().wait(0.01)
-    raise AssertionError("it did not happen")
 
 
 def ended(engine, how, stage=None, *inputs):

@@ -4,7 +4,8 @@ import holoviews as hv
 import numpy as np
 import pytest
 import xarray as xr
-from bokeh.embed import file_html
+from app_browser import Browser
+from bokeh.embed import json_item
 from bokeh.resources import INLINE
 from fake_results import N_FRAMES, fake_dose_weights, fake_search, fake_tracks, fake_validation
 from test_plots import elements, panels
@@ -99,12 +100,32 @@ WIDE = {
 }
 
 
+@pytest.fixture(scope="module")
+def screen(chromium):
+    """Return a browser, and a page with Bokeh's scripts as wide as JupyterLab leaves of 1366 px."""
+    browser = Browser(chromium)
+    page = browser.blank(viewport={"width": 920, "height": 700})
+    page.set_content(f"<!DOCTYPE html><html><head>{INLINE.render()}</head><body></body></html>")
+    yield browser, page
+    browser.close()
+
+
+SHOW = """item => {
+    document.body.innerHTML = "<div id='figure'></div>"
+    window.drawn = false
+    Bokeh.embed.embed_item(item, "figure").then(views => [...views][0].model.document.is_idle
+        ? window.drawn = true : [...views][0].model.document.idle.connect(() => window.drawn = true))
+}"""
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("name", WIDE)
-def test_nothing_scrolls_sideways_beside_the_side_bar_of_a_small_screen(browser, name):
-    page = browser.blank()
-    page.set_viewport_size({"width": 920, "height": 700})  # what JupyterLab leaves of 1366 px
-    figure = hv.renderer("bokeh").get_plot(WIDE[name]()).state
-    page.set_content(file_html(figure, INLINE))
-    page.wait_for_function("window.Bokeh && Bokeh.documents.length && Bokeh.documents[0].is_idle")
+def test_nothing_scrolls_sideways_beside_the_side_bar_of_a_small_screen(screen, name):
+    browser, page = screen
+    page.evaluate(SHOW, json_item(hv.renderer("bokeh").get_plot(WIDE[name]()).state))
+    page.wait_for_function("window.drawn", polling=50)
+    assert page.evaluate(
+        "document.documentElement.scrollHeight > 150 && document.getElementById('figure').clientHeight > 150"
+    )
     assert page.evaluate("document.documentElement.scrollWidth") <= 920
+    assert not browser.wrong, "\n".join(browser.wrong)

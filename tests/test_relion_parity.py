@@ -117,7 +117,7 @@ def polished(folder, out, particles, optics, binning=1.0):
     blocks = read_star(motion)
     write_star(motion, {**blocks, "general": {**blocks["general"], "rlnMicrographBinning": binning}})
     write_star(out / "particles.star", {"optics": optics, "particles": particles})
-    command = ["relion_motion_refine", "--i", "particles.star", "--f", "Ref/postprocess.star", "--o", "Polish", "--j", "2",
+    command = ["relion_motion_refine", "--i", "particles.star", "--f", "Ref/postprocess.star", "--o", "Polish", "--j", "1",
                "--corr_mic", "MotionCorr/corrected_micrographs.star", "--first_frame", "1", "--last_frame", "-1"]  # fmt: skip
     subprocess.run(command, cwd=out, check=True, capture_output=True)
     reference, _ = open_postprocess(out / "Ref/postprocess.star", out)

@@ -17,6 +17,7 @@ import pytest
 from distributed import Client, LocalCluster
 from distributed.client import ClosedClientError, FutureCancelledError
 from distributed.comm import CommClosedError
+from distributed.utils import get_mp_context
 from job import copied, run, said, store
 
 import refmotion_nb as rm
@@ -29,6 +30,15 @@ from refmotion_nb.stages.execute import _uninterrupted
 from refmotion_nb.stages.particle_motion import ParticleMotion
 from refmotion_nb.stages.session import Session
 from refmotion_nb.stages.workers import There, Workers
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked():
+    """Let Dask fork workers from a process that has imported what they need: to start one anew takes seconds."""
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        context = get_mp_context()
+        context.set_forkserver_preload(["distributed", "refmotion_nb.stages.workers", "refmotion_nb.stages.job"])
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -113,8 +113,10 @@ def leave_as_it_is(root: Any) -> None:
 
 def _follow_page(viewable: Any, root: Any) -> None:
     """Let a browser choose the colours of the figures that are tagged (a hook of Panel), each time it shows them."""
+    if root.document is not None:  # there before: to look through all that a page shows takes long
+        return
     figures = [figure for figure in root.select({"type": Plot}) if _FOLLOWS in figure.tags]
-    if not figures or root.document is not None:
+    if not figures:
         return
     changes = [change for figure in figures for change in coated(figure)]
     for toolbar in root.select({"type": Toolbar}):  # of several figures
