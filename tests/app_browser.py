@@ -112,7 +112,7 @@ class Browser:
         self._contexts.append(context)
         page = context.new_page()
         page.on("console", lambda line: self.wrong.append(line.text) if line.type == "error" else None)
-        page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        page.on("pageerror", lambda error: self.wrong.append(error.stack or str(error)))
         page.on("request", self._request)
         return page
 
