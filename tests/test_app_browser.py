@@ -91,10 +91,12 @@ def test_two_browsers_are_in_step_and_a_new_one_shows_the_present_state(app, own
     new.reload()  # the tab is in the address
     new.get_by_text("1 changed").wait_for()
     two.get_by_role("button", name="Reset all to defaults").click()
-    new.get_by_text("All are at their defaults").wait_for()
+    for page in (new, two):
+        page.get_by_text("All are at their defaults").wait_for()
 
 
-def test_help_is_reached_by_keys_and_shown(owner):
+def test_help_is_reached_by_keys_and_shown(app, browser):
+    owner = browser.open(app.owner_url)  # in which nothing is under way that could take the focus
     turn_to(owner, "Settings")
     field(owner, "max_strength").focus()
     owner.keyboard.press("Shift+Tab")
@@ -136,7 +138,8 @@ def test_paths_outside_are_refused_where_they_were_entered(app, owner):
     assert app.engine.checked.result is None
 
 
-def test_controls_are_reached_by_keys_and_say_what_they_are(owner):
+def test_controls_are_reached_by_keys_and_say_what_they_are(app, browser):
+    owner = browser.open(app.owner_url)
     search = owner.get_by_role("button", name="Search", exact=True)
     search.focus()
     assert search.get_attribute("aria-pressed") == "false"
