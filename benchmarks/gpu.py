@@ -153,12 +153,14 @@ def working(session: rm.Session, settings: rm.MotionCorrection, clock: Clock, co
     images = clock.stage("particles to the host", lambda: to_host(images), images.nbytes / upload)
 
     def whole() -> None:
-        """Read eight times the same movie, the next one while one is worked on."""
-        for _, one in session._read_ahead([name] * 8, lambda _: session.micrograph(name, settings), settings):
-            assert one is not None
+        """Read eight times the same movie, one while another is worked on."""
+
+        def correct(_: rm.Session, one: steps.Micrograph) -> None:
             track = solve(alignment_windows(one, settings, True, threads).scaled(prior), geometry, [prior], False)
             one_shift = track.displacement_A[0] / movie.pixel_size_A
             to_host(normalise(recombine(one.spectra, one_shift, weight, box, threads), 0.4 * box, threads))
+
+        assert all(not session.failed for _ in session.place.each([name] * 8, settings, correct))
 
     seconds, _ = clock.seconds(whole, 1)
     print(f"{'movie to particles, one after another':38s}{seconds / 8:9.4f}   ({8 / seconds:.2f} movies per second)")

@@ -1,7 +1,11 @@
 """The engine's kernels against plain sums in double precision, written from their definitions."""
 
+import subprocess
+import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -27,6 +31,7 @@ from refmotion_nb.numerics.projection import euler_to_matrix, prepare_volume, sl
 from refmotion_nb.numerics.recombine import normalise, recombine
 from refmotion_nb.numerics.room import Room
 from refmotion_nb.numerics.symmetry import operators
+from refmotion_nb.numerics.threads import in_order, side_by_side
 from refmotion_nb.numerics.trajectories import Windows
 
 BOX, FRAMES = 48, 3
@@ -573,6 +578,52 @@ def test_chunks_cover_everything_once():
 
         over_chunks(n, work, threads, chunk)
         assert (seen == 1).all()
+
+
+def test_work_side_by_side_may_hold_more_of_it_and_tells_the_first_error():
+    def row(i):
+        return side_by_side(lambda j: (i, j), range(5), 3)
+
+    everything = side_by_side(row, range(40), 3)
+    assert everything == [[(i, j) for j in range(5)] for i in range(40)]
+    together = Barrier(3)  # of one thread that asks and two that help
+    assert side_by_side(lambda i: together.wait(timeout=60) >= 0, range(3), 3) == [True] * 3
+    begun = []
+
+    def fails(i):
+        begun.append(i)
+        if i >= 2:
+            raise ValueError(str(i))
+
+    with pytest.raises(ValueError, match="2"):
+        side_by_side(fails, range(1000), 2)
+    assert len(begun) < 1000
+    held = np.zeros(3)
+    alive = weakref.ref(held)
+    side_by_side(lambda i, held=held: held[i], range(3), 3)
+    del held
+    assert alive() is None  # no thread that waits for more holds on to what was done
+
+
+def test_helping_threads_are_new_ones_in_a_process_that_was_forked():
+    program = """import os
+from refmotion_nb.numerics.threads import side_by_side
+assert side_by_side(abs, range(4), 4) == [0, 1, 2, 3]
+if (child := os.fork()) == 0:
+    os._exit(side_by_side(abs, range(4), 4).pop())
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_work_in_order_is_ahead_and_ends_with_its_caller(ahead):
+    begun = []
+    assert list(in_order(lambda i: i * i, iter(range(5)), ahead)) == [(i, i * i) for i in range(5)]
+    found = in_order(lambda i: begun.append(i), range(100), ahead)
+    next(found)
+    found.close()
+    assert sorted(begun) == list(range(len(begun))) and len(begun) <= 1 + ahead
 
 
 # memory

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib import import_module
 from threading import Lock
 from types import ModuleType
@@ -20,6 +20,7 @@ from scipy import fft
 from threadpoolctl import ThreadpoolController
 
 from refmotion_nb.numerics.device_sizes import transform_batch
+from refmotion_nb.numerics.threads import side_by_side
 
 _CACHE_BYTES = 1 << 19  # of intermediate results that a thread works on at a time
 
@@ -53,13 +54,12 @@ def all_beside(array: Any, values: Sequence[np.ndarray], dtype: Any = np.float64
 
 def kernels_of(array: Any) -> ModuleType:
     """Return the kernels for an array: ``kernels_cpu`` or ``kernels_gpu``."""
-    if xp_of(array) is np:
-        from refmotion_nb.numerics import kernels_cpu
+    return _kernels("kernels_cpu" if xp_of(array) is np else "kernels_gpu")
 
-        return kernels_cpu
-    from refmotion_nb.numerics import kernels_gpu
 
-    return kernels_gpu
+@cache
+def _kernels(name: str) -> ModuleType:
+    return import_module(f"refmotion_nb.numerics.{name}")
 
 
 def by_row(work: Callable[..., Any], out: Any, values: Any, *sets: Any) -> Any:
@@ -190,7 +190,7 @@ def over_chunks(
 ) -> list[Any]:
     """Call ``work`` on consecutive slices of ``range(n)`` and return what it returned, in order.
 
-    On the CPU the slices go to a pool of threads; the work must release the GIL. They depend on ``n`` and ``chunk`` only
+    On the CPU they are shared out among threads; the work must release the GIL. They depend on ``n`` and ``chunk`` only
     where ``chunk`` is given, so that sums taken slice by slice do not depend on the number of threads.
 
     Where the array ``like`` is on a GPU they are as large as its free memory allows at ``item_bytes`` of temporary arrays
@@ -203,10 +203,7 @@ def over_chunks(
         return gpu.in_batches(n, work, item_bytes)
     chunk = chunk or max(1, -(-n // (4 * max(threads, 1))))
     slices = [slice(i, min(i + chunk, n)) for i in range(0, n, chunk)]
-    if threads <= 1 or len(slices) == 1:
-        return [work(part) for part in slices]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, slices))
+    return side_by_side(work, slices, threads)
 
 
 def in_cache(n: int, item_bytes: int, like: Any) -> Iterator[slice]:

@@ -7,9 +7,7 @@ the same transform, since dividing by the spline's response is exact in Fourier 
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +17,7 @@ from scipy import fft
 from refmotion_nb.numerics.backend import over_chunks
 from refmotion_nb.numerics.kernels_dewarp import shifted_frame_kernel, warp_add_kernel, weigh_kernel
 from refmotion_nb.numerics.patches import mean_count
+from refmotion_nb.numerics.threads import in_order
 
 GRID_PX = 32  # spacing of the grid that local motion is given on
 IN_FLIGHT_BYTES = 4e9  # of frames worked on at a time
@@ -97,7 +96,7 @@ def sum_frames(
         frame = first if f == 0 else load(f)
         return adder.prepared(f, _spectrum(frame, camera, adder.whole_px[f], each), each)
 
-    for f, images in enumerate(_in_order(transformed, n_frames, side_by_side)):
+    for f, images in in_order(transformed, range(n_frames), side_by_side if side_by_side > 1 else 0):
         adder.add(f, images)
     return adder.finished()
 
@@ -259,20 +258,6 @@ def _transformed_back(half: np.ndarray, shape: Sequence[int], threads: int) -> n
     over_chunks(half.shape[1], along_y, threads, chunk=_ROWS)
     over_chunks(len(out), along_x, threads, chunk=_ROWS)
     return out
-
-
-def _in_order(work: Callable[[int], Any], n: int, side_by_side: int) -> Iterator[Any]:
-    """Yield work(0), work(1), ... in order, ``side_by_side`` of them under way at a time."""
-    if side_by_side == 1:
-        yield from map(work, range(n))
-        return
-    with ThreadPoolExecutor(side_by_side) as pool:
-        ahead = deque(pool.submit(work, f) for f in range(min(side_by_side, n)))
-        for f in range(n):
-            found = ahead.popleft().result()
-            if f + side_by_side < n:
-                ahead.append(pool.submit(work, f + side_by_side))
-            yield found
 
 
 def _half_plane(shape: tuple[int, int]) -> np.ndarray:

@@ -56,22 +56,22 @@ def inverse_noise(noise_power: np.ndarray) -> np.ndarray:
     return np.divide(1.0, noise_power, out=np.zeros_like(noise_power), where=noise_power > 0)
 
 
-def band_power(values: Any, k: int) -> np.ndarray:
+def band_power(values: Any, k: int, threads: int = 1) -> np.ndarray:
     """Return Σ |V|² over the full plane per floor shell (particle, k + 1) of bands (particle, 2K + 1, K + 1), on the host."""
-    return _shell_sums(values, k, lambda at, part: xp_of(values).abs(at(values[part])) ** 2)
+    return _shell_sums(values, k, lambda at, part: xp_of(values).abs(at(values[part])) ** 2, threads)
 
 
-def band_cross(values: Any, others: Any, k: int) -> np.ndarray:
+def band_cross(values: Any, others: Any, k: int, threads: int = 1) -> np.ndarray:
     """Return Σ Re[V U*] over the full plane per floor shell (particle, k + 1) of two bands of one size, on the host."""
 
     def product(at: Callable[[Any], Any], part: slice) -> Any:
         one, other = at(values[part]), at(others[part])
         return one.real * other.real + one.imag * other.imag
 
-    return _shell_sums(values, k, product)
+    return _shell_sums(values, k, product, threads)
 
 
-def _shell_sums(like: Any, k: int, product: Callable[[Callable[[Any], Any], slice], Any]) -> np.ndarray:
+def _shell_sums(like: Any, k: int, product: Callable[[Callable[[Any], Any], slice], Any], threads: int) -> np.ndarray:
     """Return sums over shells of what ``product`` makes of some particles, with the function that takes their components."""
     big = (like.shape[1] - 1) // 2
     ky, kx = band_indices(big)
@@ -86,7 +86,7 @@ def _shell_sums(like: Any, k: int, product: Callable[[Callable[[Any], Any], slic
         values = product(lambda band: band.reshape(len(band), -1)[:, at], part)
         kernels.shell_sum_kernel(xp.ascontiguousarray(values), weight, place, out[part])
 
-    over_chunks(len(like), work, 1, chunk=4, like=like, item_bytes=band_power_work_bytes(big))
+    over_chunks(len(like), work, threads, chunk=4, like=like, item_bytes=band_power_work_bytes(big))
     return to_host(out)
 
 

@@ -316,7 +316,7 @@ def alignment_windows(
         return AlignedWindows(Windows(values.astype(np.float64), grid, centre, m.pixel_size_A), 1.0, 1.0)
     windows = Windows(values, grid, centre, m.pixel_size_A)
     cross = float(windows.sample(m.placement.initial_A[None])[0].sum(dtype=np.float64))
-    total = band_power(m.own, k)  # (particle, shell)
+    total = band_power(m.own, k, threads)  # (particle, shell)
     worth = (total * (band[:, : k + 1] * whiten)).sum(0) * decay  # (frame, shell) by which grey scales are averaged
     aligned = AlignedWindows(windows, cross, float((worth * decay).sum()), m.grey_unit)
     if settings.remove_own_noise:
@@ -324,13 +324,13 @@ def alignment_windows(
         # weight, on the grey scale that signal in proportion to that would have
         kept = decay / np.sqrt((decay**2).sum(0))
         kept *= aligned.power / (worth * kept).sum()
-        aligned.own_noise = _own_noise(m, aligned, band[:, : k + 1], decay, kept, whiten, total)
+        aligned.own_noise = _own_noise(m, aligned, band[:, : k + 1], decay, kept, whiten, total, threads)
     return aligned
 
 
 def _own_noise(
     m: Micrograph, aligned: AlignedWindows, band: np.ndarray, decay: np.ndarray, kept: np.ndarray, whiten: np.ndarray,
-    total: np.ndarray,
+    total: np.ndarray, threads: int,
 ) -> list[tuple[np.ndarray, dict[str, Any]]]:  # fmt: skip
     """Return rows and the arguments of ``own_noise_windows`` for each reference, which has a noise of its own.
 
@@ -339,13 +339,14 @@ def _own_noise(
     """
     k, rigid_px = band.shape[1] - 1, m.placement.initial_A / m.pixel_size_A
     offset_px = rigid_px - m.spectra.offset_px
-    transfer = band_power(m.ctf, k)
+    transfer = band_power(m.ctf, k, threads)
     ctf, own, opposite = (
         one[:, one.shape[2] - 1 - k : one.shape[2] + k, : k + 1] for one in (m.ctf, m.own, m.opposite)
     )
     unequal = own - opposite
-    found = band_cross(recombined_band(m.spectra, rigid_px, decay, k), unequal, k) * (band * whiten)
-    variance = band_power(unequal, k) * (band**2 * whiten * (decay**2).sum(0))
+    seen = recombined_band(m.spectra, rigid_px, decay, k, threads)
+    found = band_cross(seen, unequal, k, threads) * (band * whiten)
+    variance = band_power(unequal, k, threads) * (band**2 * whiten * (decay**2).sum(0))
     which, parts = m.particles["reference"].values, []
     for reference in np.unique(which):
         rows = np.flatnonzero(which == reference)
@@ -396,7 +397,7 @@ def score_windows(micrograph: Micrograph, settings: Alignment, threads: int) -> 
     values = correlation_windows(spectra, m.opposite, weight, k, grid, threads)
     windows = Windows(values, grid, spectra.offset_px, m.pixel_size_A)
     over_frames = np.broadcast_to(weight.sum(1), (m.n, k + 1))
-    reference = float((band_power(m.opposite, k) * over_frames).sum())
+    reference = float((band_power(m.opposite, k, threads) * over_frames).sum())
     power = m.noise_power[: k + 1] * np.pi * (2 * shells + 1)  # Σ |X|² of a shell
     return ScoreWindows(windows, float((power * over_frames).sum()), reference, 1.0 if settings.relion else m.grey_unit)
 
@@ -423,7 +424,7 @@ def displacement_std(
     rows, position = micrograph.representatives
     micrograph = micrograph.distinct()
     prior = settings.used_of(prior)
-    windows = alignment_windows(micrograph, settings, True, threads).scaled(prior)
+    windows = alignment_windows(micrograph, settings, True, threads).scaled(prior, threads)
     problem = trajectory_problem(windows, Geometry.of(micrograph, settings.kernel), [prior], settings.relion)
     return problem.displacement_std(windows.curvature(tracks.displacement_A[rows]))[position]
 

@@ -6,6 +6,8 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
+from threading import Lock
+from time import perf_counter
 from typing import Any, ClassVar, Self
 
 import param
@@ -37,6 +39,29 @@ def within(parameter: param.Number) -> str:
     if lowest and highest:
         return f"{lowest} to {high:g}" if with_low and with_high else f"{lowest}, {highest}"
     return lowest or highest
+
+
+class Stopwatch:
+    """The time in which at least one of several threads is at something; entered by each while it is."""
+
+    def __init__(self) -> None:
+        """Begin at 0."""
+        self.seconds = 0.0
+        self._lock = Lock()
+        self._inside = 0
+        self._since = 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._since = perf_counter()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self.seconds += perf_counter() - self._since
 
 
 def hash_of(*content: Any) -> str:

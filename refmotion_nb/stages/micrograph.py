@@ -24,6 +24,7 @@ from refmotion_nb.numerics.fourier import band_indices
 from refmotion_nb.numerics.patches import PatchSpectra, integer_coordinate, movie_box, particle_power, patch_corners
 from refmotion_nb.numerics.projection import euler_to_matrix, slices
 from refmotion_nb.numerics.room import Room
+from refmotion_nb.numerics.threads import side_by_side
 from refmotion_nb.stages.device import Device
 from refmotion_nb.stages.references import PreparedReference
 
@@ -88,7 +89,7 @@ def read_spectra(
     if follow:
         offset_px[:] = np.rint(placement.initial_A / movie.pixel_size_A)
         spectra.offset_px[:] = offset_px * (spectra.box / placement.box)
-    with open_movie(movie) as reader, ThreadPoolExecutor(max(1, threads)) as pool:
+    with open_movie(movie) as reader:
         look = look_at(movie, reader, repair, follow, threads, device.put, keep)
 
         def decode(f: int) -> Any:
@@ -100,11 +101,11 @@ def read_spectra(
             spectra.add_frame(f, frame, look.gain, corners, look.background, placement.box)
 
         if device.is_gpu:  # all threads decode, as raw counts frames go to the GPU, one by one
-            for f, frame in enumerate(_decoded_ahead(pool, decode, movie.n_frames, 2 * threads)):
-                add(f, frame)
+            with ThreadPoolExecutor(threads) as pool:
+                for f, frame in enumerate(_decoded_ahead(pool, decode, movie.n_frames, 2 * threads)):
+                    add(f, frame)
         else:
-            for _ in pool.map(lambda f: add(f, decode(f)), range(movie.n_frames)):
-                pass
+            side_by_side(lambda f: add(f, decode(f)), range(movie.n_frames), threads)
     return spectra
 
 

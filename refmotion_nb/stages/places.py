@@ -8,11 +8,11 @@ micrograph: what comes out does not depend on where it was done.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from refmotion_nb.numerics.backend import one_blas_thread
+from refmotion_nb.numerics.threads import side_by_side
 from refmotion_nb.stages.alignment import Alignment
 from refmotion_nb.stages.micrograph import Micrograph
 
@@ -47,7 +47,7 @@ class Place(Protocol):
 
 
 class Here:
-    """In this process: one micrograph after the other, the next one being read meanwhile."""
+    """In this process: one micrograph is read while another is worked on."""
 
     def __init__(self, session: Session):
         """Work for ``session``."""
@@ -55,11 +55,14 @@ class Here:
 
     def each(self, names: list[str], settings: Alignment, task: Task) -> Iterator[tuple[str, Any]]:
         """Yield name and value, see ``Place``."""
-        for name, micrograph in self._session.walk(names, settings):
-            with self._session.device.telling_of_memory(f"{name} was worked on"):
-                value = None if micrograph is None else task(self._session, micrograph)
-            del micrograph  # the next one may need its room
-            yield name, value
+        session = self._session
+
+        def work(name: str) -> Any:
+            micrograph = session.if_usable(name, settings)
+            with session.device.telling_of_memory(f"{name} was worked on"):
+                return None if micrograph is None else task(session, micrograph)
+
+        return session.several(names, work, settings)
 
     hold = each
 
@@ -67,9 +70,13 @@ class Here:
         """Return the values of all rows, found by as many threads as the session has."""
         call, device = partial(function, self._session), self._session.device
         n = device.at_once if device.is_gpu else self._session.threads
+
+        def one(row: tuple[Any, ...]) -> Any:
+            device.activate()  # which concerns one thread
+            return call(*row)
+
         with device.telling_of_memory("micrographs were worked on"), one_blas_thread():
-            with ThreadPoolExecutor(n, initializer=device.activate) as pool:
-                return list(pool.map(call, *columns))
+            return side_by_side(one, zip(*columns), n)
 
     def values(self, held: list[Any]) -> list[Any]:
         """Return them as they are."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from threading import Lock, RLock, Thread
@@ -22,8 +22,9 @@ from refmotion_nb.numerics.backend import to_host
 from refmotion_nb.numerics.device_sizes import spectra_bytes
 from refmotion_nb.numerics.patches import movie_box
 from refmotion_nb.numerics.room import Room
+from refmotion_nb.numerics.threads import in_order
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, Tracks, track
-from refmotion_nb.stages.base import Reporter, Stage
+from refmotion_nb.stages.base import Reporter, Stage, Stopwatch
 from refmotion_nb.stages.device import Device, Kept
 from refmotion_nb.stages.device import choose as choose_device
 from refmotion_nb.stages.grey_scale import bring_to_scale, choose, scale_factors
@@ -91,6 +92,7 @@ class Session:
         self.keys = DataKeys(data, self.micrographs)
         self.failed: dict[str, str] = {}  # micrographs that could not be used, and why
         self.seconds: dict[str, float] = {}
+        self._reading = Stopwatch()
         self.warnings: list[str] = []
         self._scale_warnings: list[str] = []
         self.runs: list[Run] = []  # of stages and jobs, oldest first
@@ -255,7 +257,8 @@ class Session:
         with self._scaling:
             if how not in self._factors:
                 names = choose(self.micrographs, n)
-                read = self._read_ahead(names, lambda name: self._read(name, settings), settings)
+                raw = partial(self._if_usable, lambda name: self._read(name, settings))
+                read = self.several(names, raw, settings, in_hand=1)
                 factors, warnings = scale_factors(filter(None, map(itemgetter(1), read)), n, self.threads)
                 for kept in filter(None, [self.kept.get((name, *how)) for name in names]):
                     bring_to_scale(kept, factors)
@@ -309,10 +312,9 @@ class Session:
         movie, particles = self.micrographs[name]
         references = self.references(settings.relion)
         extent_A = self.extent_A(settings)
-        start = perf_counter()
         self.device.activate()
         self.kept.make_room_on(self.device)
-        with self.device.telling_of_memory(f"{name} was read"):
+        with self.device.telling_of_memory(f"{name} was read"), self._reading:
             try:
                 micrograph = load_micrograph(
                     movie, particles, self.data.optics, references, extent_A=extent_A, relion=settings.relion,
@@ -322,7 +324,7 @@ class Session:
             except InputError as error:
                 self.failed[name] = str(error)
                 raise
-        self.seconds["reading movies"] = self.seconds.get("reading movies", 0.0) + perf_counter() - start
+        self.seconds["reading movies"] = self._reading.seconds
         if factors is not None and (factors != 1).any():
             bring_to_scale(micrograph, factors)
         if self.keeps_micrographs:
@@ -350,7 +352,17 @@ class Session:
         InputError
             The references cannot be used.
         """
-        return self._read_ahead(names, lambda name: self.micrograph(name, settings), settings)
+        return self.several(names, lambda name: self.if_usable(name, settings), settings, in_hand=1)
+
+    def if_usable(self, name: str, settings: Alignment) -> Micrograph | None:
+        """Return a micrograph as ``micrograph`` does, None if it cannot be used (see ``failed``).
+
+        Raises
+        ------
+        InputError
+            The references cannot be used.
+        """
+        return self._if_usable(lambda name: self.micrograph(name, settings), name)
 
     def device_bytes(self, name: str, settings: Alignment) -> int:
         """Return what a micrograph takes on the GPU, bytes; nothing where the device is none."""
@@ -367,32 +379,24 @@ class Session:
         volumes = (volume for some in list(self._references.values()) for one in some for volume in one.volumes)
         return self.device.together(sizes, sum(volume.ft.nbytes for volume in volumes))
 
-    def _read_ahead(
-        self, names: list[str], read: Callable[[str], Micrograph], settings: Alignment
-    ) -> Iterator[tuple[str, Micrograph | None]]:
-        def load(name: str) -> Micrograph | None:
-            try:
-                return read(name)
-            except InputError:
-                if name not in self.failed:
-                    raise
-                return None
-
+    def several(
+        self, names: list[str], work: Callable[[str], Any], settings: Alignment, in_hand: int = 0
+    ) -> Iterator[tuple[str, Any]]:
+        """Yield name and ``work(name)``, in order, as many micrographs at a time as there is room for, the caller's included."""
         self.device.activate()
-        sizes = {name: self.device_bytes(name, settings) for name in names}
-        if self.together(sizes) == 1:  # one has to be gone before the next one comes
-            for name in names:
-                yield name, load(name)
-            self._tell_of_device()
-            return
-        with self._room.open(self._largest(names, settings)), ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(load, names[0]) if names else None
-            for i, name in enumerate(names):
-                micrograph = ahead.result() if ahead else None
-                ahead = pool.submit(load, names[i + 1]) if i + 1 < len(names) else None
-                yield name, micrograph
-                del micrograph
+        at_once = self.together({name: self.device_bytes(name, settings) for name in names})
+        with self._room.open(self._largest(names, settings)):
+            # with one at a time, one has to be gone before the next one comes
+            yield from in_order(work, names, at_once - in_hand if at_once > 1 else 0)
         self._tell_of_device()
+
+    def _if_usable(self, read: Callable[[str], Micrograph], name: str) -> Micrograph | None:
+        try:
+            return read(name)
+        except InputError:
+            if name not in self.failed:
+                raise
+            return None
 
     def _largest(self, names: list[str], settings: Alignment) -> int:
         """Return the size of the transforms of the largest of these micrographs."""
