@@ -606,11 +606,15 @@ def test_work_side_by_side_may_hold_more_of_it_and_tells_the_first_error():
 
 
 def test_helping_threads_are_new_ones_in_a_process_that_was_forked():
-    program = """import os
+    program = """import os, threading
 from refmotion_nb.numerics.threads import side_by_side
-assert side_by_side(abs, range(4), 4) == [0, 1, 2, 3]
+def both():
+    together = threading.Barrier(2)
+    side_by_side(lambda _: together.wait(timeout=10), range(2), 2)
+both()
 if (child := os.fork()) == 0:
-    os._exit(side_by_side(abs, range(4), 4).pop())
+    both()
+    os._exit(3)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
