@@ -29,8 +29,15 @@ def decode_strips(data, starts, counts, rows_per_strip, out):
         if _decode(data[starts[i] :], counts[i], scratch, size, offsets, lengths) != size:
             return False
         for row in range(rows):
-            out[height - 1 - first - row] = scratch[row * row_bytes : (row + 1) * row_bytes]
+            _copy(scratch[row * row_bytes :], out[height - 1 - first - row])
     return True
+
+
+@njit(nogil=True, cache=True)
+def _copy(values, out):
+    """Fill ``out`` from the first of ``values``; an assignment would take 3 s to compile, for the words of its error."""
+    for i in range(out.size):
+        out[i] = values[i]
 
 
 @njit(nogil=True, cache=True)
