@@ -262,3 +262,22 @@ def test_no_ray_walks_any_more_while_the_prior_is_refined(session, monkeypatch):
 
     rm.HyperparameterSearch(target_particles=10).run(session, reporter=Watch())
     assert len(refining) == 3 and all((table["reason"] != "").all() for table in refining)
+
+
+# where work is done
+
+
+def test_two_micrographs_are_worked_on_at_a_time_and_come_in_order(tiny):
+    session, both, inside, most = rm.Session(tiny.open(), 2), threading.Barrier(2), [], []
+
+    def task(session, m):
+        inside.append(m.movie.micrograph)
+        most.append(len(inside))
+        both.wait(timeout=60)  # until another one is there
+        inside.remove(m.movie.micrograph)
+        return m.n
+
+    names = 2 * list(session)
+    found = list(session.place.each(names, rm.MotionCorrection(), task))
+    assert found == [(name, session.particle_count(name)) for name in names] and max(most) == 2
+    assert 0 < session.seconds["reading movies"] < 60

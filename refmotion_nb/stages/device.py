@@ -29,7 +29,7 @@ class Device:
     number: int | None = None  # of the GPU
     name: str = "the CPU"
     total_bytes: int = 0  # memory of the GPU
-    at_once: int = 2  # micrographs on it at the same time: one in work, one arriving
+    at_once: int = 2  # micrographs on it at the same time
     note: str = ""  # why it is not a GPU, where one was looked for
     oversubscription_GB: float = 20.0  # that it was chosen with
     slicer: Device | None = None  # another GPU, which holds the references and predicts views

@@ -47,7 +47,7 @@ class Session:
     """Prepared references, and what was read or found of micrographs, kept within a memory limit.
 
     Micrographs that do not fit are read again, arrays given to ``keep`` go to disk. Outside the limit are the references
-    and what is in hand: at most two micrographs (one worked on, one read ahead) with the windows of one.
+    and what is in hand: at most two micrographs with their windows.
     """
 
     def __init__(
