@@ -454,6 +454,21 @@ def test_others_take_the_place_of_micrographs_that_fail(opened, monkeypatch):
         search.run(opened)
 
 
+def test_maps_without_a_micrograph_that_failed_do_not_stand_once_it_can_be_used(project, out, monkeypatch):
+    """As after a worker that died: nothing that was read has changed."""
+    given = *GIVEN, "--symmetry", "O", "--until", "validate"
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "load_micrograph", Unlucky("mic0001"))
+        assert run(project, out, *given) == 1
+    before = store(out).read("validation")
+    assert run(project, out, *given) == 0
+    after = store(out).read("validation")
+    assert not before.identical(after)
+    names = reads(monkeypatch)
+    assert run(project, out, *given) == 0
+    assert not names and store(out).read("validation").identical(after)
+
+
 # what the parameters of the search change
 
 

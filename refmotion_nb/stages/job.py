@@ -232,24 +232,24 @@ class Job:
         }
 
     def _validation_key(self, session: Session, search: xr.Dataset, dose: xr.Dataset) -> str:
+        """Return what maps depend on: also on what cannot be used, which another run may be able to read."""
         stage: Validation = self.stage(Validation)
         names = [combination.name for combination in self.combinations]
         prior = prior_attrs(prior_of(search))
-        return stage.key(session.keys.all, hash_of(prior, names), hash_of_weights(dose))
+        return stage.key(session.keys.all, hash_of(prior, names, sorted(session.failed)), hash_of_weights(dose))
 
     def _validate(
         self, session: Session, store: ResultStore, search: xr.Dataset, dose: xr.Dataset, reporter: Reporter
     ) -> None:
         stage: Validation = self.stage(Validation)
-        key = self._validation_key(session, search, dose)
-        self.validation = store.read("validation", key)
+        self.validation = store.read("validation", self._validation_key(session, search, dose))
         if self.validation is not None and stage.maps_are_there(self.out, len(self.data.references), self.combinations):
             self.say("validation: taken from the earlier run in this folder")
             session.adopt(stage, search, dose, result=self.validation)
             return
         with self._timed("validation"):
             self.validation = stage.run(session, search, dose, reporter, self.combinations, self.out)
-        store.write("validation", self.validation, key)
+        store.write("validation", self.validation, self._validation_key(session, search, dose))
 
     def _write_hyperparameter_group(self, search: xr.Dataset, dose: xr.Dataset) -> None:
         """Write what was found as CryoSPARC's own job does."""
