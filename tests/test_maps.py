@@ -53,6 +53,11 @@ def test_a_stack_of_one_image(tmp_path):
         assert (file.header.nz, file.header.mz, file.header.ispg) == (1, 1, 0)
 
 
+def test_nobody_waits_until_a_stack_is_on_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(np.memmap, "flush", lambda *_: pytest.fail("a map of a file waits for the disk"))
+    write_stack(tmp_path / "a.mrcs", np.ones((2, 6, 6)), 1.5)
+
+
 def test_what_16_bits_cannot_hold_is_said(tmp_path):
     with pytest.raises(InputError, match="does not fit into 16 bits"):
         write_stack(tmp_path / "a.mrcs", np.full((1, 2, 2), 1e6), 1.0, float16=True)

@@ -6,10 +6,12 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import mrcfile
 import numpy as np
+from mrcfile.dtypes import HEADER_DTYPE
 
 from refmotion_nb.data.files import admit, atomic, write_at
 from refmotion_nb.data.relion.results import read_fsc
@@ -201,20 +203,33 @@ def _write(path: str | Path, data: np.ndarray, pixel_size_A: float, float16: boo
     data = np.asarray(data)
     if float16 and (largest := max(float(data.max()), -float(data.min()))) > _FLOAT16_MAX:
         raise InputError(f"{path}: {largest:g} does not fit into 16 bits; write 32 bits (float16 off)")
-    mode = 12 if float16 else 2
-    # straight into the file: setting the data would copy it, and sum up 16-bit numbers for the header; not through the map:
-    # a full disk is an error then, not a signal that ends the process
-    with atomic(path) as temporary, mrcfile.new_mmap(temporary, data.shape, mrc_mode=mode) as file:
-        dtype, offset, n_bytes = file.data.dtype, file.data.offset, file.data[0].nbytes
-        with open(temporary, "r+b", buffering=0) as raw:
-            facts = [_stored(raw.fileno(), offset + i * n_bytes, image, dtype) for i, image in enumerate(data)]
-        file.set_volume() if is_volume else file.set_image_stack()
-        file.voxel_size = pixel_size_A
-        header = file.header
+    dtype = np.dtype("<f2" if float16 else "<f4")
+    # not through a map of the file: a full disk is an error then, not a signal that ends the process, and nobody waits until
+    # all is on the disk
+    with atomic(path) as temporary, open(temporary, "wb", buffering=0) as raw:
+        n_bytes = data[0].size * dtype.itemsize
+        facts = [_stored(raw.fileno(), HEADER_BYTES + i * n_bytes, image, dtype) for i, image in enumerate(data)]
         low, high, total, squares = np.array(facts).T
-        header.dmin, header.dmax = np.array([low.min(), high.max()]).astype(dtype)
-        header.dmean = mean = total.sum() / data.size
-        header.rms = np.sqrt(max(squares.sum() / data.size - mean**2, 0.0))
+        mean = total.sum() / data.size
+        header = _header(data.shape, 12 if float16 else 2, pixel_size_A, is_volume)
+        header["dmin"], header["dmax"] = np.array([low.min(), high.max()]).astype(dtype)
+        header["dmean"], header["rms"] = mean, np.sqrt(max(squares.sum() / data.size - mean**2, 0.0))
+        write_at(raw.fileno(), memoryview(header.tobytes()), 0)
+
+
+def _header(shape: tuple[int, ...], mode: int, pixel_size_A: float, is_volume: bool) -> np.ndarray:
+    """Return the header of a volume or stack (z, y, x) without the statistics of its values."""
+    nz, ny, nx = shape
+    header = np.zeros((), HEADER_DTYPE.newbyteorder("<"))
+    header["nx"], header["ny"], header["nz"], header["mode"] = nx, ny, nz, mode
+    sampling = nx, ny, nz if is_volume else 1
+    header["mx"], header["my"], header["mz"] = sampling
+    header["cella"], header["cellb"] = tuple(pixel_size_A * n for n in sampling), (90, 90, 90)
+    header["mapc"], header["mapr"], header["maps"] = 1, 2, 3
+    header["ispg"], header["nversion"], header["map"], header["machst"] = int(is_volume), 20141, b"MAP ", (68, 68, 0, 0)
+    label = f"{'Created by refmotion_nb':40s}{datetime.now():%Y-%m-%d %H:%M:%S}"
+    header["nlabl"], header["label"][0] = 1, label.encode()
+    return header
 
 
 def _stored(file: int, offset: int, image: np.ndarray, dtype: np.dtype) -> tuple[float, float, float, float]:
