@@ -344,8 +344,8 @@ def _own_noise(
         one[:, one.shape[2] - 1 - k : one.shape[2] + k, : k + 1] for one in (m.ctf, m.own, m.opposite)
     )
     unequal = own - opposite
-    seen = recombined_band(m.spectra, rigid_px, decay, k, threads)
-    found = band_cross(seen, unequal, k, threads) * (band * whiten)
+    observed = recombined_band(m.spectra, rigid_px, decay, k, threads)
+    found = band_cross(observed, unequal, k, threads) * (band * whiten)
     variance = band_power(unequal, k, threads) * (band**2 * whiten * (decay**2).sum(0))
     which, parts = m.particles["reference"].values, []
     for reference in np.unique(which):

@@ -77,10 +77,10 @@ def scale_sums(m: Micrograph, number: int, threads: int) -> tuple[float, float]:
     rows = np.flatnonzero(m.particles["reference"].values == number)
     mine = m.subset(rows)
     mine = replace(mine, own=mine.opposite)
-    settings = Alignment()
+    settings = Alignment(remove_own_noise=False)  # there is none in these windows
     cross = alignment_windows(mine, settings, False, threads, reach_A=1.0).cross * m.grey_unit
     band = settings.band(mine, False)
     k = min(int(np.flatnonzero(band.max(0) > 0)[-1]), m.own.shape[2] - 1)
-    signal = band_power(mine.own, k) * band[:, : k + 1] * np.clip(mine.fsc[:, : k + 1], 0, 1)
+    signal = band_power(mine.own, k, threads) * band[:, : k + 1] * np.clip(mine.fsc[:, : k + 1], 0, 1)
     kept = (settings.decay(mine, k + 1) ** 2).sum(0) * inverse_noise(m.noise_power)[: k + 1]
     return cross, float((signal * kept).sum()) * m.grey_unit**2
