@@ -147,11 +147,12 @@ def own_noise_windows(
     even, odd = (xp.moveaxis(one, 2, 1) for one in (up + down, up - down))  # (particle, 1, ky, kx)
     along_y, along_x = (beside(ctf, one.astype(np.complex64)) for one in waves(grid, k, box))
     turn = beside(ctf, -2j * np.pi / box * ks)
-    turn_x, turn_y = (xp.exp(turn * beside(ctf, offset_px[..., i, None])).astype(np.complex64) for i in (0, 1))
     out = xp.empty((n, n_frames, grid.size, grid.size), np.float32)
 
     def work(part: slice) -> None:
-        y, x = along_y * turn_y[part, :, None], along_x * turn_x[part, :, None]  # (particle, frame, sample, k)
+        offset = beside(ctf, offset_px[part])[..., None]
+        turn_x, turn_y = (xp.exp(turn * offset[:, :, i]).astype(np.complex64) for i in (0, 1))
+        y, x = along_y * turn_y[:, :, None], along_x * turn_x[:, :, None]  # (particle, frame, sample, k)
         rows = xp.concatenate([y.real @ (even[part] * share), y.imag @ (odd[part] * share)], -1)
         out[part] = rows @ xp.moveaxis(xp.concatenate([x.real, -x.imag], -1), -1, -2)
 

@@ -54,10 +54,9 @@ def write_tracks(path: str | Path, tracks: np.ndarray) -> None:
     header = "# version 30001\n\ndata_{}\n\nloop_\n_rlnOriginXAngst #1\n_rlnOriginYAngst #2\n"
     with atomic(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(f"\n# version 30001\n\ndata_general\n\n_rlnParticleNumber {len(tracks)}\n\n\n")
-        for i, track in enumerate(np.asarray(tracks, float).tolist()):
-            file.write(header.format(i))
-            file.writelines(f"{x:13.8g} {y:13.8g}\n" for x, y in track)
-            file.write("\n\n")
+        for i, track in enumerate(np.asarray(tracks, float)):
+            rows = "%13.8g %13.8g\n" * len(track) % tuple(track.ravel().tolist())
+            file.write(f"{header.format(i)}{rows}\n\n")
 
 
 def read_bfactors(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
