@@ -277,10 +277,24 @@ def test_one_bad_movie_does_not_stop_the_others(project, spoil, expected, capsys
     assert "mic0001" in (out / "report.html").read_text(encoding="utf-8")
 
 
-def test_movies_that_fail_before_the_last_stage_are_told_too(project, capsys):
+@pytest.mark.parametrize("energy", ["calibrated", "relion"])
+def test_movies_that_fail_before_the_last_stage_are_told_too(project, energy, capsys):
     float_movie(no_counts)(project)
-    assert run(project, project / "out", *GIVEN, "--until", "dose-weights") == 1
+    assert run(project, project / "out", *GIVEN, "--until", "dose-weights", "--energy", energy) == 1
     assert "warning: mic0001: " in capsys.readouterr().err
+
+
+def test_one_particle_without_counts_leaves_the_others_to_be_corrected_by_the_energy_of_relion(project):
+    rows = read_star(project / PARTICLES)["particles"]
+    first = rows[rows["rlnMicrographName"].str.contains("mic0001")].iloc[0]
+    x, y = int(first["rlnCoordinateX"]), int(first["rlnCoordinateY"])
+
+    def nothing_there(frames):
+        frames[:, max(0, y - 75) : y + 75, max(0, x - 75) : x + 75] = 0
+
+    float_movie(nothing_there)(project)
+    assert run(project, project / "out", *GIVEN, "--energy", "relion") == 0
+    assert all(np.isfinite(found).all() for found in tracks(project / "out").values())
 
 
 @pytest.mark.parametrize(

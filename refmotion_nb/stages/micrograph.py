@@ -255,6 +255,11 @@ def load_micrograph(
 
     Views are predicted where the references are, and moved. ``room``, ``keep`` and ``kept_px``, which has to hold all shells of
     the references, as ``read_spectra`` takes them.
+
+    Raises
+    ------
+    InputError
+        The movie or its gain cannot be used, or there are no counts where its particles are.
     """
     device = device or Device()
     images_A = np.array([one.pixel_size_A for one in optics])[particles["optics"].values, None]
@@ -263,7 +268,11 @@ def load_micrograph(
     extent, image_box = placement.box * movie.pixel_size_A, spectra.box
     if relion:  # crops patches to the pixels of the particles before all else
         image_box = min(image_box, movie_box(extent, float(np.median(images_A))))
-    noise = _relion_noise(spectra, image_box, threads) if relion else _noise(spectra, movie, threads)
+    noise = _relion_noise(spectra, image_box, threads) if relion else _noise(spectra, threads)
+    if not (noise[1:] > 0).all():
+        raise InputError(
+            f"{movie.path} holds no counts where its particles are; check the movie and its gain reference"
+        )
     k = _last_shell(image_box, extent, references)
     with device.slices_on.current():
         views = _predict(movie, particles, placement, optics, references, k, relion, threads, device.slices_on)
@@ -314,26 +323,21 @@ def device_sizes(
     return MicrographSizes.of(n_particles, movie.n_frames, box, kept_px, k, window, pixels, _COUNT_BYTES, sample)
 
 
-def _noise(spectra: PatchSpectra, movie: Movie, threads: int) -> np.ndarray:
-    """Return the mean |X|² of every shell over the full plane, and refuse an empty movie."""
+def _noise(spectra: PatchSpectra, threads: int) -> np.ndarray:
+    """Return the mean |X|² of every shell over the full plane."""
     power, count = particle_power(spectra, threads)
     noise = power.sum(0) / (np.maximum(count, 1) * spectra.n_particles * spectra.n_frames)
-    half = spectra.box // 2 + 1
-    if not (noise[1:half] > 0).all():
-        raise InputError(
-            f"{movie.path} holds no counts where its particles are; check the movie and its gain reference"
-        )
-    return noise[:half]
+    return noise[: spectra.box // 2 + 1]
 
 
 def _relion_noise(spectra: PatchSpectra, box: int, threads: int) -> np.ndarray:
     """Scale the patches as RELION does (mean variance of the frame average 1) and return its noise spectrum.
 
-    Both are those of patches Fourier-cropped to ``box``.
+    Both are those of patches Fourier-cropped to ``box``. Empty patches stay empty.
     """
     power, count = particle_power(spectra, threads, image_box=box)
     mean = power.sum(1) / ((count.sum() - 1) * spectra.n_frames)
-    norm = 1 / (box * np.sqrt(mean / spectra.n_frames))
+    norm = 1 / (box * np.sqrt(np.where(mean > 0, mean, 1) / spectra.n_frames))
     spectra.scale *= beside(spectra.scale, norm[:, None].astype(np.float32))
     power, count = particle_power(spectra, threads, half_plane=True, image_box=box)
     noise = power.sum(0) / (np.maximum(count, 1) * spectra.n_particles * spectra.n_frames)
