@@ -21,6 +21,7 @@ import pytest
 import tifffile
 import xarray as xr
 from job import GIVEN, copied, held_by_another, inputs, run, said, store
+from two_frame_counts import shorten
 
 import refmotion_nb as rm
 from refmotion_nb.cli import main
@@ -413,6 +414,19 @@ def test_a_movie_that_was_used_and_changed_puts_the_rest_in_question(project, tm
     # which came out as they were, so that the particles of the others still hold
     again = [name for name in NAMES if (out / f"Particles/{name}.mrcs").stat().st_mtime_ns != written[name]]
     assert again == ["mic0001"]
+
+
+def test_a_movie_that_was_not_used_but_is_exposed_otherwise_now_is_measured_too(project, tmp_path, out, new_out):
+    here = copied(project, tmp_path)
+    more = "--max-strength", "1", "--target-particles", "8", "--mixed-frame-counts"
+    assert run(here, out, *more) == 0
+    (used,) = store(out).read("dose_weights").attrs["micrographs"]
+    shorten(here, next(name for name in NAMES if name != used), 5)
+    fresh = new_out()
+    for folder in (out, fresh):
+        assert run(here, folder, *more) == 0
+    found, expected = (store(folder).read("dose_weights") for folder in (out, fresh))
+    assert found.sizes["group"] == 3 and found.identical(expected)
 
 
 def test_particles_left_out_on_opening_are_no_failure(project, tmp_path, out):

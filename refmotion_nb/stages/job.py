@@ -28,7 +28,7 @@ from refmotion_nb.stages.base import Reporter, Silent, Stage, hash_of
 from refmotion_nb.stages.correction import WRITTEN as CORRECTED
 from refmotion_nb.stages.correction import MotionCorrection, check_reach, hash_of_weights, remove_tracks_of_other_data
 from refmotion_nb.stages.describe import REUSED, describe_inputs, describes, files_read, of_other_versions, record
-from refmotion_nb.stages.dose_weights import DoseWeights
+from refmotion_nb.stages.dose_weights import DoseWeights, exposures
 from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.halves import check_split
 from refmotion_nb.stages.inputs import Inputs
@@ -388,7 +388,8 @@ class Job:
     def _measured_weights(
         self, stage: DoseWeights, session: Session, store: ResultStore, search: xr.Dataset, reporter: Reporter
     ) -> xr.Dataset:
-        key = stage.key(session.keys.shared, hash_of(prior_attrs(prior_of(search))))
+        # no group of movies exposed alike is left out, whether it is among those measured or not
+        key = stage.key(session.keys.shared, hash_of(prior_attrs(prior_of(search)), exposures(session)))
         known = _still_valid(store.read("dose_weights", key), session)
         if known is not None:
             self.say("dose weights: taken from the earlier run in this folder")
