@@ -607,6 +607,20 @@ def test_any_cache_gives_the_same_search_and_a_small_one_takes_little_memory(ope
     assert peak[0] < 13 and peak[15] < 15 + 13 and peak[1e4] > 2 * 13
 
 
+def test_a_micrograph_that_is_kept_does_not_hold_the_memory_of_a_larger_one_read_before(opened):
+    micrograph = opened.particles["micrograph"].values
+    large, others = (np.flatnonzero((micrograph == NAMES[0]) == first) for first in (True, False))
+    particles = opened.particles.isel(particle=np.concatenate([np.repeat(large, 20), others]))
+    one = rm.Session(replace(opened, particles=particles), 2, 8e6)
+    sizes = [m.spectra.stored.nbytes for _, m in one.walk(NAMES, rm.HyperparameterSearch())]
+    assert [name for name, *_ in one.kept] == NAMES[1:] and sizes[0] > 8e6
+    for key, size in zip(one.kept, sizes[1:]):
+        held = one.kept.get(key).spectra.stored
+        while getattr(held, "base", None) is not None:
+            held = held.base
+        assert held.nbytes == size
+
+
 @pytest.mark.usefixtures("only_new_garbage")
 def test_a_job_holds_the_tracks_of_no_more_than_two_micrographs(opened, tmp_path, monkeypatch):
     alive, most = [], []

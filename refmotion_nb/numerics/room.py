@@ -17,6 +17,7 @@ import numpy as np
 
 _MALLOC = {-3: 32 << 20, -1: 64 << 20}  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, as large as glibc's own ever become
 SPARE = 2  # pieces of memory that wait for another use, at most
+SLACK = 1.25  # of the memory that an array which stays may take, more than its own
 
 
 class Room:
@@ -51,10 +52,13 @@ class Room:
                 return np.empty(shape, dtype)
             piece = next((one for one in self._spare if one.nbytes >= n_bytes), None)
             self._spare = [one for one in self._spare if one is not piece and one.nbytes >= self._least_bytes]
+        used = piece is not None
         if piece is None:
             piece = np.empty(max(n_bytes, self._least_bytes), np.uint8)
-        # over a buffer, and not a view of the piece: every part of an array holds on to the array, not to what is below
-        array: np.ndarray = np.frombuffer(piece.data, np.uint8, n_bytes)
+        # over a buffer, and not a view of the piece: every part of an array holds on to the array, not to what is below;
+        # beyond it a new piece takes nothing yet, which ``settled`` is to see
+        memory = piece.data if used else piece.data[:n_bytes]
+        array: np.ndarray = np.frombuffer(memory, np.uint8, n_bytes)
         weakref.finalize(array, self._left, piece).atexit = False
         return array.view(dtype).reshape(shape)
 
@@ -62,6 +66,14 @@ class Room:
         with self._lock:
             if self._users and len(self._spare) < SPARE:
                 self._spare.append(piece)
+
+
+def settled(array: np.ndarray) -> np.ndarray:
+    """Return an array that is to stay: itself, or a copy where it lies in memory for much more, which others can use then."""
+    whole: Any = array
+    while getattr(whole, "base", None) is not None:
+        whole = whole.base
+    return array if whole.nbytes <= SLACK * array.nbytes else array.copy()
 
 
 def reuse_freed_memory() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from refmotion_nb.data.spool import Spool
 from refmotion_nb.numerics.backend import to_host, xp_of
+from refmotion_nb.numerics.room import settled
 from refmotion_nb.stages.device import Device
 from refmotion_nb.stages.micrograph import Micrograph
 
@@ -57,7 +58,8 @@ class KeptMicrographs:
                 self._kept.setdefault(key, micrograph)
         elif self._spool.reserve(micrograph.nbytes):
             try:
-                on_host = micrograph.on(to_host)  # gigabytes from a GPU: nobody waits for them
+                # gigabytes from a GPU: nobody waits for them
+                on_host = micrograph.on(lambda array: settled(to_host(array)))
             except MemoryError:
                 self._spool.release(micrograph.nbytes)
                 raise
