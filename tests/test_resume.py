@@ -548,6 +548,14 @@ def test_alignment_fraction(searched):
     assert most["activity_local"][0, 0] < half["activity_local"][0, 0]  # more data, less noise in the trajectories
 
 
+def test_which_components_final_trajectories_use_is_no_matter_of_the_search(project, searched, out, capsys):
+    ways = [searched(all_fourier_components=on, max_strength=0.2) for on in (True, False)]
+    assert ways[0].identical(ways[1])
+    more = "--until", "hyperparameters", "--max-strength", "0.2"
+    assert run(project, out, *more) == run(project, out, *more, "--no-all-fourier-components") == 0
+    assert "hyperparameters: taken from the earlier run" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("target", "micrographs"), [(1, 1), (8, 1), (9, 2), (17, 3), (5000, 3)])
 def test_target_particles(searched, target, micrographs):
     found = searched(target_particles=target, max_strength=0.2)

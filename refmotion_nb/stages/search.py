@@ -180,6 +180,10 @@ class HyperparameterSearch(Alignment):
     )
     seed = param.Integer(default=0, bounds=(0, None), doc="Seed of the random choice of micrographs.")
 
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that can change what is found, which is no matter of final trajectories."""
+        return {name: value for name, value in super().settings().items() if name != "all_fourier_components"}
+
     def run(self, data: Dataset | Session, reporter: Reporter | None = None) -> xr.Dataset:
         """Search on a random part of the data and return every ray with its scores; attrs hold the choice.
 
