@@ -28,7 +28,6 @@ from refmotion_nb.data.star import read_star
 from refmotion_nb.data.synthetic.cryosparc import KNOTS
 from refmotion_nb.numerics.projection import euler_to_matrix
 from refmotion_nb.stages.alignment import Alignment, MotionPrior
-from refmotion_nb.stages.keys import data_key
 
 SAME_A = 1e-3
 MIRRORED_A = 0.05  # a mirrored box holds another outermost row
@@ -441,7 +440,7 @@ def test_the_hyperparameter_group(finished, tmp_path):
 
 def test_results_of_other_motion_are_not_taken_up(project):
     def key():
-        return data_key(rm.open_cryosparc(**project, orientation="cryosparc"))
+        return rm.Session(rm.open_cryosparc(**project, orientation="cryosparc")).keys.all
 
     first = key()
     assert key() == first

@@ -17,7 +17,6 @@ from refmotion_nb.data.relion.micrographs import Options
 from refmotion_nb.data.schema import Gain, InputError
 from refmotion_nb.data.synthetic.simulate import SimulationSettings, simulate
 from refmotion_nb.stages.inputs import GAIN, Inputs
-from refmotion_nb.stages.keys import data_key
 
 HYPERPARAMETERS = {"spatial_strength": 1.5, "correlation_distance": 3000.0, "acceleration_strength": 2.0}
 
@@ -142,7 +141,7 @@ def test_hot_pixels_are_found_where_none_are_listed(tiny, cryosparc, tmp_path):
     left, data = cryosparc_error(tiny, cryosparc, tmp_path / "left", hot_pixel_threshold=0.0)
     found, other = cryosparc_error(tiny, cryosparc, tmp_path / "found")
     assert all(movie.hot_pixel_threshold == 6 and not len(movie.hot_pixels) for movie in other.movies)
-    assert data_key(data) != data_key(other)
+    assert rm.Session(data).keys.all != rm.Session(other).keys.all
     images, theirs = {}, opened(tiny.folder, subtract_background=False)  # the converted project's is flat
     assert all(movie.hot_pixel_threshold == 0 and len(movie.hot_pixels) == 3 for movie in theirs.movies)
     assert rm.Job(theirs, tmp_path / "relion", dict(HYPERPARAMETERS)).run()
@@ -177,7 +176,7 @@ def test_an_estimated_background_leaves_particles_flat(lit, tmp_path):
 
 def test_backgrounds_are_estimated_only_where_there_are_none(lit, cryosparc):
     on, off = opened(lit.folder), opened(lit.folder, subtract_background=False)
-    assert all(movie.estimate_background for movie in on.movies) and data_key(on) != data_key(off)
+    assert all(movie.estimate_background for movie in on.movies) and rm.Session(on).keys.all != rm.Session(off).keys.all
     assert not any(movie.estimate_background for movie in off.movies)
     on = rm.open_cryosparc(**cryosparc, orientation="relion")
     assert all(movie.background is not None and not movie.estimate_background for movie in on.movies)

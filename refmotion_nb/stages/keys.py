@@ -67,11 +67,6 @@ class DataKeys:
         return self._of[name]
 
 
-def data_key(data: Dataset) -> str:
-    """Return a hash of all that results depend on: particles, movies and references."""
-    return DataKeys(data, {movie.micrograph: (movie, particles) for movie, particles in data.micrographs()}).all
-
-
 def digest(content: Any) -> str:
     """Return a hash of a dataclass, mapping, list, array or plain value and all in it; files as of ``DataKeys``."""
     found = hashlib.sha256()
