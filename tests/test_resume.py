@@ -429,6 +429,20 @@ def test_a_movie_that_was_not_used_but_is_exposed_otherwise_now_is_measured_too(
     assert found.sizes["group"] == 3 and found.identical(expected)
 
 
+def test_a_whole_number_is_the_same_setting_with_and_without_a_point(project):
+    ref = project / "Ref"
+    sessions = [
+        rm.Session(rm.open_relion(
+            project / "Extract/particles.star", project / "MotionCorr/corrected_micrographs.star",
+            rm.Reference(ref / "half1.mrc", ref / "half2.mrc"), project, hot_pixel_threshold=kind(7), pre_exposure_e_A2=kind(1),
+        )) for kind in (int, float)
+    ]  # fmt: skip
+    assert sessions[0].keys.all == sessions[1].keys.all
+    stages = [rm.MotionCorrection(window_reach_A=kind(12)) for kind in (int, float)]
+    prior = MotionPrior(rm.Hyperparameters(1.0, 50.0, 3000.0))
+    assert stages[0].key() == stages[1].key() and stages[0].track_key(prior) == stages[1].track_key(prior)
+
+
 def test_particles_left_out_on_opening_are_no_failure(project, tmp_path, out):
     here = copied(project, tmp_path)
     path = here / "Extract/particles.star"

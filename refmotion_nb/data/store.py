@@ -68,8 +68,7 @@ class ResultStore:
         Parameters
         ----------
         group
-            ``audit``, ``search``, ``dose_weights``, ``particles``, ``validation``, ``tracks/<micrograph>`` or
-            ``noise/<micrograph>``.
+            One of ``SINGLE``, or ``tracks/<micrograph>``, ``noise/<micrograph>`` or ``micrographs/<micrograph>``.
         dataset
             Numbers, truth values and text; attributes come back in JSON's types (tuples and arrays as lists).
         key
@@ -130,7 +129,7 @@ class ResultStore:
     def stamp(self, group: str = "") -> int:
         """Return what changes when ``group`` is written anew; 0 if it is not there.
 
-        Without a group it is that of the attributes, of ``tracks`` or ``noise`` changes with each micrograph.
+        Without a group it is that of the attributes; that of ``tracks`` and the like changes with each micrograph.
         """
         section = group in PER_MICROGRAPH
         path = self.path / group if section else self._folder(group) / ".zgroup" if group else self.path / ".zattrs"
@@ -140,7 +139,7 @@ class ResultStore:
             return 0
 
     def groups(self, prefix: str = "") -> list[str]:
-        """Return the names of the groups with results, sorted; those of ``tracks`` or ``noise`` only, if given."""
+        """Return the names of the groups with results, sorted; only those that begin with ``prefix``, if given."""
         prefix = prefix.strip("/")
         if prefix in PER_MICROGRAPH:
             return [f"{prefix}/{name}" for name in _groups_in(self.path / prefix)]

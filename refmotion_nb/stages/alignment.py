@@ -179,7 +179,7 @@ class Alignment(Stage):
 
     def track_key(self, prior: MotionPrior) -> str:
         """Return a hash of all that decides about final trajectories."""
-        settings = {name: self.param.values()[name] for name in sorted(Alignment.param) if name != "name"}
+        settings = {name: value for name, value in Stage.settings(self).items() if name in Alignment.param}
         kernel = self.kernel(_PROBE)
         usual = np.array_equal(kernel, exponential(_PROBE))
         return hash_of(settings, asdict(prior), *([] if usual else [np.asarray(kernel).tolist()]))

@@ -112,7 +112,10 @@ class Stage(param.Parameterized):
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that can change the result."""
-        return {name: value for name, value in self.param.values().items() if name != "name"}
+        values = {name: value for name, value in self.param.values().items() if name != "name"}
+        # 6 is 6.0: keys are hashes of text
+        return {name: float(value) if type(self.param[name]) is param.Number and value is not None else value
+                for name, value in values.items()}  # fmt: skip
 
     def key(self, *upstream: str) -> str:
         """Return a hash of class, settings and the keys of what the stage builds on."""

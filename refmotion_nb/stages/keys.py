@@ -93,5 +93,7 @@ def _add(digest: Any, content: Any) -> None:
         digest.update(np.ascontiguousarray(content).tobytes())
     elif isinstance(content, np.ndarray):
         _add(digest, content.tolist())
+    elif isinstance(content, int | float | np.number):  # 6 is 6.0
+        digest.update(f"{float(content)!r};".encode())
     else:
         digest.update(f"{content!r};".encode())
