@@ -41,13 +41,12 @@ def relion_damage(frequency_per_A: np.ndarray, dose_e_A2: np.ndarray) -> np.ndar
 
 
 def spectral_weight(fsc: np.ndarray, k_cut: float) -> np.ndarray:
-    """Return what part of a half map's power is signal (shell,): its FSC up to ``k_cut``, with a soft edge of two shells.
+    """Return what part of a half map's power is signal (..., shell): its FSC up to ``k_cut``, with a soft edge of two shells.
 
     The expectation of the true structure given one half map is FSC times that map.
     """
-    shell = np.arange(len(fsc))
-    weight = np.clip(fsc, 0, 1) * raised_cosine(shell, k_cut)
-    weight[0] = 0
+    weight = np.clip(fsc, 0, 1) * raised_cosine(np.arange(fsc.shape[-1]), k_cut)
+    weight[..., 0] = 0
     return weight
 
 

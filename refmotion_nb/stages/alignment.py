@@ -175,7 +175,7 @@ class Alignment(Stage):
             edge = micrograph.k_out if final else self.k_cut(micrograph)
             return flat * raised_cosine(shells + 0.5, edge)  # RELION's is of |k|, of which shells hold the whole part
         edge = micrograph.k_out if final and self.all_fourier_components else self.k_cut(micrograph)
-        return np.stack([spectral_weight(curve, edge) for curve in micrograph.fsc])
+        return spectral_weight(micrograph.fsc, edge)
 
     def track_key(self, prior: MotionPrior) -> str:
         """Return a hash of all that decides about final trajectories."""
