@@ -87,6 +87,14 @@ def test_without_a_mask_a_box_has_to_hold_the_reference(session):
         bare.extent_A(Alignment(box_size=box - 2))
 
 
+def test_a_box_is_checked_against_the_movies_once_however_many_micrographs_ask(session, monkeypatch):
+    looked, movies = [], session.data.movies_with_particles
+    monkeypatch.setattr(rm.Dataset, "movies_with_particles", property(lambda _: looked.append(1) or movies))
+    one = rm.Session(session.data, 2)
+    settings = Alignment(box_size=round(session.extent_A(Alignment()) / movies[0].pixel_size_A))
+    assert len({one.extent_A(settings) for _ in range(20)}) == 1 and len(looked) < 3
+
+
 @pytest.mark.parametrize("binning", [1.0, 1.5, 2.0])
 def test_recentred_particles_are_where_they_were_when_what_was_written_is_read(session, binning):
     """RELION, as we do, cuts coordinates to whole pixels of the micrograph."""

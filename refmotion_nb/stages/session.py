@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cached_property, partial
 from operator import itemgetter
 from pathlib import Path
 from threading import Lock, RLock, Thread
@@ -278,8 +278,7 @@ class Session:
         references = self.references(settings.relion)
         if not settings.box_size:
             return max(r.extent_A for r in references)
-        extent = settings.box_size * min(movie.pixel_size_A for movie in self.data.movies_with_particles)
-        field = min(min(movie.height, movie.width) * movie.pixel_size_A for movie in self.data.movies_with_particles)
+        extent, field = settings.box_size * self._least_A[0], self._least_A[1]
         needed = max(min(2 * r.mask_radius_A, r.extent_A) for r in references)  # no mask is one to the corners
         if settings.box_size % 2 or not needed <= extent <= field:
             raise InputError(
@@ -287,6 +286,12 @@ class Session:
                 "give an even size in between with a margin for the particle's defocused signal, or 0 for the reference's extent"
             )
         return extent
+
+    @cached_property
+    def _least_A(self) -> tuple[float, float]:
+        """The finest pixel and the least side of a movie: every micrograph's box is asked for, and there are thousands."""
+        movies = self.data.movies_with_particles
+        return min(m.pixel_size_A for m in movies), min(min(m.height, m.width) * m.pixel_size_A for m in movies)
 
     def micrograph(self, name: str, settings: Alignment, factors: np.ndarray | None = None) -> Micrograph:
         """Return a micrograph in memory, read now or kept from before.
