@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 import xarray as xr
@@ -441,6 +442,15 @@ def test_a_whole_number_is_the_same_setting_with_and_without_a_point(project):
     stages = [rm.MotionCorrection(window_reach_A=kind(12)) for kind in (int, float)]
     prior = MotionPrior(rm.Hyperparameters(1.0, 50.0, 3000.0))
     assert stages[0].key() == stages[1].key() and stages[0].track_key(prior) == stages[1].track_key(prior)
+
+
+def test_the_table_of_particles_does_not_tell_in_which_order_micrographs_were_done():
+    columns = {"row": [0, 1], "reference": 0, "micrograph": ["a", "b"], "image_name": "", "box": [80, 64],
+               "pixel_size_A": [1.0, 1.25]}  # fmt: skip
+    written = pd.DataFrame(columns)
+    one = SimpleNamespace(data=SimpleNamespace(skipped=()))
+    first, other = (correction.particles_table(one, rows, []) for rows in (written, written[::-1]))
+    assert first.identical(other) and first.attrs == {"box": [80, 64], "pixel_size_A": [1.0, 1.25]}
 
 
 def test_particles_left_out_on_opening_are_no_failure(project, tmp_path, out):

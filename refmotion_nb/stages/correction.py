@@ -301,7 +301,7 @@ def particles_table(session: Session, written: pd.DataFrame, failed: list[tuple[
     if left_out:
         parts.append(pd.DataFrame(left_out, columns=columns))
     table = pd.concat(parts).sort_values(["reference", "row"])
-    sizes = written[["box", "pixel_size_A"]].drop_duplicates()
+    sizes = written.sort_values(["reference", "row"])[["box", "pixel_size_A"]].drop_duplicates()
     return xr.Dataset(
         {name: ("particle", np.array(table[name].tolist())) for name in columns},
         attrs={name: sizes[name].tolist() for name in sizes},  # one for each pixel size of the movies
