@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -316,6 +317,22 @@ def test_files_that_are_gone_are_written_again(project, out, quick):
         (out / name).unlink()
     assert run(project, out, *GIVEN) == 0
     assert_same(out, quick)
+
+
+@pytest.mark.parametrize(
+    "name", ["tracks/mic0001/.zattrs", "noise/mic0001/noise_power/0", "noise/mic0002", "dose_weights/weight/0.0.0"]
+)
+def test_results_that_a_power_failure_left_empty_and_those_that_are_gone_are_made_again(project, out, quick, name):
+    shutil.copytree(quick, out)
+    path = out / "results.zarr" / name
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.write_bytes(b"")
+    assert run(project, out, *GIVEN) == 0
+    assert listing(out) == listing(quick)
+    section = f"results.zarr/{name.partition('/')[0]}/"
+    assert all(content(out, one) == content(quick, one) for one in listing(quick) if one.startswith(section))
 
 
 def stop(*_, **__):

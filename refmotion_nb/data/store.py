@@ -101,7 +101,8 @@ class ResultStore:
     def read(self, group: str, key: str = "", lazy: bool = False) -> xr.Dataset | None:
         """Read ``group``; None if it is not there, or was computed from something other than ``key``.
 
-        ``lazy`` leaves the arrays on disk until their values are asked for.
+        Who gives a ``key`` can compute it again: then a damaged group, as a power failure leaves it, is as one that is not
+        there. ``lazy`` leaves the arrays on disk until their values are asked for.
 
         Raises
         ------
@@ -112,8 +113,13 @@ class ResultStore:
             return None
         from refmotion_nb.data import zarr_v2
 
-        with only_within(self.within):
-            dataset = zarr_v2.read_group(self._folder(group), lazy)
+        try:
+            with only_within(self.within):
+                dataset = zarr_v2.read_group(self._folder(group), lazy)
+        except InputError:
+            if key:
+                return None
+            raise
         dataset.attrs.pop(_KEY, None)
         return dataset
 
@@ -124,7 +130,9 @@ class ResultStore:
 
     def key(self, group: str) -> str:
         """Return what ``group`` was computed from; empty if unknown."""
-        return str(read_json(self._folder(group) / ".zattrs", {}).get(_KEY, ""))
+        with suppress(InputError):
+            return str(read_json(self._folder(group) / ".zattrs", {}).get(_KEY, ""))
+        return ""
 
     def stamp(self, group: str = "") -> int:
         """Return what changes when ``group`` is written anew; 0 if it is not there.

@@ -90,8 +90,11 @@ class MotionCorrection(Alignment):
         reporter.start(len(session.micrographs), "correcting particles")
         finished: dict[str, tuple[pd.DataFrame, int]] = {}  # no tracks: they grow with the dataset
         for name in session:
-            table = store.read(f"tracks/{name}", _key(session, name, settings))
-            if table is None or not (_tracks_file(out, name).exists() and trajectory_file(out, name).exists()):
+            key = _key(session, name, settings)
+            table = store.read(f"tracks/{name}", key)
+            if table is None or store.read(f"noise/{name}", key) is None:
+                continue
+            if not (_tracks_file(out, name).exists() and trajectory_file(out, name).exists()):
                 continue
             box = int(table.attrs["box"])
             if is_whole(out / "Particles" / f"{name}.mrcs", (table.sizes["particle"], box, box), float16=self.float16):
@@ -138,8 +141,9 @@ class MotionCorrection(Alignment):
         write_tracks(_tracks_file(out, name), tracks.displacement_A)
         write_trajectories(out, m.movie, tracks.displacement_A, session.data.orientation)
         table = tracks_table(m, tracks, images.shape[-1], pixel)
-        store.write(f"noise/{name}", noise_table(m, tracks))
-        store.write(f"tracks/{name}", table, _key(session, name, settings))
+        key = _key(session, name, settings)
+        store.write(f"noise/{name}", noise_table(m, tracks), key)
+        store.write(f"tracks/{name}", table, key)
         return table
 
     def output_box(self, box: int) -> int:
