@@ -94,7 +94,8 @@ class MotionCorrection(Alignment):
             table = store.read(f"tracks/{name}", key)
             if table is None or store.read(f"noise/{name}", key) is None:
                 continue
-            if not (_tracks_file(out, name).exists() and trajectory_file(out, name).exists()):
+            files = _tracks_file(out, name), trajectory_file(out, name)
+            if not all(file.exists() and file.stat().st_size for file in files):
                 continue
             box = int(table.attrs["box"])
             if is_whole(out / "Particles" / f"{name}.mrcs", (table.sizes["particle"], box, box), float16=self.float16):
