@@ -81,9 +81,13 @@ def slices_of(
     for g in np.unique(group):
         mine = np.flatnonzero(group == g)
         transfer = Transfer.of(session.data.optics[g], ky, kx, m.extent_A)
-        value = transfer.ctf(m.particles, part.start + mine)
-        power[mine] = value**2
-        ramp[mine] *= value if transfer.response is None else value * (1 / transfer.response)
+
+        def modulate(some: slice, mine: np.ndarray = mine, transfer: Transfer = transfer) -> None:
+            value = transfer.ctf(m.particles, part.start + mine[some])
+            power[mine[some]] = value**2
+            ramp[mine[some]] *= value if transfer.response is None else value * (1 / transfer.response)
+
+        over_chunks(len(mine), modulate, threads, chunk=4)
         scale = grid.extent_A / m.extent_A
         axes[mine] = slice_axes(matrices[mine], scale, transfer.magnification).transpose(0, 2, 1)
     images = np.empty((len(ramp), len(chosen), *ramp.shape[1:]), np.complex64)
