@@ -58,9 +58,9 @@ class Here:
         session = self._session
 
         def work(name: str) -> Any:
-            micrograph = session.if_usable(name, settings)
+            micrograph = session.micrograph(name, settings)
             with session.device.telling_of_memory(f"{name} was worked on"):
-                return None if micrograph is None else task(session, micrograph)
+                return task(session, micrograph)
 
         return session.several(names, work, settings)
 

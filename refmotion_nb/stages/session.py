@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from functools import cached_property, partial
+from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 from threading import Lock, RLock, Thread
@@ -257,8 +257,7 @@ class Session:
         with self._scaling:
             if how not in self._factors:
                 names = choose(self.micrographs, n)
-                raw = partial(self._if_usable, lambda name: self._read(name, settings))
-                read = self.several(names, raw, settings, in_hand=1)
+                read = self.several(names, lambda name: self._read(name, settings), settings, in_hand=1)
                 factors, warnings = scale_factors(filter(None, map(itemgetter(1), read)), n, self.threads)
                 for kept in filter(None, [self.kept.get((name, *how)) for name in names]):
                     bring_to_scale(kept, factors)
@@ -357,17 +356,7 @@ class Session:
         InputError
             The references cannot be used.
         """
-        return self.several(names, lambda name: self.if_usable(name, settings), settings, in_hand=1)
-
-    def if_usable(self, name: str, settings: Alignment) -> Micrograph | None:
-        """Return a micrograph as ``micrograph`` does, None if it cannot be used (see ``failed``).
-
-        Raises
-        ------
-        InputError
-            The references cannot be used.
-        """
-        return self._if_usable(lambda name: self.micrograph(name, settings), name)
+        return self.several(names, lambda name: self.micrograph(name, settings), settings, in_hand=1)
 
     def device_bytes(self, name: str, settings: Alignment) -> int:
         """Return what a micrograph takes on the GPU, bytes; nothing where the device is none."""
@@ -387,21 +376,25 @@ class Session:
     def several(
         self, names: list[str], work: Callable[[str], Any], settings: Alignment, in_hand: int = 0
     ) -> Iterator[tuple[str, Any]]:
-        """Yield name and ``work(name)``, in order, as many micrographs at a time as there is room for, the caller's included."""
+        """Yield name and ``work(name)``, which reads the micrograph, in order; None for one that cannot be used (see ``failed``).
+
+        There are as many at a time as there is room for, ``in_hand`` of whoever asks included.
+        """
+
+        def work_if_usable(name: str) -> Any:
+            try:
+                return work(name)
+            except InputError:
+                if name not in self.failed:
+                    raise
+                return None
+
         self.device.activate()
         at_once = self.together({name: self.device_bytes(name, settings) for name in names})
         with self._room.open(self._largest(names, settings)):
             # with one at a time, one has to be gone before the next one comes
-            yield from in_order(work, names, at_once - in_hand if at_once > 1 else 0)
+            yield from in_order(work_if_usable, names, at_once - in_hand if at_once > 1 else 0)
         self._tell_of_device()
-
-    def _if_usable(self, read: Callable[[str], Micrograph], name: str) -> Micrograph | None:
-        try:
-            return read(name)
-        except InputError:
-            if name not in self.failed:
-                raise
-            return None
 
     def _largest(self, names: list[str], settings: Alignment) -> int:
         """Return the size of the transforms of the largest of these micrographs."""
