@@ -26,8 +26,7 @@ def njit(*, cache: bool = True, **options: Any) -> Callable[[Callable[..., Any]]
     """Return a decorator that compiles a function, as ``numba.njit`` with these options does."""
 
     def compiled(function: Callable[..., Any]) -> Any:
-        # nobody calls them from C, which would take another eighth of the time to compile
-        dispatcher = numba.njit(no_cfunc_wrapper=True, **options)(function)
+        dispatcher = numba.njit(**options)(function)
         if cache and dispatcher is not function:  # as it is with NUMBA_DISABLE_JIT
             # likewise; or there is no folder that can be written to
             with suppress(AttributeError, TypeError, RuntimeError):

@@ -13,9 +13,6 @@ import numpy as np
 from refmotion_nb.numerics.compiled import njit
 
 _jit = njit(nogil=True, cache=True, fastmath={"contract", "arcp", "nsz"})
-_inner = njit(
-    nogil=True, cache=True, fastmath={"contract", "arcp", "nsz"}, no_cpython_wrapper=True
-)  # called by others alone
 MEMORY = 8  # steps of L-BFGS that are remembered
 
 
@@ -62,7 +59,7 @@ def sample_kernel(windows, position, taps, slopes, value, gradient):
                 gradient[s, 1, p, f] = gy if y == position[s, 1, p, f] else zero
 
 
-@_inner
+@_jit
 def _cubics(c, u):
     """Four cubics, of coefficients (4, 4), at u."""
     return (
@@ -73,7 +70,7 @@ def _cubics(c, u):
     )
 
 
-@_inner
+@_jit
 def _quadratics(c, u):
     """Four quadratics, of coefficients (4, 3), at u."""
     return (
@@ -148,7 +145,7 @@ def _iterate(problem, inverse, room, pairs, here, there, direction, tolerance, m
             return
 
 
-@_inner
+@_jit
 def _descend(gradient, pairs, r, iteration, inverse, room, q):
     """Fill in the quasi-Newton direction (unknown,) of a row (two-loop recursion); return how steep it falls."""
     steps, changes, rho = pairs
@@ -172,7 +169,7 @@ def _descend(gradient, pairs, r, iteration, inverse, room, q):
     return _dot(q, gradient)
 
 
-@_inner
+@_jit
 def _step(problem, room, live, n, here, direction, slope, there):
     """Go along the direction of the first ``n`` rows until the energy of each falls enough, by ever shorter steps."""
     length = np.ones(slope.size)
@@ -197,7 +194,7 @@ def _step(problem, room, live, n, here, direction, slope, there):
             return
 
 
-@_inner
+@_jit
 def _take(r, i, here, there, pairs):
     """Move a row to where its step led, and remember the step as the ``i``-th."""
     steps, changes, rho = pairs
@@ -213,7 +210,7 @@ def _take(r, i, here, there, pairs):
     here[1][r] = there[1][r]
 
 
-@_inner
+@_jit
 def _energies(problem, room, rows, n, x, energy, gradient):
     """Fill in energy (set,) and gradient (set, unknown) of the first ``n`` of ``rows``."""
     windows, taps, slopes, first, samples_per_A, spatial, temporal, std, common = problem
@@ -254,7 +251,7 @@ def _energies(problem, room, rows, n, x, energy, gradient):
                 energy[r] -= value[k, p, f]
 
 
-@_inner
+@_jit
 def _with_prior(x, uphill, std, gradient):
     """Return the energy of the prior of one set; fill in the gradient of local motion, add the prior's to the common one's."""
     modes, width = std.shape
@@ -271,7 +268,7 @@ def _with_prior(x, uphill, std, gradient):
     return energy
 
 
-@_inner
+@_jit
 def _precondition(q, r, inverse, whitened, turned):
     """Multiply a gradient (unknown,) by the approximate inverse Hessian of row ``r``, see ``TrajectoryProblem``."""
     turn, gain, whitening, common_inverse = inverse
@@ -293,7 +290,7 @@ def _precondition(q, r, inverse, whitened, turned):
             q[start + f] *= common_inverse[f]
 
 
-@njit(nogil=True, cache=True, fastmath=True, no_cpython_wrapper=True)
+@njit(nogil=True, cache=True, fastmath=True)
 def _dot(a, b):
     total = 0.0
     for j in range(a.size):
@@ -301,7 +298,7 @@ def _dot(a, b):
     return total
 
 
-@_inner
+@_jit
 def _add(out, factor, values):
     """Add ``factor`` times values (n,) to out (n,)."""
     for j in range(out.size):
