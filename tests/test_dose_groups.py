@@ -7,8 +7,10 @@ import pytest
 import xarray as xr
 
 import refmotion_nb as rm
+from refmotion_nb.data.relion.results import read_bfactors
 from refmotion_nb.numerics.dose import sums_at_doses
 from refmotion_nb.stages.base import Silent
+from refmotion_nb.stages.correction import _write_bfactors
 from refmotion_nb.stages.dose_weights import (
     BORROWED_PARTICLES,
     DoseWeights,
@@ -135,3 +137,13 @@ def test_weights_reach_every_movie_of_a_group():
     table = weights_table([Measured(one, EXTENT_A, 50, measured("", 2.0, 10).sums, ["m"], 10)])
     for dose in doses:
         weights_on(table, 3.0 + dose * np.arange(FRAMES + 1), np.array([0.1]), "one")
+
+
+def test_b_factors_of_groups_with_names_that_look_alike_in_file_names_are_all_written(tmp_path):
+    groups, shape = ["all", "tilt 1", "tilt/1", "tilt_1"], (4, 3)
+    b_factor, scale = np.arange(12.0).reshape(shape), np.ones(shape)
+    both = ("group", "frame")
+    dose = xr.Dataset({"b_factor": (both, b_factor), "frame_scale": (both, scale)}, coords={"group": groups})
+    _write_bfactors(tmp_path, dose, 64)
+    files = {path.name: read_bfactors(path)[0][0] for path in tmp_path.glob("*")}
+    assert len(set(files.values())) == len(files) == 4 and {"bfactors.star", "bfactors_tilt_1.star"} < {*files}

@@ -356,6 +356,8 @@ def _write_bfactors(out: Path, dose: xr.Dataset, box: int) -> None:
         row = row.dropna("frame", subset=["b_factor"])
         safe = re.sub(r"[^\w.-]+", "_", str(row["group"].values))
         path = out / ("bfactors.star" if i == 0 else f"bfactors_{safe}.star")
+        if path in written:  # of a group whose name differs in what no file name holds
+            path = out / f"bfactors_{safe}_{i}.star"
         written.add(path)
         write_bfactors(
             path, -row["b_factor"].values * relion_gauge(box // 2 + 1), np.log(row["frame_scale"].values),
