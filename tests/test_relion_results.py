@@ -77,10 +77,18 @@ def test_postprocess_that_is_none(tmp_path):
     write_star(
         tmp_path / "a.star", {"general": {"rlnMaskName": "m.mrc"}, "fsc": pd.DataFrame({"rlnSpectralIndex": [0]})}
     )
-    with pytest.raises(InputError, match="does not name its half maps"):
+    both = "its data_general lacks rlnUnfilteredMapHalf1 and rlnUnfilteredMapHalf2"
+    with pytest.raises(InputError, match=f"a.star does not name its half maps: {both}; give"):
         results.open_postprocess(tmp_path / "a.star")
-    with pytest.raises(InputError, match="has no FSC"):
+    with pytest.raises(InputError, match="has no FSC: its data_fsc lacks rlnFourierShellCorrelationCorrected; give"):
         results.read_fsc(tmp_path / "a.star")
+    shells = pd.DataFrame({"rlnSpectralIndex": [0, 1, 3], "rlnFourierShellCorrelation": [1.0, 0.9, 0.8]})
+    write_star(tmp_path / "b.star", {"fsc": shells})
+    with pytest.raises(InputError, match="row 3 of data_fsc has rlnSpectralIndex 3; is"):
+        results.read_fsc(tmp_path / "b.star")
+    write_star(tmp_path / "c.star", {"optics": {"rlnVoltage": 300}})
+    with pytest.raises(InputError, match="has no FSC: it has no table data_fsc; give"):
+        results.read_fsc(tmp_path / "c.star")
 
 
 def test_text_in_place_of_numbers(tmp_path):

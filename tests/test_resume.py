@@ -4,6 +4,7 @@ import errno
 import gc
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -761,7 +762,8 @@ def test_a_full_disk_is_one_line(project, out, monkeypatch, capsys):
     monkeypatch.setattr(spool.os, "pwrite", full)
     assert run(project, out, "--cache-size-GB", "0.000001", "--until", "hyperparameters") == 1
     (line,) = said(capsys)
-    assert line.startswith(f"{out}: No space left on device for ") and "beyond cache_size_GB; make room and run" in line
+    found = re.match(f"{out}: No space left on device for (.*) beyond cache_size_GB; make room and run", line)
+    assert re.fullmatch(r"[1-9]\d* [kM]B", found[1])
 
 
 def test_a_disk_that_is_full_before_the_last_stack_is_one_line_and_the_others_are_kept(

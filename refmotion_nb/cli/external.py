@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the job and leave the marks that RELION waits for; the exit code is that of ``refmotion run``."""
     out = options.o
     out.mkdir(parents=True, exist_ok=True)
-    for mark in (SUCCESS, FAILURE, ABORTED, ABORT_NOW):
+    for mark in (SUCCESS, FAILURE, ABORTED, ABORT_NOW, NODES):
         (out / mark).unlink(missing_ok=True)
     how = FAILURE
     try:

@@ -32,6 +32,11 @@ def bytes_of(cache_size_GB: str) -> float:
     return float(number) * (memory_bytes() / 100 if percent else 1e9)
 
 
+def size(n_bytes: float) -> str:
+    """Return a size in memory or on disk in words."""
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:.0f} kB"
+
+
 def cpu_count(root: Path = ROOT) -> int:
     """Return the number of processors this process may use; a share of one that its job or container is given counts whole."""
     limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]

@@ -14,6 +14,7 @@ from typing import IO
 import numpy as np
 
 from refmotion_nb.data.files import write_at
+from refmotion_nb.data.limits import size
 
 SEGMENT_BYTES = 256 << 20  # arrays share files, since a process may not have many of them open
 _ALIGN_BYTES = 4096
@@ -93,7 +94,7 @@ class Spool:
             write_at(self._file.fileno(), array.reshape(-1).view(np.uint8).data, self._used)
         except OSError as error:
             if error.errno in _FULL:
-                what = f"{os.strerror(errno.ENOSPC)} for {array.nbytes / 1e9:.3g} GB beyond cache_size_GB"
+                what = f"{os.strerror(errno.ENOSPC)} for {size(array.nbytes)} beyond cache_size_GB"
                 raise OSError(error.errno, what, str(self.folder)) from None
             raise
         found = np.frombuffer(self._map, array.dtype, array.size, self._used)

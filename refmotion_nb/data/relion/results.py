@@ -109,11 +109,14 @@ def read_fsc(path: str | Path) -> np.ndarray:
     """
     rows = table(read_star(path, ("fsc",)), "fsc")
     labels = ("rlnFourierShellCorrelationCorrected", "rlnFourierShellCorrelation")
-    label = next((label for label in labels if label in rows.columns), None)
-    if label is None or "rlnSpectralIndex" not in rows.columns:
-        raise InputError(f"{path} has no FSC (data_fsc); give the postprocess.star of RELION's post-processing")
-    if rows["rlnSpectralIndex"].tolist() != list(range(len(rows))):
-        raise InputError(f"{path}: the shells of its FSC are not numbered from 0 without gaps; is the file complete?")
+    label = next((label for label in labels if label in rows.columns), labels[0])
+    if absent := [name for name in ("rlnSpectralIndex", label) if name not in rows.columns]:
+        what = f"its data_fsc lacks {' and '.join(absent)}" if len(rows) else "it has no table data_fsc"
+        raise InputError(f"{path} has no FSC: {what}; give the postprocess.star of RELION's post-processing")
+    shells = rows["rlnSpectralIndex"].tolist()
+    if wrong := [i for i, shell in enumerate(shells) if shell != i]:
+        raise InputError(f"{path}: the shells of its FSC are not numbered from 0 without gaps: row {wrong[0] + 1} of data_fsc "
+                         f"has rlnSpectralIndex {shells[wrong[0]]}; is the file complete?")  # fmt: skip
     return _numbers(rows, label, path)
 
 
@@ -129,10 +132,11 @@ def open_postprocess(path: str | Path, root: str | Path | None = None) -> tuple[
         The file names no half maps, or holds no FSC.
     """
     rows = table(read_star(path, ("general",)), "general")
-    names = [str(rows[label].iloc[0]) if label in rows.columns else ""
-             for label in ("rlnUnfilteredMapHalf1", "rlnUnfilteredMapHalf2", "rlnMaskName")]  # fmt: skip
-    if not all(names[:2]):
-        raise InputError(f"{path} does not name its half maps; give half maps and mask instead")
+    labels = ("rlnUnfilteredMapHalf1", "rlnUnfilteredMapHalf2", "rlnMaskName")
+    names = [str(rows[label].iloc[0]) if label in rows.columns and len(rows) else "" for label in labels]
+    if absent := [label for label, name in zip(labels[:2], names) if not name]:
+        what = f"its data_general lacks {' and '.join(absent)}" if len(rows) else "it has no table data_general"
+        raise InputError(f"{path} does not name its half maps: {what}; give RELION's postprocess.star, or half maps and mask")
     folder = find_root([path], names[:1]) if root is None else Path(root)
     half1, half2, mask = (folder / name for name in names)
     return Reference(half1, half2, mask=mask if names[2] else None, postprocess=Path(path)), read_fsc(path)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import panel as pn
 
+from refmotion_nb.data.limits import size
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.stages.correction import MotionCorrection
 from refmotion_nb.stages.cost import Cost, cost_of_correction
@@ -208,8 +209,3 @@ def progress_in_words(snapshot: Snapshot, work: Work, error: str = "", stopping:
     left = work.seconds_left
     rate = f", {60 * work.rate_per_s:.3g} micrographs per minute" if work.rate_per_s is not None else ""
     return f"{done}{earlier}{rate}{f', about {roughly(left)} left' if left else ''}"
-
-
-def size(n_bytes: float) -> str:
-    """Return a size on disk in words."""
-    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
