@@ -1,8 +1,10 @@
 """Every figure of the app has the page's colours and fonts, whatever document it gets into; what is sent arrives."""
 
 import asyncio
+import gc
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import panel as pn
 import pytest
@@ -12,6 +14,7 @@ from bokeh.io.doc import patch_curdoc
 from bokeh.models import Axis, Glyph, Plot
 from fake_results import fake_dose_weights, fake_search, fake_validation, fill
 from panel.io import document
+from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from refmotion_nb.data.store import ResultStore
 from refmotion_nb.views import plots
@@ -150,3 +153,43 @@ def test_a_message_that_is_laid_aside_while_another_is_sent_is_sent_too(monkeypa
 
     with ThreadPoolExecutor(1) as beside:  # this thread may have a loop, of a browser's
         beside.submit(asyncio.run, scene()).result()
+
+
+class Leaving(WebSocketHandler):
+    """The socket of a browser that leaves with the first part of a message."""
+
+    def __init__(self):
+        self.ws_connection, self.parts = self, []
+
+    def is_closing(self):
+        """Return whether it has left."""
+        return bool(self.parts)
+
+    def write_message(self, part, binary):
+        """Take a part, and fail."""
+        self.parts.append(part)
+        return asyncio.get_running_loop().create_task(self._gone())
+
+    async def _gone(self):
+        raise WebSocketClosedError
+
+
+def test_a_browser_that_leaves_in_the_middle_of_a_message_is_no_error():
+    leave_none_behind()
+    wrong = []
+
+    async def scene():
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(context))
+        doc, connection = Document(), Connection()
+        connection._socket = Leaving()
+        message = SimpleNamespace(header_json="header", metadata_json="{}", content_json="{}", _buffers=[])
+        connection.create = lambda kind, events: message
+        document.schedule_write_events(doc, [connection], ["one"])
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert connection._socket.parts == ["header"] and doc not in document._WRITE_BLOCK
+        gc.collect()
+
+    with ThreadPoolExecutor(1) as beside:
+        beside.submit(asyncio.run, scene()).result()
+    assert not wrong

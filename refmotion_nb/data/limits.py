@@ -34,7 +34,9 @@ def bytes_of(cache_size_GB: str) -> float:
 
 def size(n_bytes: float) -> str:
     """Return a size in memory or on disk in words."""
-    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:.0f} kB"
+    if n_bytes >= 1e9:
+        return f"{n_bytes / 1e9:.1f} GB"
+    return f"{n_bytes / 1e6:.0f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:.0f} kB"
 
 
 def cpu_count(root: Path = ROOT) -> int:

@@ -136,7 +136,9 @@ def open_postprocess(path: str | Path, root: str | Path | None = None) -> tuple[
     names = [str(rows[label].iloc[0]) if label in rows.columns and len(rows) else "" for label in labels]
     if absent := [label for label, name in zip(labels[:2], names) if not name]:
         what = f"its data_general lacks {' and '.join(absent)}" if len(rows) else "it has no table data_general"
-        raise InputError(f"{path} does not name its half maps: {what}; give RELION's postprocess.star, or half maps and mask")
+        raise InputError(
+            f"{path} does not name its half maps: {what}; give RELION's postprocess.star, or half maps and mask"
+        )
     folder = find_root([path], names[:1]) if root is None else Path(root)
     half1, half2, mask = (folder / name for name in names)
     return Reference(half1, half2, mask=mask if names[2] else None, postprocess=Path(path)), read_fsc(path)
