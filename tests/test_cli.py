@@ -331,8 +331,12 @@ def test_a_validation_shows_the_gain_and_stands_as_long_as_what_it_was_made_of(t
     (tmp_path / "Maps/both.mrc").unlink()
     assert run(tiny.folder, tmp_path, *validate) == 0 and (tmp_path / "Maps/both.mrc").exists()
     xr.testing.assert_identical(store(tmp_path).read("validation"), first)
-    assert run(tiny.folder, tmp_path, *GIVEN, "--write-maps", "both", "--no-split-motion") == 0
+    (tmp_path / "Maps/mine.mrc").touch()
+    assert run(tiny.folder, tmp_path, *GIVEN) == 0  # and no word of maps
+    assert store(tmp_path).has("validation") and (tmp_path / "Maps/both_half1.mrc").exists()
+    assert run(tiny.folder, tmp_path, *GIVEN, "--no-split-motion") == 0
     assert store(tmp_path).read("validation") is None  # of other trajectories than those written now
+    assert [path.name for path in (tmp_path / "Maps").iterdir()] == ["mine.mrc"]
 
 
 def test_hyperparameters_and_weights_of_another_run_give_the_same_tracks(tiny, tmp_path, finished):

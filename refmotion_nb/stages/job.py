@@ -36,7 +36,7 @@ from refmotion_nb.stages.reuse import as_search, read_prior, read_weights, write
 from refmotion_nb.stages.runs import Run, recorded, viewer_of
 from refmotion_nb.stages.search import HyperparameterSearch, default_prior, prior_attrs, prior_of, still_moving
 from refmotion_nb.stages.session import Session
-from refmotion_nb.stages.validation import COMBINATIONS, Combination, Validation
+from refmotion_nb.stages.validation import COMBINATIONS, Combination, Validation, remove_maps
 
 WRITTEN = (*CORRECTED, "Maps/*", "results.zarr/*", "dose_weights.nc", "hyperparameters.json", "hyperparams.cs*", "refm_*.npy",
            "report.html")  # fmt: skip
@@ -203,7 +203,7 @@ class Job:
             self._write_hyperparameter_group(search, dose)
             check_split(self.out, self.data, table)
             if not store.has("validation", self._validation_key(session, search, dose)):
-                store.remove("validation")  # of other settings
+                self._forget_validation(store)  # of other settings
         if until == "validate":
             self._validate(session, store, search, dose, reporter)
             complete = complete and not session.failed
@@ -251,6 +251,11 @@ class Job:
             self.validation = stage.run(session, search, dose, reporter, self.combinations, self.out)
         store.write("validation", self.validation, self._validation_key(session, search, dose))
 
+    def _forget_validation(self, store: ResultStore) -> None:
+        """Let a validation go, and its maps, which others would take for those of the particles."""
+        store.remove("validation")
+        remove_maps(self.out)
+
     def _write_hyperparameter_group(self, search: xr.Dataset, dose: xr.Dataset) -> None:
         """Write what was found as CryoSPARC's own job does."""
         h = prior_of(search).hyperparameters
@@ -285,7 +290,7 @@ class Job:
                 if _still_valid(store.read(name), session) is None:
                     store.remove(name)
             store.remove("particles")
-            store.remove("validation")
+            self._forget_validation(store)
             if n := remove_tracks_of_other_data(store, session):
                 self.say(f"{self.out} held trajectories of other data: those of {n} micrographs are removed")
         reused = dict(zip(REUSED, (self.hyperparameters_file, self.dose_weights_file)))

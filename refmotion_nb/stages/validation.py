@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import param
@@ -88,6 +90,10 @@ class Validation(Alignment):
         doc="Combinations whose half maps and sharpened map are written to Maps: names separated by commas (rigid, weights, "
         "trajectories, both), all, or none.",
     )
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that can change the result, not which maps are kept."""
+        return {name: value for name, value in super().settings().items() if name != "write_maps"}
 
     def least_box(self, box: int) -> int:
         """Return the whole box: all maps are on the grid of the movies."""
@@ -247,6 +253,14 @@ def _finished(projectors: dict[tuple[int, int], BackProjector], number: int, hal
             "cannot be compared"
         )
     return projectors.pop((number, half)).transform()
+
+
+def remove_maps(out: Path) -> None:
+    """Remove the maps that a validation wrote to ``out``; files of other names stay."""
+    names = "|".join(one.file_name for one in COMBINATIONS)
+    for path in (out / "Maps").glob("*.mrc"):
+        if re.fullmatch(rf"({names})(_\d+)?(_half[12])?", path.stem):
+            path.unlink(missing_ok=True)
 
 
 def _map_path(out: Path, combination: Combination, number: int, n_references: int) -> Path:
