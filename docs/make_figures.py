@@ -252,7 +252,7 @@ def score_and_truth(run: Run) -> str:
             Line(one["strength"].values, np.sqrt(np.mean(np.square(errors), 0)), f"{theta:g}°", colour)
         )
         legend.line(f"{theta:g}°", colour)
-    x = Axis.of("Total prior strength ((e/Å²)/Å²)", *(line.x for line in lines["score"]), log=True)
+    x = Axis.of("Total prior strength, (e/Å²)/Å²", *(line.x for line in lines["score"]), log=True)
     names = {"score": "Cross-validation score", "error": "True trajectory error (Å)"}
     labels = {"score": "Score × 1000", "error": "Error (Å)"}
     lines["score"] = [replace(line, y=1000 * np.asarray(line.y)) for line in lines["score"]]

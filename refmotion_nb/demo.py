@@ -33,7 +33,7 @@ def run_demo(
     simulated = time.perf_counter() - start
     data = simulation.open()
     job = Job(
-        data, out, {"device": device}, image_root=out, command=command,
+        data, out, {} if device == "auto" else {"device": device}, image_root=out, command=command,
         combinations=(COMBINATIONS[0], COMBINATIONS[-1]),
     )  # fmt: skip
     job.seconds["simulation"] = simulated

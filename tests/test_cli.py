@@ -467,7 +467,7 @@ def test_check_tells_of_particles_finer_than_those_refined(tiny):
     binned = replace(data, optics=tuple(replace(one, pixel_size_A=3.2, box_size=56) for one in data.optics))
     (text,) = (text for name, text in check_dataset(binned, (), (), "").facts if name == "output")
     assert text.startswith(
-        "boxes of 112 px of 1.6 Å as the movies; --fourier-crop-to 56 writes those of the particles, with 25%"
+        "boxes of 112 px of 1.6 Å as the movies; --fourier-crop-to 56 writes those of the particles, with 25 %"
     )
 
 

@@ -139,6 +139,10 @@ def test_fcc_is_an_image_of_frequency_and_dose():
     assert np.allclose(low, fake_dose_weights()["fcc"].values[0, 0])
     assert image.dimension_values("number", flat=False)[:, 0].tolist() == list(range(1, N_FRAMES + 1))
     assert np.allclose(image.dimension_values("frequency", expanded=False), FREQUENCY)
+    table = fake_dose_weights()
+    whole = table.assign_coords(frequency=table["frequency"] - table["frequency"][0])
+    shown = elements(plots.fcc(whole), hv.Image)[0].dimension_values("fcc", flat=False)
+    assert np.isnan(shown[:, 0]).all() and not np.isnan(shown[:, 1:]).any()  # nothing is measured at the origin
 
 
 def test_one_group_of_dose_weights(results):

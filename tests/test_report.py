@@ -29,7 +29,7 @@ from PIL import Image
 from refmotion_nb.data.store import ResultStore
 from refmotion_nb.views import report_dose, report_html, report_search, report_tracks, svg
 from refmotion_nb.views.png import png_of_levels
-from refmotion_nb.views.report import render_report, write_report
+from refmotion_nb.views.report import _bound, render_report, write_report
 from refmotion_nb.views.report_summary import sentences, warnings
 
 
@@ -396,6 +396,12 @@ def test_times_are_summed() -> None:
 def test_a_legend_has_a_pale_line_for_a_pale_one(store: ResultStore) -> None:
     html = render_report(fill(store), title="t")
     assert '<i style="border-top:2px solid var(--c0);opacity:.45"></i>one micrograph' in html
+
+
+def test_no_line_ends_between_a_number_and_its_unit() -> None:
+    kept = '<svg><text>3 Å</text></svg><pre>4 px</pre><p title="5 e/Å²">'
+    bound = _bound(f"{kept}at 47 e/Å², 15 % of 6 × 7 px</p>")
+    assert bound == f'{kept}at 47\xa0<span class="unit">e/Å²</span>, 15\xa0% of 6\xa0×\xa07\xa0px</p>'
 
 
 @pytest.mark.browser

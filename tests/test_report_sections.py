@@ -172,8 +172,8 @@ def test_groups_of_dose_weights(store: ResultStore) -> None:
     html = render_report(store, title="t")
     shown = text_of(html)
     assert "all 6,000 24 1.25 0.625 to 29.4 –" in shown
-    assert "opticsGroup1 3,000 24 1.25 0.625 to 29.4 25%" in shown  # 1000 of the pool beside 3000 of its own
-    assert "opticsGroup2 3,000 20 1.25 0.625 to 24.4 25%" in shown
+    assert "opticsGroup1 3,000 24 1.25 0.625 to 29.4 25 %" in shown  # 1000 of the pool beside 3000 of its own
+    assert "opticsGroup2 3,000 20 1.25 0.625 to 24.4 25 %" in shown
     assert "each borrows from the pool" in shown
     assert len(figures_of(html)) == 3 * 7 and html.count("<details open>") == 1 and html.count("<details>") == 2
     assert "nan" not in re.sub(r'href="data:[^"]*"', "", html)
@@ -222,7 +222,7 @@ def test_whether_first_frames_are_weighted_down() -> None:
     weight = dose["weight"].values[0, :, shell]
     told = report_dose.tell_dose(dose)
     assert "weighted down for blur by early motion: at 3.6 Å" in told
-    assert f"first gets {weight[0] / weight.max():.0%} of the weight of frame {weight.argmax() + 1}," in told
+    assert f"first gets {100 * weight[0] / weight.max():.0f} % of the weight of frame {weight.argmax() + 1}," in told
     standard = dose.assign(weight=dose["reference_weight"])
     assert "The first frame is not weighted down (at 3.6 Å)" in report_dose.tell_dose(standard)
 
@@ -340,6 +340,7 @@ def test_settings_to_repeat_the_run(store: ResultStore) -> None:
     store.update_attrs(settings={}, command="")
     html = render_report(store, title="t")
     assert "None: all settings had their defaults" in html and "<pre>" not in html
+    assert "<summary>All settings (" in html
 
 
 def test_what_to_cite_depends_on_what_was_done(store: ResultStore) -> None:

@@ -214,7 +214,7 @@ def _output(dataset: Dataset, extent_A: float) -> list[tuple[str, str]]:
     if not 0 < cropped < box:
         return []
     text = f"boxes of {box} px of {finest:g} Å as the movies; --fourier-crop-to {cropped} writes those of the particles, with "
-    return [("output", text + f"{(cropped / box) ** 2:.0%} of the disk space and less memory")]
+    return [("output", text + f"{100 * (cropped / box) ** 2:.0f} % of the disk space and less memory")]
 
 
 def unlike_particles(reference: Reference, box_size: int, pixel_size_A: float, dataset: Dataset) -> list[str]:

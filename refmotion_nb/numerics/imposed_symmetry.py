@@ -54,7 +54,7 @@ def _transform_at(volume: np.ndarray, last: int, points: np.ndarray, threads: in
     transform = scipy.fft.rfftn(volume, workers=threads)[np.ix_(k, k, np.arange(size // 2 + 1))]
     small = scipy.fft.irfftn(transform, (size,) * 3, workers=threads).astype(np.complex64)
     z, y, x = np.ascontiguousarray((2 * np.pi / size * points.reshape(-1, 3)[:, ::-1]).T, np.float32)
-    values = finufft.nufft3d2(z, y, x, small, eps=1e-4, isign=-1, nthreads=threads)
+    values = finufft.nufft3d2(z, y, x, small, eps=1e-4, isign=-1, nthreads=threads, showwarn=0)
     return values.reshape(points.shape[:-1])
 
 

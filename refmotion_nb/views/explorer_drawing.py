@@ -64,7 +64,7 @@ def along(snapshot: Snapshot) -> list[Tried]:
 
 def trail(model: ExplorerModel, snapshot: Snapshot, size: tuple[int, int] = (400, 155)) -> str:
     """Return two charts over strength: the score and the local activity of all that was tried."""
-    x = Axis("Strength ((e/Å²)/Å²)", *model.strengths, log=True)
+    x = Axis("Strength, (e/Å²)/Å²", *model.strengths, log=True)
     score = _chart(model, snapshot, x, "cv_score", "Score (lower is better)", size)
     activity = _chart(model, snapshot, x, "activity_local", "Local activity (Å)", size)
     legend = Legend().line("this balance and distance", "var(--c0)").line("others tried", "var(--c6)", "dots")

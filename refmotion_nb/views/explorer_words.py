@@ -76,7 +76,7 @@ def _against(score: float, other: Tried, name: str) -> str:
     where = f"{name} ({place(other.hyperparameters)})"
     if abs(gap) < NOISE:
         return f"as good as {where}."
-    return f"{abs(gap):.1%} {'worse' if gap > 0 else 'better'} than {where}."
+    return f"{100 * abs(gap):.1f} % {'worse' if gap > 0 else 'better'} than {where}."
 
 
 def _neighbours(h: Hyperparameters, position_A: np.ndarray) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
@@ -84,6 +85,7 @@ def render_report(results: ResultStore | xr.DataTree, *, title: str, micrographs
     written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
     folder = results.path.resolve().parent.name if isinstance(results, ResultStore) else ""
     of = f"{escape(folder)} · " if folder else ""  # so that the reports of several runs can be told apart
+    body = _bound(body)
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{of}{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_style()}</style></head><body>'
@@ -140,6 +142,15 @@ def _names(results: ResultStore | xr.DataTree, section: str) -> list[str]:
 def _some(results: ResultStore | xr.DataTree, section: str, limit: int) -> dict[str, xr.Dataset]:
     found = {name.removeprefix(f"{section}/"): _get(results, name) for name in _names(results, section)[:limit]}
     return {name: dataset for name, dataset in found.items() if dataset is not None}
+
+
+def _bound(body: str) -> str:
+    """Return HTML in which no line ends between a number and its unit, or within a unit; drawings have no lines to break."""
+    parts = re.split('(<svg.*?</svg>|<pre>.*?</pre>|<div class="legend">.*?</div>|<[^>]*>)', body, flags=re.DOTALL)
+    for i in range(0, len(parts), 2):
+        text = re.sub(r"(?<=\d) (?=(e/)?Å|%|px|×)|(?<=×) (?=\d)", "\N{NO-BREAK SPACE}", parts[i])
+        parts[i] = re.sub(r"\(?e/Å²\)?", r'<span class="unit">\g<0></span>', text)
+    return "".join(parts)
 
 
 def _anchor(name: str) -> str:

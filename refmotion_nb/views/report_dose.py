@@ -91,7 +91,11 @@ def group_table(dose: xr.Dataset) -> str:
         group, n, name = group_of(dose, i), _n_particles(dose, i), _name(dose, i)
         exposure = group["dose"].values
         per_frame = group["frame_dose"].values.mean() if "frame_dose" in group else np.nan
-        borrowed = "–" if name == POOL or not np.isfinite(n) else f"{BORROWED_PARTICLES / (BORROWED_PARTICLES + n):.0%}"
+        borrowed = (
+            "–"
+            if name == POOL or not np.isfinite(n)
+            else f"{100 * BORROWED_PARTICLES / (BORROWED_PARTICLES + n):.0f} %"
+        )
         particles = f"{n:,.0f}" if np.isfinite(n) else "–"
         lines.append((name, particles, f"{len(exposure)}", f"{number(per_frame)}",
                       f"{number(exposure[0])} to {number(exposure[-1])}", borrowed))  # fmt: skip
@@ -158,7 +162,7 @@ def early_frames(dose: xr.Dataset) -> str:
         return f"The first frame is not weighted down ({at}): it is as good as any."
     which = "The first frame is" if down == 1 else f"The first {down} frames are"
     return (
-        f"{which} weighted down for blur by early motion: {at} the first gets {share[0]:.0%} of the weight of frame "
+        f"{which} weighted down for blur by early motion: {at} the first gets {100 * share[0]:.0f} % of the weight of frame "
         f"{best + 1}, where the standard curve gives it the most of all."
     )
 
@@ -177,7 +181,7 @@ def damage(dose: xr.Dataset) -> list[str]:
         title = "Correlation with the reference (FCC)"
         colour = Axis(label(dose["fcc"]), bottom, top)
         finite = np.isfinite(dose["fcc"].values).any(0)
-        measured = slice(max(2, int(np.flatnonzero(finite).max(initial=1)) + 1))
+        measured = slice(1, max(3, int(np.flatnonzero(finite).max(initial=1)) + 1))  # at the origin nothing is
         within = Axis(label(frequency), *_edges(frequency.values[measured]), resolution=True)
         figures.append(figure(title, heat_drawing(title, within, y, dose["fcc"].values[:, measured], colour), _FCC))
         figures.append(_fcc_curves(dose))

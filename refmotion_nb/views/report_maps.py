@@ -104,7 +104,7 @@ def _mask_effect(validation: xr.Dataset) -> Iterator[str]:
                 )
                 legend.line(name, CATEGORIES[i], style)
         y = Axis.of("FSC", *(line.y for line in lines), zero=True)
-        drawing = line_drawing("What the mask does", x, y, lines, rules=[(0.143, "0.143")], size=(560, 320))
+        drawing = line_drawing("What the mask does", x, y, lines, rules=[(0.143, "0.143")], size=(430, 270))
         title = _title(validation, reference, f"What the mask does ({names_of(validation)[last]})")
         yield figure(title, drawing, _MASK, legend=legend, css="half")
 

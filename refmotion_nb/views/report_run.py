@@ -59,7 +59,10 @@ def repeat(attrs: Mapping[str, Any]) -> str:
         parts.append(titled("Settings given", paragraphs(["None: all settings had their defaults."])))
     if others := {name: value for name, value in default.items() if name not in settings}:
         parts.append(
-            folded(f"All other settings ({len(others)}), at their defaults", _pairs(others, ("Setting", "Value")))
+            folded(
+                f"All {'other ' if settings else ''}settings ({len(others)}), at their defaults",
+                _pairs(others, ("Setting", "Value")),
+            )
         )
     return "".join(parts)
 

@@ -168,7 +168,7 @@ def _surface(search: xr.Dataset) -> list[str]:
     inside = 0 <= best[0] < score.shape[0] and 0 <= best[1] < score.shape[1]
     marks = [Mark(steps[best[1]], best[0] + 1.0, f"best: ray {best[0] + 1}")] if inside else []
     height = 95 + max(150, 14 * len(score))
-    drawing = heat_drawing("Scores of all rays", x, y, score, colour, marks=marks, size=(620, min(height, 600)))
+    drawing = heat_drawing("Scores of all rays", x, y, score, colour, marks=marks, size=(430, min(height, 600)))
     return [figure("All rays at a glance", drawing, _OVERVIEW, css="half")]
 
 

@@ -124,7 +124,7 @@ def warnings(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> list
         written = groups["particles"]["written"].values.astype(bool)
         if written.size and written.mean() < FEW_WRITTEN:
             found.append(
-                f"{1 - written.mean():.0%} of the particles were not written: see Inputs for what was skipped, and why."
+                f"{100 - 100 * written.mean():.0f} % of the particles were not written: see Inputs for what was skipped, and why."
             )
     if "validation" in groups:
         found += map_warnings(groups["validation"])

@@ -95,7 +95,7 @@ class TrailFigure:
         self.figure = figure(
             width=SIDE, height=165 if what == "cv_score" else 185, x_axis_type="log", tools="", toolbar_location=None,
             x_range=Range1d(*model.strengths), y_range=Range1d(0, 1), y_axis_label=label,
-            x_axis_label="Strength ((e/Å²)/Å²)" if what != "cv_score" else None,
+            x_axis_label="Strength, (e/Å²)/Å²" if what != "cv_score" else None,
         )  # fmt: skip
         self.figure.xaxis.ticker.desired_num_ticks = 7
         self.figure.xaxis.formatter = NumeralTickFormatter(format="0,0.[00]")

@@ -19,7 +19,7 @@ GAP = 0.8  # rows between rays of different distances
 DASHES = ("solid", "dashed", "dotted", "dotdash", "dashdot", (8, 2, 2, 2, 2, 2))  # of the distances
 ACTIVITIES_A = (0.01, 10.0)  # drawn before there are any; none smaller is
 DIM = 0.13  # opacity of rays that are not looked at
-_STRENGTH = "Total prior strength r ((e/Å²)/Å²)"
+_STRENGTH = "Total prior strength, (e/Å²)/Å²"
 _HOVER = [("balance", "@balance°"), ("distance", "@distance Å")]
 
 

@@ -24,6 +24,9 @@ def fcc(dose: Runs, group: str | None = None) -> hv.Layout:
     runs = _runs(dose, group, "fcc")
     inside = np.concatenate([run["fcc"].values[:, _fitted(run)].ravel() for run in runs.values()])
     limits = min(0.0, look.percentile(inside, 0.5)), max(look.percentile(inside, 99.5), 1e-6)
+    runs = {
+        name: run.assign(fcc=run["fcc"].where(run["frequency"] > 0)) for name, run in runs.items()
+    }  # none at the origin
     shown = [(look.heading(name, "FCC (grey: not measured)"), run) for name, run in runs.items()]
     return _images(shown, "fcc", limits, "FCC")
 
