@@ -404,11 +404,13 @@ def test_weights_from_a_file_are_left_out_where_there_is_nothing_to_draw(stores)
     engine = Engine(Roots([stores]))
     for name in ("a", "b"):
         comparing.add(engine, name)
-    engine.compared["a"].write("dose_weights", fake_dose_weights().drop_vars(["fcc", "b_factor"]))
+    given = fake_dose_weights().drop_vars(["fcc", "b_factor"]).assign_attrs(from_file="edited.nc")
+    engine.compared["a"].write("dose_weights", given)
     runs = comparing.sources(engine)
     panels = {what: len(comparing.drawing(runs, comparing.VIEWS[what])) for what in ("FCC", "Weights", "B-factors")}
     assert panels == {"FCC": 1, "Weights": 4, "B-factors": 2}
-    assert "a has weights of a file, without fcc, b_factor" in text_of(comparing.tables(runs))
+    said = text_of(comparing.tables(runs))
+    assert "a has weights of a file, without fcc, b_factor" in said and "dose weights edited.nc measured" in said
 
 
 def test_this_run_is_compared_too(engine, stores):

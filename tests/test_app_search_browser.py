@@ -73,6 +73,10 @@ def test_a_search_is_run_and_rays_retire(app, owner, browser, steps):
         (steps,) = page.evaluate(SOURCES, ["score", "balance", "y", "x"])[:1]
         assert len(finite(steps["x"])) > 90
     assert app.engine.last(rm.HyperparameterSearch).state == "done"
+    other.set_viewport_size({"width": 800, "height": 768})
+    other.get_by_text("Rays, the best first").click()
+    assert other.locator("table.reasons tr").count() == 1 + 9
+    other.wait_for_function("document.documentElement.scrollWidth == 800", polling=100)
     owner.get_by_role("button", name="Score surface", exact=True).click()
     owner.get_by_text("drawing").first.wait_for(state="hidden")
 

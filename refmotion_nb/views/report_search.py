@@ -66,7 +66,7 @@ _OVERVIEW = (
     "several rays: the choice is then not a matter of chance. Empty cells: the ray had retired."
 )
 
-_TABLE = (
+RAY_TABLE = (
     "Where each ray had its lowest score, and how much particles moved there. Rays with nearly the same score should also agree "
     "in activity: then the choice between them hardly matters. If they do not, search with more particles (target_particles). "
     "Total activity holds the correction of whole-frame alignment, which jitters from frame to frame: no prior takes it to zero."
@@ -88,7 +88,7 @@ def search_section(search: xr.Dataset | None, inputs: Mapping[str, Any], dose: x
         paragraphs([RAYS])
         + tables
         + grid(rays(search), "stack")
-        + titled("Rays, the best first", paragraphs([_TABLE]) + ray_table(search))
+        + titled("Rays, the best first", paragraphs([RAY_TABLE]) + ray_table(search))
         + listed
     )
 

@@ -244,7 +244,7 @@ def tables(runs: Mapping[str, Any]) -> str:
     said += filter(None, (_lacking(name, table, ("fcc", "b_factor")) for name, table in dose_weights.items()))
     pieces = [
         ("Hyperparameters", hyperparameters(searches)),
-        ("Settings that differ", settings(attrs)),
+        ("Settings that differ", settings(attrs, dose_weights)),
         ("Data and axes", axes(attrs, dose_weights)),
         ("Resolution gained, FSC 0.143", resolutions(validations)),
     ]
@@ -270,16 +270,15 @@ def _value(value: Any, unit: str, digits: int) -> str:
     return f"{number(float(value), digits)}{unit}"
 
 
-def settings(attrs: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the settings in which runs differ, a column for each run."""
+def settings(attrs: Mapping[str, Mapping[str, Any]], dose_weights: Mapping[str, xr.Dataset]) -> str:
+    """Return the settings in which runs differ, a column for each run; and whose dose weights they have."""
     defaults = {name: value for one in attrs.values() for name, value in dict(one.get("defaults", {})).items()}
     given = {name: {**defaults, **dict(one.get("settings", {}))} for name, one in attrs.items()}
     keys = sorted({key for one in given.values() for key in one})
-    rows = []
-    for key in keys:
-        values = [_said(one.get(key)) for one in given.values()]
-        if len(set(values)) > 1:
-            rows.append((key, *values))
+    told = {key: [_said(one.get(key)) for one in given.values()] for key in keys}
+    weighted = [dose_weights.get(name) for name in attrs]
+    told["dose weights"] = ["–" if one is None else one.attrs.get("from_file", "measured") for one in weighted]
+    rows = [(key, *values) for key, values in told.items() if len(set(values)) > 1]
     if not rows:
         return "<small>None: all were made with the same settings.</small>" if len(given) > 1 else ""
     return parts.table(rows, ("", *given))

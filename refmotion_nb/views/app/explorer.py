@@ -170,7 +170,8 @@ class ExplorerPane(pn.viewable.Viewer):
 def _slider(name: str, one: Slider) -> Any:
     low, high = one.ends
     unit = _UNITS.get(name, "")
-    code = f"const v = 10 ** tick; return (v < 1000 ? v.toPrecision(3) : v.toFixed(0)) + ' {unit}'"
+    whole = "v < 9999.5 ? v.toFixed(0) : v.toLocaleString('en', {maximumFractionDigits: 0})"
+    code = f"const v = 10 ** tick; return (v < 1000 ? v.toPrecision(3) : {whole}) + ' {unit}'"
     formatter = CustomJSTickFormatter(code=code if one.log else "return tick.toFixed(0) + '°'")
     return pn.widgets.FloatSlider(
         label=one.label, start=low, end=high, step=one.step, value=low, format=formatter, width=235

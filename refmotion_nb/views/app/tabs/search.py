@@ -20,7 +20,7 @@ from refmotion_nb.views.app.live_rays import LiveRays, legend
 from refmotion_nb.views.app.rights import TOLD
 from refmotion_nb.views.app.search_state import Standing
 from refmotion_nb.views.app.tab import Tab
-from refmotion_nb.views.report_search import search_warnings, tell_search
+from refmotion_nb.views.report_search import RAY_TABLE, ray_table, search_warnings, tell_search
 from refmotion_nb.views.svg import number
 
 SETTINGS = ("thoroughness", "target_particles", "max_strength", "alignment_fraction")
@@ -73,7 +73,7 @@ class SearchTab(Tab):
         )  # fmt: skip
         self.told = parts.card("State of the search", self.going, self.chosen, self.status)
         self.still = parts.card("Of the finished search", self.drawn.view)
-        self.above = pn.Row(self.choice, self.shown, margin=(2, 0))
+        self.above = pn.FlexBox(self.choice, self.shown, margin=(2, 0), gap="0")
         self.picture = pn.Column(self.above, self.figures, self.still, sizing_mode="stretch_width")
         right = pn.Column(
             self.empty, self.told, self.warning, self.picture, styles={"flex": "1 1 400px", "min-width": "0"}
@@ -174,7 +174,10 @@ class SearchTab(Tab):
         if now.state == "cancelled":
             kept = " What it had found until then is below; nothing of it is stored." if now.has_rays else ""
             return f"<p><b>The search was cancelled.</b>{kept} Start it again at any time.</p>"
-        return "" if now.table is None else f"<p>{escape(tell_search(now.table))}</p>"
+        if now.table is None:
+            return ""
+        near = f"<p>{escape(RAY_TABLE)}</p>{ray_table(now.table)}" if now.has_rays else ""
+        return f"<p>{escape(tell_search(now.table))}</p>{parts.fold('Rays, the best first', near) if near else ''}"
 
     def _pictures(self, now: Standing) -> None:
         self.picture.visible = now.state != "none" and (now.going or now.has_rays)
