@@ -264,8 +264,8 @@ def score_and_truth(run: Run) -> str:
     at_score = _error_at(lines, lowest["score"])
     return figure(
         "Score and truth", panels(shown),
-        f"Rays of correlation distance {float(search['distance'][best]):,.0f} Å. Left: the score, what the search sees; lower "
-        "is better. Right: the error against the true paths, which only a simulation knows, of the trajectories that each step "
+        f"Rays of correlation distance {float(search['distance'][best]):,.0f} Å. First the score, what the search sees; lower "
+        "is better; then the error against the true paths, which only a simulation knows, of the trajectories that each step "
         f"aligned with the search's band. Where the score is lowest the error is {at_score:.2f} Å; the lowest error is "
         f"{lowest['error'][0]:.2f} Å.",
         legend=legend.note("★ lowest"), css="wide",
@@ -345,7 +345,7 @@ def result_tables(store: ResultStore) -> str:
         seen.add(section)
         table = store.read(group, lazy=True)
         title = section if section == group else f"{section}/&lt;micrograph&gt;"
-        lines = [f"## {title}", "", "| variable | dimensions | unit | |", "|---|---|---|---|"]
+        lines = [f"## {title}", "", "| variable | dimensions | unit | meaning |", "|---|---|---|---|"]
         for name, one in [*table.coords.items(), *table.data_vars.items()]:
             unit = {"1": ""}.get(one.attrs.get("units", ""), one.attrs.get("units", ""))
             about = str(one.attrs.get("long_name", ""))

@@ -56,7 +56,7 @@ def readme_table() -> str:
 
 def table(rows: Iterable[tuple[type[param.Parameterized], str]]) -> str:
     """Return parameters as a Markdown table."""
-    lines = ["| parameter | default | allowed | |", "|---|---|---|---|"]
+    lines = ["| parameter | default | allowed | what it does |", "|---|---|---|---|"]
     for stage, name in rows:
         one = stage.param[name]
         lines.append(f"| `{name}` | {_default(one)} | {_allowed(one)} | {one.doc} |".replace("|  |", "| |"))

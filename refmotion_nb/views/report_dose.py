@@ -44,7 +44,7 @@ _PER_DOSE = (
     "per e/Å², so that it does not depend on how long a frame is: at any one detail, weight times dose adds up to 1."
 )
 _PER_FRAME_ONLY = "at any one detail the weights of all frames add up to 1."
-_BOTH_IMAGES = "Left the weights used, right the standard curve for comparison, in the same colours. "
+_BOTH_IMAGES = "First the weights used, then the standard curve for comparison, in the same colours. "
 _BOTH_CURVES = "Solid: as used here; dashed: the standard curve of Grant & Grigorieff. "
 _BAND = (
     "The shaded band holds the weight with 90 % confidence: where the dashed line lies outside, these data differ from the "
