@@ -143,10 +143,9 @@ def command_page(name: str) -> str:
     (action,) = (one for one in parser._actions if isinstance(one, argparse._SubParsersAction))
     about = {one.dest: one.help for one in action._choices_actions}[name]
     command = action.choices[name]
-    needed = [_spelt(one) for one in command._actions if one.required]
     parts = [
         f"# refmotion {name}\n\n{about[:1].upper()}{about[1:]}.",
-        f"```text\nrefmotion {' '.join([name, *needed, '[options]'])}\n```",
+        f"```text\n{command.usage % {'prog': command.prog}}\n```",
     ]
     for group in command._action_groups:
         shown = [one for one in group._group_actions if not set(_ALWAYS) & set(one.option_strings)]

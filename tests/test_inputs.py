@@ -54,6 +54,8 @@ def test_every_parameter_is_an_option(command, capsys):
     text = capsys.readouterr().out
     for name in names():
         assert f"--{name.replace('_', '-')}" in text, name
+    assert text.startswith(f"usage: refmotion {command} --particles PARTICLES ")
+    assert "Default: on." in text and not re.search(r"Default: (True|False|\.|\d+\.0\.)", text)
 
 
 def test_options_reach_the_movies(tiny, tmp_path, monkeypatch):

@@ -38,4 +38,12 @@ def parser_for(command: str) -> argparse.ArgumentParser:
             module = import_module(f"refmotion_nb.cli.{name}")
             one.set_defaults(command=module.run, takes_others=False)
             module.add_options(one)
+            one.usage = _usage(one)
     return whole
+
+
+def _usage(parser: argparse.ArgumentParser) -> str:
+    """Return what a command cannot do without; its options are listed below, and of ``run`` there are sixty."""
+    needed = [f"{one.option_strings[0]} {one.metavar or one.dest.upper()}" for one in parser._actions if one.required]
+    places = [f"[{one.dest}]" for one in parser._actions if not one.option_strings]
+    return " ".join(["%(prog)s", *needed, *places, "[options]"])
