@@ -281,3 +281,20 @@ def test_two_micrographs_are_worked_on_at_a_time_and_come_in_order(tiny):
     found = list(session.place.each(names, rm.MotionCorrection(), task))
     assert found == [(name, session.particle_count(name)) for name in names] and max(most) == 2
     assert 0 < session.seconds["reading movies"] < 60
+
+
+def test_once_it_is_stopped_what_is_being_read_is_not_worked_on(tiny, monkeypatch):
+    session, go, begun, read = rm.Session(tiny.open(), 2), threading.Event(), [], rm.Session.micrograph
+    first, second = session
+
+    def reads(self, name, *settings):
+        found = read(self, name, *settings)
+        assert name == first or go.wait(60)
+        return found
+
+    monkeypatch.setattr(rm.Session, "micrograph", reads)
+    found = session.place.each([first, second], rm.MotionCorrection(), lambda _, m: begun.append(m.movie.micrograph))
+    assert next(found) == (first, None)
+    threading.Timer(0.3, go.set).start()
+    found.close()
+    assert go.is_set() and begun == [first]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from queue import SimpleQueue
@@ -34,10 +34,10 @@ def side_by_side(work: Callable[[Any], Any], items: Iterable[Any], threads: int)
     return shared.finish()
 
 
-def in_order(work: Callable[[Item], Any], items: Iterable[Item], ahead: int) -> Iterator[tuple[Item, Any]]:
+def in_order(work: Callable[[Item], Any], items: Iterable[Item], ahead: int) -> Generator[tuple[Item, Any], None, None]:
     """Yield each item with ``work(item)``, while ``ahead`` of those that follow are under way in threads of their own.
 
-    With 0 ahead each is done when it is asked for. Those not begun when the caller stops are not done.
+    With 0 ahead each is done when it is asked for. Once it is closed no more are begun, and those under way are waited for.
     """
     if not ahead:
         for item in items:

@@ -7,6 +7,7 @@ their reference.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,6 +36,7 @@ from refmotion_nb.stages.alignment import Alignment
 from refmotion_nb.stages.base import Reporter, Silent
 from refmotion_nb.stages.micrograph import Micrograph
 from refmotion_nb.stages.misfit import cause_of_misfit, misfit
+from refmotion_nb.stages.sampling import draw
 from refmotion_nb.stages.search import HyperparameterSearch
 from refmotion_nb.stages.session import Session
 
@@ -85,13 +87,14 @@ class InputAudit(Alignment):
         reporter.start(len(names), "checking the input")
         products: dict[int, list[tuple[ShellProducts, np.ndarray]]] = {}
         extent_A, used = np.inf, []
-        for name, compared in session.place.each(names, self, self._compare):
-            if name not in session.failed:
-                used.append(name)
-                extent_A = min(extent_A, compared[0])
-                for number, part in compared[1]:
-                    products.setdefault(number, []).append(part)
-            reporter.advance(micrograph=name)
+        with closing(session.place.each(names, self, self._compare)) as each:
+            for name, compared in each:
+                if name not in session.failed:
+                    used.append(name)
+                    extent_A = min(extent_A, compared[0])
+                    for number, part in compared[1]:
+                        products.setdefault(number, []).append(part)
+                reporter.advance(micrograph=name)
         reporter.done()
         rows, found = [], list[Finding]()
         for number, reference in enumerate(session.data.references):
@@ -111,7 +114,7 @@ class InputAudit(Alignment):
         """Return the names of the first micrographs of the search with enough particles."""
         names = [name for name in session if session.particle_count(name) > 1] or list(session)
         chosen, count = [], 0
-        for name in session.draw(names, self.target_particles, self.seed):
+        for name in draw(session, names, self.target_particles, self.seed):
             if count >= ENOUGH:
                 break
             chosen.append(name)

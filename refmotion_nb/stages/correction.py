@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,13 +107,14 @@ class MotionCorrection(Alignment):
         task = partial(
             self.write_micrograph, prior=prior, dose=without_measurements(dose), out=out.absolute(), settings=settings
         )
-        for name, table in session.place.each(left, self, task):
-            if name in session.failed:
-                failed.append((name, session.failed[name]))
-                reporter.advance(micrograph=name, failed=session.failed[name])
-                continue
-            finished[name] = _written(table, name, stacks), int(table.attrs["edge_hits"])
-            reporter.advance(micrograph=name, particles=session.particle_count(name))
+        with closing(session.place.each(left, self, task)) as each:
+            for name, table in each:
+                if name in session.failed:
+                    failed.append((name, session.failed[name]))
+                    reporter.advance(micrograph=name, failed=session.failed[name])
+                    continue
+                finished[name] = _written(table, name, stacks), int(table.attrs["edge_hits"])
+                reporter.advance(micrograph=name, particles=session.particle_count(name))
         reporter.done()
         if hits := {name: n for name, (_, n) in finished.items() if n}:
             n = sum(hits.values())

@@ -34,8 +34,9 @@ from refmotion_nb.numerics.patches import movie_box
 from refmotion_nb.stages.alignment import Alignment, MotionPrior
 from refmotion_nb.stages.base import Reporter
 from refmotion_nb.stages.micrograph import Micrograph, optics_group
-from refmotion_nb.stages.places import Task
+from refmotion_nb.stages.places import Found, Task
 from refmotion_nb.stages.runs import viewer_of
+from refmotion_nb.stages.sampling import draw, sample
 from refmotion_nb.stages.search import HyperparameterSearch, prior_of
 from refmotion_nb.stages.session import Session
 
@@ -158,7 +159,7 @@ class DoseWeights(Alignment):
 
     def _extent_A(self, session: Session) -> float:
         """Return the width of the boxes of the first micrograph drawn, whose shells all others are brought to."""
-        first = session.draw(list(session), self.target_particles, self.seed)[0]
+        first = draw(session, list(session), self.target_particles, self.seed)[0]
         pixel = session.micrographs[first][0].pixel_size_A
         return movie_box(session.extent_A(self), pixel) * pixel
 
@@ -170,18 +171,20 @@ class DoseWeights(Alignment):
         for name, exposure in exposed.items():
             groups.setdefault(exposure, []).append(name)
 
-        def visit(names: list[str]) -> Iterator[tuple[str, Any]]:
+        def visit(names: list[str]) -> Found:
             return session.place.each(names, self, task)
 
         used = set()
-        for name, value in session.sample(list(session), self.target_particles, self.seed, visit, reporter, _MEASURING):
+        for name, value in sample(
+            session, list(session), self.target_particles, self.seed, visit, reporter, _MEASURING
+        ):
             used.add(name)
             yield name, value
         # of many groups, as beam tilts make of one exposure, few particles each: they lean on the pool
         few = max(1, min(self.target_particles // len(groups), BORROWED_PARTICLES))
         for names in groups.values():
             if used.isdisjoint(names):
-                yield from session.sample(names, few, self.seed, visit, reporter, _MEASURING)
+                yield from sample(session, names, few, self.seed, visit, reporter, _MEASURING)
 
 
 def weights_table(groups: list[Measured], relion: bool = False) -> xr.Dataset:

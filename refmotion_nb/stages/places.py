@@ -7,7 +7,7 @@ micrograph: what comes out does not depend on where it was done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from refmotion_nb.stages.session import Session
 
 Task = Callable[["Session", Micrograph], Any]
+Found = Generator[tuple[str, Any], None, None]  # names and what was found; closed, it ends what is under way
 
 
 class Place(Protocol):
     """Somewhere to work on micrographs."""
 
-    def each(self, names: list[str], settings: Alignment, task: Task) -> Iterator[tuple[str, Any]]:
+    def each(self, names: list[str], settings: Alignment, task: Task) -> Found:
         """Yield name and ``task(session, micrograph)`` in the order of ``names``.
 
         Names of micrographs that cannot be used come with None; why is in the session's ``failed``.
@@ -36,7 +37,7 @@ class Place(Protocol):
             The references cannot be used, or the place is gone.
         """
 
-    def hold(self, names: list[str], settings: Alignment, task: Task) -> Iterator[tuple[str, Any]]:
+    def hold(self, names: list[str], settings: Alignment, task: Task) -> Found:
         """Yield as ``each`` does, but held values."""
 
     def apply(self, function: Callable[..., Any], *columns: list[Any]) -> list[Any]:
@@ -53,16 +54,9 @@ class Here:
         """Work for ``session``."""
         self._session = session
 
-    def each(self, names: list[str], settings: Alignment, task: Task) -> Iterator[tuple[str, Any]]:
+    def each(self, names: list[str], settings: Alignment, task: Task) -> Found:
         """Yield name and value, see ``Place``."""
-        session = self._session
-
-        def work(name: str) -> Any:
-            micrograph = session.micrograph(name, settings)
-            with session.device.telling_of_memory(f"{name} was worked on"):
-                return task(session, micrograph)
-
-        return session.several(names, work, settings)
+        return self._session.several(names, settings, task)
 
     hold = each
 

@@ -23,6 +23,7 @@ from refmotion_nb.stages.base import Reporter, Silent
 from refmotion_nb.stages.dose_weights import POOL, lacks
 from refmotion_nb.stages.keys import DataKeys
 from refmotion_nb.stages.micrograph import Micrograph
+from refmotion_nb.stages.sampling import sample
 from refmotion_nb.stages.search import default_prior, prior_attrs, prior_from_attrs
 from refmotion_nb.stages.session import Session
 
@@ -99,7 +100,7 @@ def as_search(
         what, everyone = "measuring the reference's grey scale", list(session)
         task = partial(_cross_and_power, settings=settings)
         visit = partial(session.place.each, settings=settings, task=task)
-        found = list(session.sample(everyone, SCALE_PARTICLES, seed, visit, reporter or Silent(), what))
+        found = list(sample(session, everyone, SCALE_PARTICLES, seed, visit, reporter or Silent(), what))
         if not found:
             raise session.nothing_usable(everyone)
         pool, spread2 = pooled_scale(*np.array([sums for _, sums in found]).T)

@@ -31,6 +31,7 @@ from refmotion_nb.stages.base import Reporter
 from refmotion_nb.stages.micrograph import Micrograph
 from refmotion_nb.stages.places import Place
 from refmotion_nb.stages.runs import Viewer, viewer_of
+from refmotion_nb.stages.sampling import sample
 from refmotion_nb.stages.session import Session
 
 # what is tried for the parts of the prior that are estimated: decay (e/Å²) and floor of the dose profile; σ of the errors of
@@ -228,7 +229,7 @@ class HyperparameterSearch(Alignment):
         if not names:
             raise InputError("no micrograph has two particles or more; the search needs neighbours to compare")
         visit = partial(session.place.hold, settings=self, task=self._windows)
-        read = list(session.sample(names, self.target_particles, self.seed, visit, reporter, "reading movies"))
+        read = list(sample(session, names, self.target_particles, self.seed, visit, reporter, "reading movies"))
         if not read:
             raise session.nothing_usable(names)
         kept = session.spool

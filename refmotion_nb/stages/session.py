@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
-from threading import Lock, RLock, Thread
+from threading import Event, Lock, RLock, Thread
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from refmotion_nb.stages.grey_scale import bring_to_scale, choose, scale_factors
 from refmotion_nb.stages.kept import KeptMicrographs
 from refmotion_nb.stages.keys import DataKeys
 from refmotion_nb.stages.micrograph import Micrograph, device_sizes, load_micrograph, smallest_box
-from refmotion_nb.stages.places import Here, Place
+from refmotion_nb.stages.places import Found, Here, Place, Task
 from refmotion_nb.stages.references import PreparedReference, prepare_references
 from refmotion_nb.stages.runs import Run
 
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from refmotion_nb.stages.workers import Workers
 
 TRACKS_SHARE = 0.1  # of the cache, for trajectories
-
-Visit = Callable[[list[str]], Iterator[tuple[str, Any]]]
 
 
 class Session:
@@ -187,45 +185,11 @@ class Session:
         if last is None or not _same(last.result, result):
             self.runs.append(Run.of_result(stage, inputs, result))
 
-    def sample(
-        self, names: list[str], target_particles: int, seed: int, visit: Visit, reporter: Reporter, what: str
-    ) -> Iterator[tuple[str, Any]]:
-        """Yield name and value of what ``visit`` yields of random micrographs with at least ``target_particles`` in all.
-
-        ``visit`` takes names and yields each with a value, as the methods of a place do. Others take the place of
-        micrographs that cannot be used (see ``failed``).
-        """
-        drawn = _shuffled(names, seed)
-        count = 0
-        while drawn and count < target_particles:
-            n = self._fewest(drawn, target_particles - count)
-            batch, drawn = set(drawn[:n]), drawn[n:]
-            reporter.start(len(batch), what)
-            for name, value in visit([name for name in self if name in batch]):
-                if name in self.failed:
-                    reporter.advance(micrograph=name, failed=self.failed[name])
-                    continue
-                yield name, value
-                count += self.particle_count(name)
-                reporter.advance(micrograph=name, particles=self.particle_count(name))
-            reporter.done()
-
-    def draw(self, names: list[str], target_particles: int, seed: int) -> list[str]:
-        """Return those of ``names`` that ``sample`` begins with, in the order they are read."""
-        drawn = _shuffled(names, seed)
-        batch = set(drawn[: self._fewest(drawn, target_particles)])
-        return [name for name in self if name in batch]
-
     def nothing_usable(self, names: list[str]) -> InputError:
         """Return the error to raise where none of these micrographs can be used."""
         return InputError(
             f"no movie can be used; the first: {next(self.failed[name] for name in self if name in names)}"
         )
-
-    def _fewest(self, names: list[str], target_particles: int) -> int:
-        """Return how many of ``names``, from the first on, have at least ``target_particles`` in all."""
-        ends = np.cumsum([self.particle_count(name) for name in names])
-        return int(np.searchsorted(ends, target_particles)) + 1
 
     def references(self, relion: bool) -> list[PreparedReference]:
         """Return the references as they are, ready for slicing; RELION's energy needs them to the Nyquist limit."""
@@ -257,7 +221,7 @@ class Session:
         with self._scaling:
             if how not in self._factors:
                 names = choose(self.micrographs, n)
-                read = self.several(names, lambda name: self._read(name, settings), settings, in_hand=1)
+                read = self.several(names, settings, _itself, 1, lambda name: self._read(name, settings))
                 factors, warnings = scale_factors(filter(None, map(itemgetter(1), read)), n, self.threads)
                 for kept in filter(None, [self.kept.get((name, *how)) for name in names]):
                     bring_to_scale(kept, factors)
@@ -348,7 +312,7 @@ class Session:
         """Keep the memory of micrographs for the next ones, as long as the context lasts."""
         return self._room.open()
 
-    def walk(self, names: list[str], settings: Alignment) -> Iterator[tuple[str, Micrograph | None]]:
+    def walk(self, names: list[str], settings: Alignment) -> Found:
         """Yield micrographs by name while the next one is being read; None for one that cannot be used (see ``failed``).
 
         Raises
@@ -356,7 +320,7 @@ class Session:
         InputError
             The references cannot be used.
         """
-        return self.several(names, lambda name: self.micrograph(name, settings), settings, in_hand=1)
+        return self.several(names, settings, _itself, in_hand=1)
 
     def device_bytes(self, name: str, settings: Alignment) -> int:
         """Return what a micrograph takes on the GPU, bytes; nothing where the device is none."""
@@ -374,26 +338,37 @@ class Session:
         return self.device.together(sizes, sum(volume.ft.nbytes for volume in volumes))
 
     def several(
-        self, names: list[str], work: Callable[[str], Any], settings: Alignment, in_hand: int = 0
-    ) -> Iterator[tuple[str, Any]]:
-        """Yield name and ``work(name)``, which reads the micrograph, in order; None for one that cannot be used (see ``failed``).
+        self, names: list[str], settings: Alignment, task: Task, in_hand: int = 0,
+        read: Callable[[str], Micrograph] | None = None,
+    ) -> Found:  # fmt: skip
+        """Yield name and ``task(session, micrograph)`` in order; None for one that cannot be used (see ``failed``).
 
-        There are as many at a time as there is room for, ``in_hand`` of whoever asks included.
+        There are as many micrographs at a time as there is room for, ``in_hand`` of whoever asks included. Once it is closed no
+        task is begun, and those under way are waited for. ``read`` is ``micrograph`` unless given.
         """
+        stopped = Event()
 
-        def work_if_usable(name: str) -> Any:
+        def work(name: str) -> Any:
             try:
-                return work(name)
+                micrograph = read(name) if read else self.micrograph(name, settings)
             except InputError:
                 if name not in self.failed:
                     raise
                 return None
+            with self.device.telling_of_memory(f"{name} was worked on"):
+                return None if stopped.is_set() else task(self, micrograph)
 
         self.device.activate()
         at_once = self.together({name: self.device_bytes(name, settings) for name in names})
-        with self._room.open(self._largest(names, settings)):
-            # with one at a time, one has to be gone before the next one comes
-            yield from in_order(work_if_usable, names, at_once - in_hand if at_once > 1 else 0)
+        # with one at a time, one has to be gone before the next one comes
+        found = in_order(work, names, at_once - in_hand if at_once > 1 else 0)
+        with self._room.open(self._largest(names, settings)), closing(found):
+            try:
+                for name, value in found:  # not ``yield from``: it would wait before this is told to stop
+                    yield name, value
+                    del value
+            finally:
+                stopped.set()
         self._tell_of_device()
 
     def _largest(self, names: list[str], settings: Alignment) -> int:
@@ -438,9 +413,9 @@ class Session:
         return self.spool.keep(to_host(array))
 
 
+def _itself(_: Session, micrograph: Micrograph) -> Micrograph:
+    return micrograph
+
+
 def _same(a: Any, b: Any) -> bool:
     return a is b or (isinstance(a, xr.Dataset) and a.identical(b)) or (not isinstance(a, xr.Dataset) and a == b)
-
-
-def _shuffled(names: list[str], seed: int) -> list[str]:
-    return [names[i] for i in np.random.default_rng(seed).permutation(len(names))]

@@ -31,7 +31,7 @@ from refmotion_nb.numerics.room import reuse_freed_memory
 from refmotion_nb.stages.alignment import Alignment
 from refmotion_nb.stages.bundles import Bundles, Given, Held, by_key, given
 from refmotion_nb.stages.device import Device, choose, choose_apart
-from refmotion_nb.stages.places import Task
+from refmotion_nb.stages.places import Found, Task
 from refmotion_nb.stages.session import Session
 
 AHEAD = 2  # micrographs per worker on their way: one in work, one being read
@@ -280,13 +280,13 @@ class There:
         self._read_at: dict[str, str] = {}  # the worker that read a micrograph last, and may have kept it
         self._bundles = Bundles(client)
 
-    def each(self, names: list[str], settings: Alignment, task: Task) -> Iterator[tuple[str, Any]]:
+    def each(self, names: list[str], settings: Alignment, task: Task) -> Found:
         """Yield name and value, see ``Place``; as many tasks are on their way as keep all workers busy."""
         work = self._work(settings, task)
         for name, future in _ahead(self._client, lambda name: self._begin(name, work), names):
             yield name, self._outcome(name, future).value
 
-    def hold(self, names: list[str], settings: Alignment, task: Task) -> Iterator[tuple[str, Any]]:
+    def hold(self, names: list[str], settings: Alignment, task: Task) -> Found:
         """Yield name and held value, see ``Place``."""
         work = self._work(settings, task)
         futures = [self._begin(name, work) for name in names]
