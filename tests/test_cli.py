@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from dataclasses import replace
 
@@ -176,13 +177,15 @@ def test_rerun_of_a_search_does_nothing_again(tiny, finished, monkeypatch, capsy
 
 
 def interrupted(monkeypatch, problem):
-    """Make the second stack fail, whichever that is."""
-    real, count = correction.write_stack, iter(range(10))
+    """Make the stack of the second micrograph fail, once the first is finished."""
+    real = correction.write_stack
 
-    def write(*args, **options):
-        if next(count) == 1:
+    def write(path, *args, **options):
+        if path.name == "mic0001.mrcs":
+            while not (path.parents[1] / "results.zarr/tracks/mic0000").exists():
+                time.sleep(0.01)
             raise problem
-        real(*args, **options)
+        real(path, *args, **options)
 
     monkeypatch.setattr(correction, "write_stack", write)
 
@@ -237,11 +240,14 @@ def interrupt(*_):
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, time
 from refmotion_nb.cli import main
 real = os.replace
 def replace(source, target):
     if str(target).endswith("mic0001.mrcs"):
+        out = os.path.dirname(os.path.dirname(target))
+        while not os.path.exists(f"{out}/results.zarr/tracks/mic0000"):
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     real(source, target)
 os.replace = replace

@@ -229,7 +229,7 @@ def test_a_search_without_fourier_components_to_score_by_is_refused(session, mon
     most = (edge / k_out) ** 2
     some = rm.HyperparameterSearch(alignment_fraction=most - 1e-6, energy=energy)
     assert list(some.held_out(k_out)) == [k_out - 1]
-    monkeypatch.setattr(rm.Session, "sample", None)  # reading a movie would be a TypeError
+    monkeypatch.setattr("refmotion_nb.stages.search.sample", None)  # reading a movie would be a TypeError
     with pytest.raises(
         rm.InputError, match=rf"alignment_fraction is 1: the FSC .* shell {k_out}, .* give less than 0\."
     ):

@@ -34,9 +34,10 @@ from refmotion_nb.data.store import ResultStore
 from refmotion_nb.data.synthetic.simulate import SimulationSettings, simulate
 from refmotion_nb.demo import run_demo
 from refmotion_nb.numerics.rays import cut_short
-from refmotion_nb.stages import audit, correction, session
+from refmotion_nb.stages import audit, correction, execute, session
 from refmotion_nb.stages.alignment import MotionPrior
 from refmotion_nb.stages.base import Cancelled, Silent
+from refmotion_nb.stages.device import Device
 from refmotion_nb.stages.search import Searched, still_moving
 from refmotion_nb.views.app.roots import Roots
 
@@ -675,6 +676,7 @@ def test_a_micrograph_that_is_kept_does_not_hold_the_memory_of_a_larger_one_read
 
 @pytest.mark.usefixtures("only_new_garbage")
 def test_a_job_holds_the_tracks_of_no_more_than_two_micrographs(opened, tmp_path, monkeypatch):
+    monkeypatch.setattr(execute, "choose", lambda *_: Device(at_once=1))  # else of those that are ahead, too
     alive, most = [], []
 
     def counted(make):
