@@ -124,3 +124,13 @@ def test_functions_are_compiled_by_one_decorator(path):
         assert name.split(".")[0] != "numba", (
             f"{name_of(path)}:{node.lineno} imports {name}; take numerics.compiled.njit"
         )
+
+
+@over(MODULES)
+def test_text_is_utf8_whatever_the_locale(path):
+    """Which libraries change: NVRTC of CUDA 12.0 sets that of C, under which no second source of kernels could be read."""
+    for node in ast.walk(parsed(path)):
+        name = node.func.attr if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else ""
+        assert name not in ("read_text", "write_text") or any(one.arg == "encoding" for one in node.keywords), (
+            f"{name_of(path)}:{node.lineno} {name} without an encoding"
+        )

@@ -19,7 +19,9 @@ def memory_bytes(root: Path = ROOT) -> int:
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for folder, first_version in _groups(root, "memory"):
         with suppress(OSError, ValueError):  # no such file, or "max": no limit
-            limits.append(int((folder / ("memory.limit_in_bytes" if first_version else "memory.max")).read_text()))
+            limits.append(
+                int((folder / ("memory.limit_in_bytes" if first_version else "memory.max")).read_text(encoding="utf-8"))
+            )
     return min(limits)
 
 
@@ -45,7 +47,9 @@ def cpu_count(root: Path = ROOT) -> int:
     for folder, first_version in _groups(root, "cpu"):
         names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if first_version else ("cpu.max",)
         with suppress(OSError, ValueError):
-            quota, period = (int(word) for name in names for word in (folder / name).read_text().split())
+            quota, period = (
+                int(word) for name in names for word in (folder / name).read_text(encoding="utf-8").split()
+            )
             if quota > 0:  # -1: no limit
                 limits.append(math.ceil(quota / period))
     return min(limits)
@@ -54,7 +58,7 @@ def cpu_count(root: Path = ROOT) -> int:
 def _groups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
     """Yield the folders of the control groups of this process, and whether they are of cgroups v1."""
     with suppress(OSError):  # there are none
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
+        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
             _, controllers, mine = line.split(":", 2)
             if not controllers or controller in controllers.split(","):
                 folder = root / "sys/fs/cgroup" / controllers

@@ -186,7 +186,7 @@ def solve(problem, inverse, start, tolerance, max_iterations):
 
 def source(name: str) -> str:
     """Return the CUDA source of kernels, one of ``SOURCES``."""
-    return files(__package__).joinpath(name).read_text()
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _cupy() -> ModuleType:
