@@ -67,7 +67,10 @@ def library(source: str) -> ctypes.CDLL:
         file = Path(folder) / "kernels.cpp"
         file.write_text(f'#include "{SHIM.name}"\n' + source + "".join(launchers))
         flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-shared", "-fPIC"]
-        flags += ["-march=native", "-ffp-contract=fast"]  # products are added without a rounding in between, as on a GPU
+        flags += [
+            "-march=native",
+            "-ffp-contract=fast",
+        ]  # products are added without a rounding in between, as on a GPU
         flags += ["-isystem", str(SHIM.parent)]
         command = [compiler(), *flags, str(file), "-o", str(file.with_suffix(".so"))]
         done = subprocess.run(command, capture_output=True, text=True)

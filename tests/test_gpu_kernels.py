@@ -7,8 +7,9 @@ import pytest
 
 from refmotion_nb.data.movies.detector import _hash, _mixed
 from refmotion_nb.numerics import kernels_cpu, kernels_gpu
-from refmotion_nb.numerics.backend import irfft2, kernels_of, rfft2, to_host
+from refmotion_nb.numerics.backend import irfft2, irfft2_large, kernels_of, rfft2, rfft2_large, to_host
 from refmotion_nb.numerics.correlation import B_SPLINE_TAPS
+from refmotion_nb.numerics.dewarp import GRID_PX, grid_nodes
 from refmotion_nb.numerics.field import _limits, block_level, blocks_of
 from refmotion_nb.numerics.fourier import half_plane_indices, hermitian_weight, shell_floor, shell_round
 
@@ -296,3 +297,52 @@ def test_arrays_that_kernels_cannot_read_are_refused(cupy, rng):
     with pytest.raises(ValueError, match="not contiguous"):
         kernels_gpu.cut_patches_kernel(frame[:, ::2], frame, cupy.asarray(np.zeros((1, 2), np.int64)), out)
     kernels_gpu.cut_patches_kernel(frame, frame, cupy.asarray(np.zeros((0, 2), np.int64)), out[:0])  # nothing to do
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8", "uint16", "int16", "float32", "uint32"])
+def test_shifted_frames(cupy, rng, kind):
+    frame = rng.integers(0, 100, (37, 42)).astype(kind)
+    gain, background = (rng.uniform(0.5, 2, frame.shape).astype(np.float32) for _ in range(2))
+    nothing, level = np.zeros((0, 0), np.float32), np.float32(3.1)
+    for shift, rows, fields in [((5, -3), (0, 37), (gain, background)), ((-40, 90), (5, 29), (gain, nothing)),
+                                ((0, 0), (0, 37), (nothing, background))]:  # fmt: skip
+        out = rng.normal(size=frame.shape).astype(np.float32)
+        close(*both(cupy, "shifted_frame_kernel", frame, *fields, level, *shift, *rows, out)[::-1])
+
+
+@pytest.mark.parametrize(("shape", "cropped"), [((32, 40), (32, 40)), ((32, 40), (20, 30)), ((31, 45), (18, 28))])
+def test_weighted_transforms(cupy, rng, shape, cropped):
+    spectrum = complex_numbers(rng, (shape[0], shape[1] // 2 + 1))
+    n_rows, n_columns = cropped[0], cropped[1] // 2 + 1
+    weight = rng.uniform(0, 1, 40).astype(np.float32)
+    ramps = (np.exp(1j * rng.normal(size=n)).astype(np.complex64) for n in (n_rows, n_columns))
+    arguments = [spectrum, shape[1], weight, 0.5 / max(shape), *ramps]
+    for rows, add in (((0, n_rows), False), ((3, 11), True)):
+        out = complex_numbers(rng, (n_rows, n_columns))
+        close(*both(cupy, "weigh_kernel", *arguments, *rows, out, add, result=-2)[::-1])
+    if shape == cropped:  # a transform may be weighed in its own place
+        expected, there = spectrum.copy(), cupy.asarray(spectrum)
+        kernels_cpu.weigh_kernel(*arguments, 0, n_rows, expected, False)
+        kernels_gpu.weigh_kernel(there, *on(cupy, arguments[1:]), 0, n_rows, there, False)
+        close(to_host(there), expected)
+
+
+@pytest.mark.parametrize("shape", [(70, 90), (64, 96), (33, 17)])
+@pytest.mark.parametrize("size_px", [0.3, 5.0, 60.0])
+def test_frames_sampled_where_the_specimen_was(cupy, rng, shape, size_px):
+    coefficients = rng.normal(size=shape).astype(np.float32)
+    nodes = [len(axis) for axis in grid_nodes(shape)]
+    grid = rng.normal(0, size_px, (*nodes, 2)).astype(np.float32)
+    for rows in ((0, shape[0]), (7, 31)):
+        out = rng.normal(size=shape).astype(np.float32)
+        found = both(cupy, "warp_add_kernel", coefficients, grid, GRID_PX, *rows, out)
+        close(*found[::-1], relative=1e-4 if size_px > 10 else 2e-5)  # positions are rounded in other places
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (45, 63)])
+def test_transforms_of_large_images(cupy, rng, shape):
+    image = rng.normal(size=shape).astype(np.float32)
+    half = rfft2_large(image, 1)
+    close(to_host(rfft2_large(cupy.asarray(image), 1)), half)
+    half[:, [0, -1]] += 1j  # which images cannot have
+    close(to_host(irfft2_large(cupy.asarray(half), shape, 1)), irfft2_large(half, shape, 1))

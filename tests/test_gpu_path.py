@@ -5,6 +5,7 @@ import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from threading import Event
 from types import SimpleNamespace
 
@@ -13,6 +14,8 @@ import pytest
 import strict_cupy
 
 import refmotion_nb as rm
+from refmotion_nb.cli import main
+from refmotion_nb.data.maps import read_map
 from refmotion_nb.numerics import device_sizes, trajectories
 from refmotion_nb.numerics.backend import to_host, xp_of
 from refmotion_nb.stages import workers
@@ -23,6 +26,7 @@ from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.exploration import PriorExploration
 from refmotion_nb.stages.micrograph import device_sizes as sizes_of
 from refmotion_nb.stages.micrograph import load_micrograph
+from refmotion_nb.stages.micrographs import frame_weights
 from refmotion_nb.stages.validation import COMBINATIONS
 from refmotion_nb.stages.workers import Berths, WorkerSession
 
@@ -93,6 +97,39 @@ def test_a_whole_job(cupy, tiny, tmp_path):
     for name, _ in tiny.open().micrographs():
         one, two = (store.read(f"tracks/{name.micrograph}")["shift"].values for store in (cpu, gpu))
         assert np.abs(one - two).max() < 0.01  # Å
+
+
+@pytest.mark.parametrize(("local", "binning"), [(True, 1.0), (True, 1.5), (False, 2.0)])
+def test_whole_micrographs(cupy, tiny, local, binning):
+    data = rm.open_movies(tiny.micrographs, tiny.folder, hot_pixel_threshold=7.0)
+    movie = data.movies[0]
+    field = np.random.default_rng(5).normal(0, 0.02, 36)
+    movie = replace(movie, local_motion=field if local else None)
+    stage = rm.MicrographCorrection(binning=binning, save_nodw=True)
+    weights = partial(frame_weights, None, movie, data.groups[0])
+    assert (stage.motion(movie, weights).on_grid()[1] is not None) == local
+    expected = stage.images(movie, weights, 2)
+    for threads in (1, 3):
+        found = stage.images(movie, weights, threads, device=choose("cuda:0"))
+        assert len(found) == len(expected) == 2
+        for one, other in zip(found, expected):
+            assert isinstance(one, np.ndarray) and one.std() > 0
+            close(one, other, 2e-5)
+
+
+def test_micrographs_are_written_by_the_device_that_was_asked_for(strict, tiny, tmp_path, capsys):
+    for word in ("cpu", "cuda:1"):
+        command = ["micrographs", "--micrographs", str(tiny.micrographs), "--root", str(tiny.folder), "--device", word]
+        assert main([*command, "--out", str(tmp_path / word[:4]), "--threads", "2"]) == 0
+        assert f"running on {'the CPU, 2' if word == 'cpu' else 'cuda:1 (Stand-in 1'}" in capsys.readouterr().err
+    assert strict_cupy.devices.most[0] == 0 and strict_cupy.devices.most[1] > 1e6  # bytes
+    names = [movie.micrograph for movie in rm.open_movies(tiny.micrographs, tiny.folder).movies]
+    for name in names:
+        one, two = (read_map(tmp_path / word / f"Micrographs/{name}.mrc")[0] for word in ("cpu", "cuda"))
+        close(one, two, 2e-5)
+    strict_cupy.devices.total = 1 << 20
+    assert main([*command, "--out", str(tmp_path / "small")]) == 1
+    assert f"the memory of cuda:1 ran out while {names[0]} was summed" in capsys.readouterr().err
 
 
 def test_the_second_gpu_does_all_the_work(strict, tiny):

@@ -29,7 +29,7 @@ from refmotion_nb.stages.reuse import read_weights
 from refmotion_nb.views.report import write_report
 
 NOT_NEEDED = ("particles", "half2", "mask", "fsc", "volume")
-EXECUTION = ("threads", "device", "workers", "dask")
+EXECUTION = ("threads", "device", "gpus", "workers", "dask")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +62,8 @@ def run(options: argparse.Namespace) -> int:
     writable(options.out)
     with Console(options.out / "run.log") as console:
         console.say(command, log_only=True)
-        console.say(f"running on the CPU, {execution.n_threads} thread{'s' * (execution.n_threads > 1)}")
+        device = execution.choose_device()
+        console.say(f"running on {device.about(execution.n_threads)}")
         if unused := [f"--{name}" for name in NOT_NEEDED if getattr(options, name)]:
             console.say(f"not needed for micrographs: {', '.join(unused)}; all movies of the table are processed")
         for line in (*about, *_without_effect(options, data)):
@@ -72,8 +73,9 @@ def run(options: argparse.Namespace) -> int:
             if workers:
                 console.say(f"work is done by {workers.about}")
             table = stage.run(
-                data, dose, options.out, console, options.root or Path.cwd(), execution.threads, moved, command, workers
-            )
+                data, dose, options.out, console, options.root or Path.cwd(), execution.threads, moved, command, workers,
+                device,
+            )  # fmt: skip
         for name, reason in zip(table["micrograph"].values, table["reason"].values):
             if reason:
                 console.say(f"warning: {name}: {reason}")

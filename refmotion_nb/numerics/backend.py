@@ -23,6 +23,7 @@ from refmotion_nb.numerics.device_sizes import transform_batch
 from refmotion_nb.numerics.threads import side_by_side
 
 _CACHE_BYTES = 1 << 19  # of intermediate results that a thread works on at a time
+_LINES = 64  # rows or columns of a large image that one thread transforms at a time
 
 
 def xp_of(array: Any) -> ModuleType:
@@ -116,13 +117,56 @@ def irfft2(half: Any, box: int) -> Any:
         return fft.irfft2(half, (box, box), norm="forward", workers=1)
     out = xp_of(half).empty((len(half), box, box), np.float32)
     for part in _transformed_together(len(half), box):
-        columns = xp_of(half).ascontiguousarray(_device_fft().ifft(half[part], axis=-2, norm="forward"))
-        parts = columns.view(columns.real.dtype).reshape(*columns.shape, 2)
-        parts[..., 0, 1] = 0
-        if box % 2 == 0:
-            parts[..., -1, 1] = 0
-        out[part] = _device_fft().irfft(columns, box, axis=-1, norm="forward")
+        out[part] = _real_along_x(_device_fft().ifft(half[part], axis=-2, norm="forward"), box, "forward")
     return out
+
+
+def rfft2_large(image: Any, threads: int) -> Any:
+    """Return the half plane (y, x // 2 + 1) complex64 of one large image (y, x) float32, not normalised.
+
+    Since SciPy 1.18 the last bits of a transform depend on among how many threads it is shared and with how many others it is
+    done: on the CPU by one thread each, the same ones together always.
+    """
+    if xp_of(image) is not np:
+        return _device_fft().rfft2(image)
+    out = np.empty((image.shape[0], image.shape[1] // 2 + 1), np.complex64)
+
+    def along_x(part: slice) -> None:
+        out[part] = fft.rfft(image[part], workers=1)
+
+    def along_y(part: slice) -> None:
+        out[:, part] = fft.fft(out[:, part], axis=0, workers=1)
+
+    over_chunks(len(out), along_x, threads, chunk=_LINES)
+    over_chunks(out.shape[1], along_y, threads, chunk=_LINES)
+    return out
+
+
+def irfft2_large(half: Any, shape: Sequence[int], threads: int) -> Any:
+    """Return the image (y, x) float32 of a half plane that ``rfft2_large`` made, which is used up; as there and in ``irfft2``."""
+    if xp_of(half) is not np:
+        return _real_along_x(_device_fft().ifft(half, axis=-2), shape[1])
+    out = np.empty(shape, np.float32)
+
+    def along_y(part: slice) -> None:
+        half[:, part] = fft.ifft(half[:, part], axis=0, workers=1)
+
+    def along_x(part: slice) -> None:
+        out[part] = fft.irfft(half[part], shape[1], workers=1)
+
+    over_chunks(half.shape[1], along_y, threads, chunk=_LINES)
+    over_chunks(len(out), along_x, threads, chunk=_LINES)
+    return out
+
+
+def _real_along_x(columns: Any, width: int, norm: str = "backward") -> Any:
+    """Return the images of half planes on a GPU that are transformed along y already, less imaginary parts they cannot have."""
+    columns = xp_of(columns).ascontiguousarray(columns)
+    parts = columns.view(columns.real.dtype).reshape(*columns.shape, 2)
+    parts[..., 0, 1] = 0
+    if width % 2 == 0:
+        parts[..., -1, 1] = 0
+    return _device_fft().irfft(columns, width, axis=-1, norm=norm)
 
 
 def _device_fft() -> Any:

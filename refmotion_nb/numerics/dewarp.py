@@ -14,8 +14,16 @@ from typing import Any
 import numpy as np
 from scipy import fft
 
-from refmotion_nb.numerics.backend import over_chunks
-from refmotion_nb.numerics.kernels_dewarp import shifted_frame_kernel, warp_add_kernel, weigh_kernel
+from refmotion_nb.numerics.backend import (
+    all_beside,
+    beside,
+    irfft2_large,
+    kernels_of,
+    over_chunks,
+    rfft2_large,
+    to_host,
+    xp_of,
+)
 from refmotion_nb.numerics.patches import mean_count
 from refmotion_nb.numerics.threads import in_order
 
@@ -29,13 +37,13 @@ _ROWS = 64  # or columns of an image, that one thread takes at a time
 class Camera:
     """What turns raw counts into an image: gain and brightness of the field, (height, width) each, or none."""
 
-    gain: np.ndarray | None = None
-    background: np.ndarray | None = None  # in units of the mean count
+    gain: Any = None
+    background: Any = None  # in units of the mean count
 
 
-def spread(coarse: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Return an image (ky, kx) of coarse cells spread linearly over ``shape``, (height, width) float32."""
-    y, x = (_cell_weights(size, n) for size, n in zip(shape, coarse.shape))
+def spread(coarse: Any, shape: tuple[int, int]) -> Any:
+    """Return an image (ky, kx) of coarse cells spread linearly over ``shape``, (height, width) float32, where it is."""
+    y, x = (beside(coarse, _cell_weights(size, n)) for size, n in zip(shape, coarse.shape))
     return y @ coarse.astype(np.float32) @ x.T
 
 
@@ -67,49 +75,59 @@ def binned_shape(shape: tuple[int, int], binning: float) -> tuple[int, int]:
 
 
 def sum_frames(
-    load: Callable[[int], np.ndarray],
+    load: Callable[[int], Any],
     camera: Camera,
     rigid_px: np.ndarray,  # (frame, 2) x y, displacement of the whole frame
     local_px: np.ndarray | None,  # (frame, gy, gx, 2) x y beyond it, on the grid of ``grid_nodes``
     weights: Sequence[np.ndarray],  # (frame, radius) each, on ``radius_axis``
     shape_out: tuple[int, int],
     threads: int = 1,
+    ready: Callable[[Any, int], Any] = lambda counts, f: counts,
 ) -> list[np.ndarray]:
     """Return one sum of frames (height_out, width_out) float32 for each of ``weights``, its grey scale that of a frame.
 
-    ``load`` gives frame f, (height, width) raw counts. Frames are worked on side by side and added in their order, so
-    that the sums do not depend on the number of threads.
+    ``load`` gives frame f, (height, width) raw counts; ``ready`` repairs it and puts it where frames are added up, as gain and
+    background are. Frames are added in their order, so that the sums do not depend on the number of threads. On the CPU several
+    are worked on side by side; for a GPU all threads load, and frames go there one by one.
     """
     n_frames = len(rigid_px)
-    first = load(0)
-    shape = first.shape
-    tables = [np.ascontiguousarray(weight, np.float32) for weight in weights]
+    first = ready(load(0), 0)
+    shape, on_gpu = first.shape, xp_of(first) is not np
     adder: Adder = (
-        _Rigid(shape, shape_out, rigid_px, tables, threads)
+        _Rigid(first, shape_out, rigid_px, weights, threads)
         if local_px is None
-        else _Local(shape, shape_out, rigid_px, np.ascontiguousarray(local_px, np.float32), tables, threads)
+        else _Local(first, shape_out, rigid_px, local_px, weights, threads)
     )
     side_by_side = max(1, min(threads, n_frames, int(IN_FLIGHT_BYTES // (16 * shape[0] * shape[1]))))
     each = max(1, threads // side_by_side)
 
-    def transformed(f: int) -> list[np.ndarray]:
-        frame = first if f == 0 else load(f)
+    def loaded(f: int) -> Any:
+        return load(f) if f else None
+
+    def prepared(f: int, counts: Any) -> list[Any]:
+        frame = ready(counts, f) if f else first
         return adder.prepared(f, _spectrum(frame, camera, adder.whole_px[f], each), each)
 
-    for f, images in in_order(transformed, range(n_frames), side_by_side if side_by_side > 1 else 0):
-        adder.add(f, images)
+    if on_gpu:
+        for f, counts in in_order(loaded, range(n_frames), threads):
+            adder.add(f, prepared(f, counts))
+    else:
+        ahead = side_by_side if side_by_side > 1 else 0
+        for f, images in in_order(lambda f: prepared(f, loaded(f)), range(n_frames), ahead):
+            adder.add(f, images)
     return adder.finished()
 
 
 class Adder:
-    """A sum under way; what frames share."""
+    """A sum under way; what frames share. Arrays are where the first frame is."""
 
-    def __init__(self, shape: tuple[int, ...], shape_out: tuple[int, int], rigid_px: np.ndarray, tables: list[np.ndarray],
+    def __init__(self, first: Any, shape_out: tuple[int, int], rigid_px: np.ndarray, weights: Sequence[np.ndarray],
                  threads: int):  # fmt: skip
-        self.shape, self.shape_out, self.tables, self.threads = shape, shape_out, tables, threads
+        self.like, self.shape, self.shape_out, self.threads = first, first.shape, shape_out, threads
+        self.tables = all_beside(first, weights, np.float32)
         self.whole_px = np.rint(rigid_px).astype(np.int64)
         self.part_px = rigid_px - self.whole_px
-        self.step = 0.5 / max(shape)
+        self.step = 0.5 / max(self.shape)
 
     def ramps(self, f: int, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Return the phase ramps (row,), (column,) that move frame f back by the rest of its shift."""
@@ -120,28 +138,44 @@ class Adder:
             y[shape[0] // 2] *= -1  # at the Nyquist limit either sign will do; this is RELION's
         return np.exp(2j * np.pi * dy * y), np.exp(2j * np.pi * dx * x)
 
-    def prepared(self, f: int, spectrum: np.ndarray, threads: int) -> list[np.ndarray]:
+    def prepared(self, f: int, spectrum: Any, threads: int) -> list[Any]:
         """Return what of frame f can be had before its turn."""
         raise NotImplementedError
 
-    def add(self, f: int, images: list[np.ndarray]) -> None:
+    def add(self, f: int, images: list[Any]) -> None:
         """Add what was prepared of frame f."""
         raise NotImplementedError
 
     def finished(self) -> list[np.ndarray]:
-        """Return the sums."""
+        """Return the sums, on the host."""
         raise NotImplementedError
+
+    def zeros(self, shape: tuple[int, int], dtype: Any = np.float32) -> Any:
+        """Return an empty image."""
+        return xp_of(self.like).zeros(shape, dtype)
+
+    def half_plane(self) -> Any:
+        """Return an empty half plane of what is written."""
+        return self.zeros((self.shape_out[0], self.shape_out[1] // 2 + 1), np.complex64)
+
+    def weigh(self, spectrum: Any, weight: Any, ramps: Sequence[np.ndarray], rows: slice, out: Any, add: bool) -> None:
+        """Add to rows of ``out``, or set them to, those of a transform times weight and ramps."""
+        ramp_y, ramp_x = ramps
+        kernels = kernels_of(out)
+        kernels.weigh_kernel(
+            spectrum, self.shape[1], weight, self.step, ramp_y, ramp_x, rows.start, rows.stop, out, add
+        )
 
     def rows(self, n: int, work: Callable[[slice], None]) -> None:
         """Spread the rows of an image over threads."""
-        over_chunks(n, work, self.threads, chunk=_ROWS)
+        over_chunks(n, work, self.threads, chunk=_ROWS, like=self.like, item_bytes=4 * self.shape[1])
 
-    def image(self, spectrum: np.ndarray) -> np.ndarray:
+    def image(self, spectrum: Any) -> np.ndarray:
         """Transform a cropped sum back, keeping the grey scale of a frame."""
         area = np.prod(self.shape_out) / np.prod(self.shape)
-        image = _transformed_back(spectrum, self.shape_out, self.threads)
+        image = irfft2_large(spectrum, self.shape_out, self.threads)
         image *= np.float32(area)
-        return image
+        return to_host(image)
 
 
 class _Rigid(Adder):
@@ -149,19 +183,17 @@ class _Rigid(Adder):
 
     def __init__(self, *settings: Any):
         super().__init__(*settings)
-        self.sums = [_half_plane(self.shape_out) for _ in self.tables]
+        self.sums = [self.half_plane() for _ in self.tables]
 
-    def prepared(self, f: int, spectrum: np.ndarray, threads: int) -> list[np.ndarray]:
+    def prepared(self, f: int, spectrum: Any, threads: int) -> list[Any]:
         return [spectrum]
 
-    def add(self, f: int, images: list[np.ndarray]) -> None:
-        ramp_y, ramp_x = (ramp.astype(np.complex64) for ramp in self.ramps(f, self.shape_out))
+    def add(self, f: int, images: list[Any]) -> None:
+        ramps = all_beside(self.like, self.ramps(f, self.shape_out), np.complex64)
         for total, table in zip(self.sums, self.tables):
 
-            def work(part: slice, total: np.ndarray = total, weight: np.ndarray = table[f]) -> None:
-                weigh_kernel(
-                    images[0], self.shape[1], weight, self.step, ramp_y, ramp_x, part.start, part.stop, total, True
-                )
+            def work(part: slice, total: Any = total, weight: Any = table[f]) -> None:
+                self.weigh(images[0], weight, ramps, part, total, True)
 
             self.rows(len(total), work)
 
@@ -172,96 +204,58 @@ class _Rigid(Adder):
 class _Local(Adder):
     """Frames that move locally are weighted in Fourier space and added as images, sampled where the specimen was."""
 
-    def __init__(self, shape: tuple[int, int], shape_out: tuple[int, int], rigid_px: np.ndarray, local_px: np.ndarray,
-                 tables: list[np.ndarray], threads: int):  # fmt: skip
-        super().__init__(shape, shape_out, rigid_px, tables, threads)
-        self.local_px = local_px
-        self.sums = [np.zeros(shape, np.float32) for _ in tables]
-        self.response_y = _spline_response(fft.fftfreq(shape[0]))
-        self.response_x = _spline_response(np.arange(shape[1] // 2 + 1) / shape[1])
+    def __init__(self, first: Any, shape_out: tuple[int, int], rigid_px: np.ndarray, local_px: np.ndarray,
+                 weights: Sequence[np.ndarray], threads: int):  # fmt: skip
+        super().__init__(first, shape_out, rigid_px, weights, threads)
+        height, width = self.shape
+        (self.local_px,) = all_beside(first, [local_px], np.float32)
+        self.sums = [self.zeros(self.shape) for _ in self.tables]
+        self.responses = _spline_response(fft.fftfreq(height)), _spline_response(np.arange(width // 2 + 1) / width)
 
-    def prepared(self, f: int, spectrum: np.ndarray, threads: int) -> list[np.ndarray]:
-        pairs = zip(self.ramps(f, (self.shape[0], self.shape[1])), (self.response_y, self.response_x))
-        ramp_y, ramp_x = ((ramp / response).astype(np.complex64) for ramp, response in pairs)
+    def prepared(self, f: int, spectrum: Any, threads: int) -> list[Any]:
+        ramps = [ramp / response for ramp, response in zip(self.ramps(f, self.shape), self.responses)]
+        ramps = all_beside(spectrum, ramps, np.complex64)
         images = []
         for number, table in enumerate(self.tables):
             last = number == len(self.tables) - 1
-            out = spectrum if last else np.empty_like(spectrum)
-            weigh_kernel(spectrum, self.shape[1], table[f], self.step, ramp_y, ramp_x, 0, len(out), out, False)
-            images.append(_transformed_back(out, self.shape, threads))
+            out = spectrum if last else xp_of(spectrum).empty(spectrum.shape, np.complex64)
+            self.weigh(spectrum, table[f], ramps, slice(0, len(out)), out, False)
+            images.append(irfft2_large(out, self.shape, threads))
         return images
 
-    def add(self, f: int, images: list[np.ndarray]) -> None:
+    def add(self, f: int, images: list[Any]) -> None:
         for total, image in zip(self.sums, images):
 
-            def work(part: slice, total: np.ndarray = total, image: np.ndarray = image) -> None:
-                scratch = np.empty((3, self.shape[1] + GRID_PX), np.float32)
-                warp_add_kernel(image, self.local_px[f], GRID_PX, part.start, part.stop, scratch, total)
+            def work(part: slice, total: Any = total, image: Any = image) -> None:
+                kernels_of(total).warp_add_kernel(image, self.local_px[f], GRID_PX, part.start, part.stop, total)
 
             self.rows(len(total), work)
 
     def finished(self) -> list[np.ndarray]:
         if tuple(self.shape) == tuple(self.shape_out):
-            return self.sums
-        nothing_y, nothing_x = (np.ones(n, np.complex64) for n in (self.shape_out[0], self.shape_out[1] // 2 + 1))
-        flat = np.ones(len(self.tables[0][0]), np.float32)
+            return [to_host(total) for total in self.sums]
+        ones = [np.ones(n, np.complex64) for n in (self.shape_out[0], self.shape_out[1] // 2 + 1)]
+        ones, flat = (
+            all_beside(self.like, ones, np.complex64),
+            self.zeros((1, self.tables[0].shape[1]))[0] + np.float32(1),
+        )
         out = []
         for total in self.sums:
-            cropped = _half_plane(self.shape_out)
-            whole = _transformed(total, self.threads)
-            weigh_kernel(whole, self.shape[1], flat, self.step, nothing_y, nothing_x, 0, len(cropped), cropped, False)
+            cropped = self.half_plane()
+            self.weigh(rfft2_large(total, self.threads), flat, ones, slice(0, len(cropped)), cropped, False)
             out.append(self.image(cropped))
         return out
 
 
-def _spectrum(frame: np.ndarray, camera: Camera, whole_px: np.ndarray, threads: int) -> np.ndarray:
-    gain = _NOTHING if camera.gain is None else camera.gain
-    background = _NOTHING if camera.background is None else camera.background
+def _spectrum(frame: Any, camera: Camera, whole_px: np.ndarray, threads: int) -> Any:
+    gain, background = (beside(frame, _NOTHING if one is None else one) for one in (camera.gain, camera.background))
     level = np.float32(0)
     if camera.background is not None:
-        level = mean_count(frame, np.ones((1, 1), np.float32) if camera.gain is None else camera.gain)
-    image = np.empty(frame.shape, np.float32)
+        level = mean_count(frame, beside(frame, np.ones((1, 1), np.float32)) if camera.gain is None else gain)
+    image = xp_of(frame).empty(frame.shape, np.float32)
     dx, dy = (int(v) for v in whole_px)
-    shifted_frame_kernel(frame, gain, background, level, dy, dx, 0, len(image), image)
-    return _transformed(image, threads)
-
-
-def _transformed(image: np.ndarray, threads: int) -> np.ndarray:
-    """Return the half plane of one large image.
-
-    Since SciPy 1.18 the last bits of a transform depend on among how many threads it is shared and with how many others it is
-    done: here by one thread each, the same ones together always.
-    """
-    out = np.empty((image.shape[0], image.shape[1] // 2 + 1), np.complex64)
-
-    def along_x(part: slice) -> None:
-        out[part] = fft.rfft(image[part], workers=1)
-
-    def along_y(part: slice) -> None:
-        out[:, part] = fft.fft(out[:, part], axis=0, workers=1)
-
-    over_chunks(len(out), along_x, threads, chunk=_ROWS)
-    over_chunks(out.shape[1], along_y, threads, chunk=_ROWS)
-    return out
-
-
-def _transformed_back(half: np.ndarray, shape: Sequence[int], threads: int) -> np.ndarray:
-    """Return the image of a half plane, which is used up; as above."""
-    out = np.empty(shape, np.float32)
-
-    def along_y(part: slice) -> None:
-        half[:, part] = fft.ifft(half[:, part], axis=0, workers=1)
-
-    def along_x(part: slice) -> None:
-        out[part] = fft.irfft(half[part], shape[1], workers=1)
-
-    over_chunks(half.shape[1], along_y, threads, chunk=_ROWS)
-    over_chunks(len(out), along_x, threads, chunk=_ROWS)
-    return out
-
-
-def _half_plane(shape: tuple[int, int]) -> np.ndarray:
-    return np.zeros((shape[0], shape[1] // 2 + 1), np.complex64)
+    kernels_of(frame).shifted_frame_kernel(frame, gain, background, level, dy, dx, 0, len(image), image)
+    return rfft2_large(image, threads)
 
 
 def _spline_response(frequency: np.ndarray) -> np.ndarray:

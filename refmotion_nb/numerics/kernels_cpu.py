@@ -10,6 +10,9 @@ import math
 import numpy as np
 
 from refmotion_nb.numerics.compiled import njit, product
+from refmotion_nb.numerics.kernels_dewarp import shifted_frame_kernel as shifted_frame_kernel
+from refmotion_nb.numerics.kernels_dewarp import warp_add_kernel as warp_add_kernel
+from refmotion_nb.numerics.kernels_dewarp import weigh_kernel as weigh_kernel
 from refmotion_nb.numerics.kernels_field import block_kernel as block_kernel
 from refmotion_nb.numerics.kernels_field import hot_kernel as hot_kernel
 from refmotion_nb.numerics.kernels_field import repair_kernel as repair_kernel

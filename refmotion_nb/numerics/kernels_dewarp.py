@@ -111,17 +111,17 @@ def _reflected(i, n):
 
 
 @_jit
-def warp_add_kernel(coefficients, grid, step, first, last, work, out):
+def warp_add_kernel(coefficients, grid, step, first, last, out):
     """Add an image, given by its quintic B-spline coefficients, sampled where each pixel of the output was.
 
     out[y, x] += image(y + dy, x + dx) for rows first to last; coefficients, out (height, width) float32, grid (gy, gx, 2)
-    float32 displacement x y (px) every ``step`` px, linear between; work (3, width + step) float32 is scratch. Along
-    columns first, then along the row: exact for displacements that change little over the six taps. Coefficients go on
-    periodically, as their transform did; positions beyond the edges are reflected.
+    float32 displacement x y (px) every ``step`` px, linear between. Along columns first, then along the row: exact for
+    displacements that change little over the six taps. Coefficients go on periodically, as their transform did; positions
+    beyond the edges are reflected.
     """
     height, width = out.shape
     n_nodes = grid.shape[1]
-    at_x, at_y, column = work[0], work[1], work[2]
+    at_x, at_y, column = np.empty(n_nodes, np.float32), np.empty(n_nodes, np.float32), np.empty(width, np.float32)
     for y in range(first, last):
         gy = min(y // step, grid.shape[0] - 2)
         ty = np.float32((y - gy * step) / step)

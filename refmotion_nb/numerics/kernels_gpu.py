@@ -1,7 +1,7 @@
 """The inner loops on a GPU (CUDA through CuPy): the names and signatures of ``kernels_cpu``, on arrays of one device.
 
-Each is tested against its twin. The sources are ``kernels_gpu.cu`` and ``kernels_motion.cu``, compiled once per device when first
-used.
+Each is tested against its twin. The sources are ``kernels_gpu.cu``, ``kernels_motion.cu`` and ``kernels_dewarp.cu``, compiled
+once per device when first used.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from refmotion_nb.numerics.device_sizes import SET_VECTORS
 from refmotion_nb.numerics.kernels_field import LEAST, MOST
 
-PIXELS, MOTION = SOURCES = "kernels_gpu.cu", "kernels_motion.cu"
+PIXELS, MOTION, DEWARP = SOURCES = "kernels_gpu.cu", "kernels_motion.cu", "kernels_dewarp.cu"
 OPTIONS = ("--std=c++14",)  # no fast mathematics: sines of large phases would lose their digits
 _THREADS = 256  # per block
 _DESCENDING = 512  # threads per block where a block solves a set: THREADS in the source
@@ -75,9 +75,7 @@ def slice_kernel(ft, padding, k_max, to_map, shift, k, out):
 
 def cut_patches_kernel(frame, gain, corners, out):
     """Cut boxes at ``corners`` (particle, 2) x y out of a raw frame, times gain, contrast inverted, edges replicated."""
-    if frame.dtype.name not in COUNTS:
-        frame = frame.astype(np.float32)
-    box = out.shape[1]
+    frame, box = _counts(frame), out.shape[1]
     _launch(
         f"cut_patches_{frame.dtype.name}", (box * box, 1, len(out)), frame, gain, corners,
         *map(np.int32, (*frame.shape, box)), out,
@@ -158,6 +156,34 @@ def recombine_kernel(stored, scale, shift_px, weight, out):
     _launch("recombine", (box_out * half, 1, n), stored, scale, _double(shift_px), weight, *sizes, total)
 
 
+def shifted_frame_kernel(frame, gain, background, level, shift_y, shift_x, first, last, out):
+    """Rows of a frame times gain less level · background, moved back by whole pixels, see kernels_dewarp."""
+    frame = _counts(frame)
+    height, width = frame.shape
+    sizes = map(np.int32, (height, width, gain.size > 0, background.size > 0, first))
+    _launch(
+        f"shifted_frame_{frame.dtype.name}", (width, 1, last - first), frame, gain, background,
+        _cupy().asarray(level, np.float32), np.int64(shift_y), np.int64(shift_x), *sizes, out, source=DEWARP,
+    )  # fmt: skip
+
+
+def weigh_kernel(spectrum, width, weight, step, ramp_y, ramp_x, first, last, out, add):
+    """Rows of a cropped transform times radial weight and the phase ramps of a shift, see kernels_dewarp."""
+    _launch(
+        "weigh", (out.shape[1], 1, last - first), spectrum, *map(np.int32, (*spectrum.shape, width)), weight,
+        np.int32(weight.size), np.float64(step), ramp_y, ramp_x, *map(np.int32, (*out.shape, first, add)), out, source=DEWARP,
+    )  # fmt: skip
+
+
+def warp_add_kernel(coefficients, grid, step, first, last, out):
+    """Add rows of an image, given by its B-spline coefficients, sampled where each pixel was, see kernels_dewarp."""
+    height, width = out.shape
+    columns, size = _cupy().empty((last - first, width), np.float32), (width, 1, last - first)
+    nodes, sizes = [*map(np.int32, (*grid.shape[:2], step))], map(np.int32, (height, width, first))
+    _launch("warp_columns", size, coefficients, grid, *nodes, *sizes, columns, source=DEWARP)
+    _launch("warp_rows", size, columns, grid, *nodes, *map(np.int32, (width, first)), out, source=DEWARP)
+
+
 def sample_kernel(windows, position, taps, slopes, value, gradient):
     """Sample correlation windows and their gradients by 4 × 4 piecewise-cubic interpolation, see kernels_cpu."""
     n = windows.shape[0] * windows.shape[1]
@@ -193,6 +219,10 @@ def _cupy() -> ModuleType:
     import cupy
 
     return cupy
+
+
+def _counts(frame: Any) -> Any:
+    return frame if frame.dtype.name in COUNTS else frame.astype(np.float32)
 
 
 def _bytes(mask: Any) -> Any:

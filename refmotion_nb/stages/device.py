@@ -231,3 +231,22 @@ def choose(word: str, oversubscription_GB: float = 20.0, sharing: int = 1) -> De
     total = one.total_bytes // sharing
     at_once = 2 if total > oversubscription_GB * 1e9 else 1
     return Device(one.number, one.name, total, at_once, oversubscription_GB=oversubscription_GB)
+
+
+def choose_like(device: Device, spread: bool, worker: int | str = 0, sharing: int = 1) -> Device:
+    """Return the device of a worker, on its own machine of which ``sharing`` workers make use, of the kind of ``device``.
+
+    With ``spread`` it is the GPU that the worker's number falls on, of those that align.
+
+    Raises
+    ------
+    InputError
+        There is no such device.
+    """
+    word, GB = device.kind, device.oversubscription_GB
+    if not (spread and device.is_gpu):
+        return choose(word, GB)
+    if device.slicer:
+        return choose_apart(GB, int(worker), sharing)
+    n = gpu.count()
+    return choose(f"cuda:{int(worker) % n}", GB, sharing=-(-sharing // n))

@@ -26,6 +26,7 @@ from refmotion_nb.numerics.dewarp import Camera, binned_shape, grid_nodes, radiu
 from refmotion_nb.numerics.energy import grant_grigorieff
 from refmotion_nb.stages.base import Reporter, Silent, Stage, hash_of
 from refmotion_nb.stages.describe import describe_movies, record
+from refmotion_nb.stages.device import Device, choose
 from refmotion_nb.stages.dose_weights import weights_of, weights_on
 from refmotion_nb.stages.keys import digest
 from refmotion_nb.stages.particle_motion import ParticleMotion, displacement
@@ -72,6 +73,7 @@ class MicrographCorrection(Stage):
         particle_motion: ParticleMotion | None = None,
         command: str = "",
         workers: Workers | None = None,
+        device: str | Device = "auto",
     ) -> xr.Dataset:
         """Correct all movies into ``out`` and return the table of what was written and what was not, with reasons.
 
@@ -79,13 +81,15 @@ class MicrographCorrection(Stage):
         Grigorieff (2015). Beside the images in ``Micrographs/``, ``corrected_micrographs.star`` or ``exposures.cs`` lists
         them; names in the former are written relative to ``image_root`` where ``out`` lies in it. With ``particle_motion``
         micrographs move as their particles did. ``command`` is noted as what was given. With ``workers`` (see ``execute``) each
-        movie is one of them's to do. Micrographs finished by an earlier run with the same settings and input are kept.
+        movie is one of them's to do. ``device`` is auto, cpu, cuda or cuda:N. Micrographs finished by an earlier run with the
+        same settings and input are kept.
 
         Raises
         ------
         InputError
-            Nothing could be written, or another run is writing to ``out``.
+            Nothing could be written, another run is writing to ``out``, or there is no such device.
         """
+        device = device if isinstance(device, Device) else choose(device)
         data = wanted(data, MovieTable, "data", "what open_movies or open_exposures returns")
         dose = None if dose is None else weights_of(dose)
         out = as_path(out, "out")
@@ -97,16 +101,16 @@ class MicrographCorrection(Stage):
             # beside what a run in the same folder notes of itself
             before = work.store.attrs.get("micrographs", {})
             work.store.update_attrs(micrographs=record((type(self),), self.settings(), inputs, command, before))
-            return self._run(data, work, threads or cpu_count(), workers, reporter or Silent(), image_root)
+            items = list(zip(data.movies, data.groups))
+            tables = workers.each(work, items, device) if workers else work.each(items, threads or cpu_count(), device)
+            return self._run(data, work, tables, reporter or Silent(), image_root)
 
     def _run(
-        self, data: MovieTable, work: _Work, threads: int, workers: Workers | None, reporter: Reporter,
+        self, data: MovieTable, work: _Work, tables: Iterable[xr.Dataset | InputError], reporter: Reporter,
         image_root: Path | None,
     ) -> xr.Dataset:  # fmt: skip
         reporter.start(len(data.movies), "correcting micrographs")
         written, failed = [], {skip.micrograph: skip.reason for skip in data.skipped}
-        items = list(zip(data.movies, data.groups))
-        tables = workers.each(work, items) if workers else work.each(items, threads)
         for movie, row, table in zip(data.movies, data.rows, tables):
             if isinstance(table, InputError):
                 failed[movie.micrograph] = str(table)
@@ -144,19 +148,20 @@ class MicrographCorrection(Stage):
         return Motion(movie, along, tracks is not None, self.local_motion)
 
     def images(
-        self, movie: Movie, weights: Weights, threads: int = 1, motion: Motion | None = None
-    ) -> list[np.ndarray]:
+        self, movie: Movie, weights: Weights, threads: int = 1, motion: Motion | None = None, device: Device | None = None
+    ) -> list[np.ndarray]:  # fmt: skip
         """Return the micrograph of a movie, (height, width) float32, and the one that is not dose-weighted if asked for.
 
         ``weights`` gives what each frame weighs (frame, frequency) at frequencies (1/Å); ``motion`` is that of motion
-        correction unless given. As in RELION, frames are added
+        correction unless given, ``device`` the CPU. As in RELION, frames are added
         as Σ w X / √(Σ w²), which leaves white noise white; the other is their plain sum.
 
         Raises
         ------
         InputError
-            The movie or its gain cannot be used.
+            The movie or its gain cannot be used, or the memory of the device ran out.
         """
+        device = device or Device()
         shape = (movie.height, movie.width)
         if min(binned_shape(shape, self._binning(movie))) < LEAST_PX:
             raise InputError(
@@ -167,13 +172,13 @@ class MicrographCorrection(Stage):
         if self.save_nodw:
             tables.append(np.ones_like(weight))
         rigid_px, local_px = (motion or self.motion(movie, weights)).on_grid()
-        with open_movie(movie) as reader:
+        with open_movie(movie) as reader, device.current(), device.telling_of_memory(f"{movie.micrograph} was summed"):
             # CryoSPARC's micrographs are less their background, RELION's are not
-            look = look_at(movie, reader, self.repair_hot_pixels, movie.background is not None, threads)
+            look = look_at(movie, reader, self.repair_hot_pixels, movie.background is not None, threads, device.put)
             background = None if look.background is None else spread(look.background, shape)
             return sum_frames(
-                partial(look.frame, reader), Camera(look.gain, background), rigid_px, local_px, tables,
-                binned_shape(shape, self._binning(movie)), threads,
+                partial(look.raw, reader), Camera(look.gain, background), rigid_px, local_px, tables,
+                binned_shape(shape, self._binning(movie)), threads, lambda raw, f: look.repaired(device.put(raw), f),
             )  # fmt: skip
 
     def _binning(self, movie: Movie) -> float:
@@ -200,15 +205,17 @@ class _Work:
         """The results of the output folder."""
         return ResultStore(self.out / "results.zarr")
 
-    def each(self, items: Iterable[tuple[Movie, str]], threads: int) -> Iterator[xr.Dataset | InputError]:
+    def each(
+        self, items: Iterable[tuple[Movie, str]], threads: int, device: Device
+    ) -> Iterator[xr.Dataset | InputError]:
         """Yield the table of each movie, or why there is none."""
         for item in items:
             try:
-                yield self(item, threads)
+                yield self(item, threads, device)
             except InputError as error:
                 yield error
 
-    def __call__(self, item: tuple[Movie, str], threads: int) -> xr.Dataset:
+    def __call__(self, item: tuple[Movie, str], threads: int, device: Device) -> xr.Dataset:
         """Write the micrograph of a movie of a group, unless it is there as it would be now, and return its table."""
         movie, group = item
         weights = partial(frame_weights, self.dose, movie, group)
@@ -217,15 +224,17 @@ class _Work:
         table = self.store.read(f"micrographs/{movie.micrograph}", key)
         if table is not None and all(self._is_whole(name, table) for name in _names(table)):
             return table
-        return self._write(movie, weights, motion, key, threads)
+        return self._write(movie, weights, motion, key, threads, device)
 
     def _is_whole(self, name: str, table: xr.Dataset) -> bool:
         return is_whole(self.out / name, tuple(table.attrs["shape"]), float16=self.stage.float16)
 
-    def _write(self, movie: Movie, weights: Weights, motion: Motion, key: str, threads: int) -> xr.Dataset:
+    def _write(
+        self, movie: Movie, weights: Weights, motion: Motion, key: str, threads: int, device: Device
+    ) -> xr.Dataset:
         group = f"micrographs/{movie.micrograph}"
         names = [f"{FOLDER}/{movie.micrograph}.mrc", f"{FOLDER}/{movie.micrograph}_noDW.mrc"]
-        images = self.stage.images(movie, weights, threads, motion)
+        images = self.stage.images(movie, weights, threads, motion, device)
         self.store.remove(group)  # of other settings: void before the image it describes is replaced
         pixel = movie.height * movie.pixel_size_A / images[0].shape[0]  # sizes are whole, a binning need not be
         for name, image in zip(names, images):

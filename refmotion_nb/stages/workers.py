@@ -25,12 +25,11 @@ from distributed.comm import CommClosedError, get_address_host
 from refmotion_nb import __version__
 from refmotion_nb.data.limits import bytes_of
 from refmotion_nb.data.schema import Dataset, InputError
-from refmotion_nb.numerics import gpu
 from refmotion_nb.numerics.backend import one_blas_thread
 from refmotion_nb.numerics.room import reuse_freed_memory
 from refmotion_nb.stages.alignment import Alignment
 from refmotion_nb.stages.bundles import Bundles, Given, Held, by_key, given
-from refmotion_nb.stages.device import Device, choose, choose_apart
+from refmotion_nb.stages.device import Device, choose_like
 from refmotion_nb.stages.places import Found, Task
 from refmotion_nb.stages.session import Session
 
@@ -104,9 +103,8 @@ class Workers:
                     self.client.unregister_worker_plugin(gone.plugin)
                     del self._plugins[number]
             _, known, there = self._plugins.get(id(session), (None, None, None))
-            hosts = Counter(worker["host"] for worker in _workers_of(self.client).values())
             cache = self._cache_size_GB or session.cache_bytes
-            wanted = WorkerSession(session.data, cache, hosts, session.device, self._spread)
+            wanted = WorkerSession(session.data, cache, _hosts(self.client), session.device, self._spread)
             if there is None or known is None or known.settings != wanted.settings:
                 if there is not None:
                     self.client.unregister_worker_plugin(there.plugin)
@@ -115,20 +113,21 @@ class Workers:
                 self._plugins[id(session)] = weakref.ref(session), wanted, there
         return there
 
-    def each(self, work: Callable[[Item, int], Any], items: Iterable[Item]) -> Iterator[Any]:
-        """Yield ``work(item, threads)`` of each item in their order, or the InputError that it raised.
+    def each(self, work: Callable[[Item, int, Device], Any], items: Iterable[Item], device: Device) -> Iterator[Any]:
+        """Yield ``work(item, threads, device)`` of each item in their order, or the InputError that it raised.
 
-        For work that needs no session; ``threads`` are the worker's.
+        For work that needs no session; threads and device are the worker's, the latter as ``device``.
 
         Raises
         ------
         InputError
             The cluster is gone.
         """
+        hosts = _hosts(self.client)
 
         def submit(item: Item) -> Future:
             with _answering(self._address):
-                return self.client.submit(_with_threads, work, item, pure=False)
+                return self.client.submit(_without_session, work, item, device, self._spread, hosts, pure=False)
 
         for _, future in _ahead(self.client, submit, items):
             try:
@@ -193,8 +192,7 @@ class WorkerSession(WorkerPlugin):
         """Begin on a worker."""
         self._threads, self._folder = worker.state.nthreads, worker.local_directory
         self._name = worker.name
-        most = max(self._workers.values(), default=1)  # for a machine that comes later
-        self._sharing = self._workers.get(get_address_host(worker.address), most)
+        self._sharing = _sharing(self._workers, worker)
         self._lock = Lock()
         self._session: Session | None = None
         self._keeping = ExitStack()
@@ -214,7 +212,7 @@ class WorkerSession(WorkerPlugin):
             if self._session is None:
                 one_blas_thread().__enter__()  # for good: the same bits as in one process
                 reuse_freed_memory()
-                device = self._choose()
+                device = choose_like(self._device, self._spread, self._name, self._sharing)
                 cache = bytes_of(self._cache) if isinstance(self._cache, str) else self._cache
                 if device.is_gpu:
                     self.solving = Semaphore(device.at_once)
@@ -222,15 +220,6 @@ class WorkerSession(WorkerPlugin):
                 self._keeping.enter_context(self._session.memory_handed_on())
             self._session.device.activate()
             return self._session
-
-    def _choose(self) -> Device:
-        word, GB = self._device.kind, self._device.oversubscription_GB
-        if not (self._spread and self._device.is_gpu):
-            return choose(word, GB)
-        if self._device.slicer:
-            return choose_apart(GB, int(self._name), self._sharing)
-        n = gpu.count()
-        return choose(f"cuda:{int(self._name) % n}", GB, sharing=-(-self._sharing // n))
 
 
 class Berths:
@@ -362,10 +351,13 @@ def _ahead(client: Client, submit: Callable[[Item], Future], items: Iterable[Ite
             client.cancel([future for _, future in under_way])
 
 
-def _with_threads(work: Callable[[Any, int], Any], item: Any) -> Any:
+def _without_session(
+    work: Callable[[Any, int, Device], Any], item: Any, like: Device, spread: bool, hosts: Counter[str]
+) -> Any:
+    worker = get_worker()
     with _COMPUTING, one_blas_thread():
         try:
-            return work(item, get_worker().state.nthreads)
+            return work(item, worker.state.nthreads, choose_like(like, spread, worker.name, _sharing(hosts, worker)))
         except InputError as error:
             return error
 
@@ -422,6 +414,16 @@ def _call(plugin: str, function: Callable[..., Any], rows: list[list[Any]], *out
         with _mine(plugin).solving, session.device.telling_of_memory("micrographs were worked on"):
             values.append(function(session, *arguments))
     return Outcome(values)
+
+
+def _hosts(client: Client) -> Counter[str]:
+    """Return how many workers each machine has."""
+    return Counter(worker["host"] for worker in _workers_of(client).values())
+
+
+def _sharing(hosts: Counter[str], worker: Any) -> int:
+    """Return how many workers share a worker's machine."""
+    return hosts.get(get_address_host(worker.address), max(hosts.values(), default=1))  # one that comes later: the most
 
 
 def _workers_of(client: Client) -> dict[str, Any]:
