@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from refmotion_nb.stages.alignment import Geometry, MotionPrior, alignment_windo
 from refmotion_nb.stages.base import Silent
 from refmotion_nb.stages.device import Device, choose
 from refmotion_nb.stages.dose_weights import micrograph_fcc_sums
+from refmotion_nb.stages.micrographs import frame_weights
 from refmotion_nb.stages.runs import viewer_of
 
 
@@ -110,11 +112,12 @@ def reading(session: rm.Session, settings: rm.MotionCorrection, clock: Clock, co
     counts = sum(frame.nbytes for frame in raw)
     frames = clock.stage("upload of raw counts", lambda: [device.put(frame) for frame in raw], counts / upload)
     spectra = PatchSpectra.empty(n, n_frames, box, device.xp)
-    spectra.offset_px[:] = np.rint(placement.initial_A / movie.pixel_size_A)
+    offset_px = np.rint(placement.initial_A / movie.pixel_size_A).astype(np.int64)
+    spectra.offset_px[:] = offset_px
 
     def transform(part: slice) -> None:
         for f in range(part.start, part.stop):
-            corners = patch_corners(placement.centre_px, box, spectra.offset_px[:, f])
+            corners = patch_corners(placement.centre_px, box, offset_px[:, f])
             spectra.add_frame(f, look.repaired(frames[f], f), look.gain, corners, look.background)
 
     patches, stored = n * n_frames * box * box * 4, spectra.stored.nbytes
@@ -189,6 +192,22 @@ def ray_search(session: rm.Session, target: int, clock: Clock) -> None:
     )
 
 
+def whole_micrographs(session: rm.Session, clock: Clock, copy: float) -> dict[str, np.ndarray]:
+    """Print what the dose-weighted micrograph takes, without and with local motion; return the images."""
+    movie, _ = session.micrographs[next(iter(session))]
+    linear = np.eye(18)[3] * 2 / movie.n_frames  # 2 px across the field by the last frame
+    moving = replace(movie, local_motion=np.concatenate([linear, linear]))
+    weights, pixels = partial(frame_weights, None, movie, ""), movie.height * movie.width
+    print(f"\n{'whole micrograph':38s}{'seconds':>9s}{'floor':>9s}{'ratio':>7s}")
+    images = {}
+    # bytes of a frame: raw, as float32 out of and into transforms, the spectrum and its weighting, the sum read and written
+    for motion, one, passes in (("of the frame", movie, 7), ("local", moving, 11)):
+        work = partial(rm.MicrographCorrection().images, one, weights, session.threads, device=session.device)
+        floor = movie.n_frames * 4 * pixels * passes / copy
+        images[motion] = clock.stage(f"motion {motion}, decoding included", work, floor)[0]
+    return images
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
@@ -222,6 +241,12 @@ def main() -> None:
                 print(f"\nGPU against CPU: trajectories differ by {np.abs(tracks - cpu_tracks).max():.2e} Å at most (aim 0.01), "
                       f"particles by {difference:.2e} (aim 1e-4)")  # fmt: skip
         ray_search(session, options.search_particles, clock)
+        images = whole_micrographs(session, clock, copy)
+        if device.is_gpu:
+            expected = whole_micrographs(on_cpu, once, rates(once)[0])
+            for motion, image in images.items():
+                difference = np.linalg.norm(image - expected[motion]) / np.linalg.norm(expected[motion])
+                print(f"GPU against CPU, motion {motion}: micrographs differ by {difference:.2e} (aim 1e-4)")
 
 
 if __name__ == "__main__":

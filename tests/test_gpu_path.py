@@ -1,11 +1,14 @@
 """From movie to particles on a GPU, step by step, against the same on the CPU."""
 
+import re
+import runpy
 import time
 import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
 
@@ -130,6 +133,17 @@ def test_micrographs_are_written_by_the_device_that_was_asked_for(strict, tiny, 
     strict_cupy.devices.total = 1 << 20
     assert main([*command, "--out", str(tmp_path / "small")]) == 1
     assert f"the memory of cuda:1 ran out while {names[0]} was summed" in capsys.readouterr().err
+
+
+def test_the_benchmark_for_gpus_runs(cupy, tmp_path, monkeypatch, capsys):
+    sizes = "--size 512 --frames 4 --particles 6 --boxes 96 --search-particles 4 --repeats 1 --threads 2"
+    script = Path(__file__).parents[1] / "benchmarks/gpu.py"
+    monkeypatch.setattr("sys.argv", [str(script), "--device", "cuda", *sizes.split(), "--folder", str(tmp_path)])
+    runpy.run_path(str(script), run_name="__main__")
+    told = capsys.readouterr().out
+    assert float(re.search(r"trajectories differ by (\S+) Å", told)[1]) < 1e-3
+    assert all(float(one) < 1e-4 for one in re.findall(r"(?:particles by|micrographs differ by) (\S+) ", told))
+    assert "ray search, balanced, 1 × 6 particles" in told and told.count("micrographs differ") == 2
 
 
 def test_the_second_gpu_does_all_the_work(strict, tiny):
