@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -228,6 +229,24 @@ def test_sums_do_not_depend_on_threads(local):
     rigid = np.random.default_rng(1).normal(0, 2, (7, 2))
     one, three = (summed(frames, rigid, motion, threads=n)[0] for n in (1, 3))
     assert np.array_equal(one, three)
+
+
+def test_no_frame_is_being_read_once_a_sum_has_failed(monkeypatch):
+    reading = []
+
+    def load(f):
+        reading.append(f)
+        time.sleep(0.05 if f else 0)
+        reading.remove(f)
+        return np.ones((64, 64), np.uint8)
+
+    def fail(self, f, images):
+        raise MemoryError
+
+    monkeypatch.setattr("refmotion_nb.numerics.dewarp._Rigid.add", fail)
+    with pytest.raises(MemoryError):
+        sum_frames(load, Camera(), np.zeros((20, 2)), None, [np.ones((20, 99))], (64, 64), 3)
+    assert not reading
 
 
 # whole movies

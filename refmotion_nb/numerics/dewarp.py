@@ -8,6 +8,7 @@ the same transform, since dividing by the spline's response is exact in Fourier 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,13 +109,11 @@ def sum_frames(
         frame = ready(counts, f) if f else first
         return adder.prepared(f, _spectrum(frame, camera, adder.whole_px[f], each), each)
 
-    if on_gpu:
-        for f, counts in in_order(loaded, range(n_frames), threads):
-            adder.add(f, prepared(f, counts))
-    else:
-        ahead = side_by_side if side_by_side > 1 else 0
-        for f, images in in_order(lambda f: prepared(f, loaded(f)), range(n_frames), ahead):
-            adder.add(f, images)
+    ahead = threads if on_gpu else side_by_side if side_by_side > 1 else 0
+    frames = in_order(loaded if on_gpu else lambda f: prepared(f, loaded(f)), range(n_frames), ahead)
+    with closing(frames):  # whatever happens, nobody reads a movie that is closed
+        for f, found in frames:
+            adder.add(f, prepared(f, found) if on_gpu else found)
     return adder.finished()
 
 
