@@ -90,9 +90,10 @@ class Device:
         except Exception as error:
             if not (self.is_gpu and gpu.ended_there(error)):
                 raise
+            fewer = ", raise gpu_oversubscription_GB above its memory" * (self.at_once > 1)
             raise InputError(
-                f"the memory of {self.word} ran out while {what} ({error}); end other programs there, raise "
-                "gpu_oversubscription_GB above its memory, take another GPU, or set device to cpu"
+                f"the memory of {self.word} ran out while {what} ({error}); end other programs there{fewer}, take another GPU, "
+                "or set device to cpu"
             ) from None
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -161,7 +161,7 @@ class MicrographCorrection(Stage):
         InputError
             The movie or its gain cannot be used, or the memory of the device ran out.
         """
-        device = device or Device()
+        device = replace(device or Device(), at_once=1)
         shape = (movie.height, movie.width)
         if min(binned_shape(shape, self._binning(movie))) < LEAST_PX:
             raise InputError(
