@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -24,7 +23,7 @@ from refmotion_nb.numerics.fourier import band_indices
 from refmotion_nb.numerics.patches import PatchSpectra, integer_coordinate, movie_box, particle_power, patch_corners
 from refmotion_nb.numerics.projection import euler_to_matrix, slices
 from refmotion_nb.numerics.room import Room
-from refmotion_nb.numerics.threads import side_by_side
+from refmotion_nb.numerics.threads import in_order, side_by_side
 from refmotion_nb.stages.device import Device
 from refmotion_nb.stages.references import PreparedReference
 
@@ -101,21 +100,12 @@ def read_spectra(
             spectra.add_frame(f, frame, look.gain, corners, look.background, placement.box)
 
         if device.is_gpu:  # all threads decode, as raw counts frames go to the GPU, one by one
-            with ThreadPoolExecutor(threads) as pool:
-                for f, frame in enumerate(_decoded_ahead(pool, decode, movie.n_frames, 2 * threads)):
-                    add(f, frame)
+            with closing(in_order(decode, range(movie.n_frames), threads)) as frames:
+                for f, raw in frames:
+                    add(f, raw)
         else:
             side_by_side(lambda f: add(f, decode(f)), range(movie.n_frames), threads)
     return spectra
-
-
-def _decoded_ahead(pool: ThreadPoolExecutor, decode: Callable[[int], Any], n_frames: int, ahead: int) -> Iterator[Any]:
-    """Yield frames in their order while the next ones, up to ``ahead``, are being decoded."""
-    under_way = deque[Future[Any]]()
-    for f in range(n_frames):
-        while len(under_way) <= ahead and f + len(under_way) < n_frames:
-            under_way.append(pool.submit(decode, f + len(under_way)))
-        yield under_way.popleft().result()
 
 
 @dataclass
