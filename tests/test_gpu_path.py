@@ -121,19 +121,26 @@ def test_whole_micrographs(cupy, tiny, local, binning):
 
 
 def test_micrographs_are_written_by_the_device_that_was_asked_for(strict, tiny, tmp_path, capsys):
-    for word in ("cpu", "cuda:1"):
-        command = ["micrographs", "--micrographs", str(tiny.micrographs), "--root", str(tiny.folder), "--device", word]
-        assert main([*command, "--out", str(tmp_path / word[:4]), "--threads", "2"]) == 0
-        assert f"running on {'the CPU, 2' if word == 'cpu' else 'cuda:1 (Stand-in 1'}" in capsys.readouterr().err
+    command = ["micrographs", "--micrographs", str(tiny.micrographs), "--root", str(tiny.folder), "--threads", "2"]
+
+    def run(out, *options):
+        code = main([*command, *options, "--out", str(tmp_path / out)])
+        return code, capsys.readouterr().err
+
+    for out, options, device in [("cpu", ("--device", "cpu"), "the CPU, 2"), ("gpu", ("--device", "cuda:1"), "cuda:1 (Stand-in"),
+                                 ("two", ("--device", "cuda:1", "--gpu-oversubscription-GB", "0"), "cuda:1")]:  # fmt: skip
+        code, told = run(out, *options)
+        assert code == 0 and f"running on {device}" in told
     assert strict_cupy.devices.most[0] == 0 and strict_cupy.devices.most[1] > 1e6  # bytes
     names = [movie.micrograph for movie in rm.open_movies(tiny.micrographs, tiny.folder).movies]
     for name in names:
-        one, two = (read_map(tmp_path / word / f"Micrographs/{name}.mrc")[0] for word in ("cpu", "cuda"))
-        close(one, two, 2e-5)
+        one, two, three = (read_map(tmp_path / out / f"Micrographs/{name}.mrc")[0] for out in ("cpu", "gpu", "two"))
+        close(two, one, 2e-5)
+        assert np.array_equal(two, three)  # also two at a time
     strict_cupy.devices.total = 1 << 20
-    assert main([*command, "--out", str(tmp_path / "small")]) == 1
-    told = capsys.readouterr().err
-    assert f"the memory of cuda:1 ran out while {names[0]} was summed" in told and "gpu_oversubscription" not in told
+    code, told = run("small", "--device", "cuda:1")
+    assert code == 1 and f"the memory of cuda:1 ran out while {names[0]} was summed" in told
+    assert "gpu_oversubscription" not in told  # there was one at a time
 
 
 def test_the_benchmark_for_gpus_runs(cupy, tmp_path, monkeypatch, capsys):

@@ -29,7 +29,7 @@ from refmotion_nb.stages.reuse import read_weights
 from refmotion_nb.views.report import write_report
 
 NOT_NEEDED = ("particles", "half2", "mask", "fsc", "volume")
-EXECUTION = ("threads", "device", "gpus", "workers", "dask")
+EXECUTION = ("threads", "device", "gpus", "gpu_oversubscription_GB", "workers", "dask")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from refmotion_nb.data.schema import AXES, InputError, Movie, as_path, wanted
 from refmotion_nb.data.store import ResultStore
 from refmotion_nb.numerics.dewarp import Camera, binned_shape, grid_nodes, radius_axis, spread, sum_frames
 from refmotion_nb.numerics.energy import grant_grigorieff
+from refmotion_nb.numerics.threads import in_order
 from refmotion_nb.stages.base import Reporter, Silent, Stage, hash_of
 from refmotion_nb.stages.describe import describe_movies, record
 from refmotion_nb.stages.device import Device, choose
@@ -42,6 +44,7 @@ STILL_PX = 0.01  # local motion below it is none
 _SHOWN = 5  # positions along each side that the table shows motion at
 
 Weights = Callable[[np.ndarray], np.ndarray]  # frequencies 1/Å -> (frame, frequency)
+Tables = Generator[xr.Dataset | InputError, None, None]  # of movies, or why there is none
 
 
 class MicrographCorrection(Stage):
@@ -106,18 +109,19 @@ class MicrographCorrection(Stage):
             return self._run(data, work, tables, reporter or Silent(), image_root)
 
     def _run(
-        self, data: MovieTable, work: _Work, tables: Iterable[xr.Dataset | InputError], reporter: Reporter,
+        self, data: MovieTable, work: _Work, tables: Tables, reporter: Reporter,
         image_root: Path | None,
     ) -> xr.Dataset:  # fmt: skip
         reporter.start(len(data.movies), "correcting micrographs")
         written, failed = [], {skip.micrograph: skip.reason for skip in data.skipped}
-        for movie, row, table in zip(data.movies, data.rows, tables):
-            if isinstance(table, InputError):
-                failed[movie.micrograph] = str(table)
-                reporter.advance(micrograph=movie.micrograph, failed=str(table))
-                continue
-            written.append(_written(movie, row, table))
-            reporter.advance(micrograph=movie.micrograph)
+        with closing(tables):
+            for movie, row, table in zip(data.movies, data.rows, tables):
+                if isinstance(table, InputError):
+                    failed[movie.micrograph] = str(table)
+                    reporter.advance(micrograph=movie.micrograph, failed=str(table))
+                    continue
+                written.append(_written(movie, row, table))
+                reporter.advance(micrograph=movie.micrograph)
         reporter.done()
         if not written:
             raise InputError(f"no micrograph was written; the first: {next(iter(failed.values()))}")
@@ -161,7 +165,7 @@ class MicrographCorrection(Stage):
         InputError
             The movie or its gain cannot be used, or the memory of the device ran out.
         """
-        device = replace(device or Device(), at_once=1)
+        device = device or Device()
         shape = (movie.height, movie.width)
         if min(binned_shape(shape, self._binning(movie))) < LEAST_PX:
             raise InputError(
@@ -205,15 +209,18 @@ class _Work:
         """The results of the output folder."""
         return ResultStore(self.out / "results.zarr")
 
-    def each(
-        self, items: Iterable[tuple[Movie, str]], threads: int, device: Device
-    ) -> Iterator[xr.Dataset | InputError]:
-        """Yield the table of each movie, or why there is none."""
-        for item in items:
+    def each(self, items: Iterable[tuple[Movie, str]], threads: int, device: Device) -> Tables:
+        """Yield the table of each movie, or why there is none; a GPU that has room for two sums one while another is written."""
+
+        def tried(item: tuple[Movie, str]) -> xr.Dataset | InputError:
             try:
-                yield self(item, threads, device)
+                return self(item, threads, device)
             except InputError as error:
-                yield error
+                return error
+
+        with closing(in_order(tried, items, device.at_once if device.is_gpu and device.at_once > 1 else 0)) as found:
+            for _, table in found:
+                yield table
 
     def __call__(self, item: tuple[Movie, str], threads: int, device: Device) -> xr.Dataset:
         """Write the micrograph of a movie of a group, unless it is there as it would be now, and return its table."""

@@ -10,7 +10,7 @@ import time
 import uuid
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -113,7 +113,9 @@ class Workers:
                 self._plugins[id(session)] = weakref.ref(session), wanted, there
         return there
 
-    def each(self, work: Callable[[Item, int, Device], Any], items: Iterable[Item], device: Device) -> Iterator[Any]:
+    def each(
+        self, work: Callable[[Item, int, Device], Any], items: Iterable[Item], device: Device
+    ) -> Generator[Any, None, None]:
         """Yield ``work(item, threads, device)`` of each item in their order, or the InputError that it raised.
 
         For work that needs no session; threads and device are the worker's, the latter as ``device``.
