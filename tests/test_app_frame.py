@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -692,6 +693,25 @@ def test_who_opens_a_finished_run_sees_its_results_first(engine, project, tmp_pa
     ResultStore(tmp_path / "out/results.zarr").update_attrs(opening=relion(project).record())
     assert main(start) == 0 and served[1].first_tab == "Results"
     served[1].cancel()
+
+
+def test_the_app_ends_after_what_it_runs(tmp_path, monkeypatch):
+    runs = []
+
+    def serve(engine, *_):
+        engine.opened = run = Run(rm.DoseWeights())
+        runs.append(run)
+
+        def work():
+            while True:
+                time.sleep(0.1)
+                run.advance(0)
+
+        threading.Thread(target=run.follow, args=(work,), daemon=True).start()
+
+    monkeypatch.setattr("refmotion_nb.views.app.serve.serve", serve)
+    monkeypatch.setattr("threading.excepthook", lambda _: None)  # of the thread that is cancelled
+    assert main(["app", "--browse", str(tmp_path)]) == 0 and runs[0].state == "cancelled"
 
 
 def test_inputs_on_the_command_line_are_those_of_run(tiny, tmp_path):
