@@ -247,3 +247,12 @@ def test_a_login_finds_back_behind_a_prefix(tmp_path, monkeypatch):
         state = re.search(r'name="state" type="hidden" value="(.*?)"', asked.read().decode())[1]
         answer = person.open(asked.url, urlencode({"state": state, "name": "ann"}).encode())
         assert answer.url == served.url and "The app needs JavaScript" in answer.read().decode()
+
+
+def test_a_page_says_that_it_is_cut_off(browser, tmp_path):
+    with serving(tmp_path) as served:
+        page = browser.open(served.owner_url)
+        lost = page.get_by_text("The connection to the app is lost")
+        assert not lost.is_visible()
+    lost.wait_for()
+    page.get_by_role("link", name="Reload the page").wait_for()

@@ -232,8 +232,11 @@ def test_empty_tabs_say_what_to_do_next(tmp_path):
 
 
 def test_the_code_reproduces_the_run(done, tmp_path, monkeypatch):
-    monkeypatch.setattr(done, "opening", replace(done.opening, arguments={**done.opening.arguments, "root": "P1"}))
+    more = {"root": "P1", "first_frame": 1, "last_frame": 7, "hot_pixel_threshold": 6.0}
+    monkeypatch.setattr(done, "opening", replace(done.opening, arguments={**done.opening.arguments, **more}))
     assert f"root={str(done.roots.folders[0] / 'P1')!r}," in code_of(done)  # it may be run from anywhere
+    assert "last_frame=7" in code_of(done)
+    assert "first_frame" not in code_of(done) and "hot_pixel" not in code_of(done)  # as they are without being said
     monkeypatch.undo()
     code = code_of(done)
     assert "rm.plots.fsc(job.validation)" in code and "'spatial_strength': 1.5" in code

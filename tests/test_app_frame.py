@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,7 +35,7 @@ from refmotion_nb.stages.job import STAGES
 from refmotion_nb.stages.runs import Cancelled, Run
 from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.fields import Field, fields_of
-from refmotion_nb.views.app.form import ProgramForm
+from refmotion_nb.views.app.form import OpeningForm, ProgramForm
 from refmotion_nb.views.app.header import Header, now_line
 from refmotion_nb.views.app.opening import Opening, files_of
 from refmotion_nb.views.app.page import Page
@@ -692,6 +693,33 @@ def test_who_opens_a_finished_run_sees_its_results_first(engine, project, tmp_pa
     ResultStore(tmp_path / "out/results.zarr").update_attrs(opening=relion(project).record())
     assert main(start) == 0 and served[1].first_tab == "Results"
     served[1].cancel()
+
+
+def test_what_is_not_filled_in_is_told_of_the_program_in_front(engine):
+    form = OpeningForm(engine.roots, engine.check, engine.open, engine.example)
+    form.check.clicks += 1
+    assert form.problem.visible and "half map 1" in form.problem.object
+    form.source.value = "CryoSPARC"
+    assert not form.problem.visible
+
+
+def test_the_app_ends_after_what_it_runs(tmp_path, monkeypatch):
+    runs = []
+
+    def serve(engine, *_):
+        engine.opened = run = Run(rm.DoseWeights())
+        runs.append(run)
+
+        def work():
+            while True:
+                time.sleep(0.1)
+                run.advance(0)
+
+        threading.Thread(target=run.follow, args=(work,), daemon=True).start()
+
+    monkeypatch.setattr("refmotion_nb.views.app.serve.serve", serve)
+    monkeypatch.setattr("threading.excepthook", lambda _: None)  # of the thread that is cancelled
+    assert main(["app", "--browse", str(tmp_path)]) == 0 and runs[0].state == "cancelled"
 
 
 def test_inputs_on_the_command_line_are_those_of_run(tiny, tmp_path):

@@ -281,6 +281,22 @@ def test_the_widget_follows_its_sliders(model):
     assert explorer.tracks.attrs["strength"] != 2.0
 
 
+def test_a_page_without_widgets_has_a_picture_which_they_hide(model, monkeypatch):
+    explorer, shown = rm.PriorExplorer(model), []
+    monkeypatch.setattr("refmotion_nb.views.widgets.explorer.display", lambda item, raw=False: shown.append(item))
+    explorer._ipython_display_()
+    widget, still = shown
+    assert widget is explorer.box and still["text/plain"] == repr(explorer)
+    html = still["text/html"]
+    assert (
+        html.startswith('<div class="rm-still">')
+        and html.count("<svg") == 3
+        and "sliders need a running notebook" in html
+    )
+    assert drawing.text(model, model.snapshot) in html and len(html) < 100_000
+    assert ".rm-still { display: none }" in explorer.box.children[0].value
+
+
 def test_who_looks_on_moves_no_slider_of_the_pane(model):
     pane = explorer_pane(model, viewer=Viewer("guest", False))
     at = pane.sliders["strength"].value

@@ -440,6 +440,8 @@ def test_what_is_finished_is_kept_and_what_is_not_is_done(moving, tmp_path):
     report = (out / "report.html").read_text(encoding="utf-8")
     assert "by measured weights (of dose_weights.nc)" in report
     assert re.search(rf"dose weights</td>\s*<td[^>]*>{re.escape(str(weights))}</td>", report)
+    noted = rm.ResultStore(out / "results.zarr").attrs["micrographs"]
+    assert noted["settings"] == {"local_motion": False} and "binning" in noted["defaults"]  # what was given, no more
 
 
 def test_a_movie_that_cannot_be_used_is_named_and_the_others_are_written(moving, tmp_path, capsys):

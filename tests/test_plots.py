@@ -98,10 +98,12 @@ def test_everything_is_drawn_with_units_and_can_be_restyled(function, kind, seve
 
 def test_rays_are_all_there_with_why_they_ended():
     search = fake_search()
+    search["strength"].attrs["units"] = "(e/Å²)/Å²"
     plot = plots.rays(search)
     assert len(plot) == 3 and "500 Å" in title(panels(plot)[0])
     steps = [points for points in elements(plot, hv.Points) if "why" not in points and points.label != "best step"]
     assert [d.name for d in steps[0].kdims] == ["strength", "balance"]
+    assert steps[0].kdims[0].pprint_label == "Total prior strength, (e/Å²)/Å²"
     assert sum(map(len, steps)) == np.isfinite(search["cv_score"].values).sum()
     ends = [points for points in elements(plot, hv.Points) if "why" in points]
     words = [w for points in ends for w in points.dimension_values("why") if w]

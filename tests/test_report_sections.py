@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from html import unescape
+from io import BytesIO
 from pathlib import Path
 
 import job
@@ -29,9 +31,11 @@ from fake_results import (
     fill,
     text_of,
 )
+from PIL import Image
 from relion_project import MICROGRAPHS, PARTICLES, edit, make_project, reference
 
 import refmotion_nb as rm
+from refmotion_nb.data.maps import write_map
 from refmotion_nb.data.store import ResultStore
 from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.stages.describe import describe_inputs
@@ -248,6 +252,29 @@ def test_what_was_gained_by_what(store: ResultStore) -> None:
     assert "trajectories alone account for a loss of 0.20 Å (3.20 Å)" in report_maps.gains(worse)[0]
     other = fake_validation().assign_coords(combination=["a", "b", "c", "d"])
     assert "d accounts for 0.69 Å" in report_maps.gains(other)[0]
+
+
+def test_maps_before_and_after_are_pictures_in_the_same_greys(store: ResultStore) -> None:
+    store.write("validation", fake_validation(2))
+    maps = store.path.parent / "Maps"
+    maps.mkdir()
+    noise = np.random.default_rng(0).normal(size=(420, 420)).astype(np.float32)
+    for name, contrast in (("rigid_1", 0.5), ("weights_1", 0.7), ("both_1", 1.0)):
+        volume = np.zeros((3, 420, 420), np.float32)
+        volume[1] = contrast * noise
+        write_map(maps / f"{name}.mrc", volume, 0.85)
+    (maps / "both_2.mrc").write_bytes((maps / "both_1.mrc").read_bytes()[:5000])  # not a whole one
+    html = render_report(store, title="t")
+    (drawn,) = re.findall(r'<figure class="card pictures">(.*?)</figure>', html, re.DOTALL)
+    assert "Map, central slice, reference 1" in drawn and len(drawn) < 100_000
+    first, last = figures_of(drawn)
+    assert "rigid: central slice" in first and "both: central slice" in last
+    spread = []
+    for one in (first, last):
+        png = Image.open(BytesIO(base64.b64decode(re.findall(r"base64,([^\"]+)", one)[0])))
+        assert png.size == (140, 140)
+        spread.append(np.asarray(png.convert("L"), float).std())
+    assert spread[1] == pytest.approx(2 * spread[0], rel=0.1)
 
 
 def test_curves_that_do_not_end_are_said_to_be_limited_by_pixels() -> None:

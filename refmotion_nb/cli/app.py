@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ OAUTH = {
 NO_KEY, NO_SECRET = ("pam",), ("pam", "password", "auth_code")  # providers that do without
 PATHS = ("particles", "micrographs", "exposures", "volume", "half1", "half2", "mask", "fsc", "gain")  # options
 URLS = ("AUTHORIZE_URL", "TOKEN_URL")  # of a generic one
+LAST_S = 60.0  # at most, until what runs has ended
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -158,8 +160,20 @@ def run(options: argparse.Namespace) -> int:
         engine.first_tab = "Results"
     if opening is not None:
         engine.open(opening)
-    serve(engine, access, options.show, _say)
+    try:
+        serve(engine, access, options.show, _say)
+    finally:
+        _end(engine)
     return 0
+
+
+def _end(engine: Any) -> None:
+    """Stop what is going on and wait for its end: threads that are cut off as they compute can abort the process."""
+    engine.cancel()
+    end = time.monotonic() + LAST_S
+    for run in (engine.opened, engine.checked, *engine.runs):
+        if run is not None:
+            run.ends_within(max(0.0, end - time.monotonic()))
 
 
 def _opening(options: argparse.Namespace) -> tuple[Any, str]:

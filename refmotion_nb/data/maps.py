@@ -77,6 +77,22 @@ def map_header(path: str | Path) -> tuple[tuple[int, int, int], float]:
     return shape, round(float(voxel[0]), 6)
 
 
+def middle_section(path: Path) -> tuple[np.ndarray, float]:
+    """Read the section through the middle of a map as ``write_map`` writes it: (y, x) and the pixel size in Å.
+
+    Raises
+    ------
+    InputError
+        It is not such a map, or not all of it.
+    """
+    shape, pixel_size_A = map_header(path)
+    if not is_whole(path, shape):
+        raise InputError(f"{path} is not a whole map of 32-bit values; make it again")
+    n = shape[1] * shape[2]
+    values = np.fromfile(path, "<f4", n, offset=HEADER_BYTES + 4 * n * (shape[0] // 2))
+    return values.reshape(shape[1:]), pixel_size_A
+
+
 def write_map(path: str | Path, volume: np.ndarray, pixel_size_A: float) -> None:
     """Write a volume (z, y, x) as MRC mode 2; atomically."""
     _write(path, volume, pixel_size_A, False, is_volume=True)

@@ -103,7 +103,8 @@ class MicrographCorrection(Stage):
             inputs = describe_movies(data, tracks, None if dose is None else dose.encoding.get("source"))
             # beside what a run in the same folder notes of itself
             before = work.store.attrs.get("micrographs", {})
-            work.store.update_attrs(micrographs=record((type(self),), self.settings(), inputs, command, before))
+            given = {name: value for name, value in self.settings().items() if value != self.param[name].default}
+            work.store.update_attrs(micrographs=record((type(self),), given, inputs, command, before))
             items = list(zip(data.movies, data.groups))
             tables = workers.each(work, items, device) if workers else work.each(items, threads or cpu_count(), device)
             return self._run(data, work, tables, reporter or Silent(), image_root)

@@ -149,7 +149,7 @@ class Validation(Alignment):
                         compared = Compared.of(maps, mask, grid, session.threads)
                         found[number].append(compared)
                         if out and combination.file_name in kept:
-                            path = _map_path(out, combination, number, len(rotations))
+                            path = map_path(out, combination, number, len(rotations))
                             _write_maps(path, maps, compared, grid, session.threads)
                         reporter.advance(combination=combination.name)
                 reporter.done()
@@ -200,7 +200,7 @@ class Validation(Alignment):
     def maps_are_there(self, out: Path, n_references: int, combinations: tuple[Combination, ...]) -> bool:
         """Return whether the maps that ``run`` writes for these combinations are in ``out``."""
         kept = [c for c in combinations if c.file_name in self.combinations_to_write()]
-        paths = [_map_path(out, c, number, n_references) for c in kept for number in range(n_references)]
+        paths = [map_path(out, c, number, n_references) for c in kept for number in range(n_references)]
         return all(path.exists() for whole in paths for path in (whole, *_half_paths(whole)))
 
     def _back_project(
@@ -263,7 +263,8 @@ def remove_maps(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _map_path(out: Path, combination: Combination, number: int, n_references: int) -> Path:
+def map_path(out: Path, combination: Combination, number: int, n_references: int) -> Path:
+    """Return where the sharpened map of a combination and a reference (from 0) is written."""
     ending = f"_{number + 1}" if n_references > 1 else ""
     return out / "Maps" / f"{combination.file_name}{ending}.mrc"
 

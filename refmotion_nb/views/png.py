@@ -14,9 +14,10 @@ _VIRIDIS = (
 ).split()
 
 
-def png_of_levels(levels: np.ndarray) -> bytes:
-    """Return a PNG of ``levels`` (row, column): 0 to 254 through the colour scale, 255 transparent."""
-    anchors = np.array([list(bytes.fromhex(colour)) for colour in _VIRIDIS], float)
+def png_of_levels(levels: np.ndarray, grey: bool = False) -> bytes:
+    """Return a PNG of ``levels`` (row, column): 0 to 254 through the colour scale, or black to white; 255 transparent."""
+    scale = ("000000", "ffffff") if grey else _VIRIDIS
+    anchors = np.array([list(bytes.fromhex(colour)) for colour in scale], float)
     at = np.linspace(0, len(anchors) - 1, 255)
     palette = np.stack([np.interp(at, np.arange(len(anchors)), channel) for channel in anchors.T], axis=-1)
     colours = palette.round().astype(np.uint8).tobytes() + bytes(3)

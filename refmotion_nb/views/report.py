@@ -75,9 +75,10 @@ def render_report(results: ResultStore | xr.DataTree, *, title: str, micrographs
     each = {name: _some(results, name, limit) for name, limit in limits.items()}
     attrs = {str(name): value for name, value in results.attrs.items()}
     there = {*groups, *(name for name, found in each.items() if found)}
+    out = results.path.parent if isinstance(results, ResultStore) else None
     shown = {
         name: body
-        for name, body in _sections(groups, each, attrs, there, len(_names(results, "tracks")), remark).items()
+        for name, body in _sections(groups, each, attrs, there, len(_names(results, "tracks")), remark, out).items()
         if body
     }
     links = "".join(f'<a href="#{_anchor(name)}">{name}</a>' for name in shown)
@@ -96,7 +97,7 @@ def render_report(results: ResultStore | xr.DataTree, *, title: str, micrographs
 
 def _sections(
     groups: Mapping[str, xr.Dataset], each: Mapping[str, Mapping[str, xr.Dataset]], attrs: Mapping[str, Any],
-    there: set[str], total: int, remark: str,
+    there: set[str], total: int, remark: str, out: Path | None,
 ) -> dict[str, str]:  # fmt: skip
     """Return the sections by heading; one without anything to show is empty."""
     inputs, dose = mapping(attrs, "inputs"), groups.get("dose_weights")
@@ -106,7 +107,7 @@ def _sections(
         "Hyperparameters": search_section(groups.get("search"), inputs, dose),
         "Trajectories": tracks_section(each["tracks"], total),
         "Dose weights": dose_section(dose),
-        "Maps": maps_section(groups.get("validation")),
+        "Maps": maps_section(groups.get("validation"), out),
         "Micrographs": micrographs_section(groups.get("corrected_micrographs"), each["micrographs"], attrs),
         "Noise": noise_section(each["noise"]),
         "Run": run_section(attrs),

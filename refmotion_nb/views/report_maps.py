@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from refmotion_nb.data.maps import middle_section
+from refmotion_nb.data.schema import InputError
+from refmotion_nb.stages.validation import COMBINATIONS, map_path
 from refmotion_nb.views.report_html import CATEGORIES, Decimals, fixed, grid, label, paragraphs, table, titled
-from refmotion_nb.views.svg import Axis, Legend, Line, figure, line_drawing, panels
+from refmotion_nb.views.svg import Axis, Legend, Line, figure, heat_drawing, line_drawing, panels
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -30,15 +34,22 @@ _MASK = (
     "left to agree on: what the dotted curve shows there is made by the mask alone, and is taken off the masked curve to give "
     "the corrected one (thick). Good: the dotted curve drops to near 0. If it does not, use a wider, softer mask."
 )
+_SLICE = (
+    "The slice through the middle of the maps, in the same greys: of the mean of both half maps, weighted by the FSC and "
+    "sharpened. They lie in the folder Maps. Good: the particle shows finer detail after the correction. How much of it can be "
+    "trusted the FSC says, not the picture: sharpened noise looks fine, too."
+)
+_SIDE = 200  # px of a slice at most
+_GREYS = 64  # more take room and are not told apart
 _SINGLE = {"fsc_unmasked": ("no mask", "thin"), "fsc_masked": ("masked", ""),
            "fsc_randomised": ("random phases, masked", "dots"), "fsc_corrected": ("corrected", "thick")}  # fmt: skip
 
 
-def maps_section(validation: xr.Dataset | None) -> str:
-    """Return FSC curves, resolutions and what was gained; empty without results."""
+def maps_section(validation: xr.Dataset | None, out: Path | None = None) -> str:
+    """Return FSC curves, resolutions, what was gained, and slices of the maps in ``out``; empty without results."""
     if validation is None:
         return ""
-    curves = [*fsc(validation), *_mask_effect(validation)]
+    curves = [*fsc(validation), *_mask_effect(validation), *(slices(validation, out) if out else ())]
     return paragraphs(gains(validation)) + grid(curves, "stack") + titled("Resolutions", resolution_table(validation))
 
 
@@ -107,6 +118,36 @@ def _mask_effect(validation: xr.Dataset) -> Iterator[str]:
         drawing = line_drawing("What the mask does", x, y, lines, rules=[(0.143, "0.143")], size=(430, 270))
         title = _title(validation, reference, f"What the mask does ({names_of(validation)[last]})")
         yield figure(title, drawing, _MASK, legend=legend, css="half")
+
+
+def slices(validation: xr.Dataset, out: Path) -> Iterator[str]:
+    """Yield the central slices of the first and the last combination of which ``out`` has maps, for each reference."""
+    several, known = validation.sizes.get("reference", 1), names_of(validation)
+    for reference in _references(validation):
+        paths = {one.name: map_path(out, one, reference, several) for one in COMBINATIONS if one.name in known}
+        there = [name for name, path in paths.items() if path.is_file()]
+        try:
+            sections = {name: middle_section(paths[name]) for name in there[:: max(1, len(there) - 1)]}
+        except InputError:  # of the file, which somebody else may have put there
+            continue
+        if sections:
+            title = _title(validation, reference, "Map, central slice")
+            yield figure(title, panels(_pictures(sections)), _SLICE, css="pictures")
+
+
+def _pictures(sections: dict[str, tuple[np.ndarray, float]]) -> Iterator[tuple[str, str]]:
+    """Yield drawings of sections (y, x) of maps and their pixel sizes, binned where they are large, in the same greys."""
+    ends = np.array([np.percentile(section, (0.5, 99.8)) for section, _ in sections.values()])
+    greys = Axis("Density", float(ends.min()), float(max(ends.max(), ends.min() + 1e-30)))
+    for name, (section, pixel_A) in sections.items():
+        by = -(-min(section.shape) // _SIDE)
+        n = min(section.shape) // by
+        binned = section[: n * by, : n * by].reshape(n, by, n, by).mean((1, 3))
+        steps = np.round((_GREYS - 1) * np.clip(greys.at(binned), 0, 1)) / (_GREYS - 1)
+        reach = 0.5 * pixel_A * by * n
+        x, y = (Axis(f"{axis} (Å)", -reach, reach) for axis in "xy")
+        values = greys.low + steps * (greys.high - greys.low)
+        yield name, heat_drawing(f"{name}: central slice", x, y, values, greys, picture=True)
 
 
 def resolution_table(validation: xr.Dataset) -> str:

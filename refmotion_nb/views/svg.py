@@ -259,14 +259,21 @@ def heat_drawing(
     *,
     marks: Iterable[Mark] = (),
     size: tuple[int, int] = (400, 270),
+    picture: bool = False,
 ) -> str:
-    """Return the SVG of ``values`` (row, column), the first row at the bottom; axes end where the image ends."""
+    """Return the SVG of ``values`` (row, column), the first row at the bottom; axes end where the image ends.
+
+    A ``picture`` is grey, and as high as it is wide.
+    """
     widest = max((len(text) for _, text in colour.ticks()), default=4)
-    plot = Plot(x, y, size, (46, 10, 54 + 6 * widest, 53 if x.resolution else 42))
+    margins = 46, 10, 54 + 6 * widest, 53 if x.resolution else 42
+    if picture:
+        size = size[0], size[0] - margins[0] - margins[2] + margins[1] + margins[3]
+    plot = Plot(x, y, size, margins)
     left, top, width, height = plot.box
-    image = _image(_levels(values, colour)[::-1], left, top, width, height)
+    image = _image(_levels(values, colour)[::-1], left, top, width, height, picture)
     bar_left = left + width + 10
-    bar = _image(np.arange(254, -1, -1).astype(np.uint8)[:, None], bar_left, top, 10, height)
+    bar = _image(np.arange(254, -1, -1).astype(np.uint8)[:, None], bar_left, top, 10, height, picture)
     ticks = "".join(
         f'<text x="{bar_left + 13}" y="{_n(top + (1 - float(colour.at(value))) * height + 3.5)}">{text}</text>'
         for value, text in colour.ticks()
@@ -416,8 +423,8 @@ def _levels(values: np.ndarray, colour: Axis) -> np.ndarray:
     return np.where(np.isfinite(fraction), np.nan_to_num(fraction) * 254, 255).round().astype(np.uint8)
 
 
-def _image(levels: np.ndarray, left: float, top: float, width: float, height: float) -> str:
-    data = base64.b64encode(png_of_levels(levels)).decode("ascii")
+def _image(levels: np.ndarray, left: float, top: float, width: float, height: float, grey: bool) -> str:
+    data = base64.b64encode(png_of_levels(levels, grey)).decode("ascii")
     return (
         f'<image x="{_n(left)}" y="{_n(top)}" width="{_n(width)}" height="{_n(height)}" preserveAspectRatio="none" '
         f'href="data:image/png;base64,{data}"/>'

@@ -167,6 +167,7 @@ class OpeningForm:
 
     def _turn(self, form: ProgramForm) -> None:
         self.program[:], self.roots_of[:] = [form.view], [form.root.view]
+        parts.tell(self.problem, "")  # of the other program's fields
 
     def enable(self, may_run: bool, idle: bool) -> None:
         """Let it be used, or not."""

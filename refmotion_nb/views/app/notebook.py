@@ -44,7 +44,7 @@ def _opening(engine: Engine) -> str:
         return "# the data were handed to the app by a notebook: put its own line here\n# data = rm.open_relion(...)"
     with suppress(InputError):  # the folder is none of the app's any more
         opening = opening.placed(engine.roots)  # a notebook may be run from anywhere
-    call = f"rm.{opening.function}({_arguments(opening.arguments)})"
+    call = f"rm.{opening.function}({_arguments(opening.given)})"
     return f"data = {call}{'.open()' if opening.function == 'example' else ''}\nsession = rm.Session(data)\nsession"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,6 +33,13 @@ class Opening:
     def can_pause(self) -> bool:
         """Whether opening reports, and so can wait; files are read in one go."""
         return self.function == "example"
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The arguments that are not at the function's defaults."""
+        functions: dict[str, Any] = {"open_relion": open_relion, "open_cryosparc": open_cryosparc, "example": example}
+        usual = {name: one.default for name, one in signature(functions[self.function]).parameters.items()}
+        return {name: value for name, value in self.arguments.items() if name not in usual or value != usual[name]}
 
     def open(self, roots: Roots, run: Run | None = None) -> Dataset:
         """Return the data; ``run`` is told how far it is, and may be cancelled.

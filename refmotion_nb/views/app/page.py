@@ -7,6 +7,7 @@ from time import monotonic
 from typing import Any
 
 import panel as pn
+from bokeh.models import CustomJS
 
 from refmotion_nb.views.app import parts
 from refmotion_nb.views.app.design import DARK, Look, Surroundings, making, variables
@@ -25,6 +26,7 @@ address.searchParams.set("{QUERY}", cb_obj.labels[cb_obj.active]);
 history.replaceState(null, "", address);
 scrollTo(0, 0);  // not where the tab before was
 """
+_LOST = "document.querySelector('.rm-lost').hidden = false"
 
 
 class Page:
@@ -140,6 +142,7 @@ class Page:
         if pn.state.curdoc is not None and pn.state.curdoc.session_context is not None:
             pn.state.onload(lambda: self.engine.join(self.viewer))  # not before a browser is really there
             pn.state.on_session_destroyed(lambda _: self.close())
+            pn.state.curdoc.js_on_event("connection_lost", CustomJS(code=_LOST))
         else:
             self.engine.join(self.viewer)
         return self

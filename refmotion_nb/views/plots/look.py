@@ -84,11 +84,18 @@ def heading(*parts: str) -> str:
     return text if not parts or parts[0] else text[:1].upper() + text[1:]
 
 
+class _Dimension(hv.Dimension):
+    """One whose unit has brackets of its own, so that it stands behind a comma."""
+
+    unit_format = ", {unit}"
+
+
 def dimension(variable: xr.DataArray) -> hv.Dimension:
     """Return what a variable is as an axis: its long name and unit."""
     text = str(variable.attrs.get("long_name", variable.name))
-    unit = str(variable.attrs.get("units", "")).replace("(", "").replace(")/", " per ")
-    return hv.Dimension((str(variable.name), text[:1].upper() + text[1:]), unit=unit if unit not in ("", "1") else None)
+    unit = str(variable.attrs.get("units", ""))
+    kind = _Dimension if "(" in unit else hv.Dimension
+    return kind((str(variable.name), text[:1].upper() + text[1:]), unit=unit if unit not in ("", "1") else None)
 
 
 def resolution_ticks(plot: Any, element: Any) -> None:

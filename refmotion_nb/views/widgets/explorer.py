@@ -9,6 +9,7 @@ from typing import Any
 
 import ipywidgets as ipw
 import xarray as xr
+from IPython.display import display
 
 from refmotion_nb.data.schema import Dataset
 from refmotion_nb.numerics.prior import Hyperparameters
@@ -23,6 +24,7 @@ from refmotion_nb.views.explorer_words import place
 from refmotion_nb.views.svg import number
 
 _STYLE = {"description_width": "62px"}
+_STILL = "rm-still"  # shown where widgets are not: in files made of the notebook, and once its kernel is gone
 
 
 class PriorExplorer:
@@ -74,8 +76,25 @@ class PriorExplorer:
         """The widget, to put among others."""
         return Panel(self.model).box
 
+    def _ipython_display_(self) -> None:
+        """Show the widget, and for pages that have no kernel a picture, which the widget hides."""
+        display(self.box)
+        display({"text/html": self.still(), "text/plain": repr(self)}, raw=True)
+
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         return self.box._repr_mimebundle_(**kwargs)
+
+    def still(self) -> str:
+        """Return what is shown at the moment as HTML, without sliders."""
+        model, snapshot = self.model, self.model.snapshot
+        told = drawing.html("<small>As it was when the cell was run; sliders need a running notebook.</small>")
+        numbers = drawing.html(f'<div class="numbers">{drawing.numbers(snapshot)}</div>')
+        drawn = (drawing.trajectories(model, snapshot, 450), f"{numbers}{drawing.trail(model, snapshot)}")
+        columns = "".join(f'<div style="flex: 0 1 450px">{one}</div>' for one in drawn)
+        return (
+            f'<div class="{_STILL}">{style_sheet()}{told}<div style="display: flex; flex-wrap: wrap; gap: 0 16px">{columns}</div>'
+            f"{drawing.text(model, snapshot)}</div>"
+        )
 
     def __repr__(self) -> str:
         now = self.model.snapshot.now
@@ -116,7 +135,7 @@ class Panel:
         left = ipw.VBox([ipw.HBox([self.motion, self.magnified]), self.picture], layout={"width": "450px"})
         right = ipw.VBox([*controls, self.numbers, self.trail], layout={"width": "410px"})
         both = ipw.HBox([left, right], layout={"flex_flow": "row wrap", "grid_gap": "0 16px"})
-        return ipw.VBox([ipw.HTML(style_sheet()), both, self.text])
+        return ipw.VBox([ipw.HTML(f"{style_sheet()}<style>.{_STILL} {{ display: none }}</style>"), both, self.text])
 
     def _connect(self) -> None:
         for name, slider in self.sliders.items():
