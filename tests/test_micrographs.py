@@ -519,6 +519,9 @@ def test_micrographs_of_an_optics_group_with_two_pixel_sizes_are_two_groups(movi
     assert blocks["optics"]["rlnMicrographPixelSize"].tolist() == [1.6, 3.2]
     assert blocks["micrographs"]["rlnOpticsGroup"].tolist() == blocks["optics"]["rlnOpticsGroup"].tolist() == [1, 2]
     assert blocks["micrographs"]["rlnMicrographName"][0] == "./Micrographs/mic0000.mrc"
+    nameless = {**mixed.relion, "optics": mixed.relion["optics"].drop(columns="rlnOpticsGroupName")}
+    rm.MicrographCorrection().run(replace(mixed, relion=nameless), None, tmp_path, threads=2)
+    assert starfile.read(tmp_path / "corrected_micrographs.star")["optics"]["rlnOpticsGroup"].tolist() == [1, 2]
 
 
 def test_the_dose_noted_is_that_of_the_fractions_that_motion_is_listed_for(moving, tmp_path):

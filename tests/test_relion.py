@@ -9,7 +9,7 @@ from relion_project import MICROGRAPHS, PARTICLES, edit, make_project, motion_bl
 
 from refmotion_nb.data.check import check_dataset, left_out
 from refmotion_nb.data.relion.micrographs import match_micrographs, short_names, strip_job
-from refmotion_nb.data.relion.project import open_relion, survey
+from refmotion_nb.data.relion.project import open_movies, open_relion, survey
 from refmotion_nb.data.schema import InputError, Reference
 from refmotion_nb.data.star import read_star, write_star
 from refmotion_nb.stages.describe import describe_inputs
@@ -69,6 +69,13 @@ def test_root_is_found(project, monkeypatch):
     assert data.movies[0].path == project / "Movies/a.mrcs"
     monkeypatch.chdir(project)
     assert open_relion(PARTICLES, MICROGRAPHS, reference()).movies[0].path == project / "Movies/a.mrcs"
+
+
+def test_optics_groups_need_no_names(project):
+    for path in (PARTICLES, MICROGRAPHS):
+        edit(project / path, "optics", without("rlnOpticsGroupName"))
+    assert opened(project).optics[0].name == "1"
+    assert open_movies(project / MICROGRAPHS, project).groups == ("1", "1", "1")
 
 
 def test_options_replace_what_the_files_say(project):

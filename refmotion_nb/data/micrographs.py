@@ -136,7 +136,8 @@ def _with_pixel_sizes(
             if i:
                 number += 1
                 part["rlnOpticsGroup"] = number
-                part["rlnOpticsGroupName"] = f"{part['rlnOpticsGroupName'].iloc[0]}_{pixel:g}A"
+                if "rlnOpticsGroupName" in part.columns:
+                    part["rlnOpticsGroupName"] = f"{part['rlnOpticsGroupName'].iloc[0]}_{pixel:g}A"
                 new_group[(group == old) & (size == pixel)] = number
             parts.append(part)
     rows["rlnOpticsGroup"] = new_group

@@ -221,7 +221,8 @@ def open_movies(
     usable = [i for i, name in enumerate(names) if name not in reasons]
     shorts = short_names(names)
     optics = table(read_star(path, ("optics",)), "optics")
-    called = dict(zip(optics["rlnOpticsGroup"], optics["rlnOpticsGroupName"].astype(str)))
+    label = "rlnOpticsGroupName" if "rlnOpticsGroupName" in optics.columns else "rlnOpticsGroup"  # as for particles
+    called = dict(zip(optics["rlnOpticsGroup"], optics[label].astype(str)))
     number = (
         rows["rlnOpticsGroup"] if "rlnOpticsGroup" in rows.columns else optics["rlnOpticsGroup"].iloc[[0] * len(rows)]
     )
