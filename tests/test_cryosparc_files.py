@@ -254,6 +254,12 @@ def test_bad_tables(tmp_path, kind, message):
     assert "\n" not in str(error.value)
 
 
+def test_names_in_other_encodings_are_told():
+    rows = table({"uid": np.arange(2, dtype=np.uint64), "movie_blob/path": np.array([b"a.tif", b"J1/caf\xe9.tif"])})
+    with pytest.raises(InputError, match=r"^movie_blob/path J1/caf\\xe9.tif is not UTF-8; rename the file"):
+        text(rows, "movie_blob/path")
+
+
 def test_a_group_that_does_not_count_its_items(tmp_path):
     """Programs that select particles write such."""
     (tmp_path / "x.csg").write_text("results: {blob: {metafile: '>x.cs', num_items: null, type: particle.blob}}")

@@ -79,10 +79,15 @@ def write_cs(path: str | Path, rows: np.ndarray) -> None:
 
 
 def text(rows: np.ndarray, name: str) -> list[str]:
-    """Return a column of strings; empty strings where there is no such column."""
+    """Return a column of strings; empty strings where there is no such column, InputError where one is not UTF-8."""
     if name not in names(rows):
         return [""] * len(rows)
-    return [value.decode() if isinstance(value, bytes) else str(value) for value in rows[name].tolist()]
+    try:
+        return [value.decode() if isinstance(value, bytes) else str(value) for value in rows[name].tolist()]
+    except UnicodeDecodeError as error:
+        word = error.object.decode("ascii", "backslashreplace")
+        raise InputError(f"{name} {word} is not UTF-8; rename the file (convmv --notest -f latin1 -t utf-8) and import it "
+                         "into CryoSPARC again") from None  # fmt: skip
 
 
 def names(rows: np.ndarray) -> tuple[str, ...]:
