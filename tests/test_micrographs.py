@@ -24,6 +24,7 @@ from refmotion_nb.data.cryosparc.csfile import read_csg
 from refmotion_nb.data.micrographs import MovieTable, WrittenMicrograph, write_relion
 from refmotion_nb.data.movies.reader import open_movie
 from refmotion_nb.data.relion.motion import initial_displacement
+from refmotion_nb.data.relion.results import write_bfactors
 from refmotion_nb.data.star import read_star, write_star
 from refmotion_nb.data.store import write_netcdf
 from refmotion_nb.data.synthetic.simulate import simulate, trajectory_error_A
@@ -456,6 +457,9 @@ def test_particles_and_half_maps_are_not_asked_for_but_may_be_given(moving, tmp_
     assert "not needed for micrographs: --particles" in capsys.readouterr().err
     assert run(moving.folder, tmp_path / "out", "--dose-weights", "bfactors.star") == 1
     assert "give --half1" in said(capsys)[-1]
+    write_bfactors(tmp_path / "bfactors.star", np.zeros(8), np.zeros(8))
+    weights = ["--dose-weights", str(tmp_path / "bfactors.star"), "--half1", "Ref/half1.mrc"]  # from the root
+    assert run(moving.folder, tmp_path / "out", *weights) == 0
     assert run(moving.folder, tmp_path / "out", "--binning", "0.5") == 1
     assert "binning" in said(capsys)[-1]
 

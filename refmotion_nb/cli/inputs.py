@@ -9,6 +9,7 @@ from typing import Any
 
 from refmotion_nb.cli.options import add_parameter, declared, path
 from refmotion_nb.data.cryosparc.project import open_cryosparc
+from refmotion_nb.data.relion.micrographs import from_root
 from refmotion_nb.data.relion.project import open_relion
 from refmotion_nb.data.relion.results import open_postprocess
 from refmotion_nb.data.schema import Dataset, InputError, Reference
@@ -50,8 +51,9 @@ def opened(options: argparse.Namespace) -> Dataset:
 
 def references(options: argparse.Namespace) -> list[Reference]:
     """Return the references that the options name; InputError where they do not go together."""
-    if options.fsc and not (options.half1 or options.half2):
-        named = [open_postprocess(path, options.root)[0] for path in options.fsc]
+    curves: list[Path] = [from_root(path, options.root) for path in options.fsc]
+    if curves and not (options.half1 or options.half2):
+        named = [open_postprocess(path, options.root)[0] for path in curves]
         if options.mask and len(options.mask) != len(named):
             raise InputError(f"{len(options.mask)} --mask for {len(named)} --fsc; give one for each, or none")
         return [replace(one, mask=mask) for one, mask in zip(named, options.mask)] if options.mask else named
@@ -63,10 +65,9 @@ def references(options: argparse.Namespace) -> list[Reference]:
         raise InputError(f"{len(options.mask)} --mask for {len(options.half1)} references; give one for each, or none")
     if options.fsc and len(options.fsc) != len(options.half1):
         raise InputError(f"{len(options.fsc)} --fsc for {len(options.half1)} references; give one for each, or none")
-    curves = options.fsc or [None] * len(options.half1)
-    named = [open_postprocess(path, options.root)[0].mask for path in options.fsc]
+    named = [open_postprocess(path, options.root)[0].mask for path in curves]
     masks = options.mask or named or [None] * len(options.half1)
-    return [Reference(*files) for files in zip(options.half1, options.half2, masks, curves)]
+    return [Reference(*files) for files in zip(options.half1, options.half2, masks, curves or [None] * len(masks))]
 
 
 def input_settings(options: argparse.Namespace) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from refmotion_nb.data.cryosparc.project import open_exposures
 from refmotion_nb.data.files import writable
 from refmotion_nb.data.maps import map_header
 from refmotion_nb.data.micrographs import MovieTable
+from refmotion_nb.data.relion.micrographs import from_root
 from refmotion_nb.data.relion.project import open_movies
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.data.store import ResultStore
@@ -118,7 +119,7 @@ def _dose_weights(options: argparse.Namespace, data: MovieTable) -> xr.Dataset |
     if options.dose_weights.suffix == ".star":
         if not options.half1:
             raise InputError(f"{options.dose_weights} does not say at which frequencies; give --half1 of its reference")
-        (box, _, _), pixel_A = map_header(options.half1[0])
+        (box, _, _), pixel_A = map_header(from_root(options.half1[0], options.root))
     return read_weights(options.dose_weights, data.movies, box, pixel_A, options.dose_weights_last_frequency_per_A)
 
 
