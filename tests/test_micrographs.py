@@ -360,6 +360,22 @@ def test_relions_table_leads_to_micrographs_and_their_motion(moving, tmp_path):
     assert "micrographs written" in (out / "run.log").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("out", ["Corrected", "../Corrected"])
+def test_names_start_at_the_project_wherever_the_command_is_given(moving, tmp_path, monkeypatch, out):
+    root = shutil.copytree(moving.folder, tmp_path / "project")
+    (root / "below").mkdir()
+    monkeypatch.chdir(root / "below")
+    listed = ["--micrographs", "../MotionCorr/corrected_micrographs.star"]
+    assert main(["micrographs", *listed, "--out", out, "--threads", "2"]) == 0
+    given = ["--particles", "../Extract/particles.star", "--half1", "../Ref/half1.mrc", "--half2", "../Ref/half2.mrc"]
+    assert main(["run", *listed, *given, *GIVEN, "--no-check-input", "--out", out, "--threads", "2"]) == 0
+    rows = read_star(Path(out) / "corrected_micrographs.star")["micrographs"]
+    images = read_star(Path(out) / "particles.star")["particles"]["rlnImageName"].str.partition("@")[2]
+    for name in (*rows["rlnMicrographName"], *rows["rlnMicrographMetadata"], *images):
+        assert (root / name).is_file() and ".." not in name and not name.startswith("/")
+    assert len(rm.open_movies(Path(out) / "corrected_micrographs.star").movies) == 2
+
+
 def test_the_sum_that_is_not_weighted_is_relions(moving):
     plain = images(moving.folder, save_nodw=True, local_motion=False)
     movie = rm.open_movies(moving.micrographs, moving.folder).movies[0]

@@ -1,11 +1,13 @@
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from relion_project import PARTICLES, make_project
 
+from refmotion_nb.data.files import listed_from
 from refmotion_nb.data.relion import results as results
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.data.star import read_star, write_star
@@ -173,3 +175,17 @@ def test_relion_reads_written_particles_and_their_stack(tmp_path):
     with mrcfile.open(tmp_path / "b.mrcs") as file:
         np.testing.assert_array_equal(file.data, images[[2, 0, 1]])
     assert read_star(tmp_path / "b.star")["optics"]["rlnImageSize"].tolist() == [32]
+
+
+def test_folders_are_listed_from_the_project_whatever_leads_there(tmp_path, monkeypatch):
+    (tmp_path / "project/below").mkdir(parents=True)
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "project")
+    (tmp_path / "project/Polish").symlink_to(tmp_path / "scratch")
+    monkeypatch.chdir(tmp_path / "project/below")
+    for root in (tmp_path / "project", tmp_path / "link", Path("..")):
+        assert listed_from(tmp_path / "project/A", root) == listed_from(Path("../A"), root) == "A"
+        assert listed_from(Path("A"), root) == "below/A"
+        assert listed_from(tmp_path / "else", root) == f"{tmp_path}/else"
+    assert listed_from(tmp_path / "project/Polish", tmp_path / "project") == "Polish"
+    assert listed_from(Path("../A"), None) == f"{tmp_path}/project/A"

@@ -6,7 +6,6 @@ import argparse
 import shlex
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import xarray as xr
@@ -72,9 +71,7 @@ def run(options: argparse.Namespace) -> int:
         with execution.opened() as workers:
             if workers:
                 console.say(f"work is done by {workers.about}")
-            table = stage.run(
-                data, dose, options.out, console, options.root or Path.cwd(), execution.threads, moved, command, workers
-            )
+            table = stage.run(data, dose, options.out, console, data.root, execution.threads, moved, command, workers)
         for name, reason in zip(table["micrograph"].values, table["reason"].values):
             if reason:
                 console.say(f"warning: {name}: {reason}")

@@ -151,7 +151,7 @@ def _read(
         movies=found.movies, particles=particles, optics=optics, skipped=(*skipped, *found.idle),
         references=tuple(_located(reference, home) for reference in references),
         tables=tuple({name: table(part.blocks, name) for name in part.blocks} for part in tables),
-        sources=(*(("particles", part.path) for part in tables), ("micrographs", micrographs)),
+        sources=(*(("particles", part.path) for part in tables), ("micrographs", micrographs)), root=home,
     )  # fmt: skip
     if references and len(references) != len(particle_paths):
         problems.append(f"{len(particle_paths)} particle files for {len(references)} references; give one for each")
