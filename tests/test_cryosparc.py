@@ -298,6 +298,17 @@ def command(project):
             str(project["volumes"]), "--root", str(project["root"])]  # fmt: skip
 
 
+def test_tables_may_be_named_from_the_root(projects, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    root = projects["cryosparc"]["root"]
+    given = {name: path.relative_to(root) for name, path in projects["cryosparc"].items()} | {"root": root}
+    for passthrough in ("", ",J5/J5_passthrough_particles.cs"):
+        given["particles"] = f"J5/particles.cs{passthrough}"
+        assert main(["check", *command(given), "--mask", "J5/J5_volume_mask_refine.mrc"]) == 0
+    assert capsys.readouterr().out.count("Ready to process") == 2
+    assert len(rm.open_exposures(given["exposures"], root).movies) == 2
+
+
 def test_a_comma_in_a_path_does_not_part_tables(projects, tmp_path, capsys):
     root = shutil.copytree(projects["cryosparc"]["root"], tmp_path / "P1, second try", symlinks=True)
     given = {

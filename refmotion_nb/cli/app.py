@@ -226,7 +226,7 @@ def recorded_opening(folder: Path) -> Any:
     for base in dict.fromkeys([Path.cwd(), *folder.absolute().parents]):
         options = _parsed(tokens[1:])
         named = [*options.particles, *options.exposures, *([options.micrographs] if options.micrographs else [])]
-        tables = [entry(_from(one, base, options.root and base / options.root)) for one in named]
+        tables = [entry(_from(one, base, options.root and base / options.root), None) for one in named]
         if all(Path(one[0] if isinstance(one, tuple) else one).is_file() for one in tables):
             return opening_of(options, base)
     raise InputError(f"{named[0]} is not found from here; start the app in the folder that the run was started in")

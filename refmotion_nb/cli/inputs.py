@@ -89,15 +89,15 @@ def is_cryosparc(options: argparse.Namespace) -> bool:
     return bool(options.exposures)
 
 
-def entry(path: Path) -> Path | tuple[str, ...]:
+def entry(path: Path, root: Path | None) -> Path | tuple[str, ...]:
     """Return a table of CryoSPARC's, or TABLE.cs,PASSTHROUGH.cs as two; the name of a file may have a comma."""
-    return tuple(str(path).split(",")) if "," in str(path) and not path.exists() else path
+    return tuple(str(path).split(",")) if "," in str(path) and not from_root(path, root).exists() else path
 
 
 def cryosparc_input(options: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of ``open_cryosparc``."""
+    given = {"exposures": options.exposures, "particles": options.particles, "volumes": options.volume}
     return {
-        "exposures": [*map(entry, options.exposures)], "particles": [*map(entry, options.particles)],
-        "volumes": [*map(entry, options.volume)], "masks": options.mask or None,
+        **{name: [entry(path, options.root) for path in paths] for name, paths in given.items()}, "masks": options.mask or None,
         "orientation": Inputs.of(vars(options)).orientation, **input_settings(options),
     }  # fmt: skip

@@ -130,7 +130,8 @@ def _open_movies(
     if not is_cryosparc(argparse.Namespace(**{**vars(options), **not_needed})):
         return open_movies(options.micrographs, **settings), moved, []
     orientation, why = _orientation(options, moved)
-    data = open_exposures([*map(entry, options.exposures)], orientation=orientation, **settings)
+    tables = [entry(path, options.root) for path in options.exposures]
+    data = open_exposures(tables, orientation=orientation, **settings)
     return data, moved and replace(moved, orientation=orientation), [why]
 
 
