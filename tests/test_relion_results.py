@@ -93,6 +93,17 @@ def test_postprocess_that_is_none(tmp_path):
         results.read_fsc(tmp_path / "c.star")
 
 
+def test_postprocess_without_a_mask(tiny, tmp_path):
+    """RELION writes no FSC that is corrected then, and names no mask."""
+    blocks = read_star(tiny.postprocess)
+    del blocks["general"]["rlnMaskName"]
+    unmasked = "rlnFourierShellCorrelationUnmaskedMaps"
+    blocks["fsc"] = blocks["fsc"][["rlnSpectralIndex", "rlnResolution", "rlnAngstromResolution", unmasked]]
+    write_star(tmp_path / "post.star", blocks)
+    reference, fsc = results.open_postprocess(tmp_path / "post.star", tiny.folder)
+    assert reference.mask is None and fsc.tolist() == blocks["fsc"][unmasked].tolist()
+
+
 def test_text_in_place_of_numbers(tmp_path):
     results.write_bfactors(tmp_path / "bfactors.star", np.array([-1.5, -2.5]), np.array([0.0, -0.5]))
     damaged = (tmp_path / "bfactors.star").read_text().replace("-2.5", "-2.x")

@@ -108,7 +108,8 @@ def read_fsc(path: str | Path) -> np.ndarray:
         The file holds no FSC, its shells are not numbered from 0, or a value is text.
     """
     rows = table(read_star(path, ("fsc",)), "fsc")
-    labels = ("rlnFourierShellCorrelationCorrected", "rlnFourierShellCorrelation")
+    # the second where RELION was given no mask
+    labels = tuple(f"rlnFourierShellCorrelation{which}" for which in ("Corrected", "UnmaskedMaps", ""))
     label = next((label for label in labels if label in rows.columns), labels[0])
     if absent := [name for name in ("rlnSpectralIndex", label) if name not in rows.columns]:
         what = f"its data_fsc lacks {' and '.join(absent)}" if len(rows) else "it has no table data_fsc"
