@@ -50,7 +50,8 @@ class DataKeys:
 
     def grown_from(self, mark: Any) -> bool:
         """Return whether these are the data with that ``mark``, perhaps with more micrographs."""
-        return isinstance(mark, dict) and mark["key"] == hash_of(self.common, self.of(mark["micrographs"]))
+        names = mark.get("micrographs") if isinstance(mark, dict) else None
+        return isinstance(names, list) and mark.get("key") == hash_of(self.common, self.of(names))
 
     @property
     def all(self) -> str:
