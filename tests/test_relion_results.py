@@ -60,7 +60,12 @@ def test_bfactors(test_data, tmp_path):
 def test_priors(test_data, tmp_path):
     path = test_data / "apoferritin/RelionPolish/opt_params_all_groups.txt"
     assert results.read_priors(path) == results.Priors(s_vel=5.8305, s_div=221250, s_acc=5.25)
-    for text, said in (("1 2", "does not hold"), ("1 0 2", "must be positive")):
+    for text, said in (
+        ("1 2", "does not hold"),
+        ("1 0 2", "must be positive"),
+        ("inf 5000 2", "must be"),
+        ("1 nan 2", "must be"),
+    ):
         (tmp_path / "a.txt").write_text(text)
         with pytest.raises(InputError, match=said):
             results.read_priors(tmp_path / "a.txt")

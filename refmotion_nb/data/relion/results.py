@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -94,8 +95,8 @@ def read_priors(path: str | Path) -> Priors:
         s_vel, s_div, s_acc = map(float, read_text(path).split()[:3])
     except ValueError:
         raise InputError(f"{path} does not hold 's_vel s_div s_acc'; give RELION's opt_params file") from None
-    if min(s_vel, s_div, s_acc) <= 0:
-        raise InputError(f"{path}: s_vel, s_div and s_acc must be positive; train again")
+    if not all(0 < value < math.inf for value in (s_vel, s_div, s_acc)):
+        raise InputError(f"{path}: s_vel, s_div and s_acc must be positive numbers; train again")
     return Priors(s_vel, s_div, s_acc)
 
 
