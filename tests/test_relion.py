@@ -492,6 +492,8 @@ def test_short_names_are_unique():
     # one name within the job, and another's base name
     assert short_names(["J/job001/M/x_a.mrc", "J/job001/x/a.mrc", "J/job001/y/a.mrc"]) == ["x_a", "x_a_2", "y_a"]
     assert short_names(["M/a.tif", "M/a.tif"]) == ["M_a", "M_a_2"]  # imported twice
+    # none is hidden
+    assert short_names(["../A/a.tif", "../B/a.tif", "M/.b.tif", "M/.."]) == ["_A_a", "_B_a", "b", "_"]
 
 
 def test_survey_goes_on_after_the_first_problem(project):
