@@ -131,6 +131,7 @@ def test_each_bad_particle_file_has_its_line(project, change, said):
         ("rlnVoltage", 0, "rlnVoltage must be above 0 in every row of data_optics"),
         ("rlnImagePixelSize", np.nan, "rlnImagePixelSize must be above 0"),
         ("rlnImageSize", 16.5, "rlnImageSize 16.5 in data_optics is no whole number of pixels"),
+        ("rlnImageSize", np.inf, "data_optics holds a value that is not a number"),
         ("rlnVoltage", 300000, "rlnVoltage 300000 in data_optics is in kV; correct it"),
         (
             "rlnMagMat00",
@@ -148,6 +149,18 @@ def test_each_impossible_optics_group_has_its_line(project, label, value, said):
     with pytest.raises(InputError, match=said) as error:
         opened(project)
     assert "\n" not in str(error.value)
+
+
+def test_an_optics_group_listed_twice_is_one_only_if_it_is_the_same(project):
+    edit(project / PARTICLES, "optics", lambda t: pd.concat([t, t]).assign(rlnMtfFileName="mtf.star"))
+    edit(project / PARTICLES, "optics", lambda t: t.assign(rlnMicrographOriginalPixelSize=1.0))
+    write_star(
+        project / "mtf.star", {"": pd.DataFrame({"rlnResolutionInversePixel": [0.0, 0.5], "rlnMtfValue": [1.0, 0.5]})}
+    )
+    assert opened(project).optics[0].mtf.value == (1.0, 0.5)
+    edit(project / PARTICLES, "optics", lambda t: t.assign(rlnImagePixelSize=[2.5, 1.25]))
+    with pytest.raises(InputError, match="optics group 1 is listed twice in data_optics, with different values"):
+        opened(project)
 
 
 def test_what_particles_do_not_say_of_their_ctf_their_optics_group_may(project):
