@@ -206,6 +206,15 @@ def test_relion_30_files_are_refused_with_the_remedy(project):
         opened(project)
 
 
+def test_files_of_tomography_are_told(project):
+    write_star(project / MICROGRAPHS, {"global": pd.DataFrame({"rlnTomoName": ["TS_01"], "rlnVoltage": [300.0]})})
+    edit(project / PARTICLES, "particles", lambda t: t.rename(columns={"rlnMicrographName": "rlnTomoName"}))
+    told = survey(project / PARTICLES, project / MICROGRAPHS, reference(), project).problems
+    assert [line.partition(" is of tomography (rlnTomoName)")[0] for line in told] == [
+        f"{project / PARTICLES}", f"{project / MICROGRAPHS}",
+    ]  # fmt: skip
+
+
 def test_missing_movies_are_one_line(project):
     for name in ("a", "c"):
         (project / f"Movies/{name}.mrcs").unlink()

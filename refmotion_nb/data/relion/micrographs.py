@@ -84,7 +84,7 @@ def read_micrographs(path: str | Path) -> pd.DataFrame:
     InputError
         No RELION 3.1 micrograph file, empty, or without the motion STAR files' names.
     """
-    blocks = read_star(path, ("optics", "micrographs"))
+    blocks = read_star(path, ("optics", "micrographs", "global"))
     rows, optics = table(blocks, "micrographs"), needs_optics(blocks, path)
     if rows.empty:
         raise InputError(f"{path} lists no micrographs; give motion correction's corrected_micrographs.star")

@@ -150,7 +150,11 @@ def _check_finer_optics(one: Optics, path: str | Path) -> None:
 
 
 def needs_optics(blocks: Mapping[str, Block], path: str | Path) -> pd.DataFrame:
-    """Take the optics block of a file; InputError if there is none, as before RELION 3.1."""
+    """Take the optics block of a file; InputError if there is none, as before RELION 3.1, or if it is of tomography."""
+    if any("rlnTomoName" in table(blocks, name).columns for name in ("particles", "global")):
+        raise InputError(
+            f"{path} is of tomography (rlnTomoName), which is not processed; give files of single-particle jobs"
+        )
     rows = table(blocks, "optics")
     if rows.empty or "rlnOpticsGroup" not in rows.columns:
         raise InputError(f"{path} has no optics groups: it was written before RELION 3.1; convert it "
