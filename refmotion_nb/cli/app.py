@@ -195,10 +195,15 @@ def opening_of(options: argparse.Namespace, base: Path) -> Any:
 
 
 def _from(value: Any, base: Path, root: Path | None) -> Any:
-    """Return paths as absolute ones, from the root where only that leads to a file; ``TABLE.cs,PASSTHROUGH.cs`` is two."""
+    """Return paths as absolute ones, from the root where only that leads to a file; ``TABLE.cs,PASSTHROUGH.cs`` is two.
+
+    The name of a file may have a comma, too.
+    """
     if isinstance(value, list):
         return [_from(one, base, root) for one in value]
-    return value and Path(",".join(str(_place(part, base, root)) for part in str(value).split(",")))
+    if value and not (whole := _place(str(value), base, root)).exists():
+        return Path(",".join(str(_place(part, base, root)) for part in str(value).split(",")))
+    return value and whole
 
 
 def _place(name: str, base: Path, root: Path | None) -> Path:
