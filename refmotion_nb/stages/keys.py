@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, fields, is_dataclass
 from pathlib import Path
@@ -88,7 +89,8 @@ def _add(digest: Any, content: Any) -> None:
             _add(digest, item)
     elif isinstance(content, Path):
         stat = content.stat() if content.exists() else None
-        digest.update(f"{content} {stat and (stat.st_size, stat.st_mtime_ns)};".encode())
+        name = os.path.normpath(content)  # without ``..``, which are those of the folder that a command was given in
+        digest.update(f"{name} {stat and (stat.st_size, stat.st_mtime_ns)};".encode())
     elif isinstance(content, np.ndarray) and content.dtype.kind != "O":
         digest.update(f"{content.dtype.str}{content.shape}".encode())
         digest.update(np.ascontiguousarray(content).tobytes())
