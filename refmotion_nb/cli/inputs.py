@@ -36,7 +36,9 @@ def add_input_options(parser: argparse.ArgumentParser, required: bool = True) ->
     group.add_argument("--half2", type=path, action="append", default=[], help="half map 2")
     group.add_argument("--mask", type=path, action="append", default=[], help="mask; wins over that of a volume")
     group.add_argument("--fsc", type=path, action="append", default=[], help="postprocess.star: names all three")
-    group.add_argument("--root", type=path, help="project folder that paths in STAR files are relative to")
+    group.add_argument(
+        "--root", type=path, help="project folder, which paths in tables start from; those given may, too"
+    )
     group = parser.add_argument_group("what is read")
     for name, parameter in declared(Inputs).items():
         add_parameter(group, name, parameter)
