@@ -49,21 +49,21 @@ def read_cs(path: str | Path) -> np.ndarray:
     admit(path)
     path = Path(path)
     try:
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            start = file.read(len(_NUMPY))
+            file.seek(0)
+            if start == _CSDAT:
+                rows = _unpack(memoryview(file.read()))
+            elif start == _NUMPY:
+                rows = np.load(file, allow_pickle=False, max_header_size=_MOST_HEADER)
+            else:
+                raise InputError(f"{path} is not a CryoSPARC table (.cs); {_REMEDY}")
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; check the path") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from None
-    try:
-        if data.startswith(_CSDAT):
-            rows = _unpack(memoryview(data))
-        elif data.startswith(_NUMPY):
-            with open(path, "rb") as file:
-                rows = np.load(file, allow_pickle=False, max_header_size=_MOST_HEADER)
-        else:
-            raise InputError(f"{path} is not a CryoSPARC table (.cs); {_REMEDY}")
-    except InputError:
-        raise
     except Exception as error:
         raise InputError(f"{path} is damaged or not a CryoSPARC table ({error}); {_REMEDY}") from None
     if rows.dtype.names is None or "uid" not in rows.dtype.names:
