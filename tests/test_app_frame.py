@@ -729,6 +729,15 @@ def test_inputs_on_the_command_line_are_those_of_run(tiny, tmp_path):
     assert opening.open(Roots([tiny.folder])).particles.sizes["particle"] == 24
 
 
+def test_paths_on_the_command_line_may_have_commas(tiny, tmp_path):
+    (tmp_path / "P1, second try").symlink_to(tiny.folder)
+    options = parser_for("app").parse_args(["app", *inputs(Path("P1, second try"))])
+    assert opening_of(options, tmp_path).arguments["micrographs"].is_file()
+    tables = ["--exposures", "e.cs", "--particles", "p.cs,passthrough.cs", "--volume", "v.cs"]
+    opening = opening_of(parser_for("app").parse_args(["app", *tables]), Path("/P1"))
+    assert opening.arguments["particles"] == [("/P1/p.cs", "/P1/passthrough.cs")]
+
+
 def test_behind_a_login_of_its_own_everybody_may_run(engine):
     behind = access("--everybody-runs", "--unix-socket", "app.sock", "--allow-websocket-origin", "*")
     behind.check()

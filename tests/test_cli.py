@@ -423,6 +423,13 @@ def test_the_fsc_of_postprocess_names_the_maps(tiny, tmp_path):
     assert main(["run", *by_fsc, "--out", str(tmp_path), *GIVEN, "--until", "dose-weights"]) == 0
 
 
+@pytest.mark.parametrize("maps", [[], ["--half1", "Ref/half1.mrc", "--half2", "Ref/half2.mrc"]])
+def test_the_root_leads_to_all_files_of_the_project(tiny, maps, capsys):
+    names = ["--particles", "Extract/particles.star", "--micrographs", "MotionCorr/corrected_micrographs.star"]
+    assert main(["check", *names, *maps, "--fsc", "Ref/postprocess.star", "--root", f"{tiny.folder}"]) == 0
+    assert "FSC 0.143 at" in capsys.readouterr().out
+
+
 def test_a_mask_given_beside_fsc_wins(tiny, tmp_path, capsys):
     names = ["--particles", f"{tiny.particles}", "--micrographs", f"{tiny.micrographs}", "--root", f"{tiny.folder}"]
     assert main(["check", *names, "--fsc", f"{tiny.postprocess}", "--mask", f"{tiny.half_maps[0]}"]) in (0, 1)

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import mrcfile
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 from cryosparc_project import convert, dataset_class
 from job import GIVEN, left_behind, said
+from relion_project import edit
 from scipy.interpolate import BSpline
 from scipy.linalg import expm
 
@@ -19,7 +21,7 @@ from refmotion_nb.data.cryosparc.csfile import columns, read_cs, read_csg, table
 from refmotion_nb.data.cryosparc.exposures import read_exposures, read_movies
 from refmotion_nb.data.cryosparc.hyperparameters import read_dose_weights
 from refmotion_nb.data.cryosparc.motion import ORIENTATIONS
-from refmotion_nb.data.cryosparc.write import RESULTS
+from refmotion_nb.data.cryosparc.write import RESULTS, write_particle_group
 from refmotion_nb.data.movies.look import look_at
 from refmotion_nb.data.movies.reader import TiffReader, open_movie
 from refmotion_nb.data.relion.micrographs import Options
@@ -298,6 +300,17 @@ def command(project):
             str(project["volumes"]), "--root", str(project["root"])]  # fmt: skip
 
 
+def test_tables_may_be_named_from_the_root(projects, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    root = projects["cryosparc"]["root"]
+    given = {name: path.relative_to(root) for name, path in projects["cryosparc"].items()} | {"root": root}
+    for passthrough in ("", ",J5/J5_passthrough_particles.cs"):
+        given["particles"] = f"J5/particles.cs{passthrough}"
+        assert main(["check", *command(given), "--mask", "J5/J5_volume_mask_refine.mrc"]) == 0
+    assert capsys.readouterr().out.count("Ready to process") == 2
+    assert len(rm.open_exposures(given["exposures"], root).movies) == 2
+
+
 def test_a_comma_in_a_path_does_not_part_tables(projects, tmp_path, capsys):
     root = shutil.copytree(projects["cryosparc"]["root"], tmp_path / "P1, second try", symlinks=True)
     given = {
@@ -422,6 +435,28 @@ def test_relion_input_is_written_for_cryosparc_too(from_relion, tmp_path, test_d
     assert (found["alignments3D/split"] + 1 == given["half"].values).all()
     np.testing.assert_allclose(found["ctf/df1_A"], given["defocus_u"].values, rtol=1e-6)
     assert len(np.unique(found["uid"])) == 24 and len(np.unique(found["location/micrograph_uid"])) == 2
+
+
+def test_results_of_several_runs_may_be_put_together(tiny, tmp_path):
+    """CryoSPARC takes particles of one uid for one, and micrographs of other sessions may have the same names."""
+
+    def uids(folder, change=lambda t: t):
+        edit(folder / "Extract/particles.star", "particles", change)
+        data = relion(folder)
+        columns = dict.fromkeys(("x_px", "y_px", "origin_x_A", "origin_y_A"), 0.0) | {"box": 112, "pixel_size_A": 1.6}
+        written = pd.DataFrame(
+            {"row": range(24), "index": 0, "micrograph": data.particles["micrograph"].values} | columns
+        )
+        write_particle_group(tmp_path / "particles.cs", data, 0, written)
+        rows = read_cs(tmp_path / "particles.cs")
+        return set(rows["uid"]), set(rows["location/micrograph_uid"])
+
+    here, there = (shutil.copytree(tiny.folder, tmp_path / name) for name in "ab")
+    first, again, elsewhere = uids(here), uids(here), uids(there)
+    assert first == again and len(first[0]) == 24 and len(first[1]) == 2
+    assert not first[0] & elsewhere[0] and not first[1] & elsewhere[1]
+    others = uids(here, lambda t: t.assign(rlnCoordinateX=t["rlnCoordinateX"] + 5))  # of another class
+    assert not first[0] & others[0] and first[1] == others[1]
 
 
 def test_the_hyperparameter_group(finished, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import resource
 import struct
+import tracemalloc
 from datetime import datetime
 
 import numpy as np
@@ -252,6 +253,24 @@ def test_bad_tables(tmp_path, kind, message):
     with pytest.raises(InputError, match=message) as error:
         read_cs(broken(tmp_path, kind))
     assert "\n" not in str(error.value)
+
+
+def test_a_table_is_in_memory_once(tmp_path):
+    rows = table({"uid": np.arange(5000, dtype=np.uint64), "blob/path": np.full(5000, b"a" * 200)})
+    write_cs(tmp_path / "x.cs", rows)
+    tracemalloc.start()
+    try:
+        found = read_cs(tmp_path / "x.cs")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (found == rows).all() and peak < 1.5 * rows.nbytes
+
+
+def test_names_in_other_encodings_are_told():
+    rows = table({"uid": np.arange(2, dtype=np.uint64), "movie_blob/path": np.array([b"a.tif", b"J1/caf\xe9.tif"])})
+    with pytest.raises(InputError, match=r"^movie_blob/path J1/caf\\xe9.tif is not UTF-8; rename the file"):
+        text(rows, "movie_blob/path")
 
 
 def test_a_group_that_does_not_count_its_items(tmp_path):

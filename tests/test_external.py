@@ -1,7 +1,7 @@
 """``refmotion external``: started as RELION starts external jobs, and the files it waits for."""
 
 import pytest
-from job import GIVEN, said
+from job import GIVEN, held_by_another, said
 
 from refmotion_nb.cli import external, main
 from refmotion_nb.data.star import read_star
@@ -72,6 +72,16 @@ def test_relion_is_told_of_a_failure(project, capsys, params, reference, why):
         assert end.code == 2
     assert marks(project) == {"RELION_JOB_EXIT_FAILURE"}
     assert said(capsys)[0].startswith(why)
+
+
+def test_marks_of_a_job_at_work_are_left_to_it(project, capsys):
+    mine = {"RELION_JOB_ABORT_NOW", "RELION_OUTPUT_NODES.star"}
+    for mark in mine:
+        (project / JOB / mark).touch()
+    with held_by_another(project / JOB):
+        assert call(*GIVEN) == 1
+    assert marks(project) == mine
+    assert said(capsys)[-1].startswith("another run is writing to External/job007")
 
 
 def test_a_job_is_aborted_and_continued(project, monkeypatch):

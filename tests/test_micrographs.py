@@ -25,6 +25,7 @@ from refmotion_nb.data.cryosparc.csfile import read_csg
 from refmotion_nb.data.micrographs import MovieTable, WrittenMicrograph, write_relion
 from refmotion_nb.data.movies.reader import open_movie
 from refmotion_nb.data.relion.motion import initial_displacement
+from refmotion_nb.data.relion.results import write_bfactors
 from refmotion_nb.data.star import read_star, write_star
 from refmotion_nb.data.store import write_netcdf
 from refmotion_nb.data.synthetic.simulate import simulate, trajectory_error_A
@@ -377,6 +378,22 @@ def test_relions_table_leads_to_micrographs_and_their_motion(moving, tmp_path):
     assert "micrographs written" in (out / "run.log").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("out", ["Corrected", "../Corrected"])
+def test_names_start_at_the_project_wherever_the_command_is_given(moving, tmp_path, monkeypatch, out):
+    root = shutil.copytree(moving.folder, tmp_path / "project")
+    (root / "below").mkdir()
+    monkeypatch.chdir(root / "below")
+    listed = ["--micrographs", "../MotionCorr/corrected_micrographs.star"]
+    assert main(["micrographs", *listed, "--out", out, "--threads", "2"]) == 0
+    given = ["--particles", "../Extract/particles.star", "--half1", "../Ref/half1.mrc", "--half2", "../Ref/half2.mrc"]
+    assert main(["run", *listed, *given, *GIVEN, "--no-check-input", "--out", out, "--threads", "2"]) == 0
+    rows = read_star(Path(out) / "corrected_micrographs.star")["micrographs"]
+    images = read_star(Path(out) / "particles.star")["particles"]["rlnImageName"].str.partition("@")[2]
+    for name in (*rows["rlnMicrographName"], *rows["rlnMicrographMetadata"], *images):
+        assert (root / name).is_file() and ".." not in name and not name.startswith("/")
+    assert len(rm.open_movies(Path(out) / "corrected_micrographs.star").movies) == 2
+
+
 def test_the_sum_that_is_not_weighted_is_relions(moving):
     plain = images(moving.folder, save_nodw=True, local_motion=False)
     movie = rm.open_movies(moving.micrographs, moving.folder).movies[0]
@@ -476,6 +493,9 @@ def test_particles_and_half_maps_are_not_asked_for_but_may_be_given(moving, tmp_
     assert "not needed for micrographs: --particles" in capsys.readouterr().err
     assert run(moving.folder, tmp_path / "out", "--dose-weights", "bfactors.star") == 1
     assert "give --half1" in said(capsys)[-1]
+    write_bfactors(tmp_path / "bfactors.star", np.zeros(8), np.zeros(8))
+    weights = ["--dose-weights", str(tmp_path / "bfactors.star"), "--half1", "Ref/half1.mrc"]  # from the root
+    assert run(moving.folder, tmp_path / "out", *weights) == 0
     assert run(moving.folder, tmp_path / "out", "--binning", "0.5") == 1
     assert "binning" in said(capsys)[-1]
 
@@ -539,6 +559,9 @@ def test_micrographs_of_an_optics_group_with_two_pixel_sizes_are_two_groups(movi
     assert blocks["optics"]["rlnMicrographPixelSize"].tolist() == [1.6, 3.2]
     assert blocks["micrographs"]["rlnOpticsGroup"].tolist() == blocks["optics"]["rlnOpticsGroup"].tolist() == [1, 2]
     assert blocks["micrographs"]["rlnMicrographName"][0] == "./Micrographs/mic0000.mrc"
+    nameless = {**mixed.relion, "optics": mixed.relion["optics"].drop(columns="rlnOpticsGroupName")}
+    rm.MicrographCorrection().run(replace(mixed, relion=nameless), None, tmp_path, threads=2)
+    assert starfile.read(tmp_path / "corrected_micrographs.star")["optics"]["rlnOpticsGroup"].tolist() == [1, 2]
 
 
 def test_the_dose_noted_is_that_of_the_fractions_that_motion_is_listed_for(moving, tmp_path):

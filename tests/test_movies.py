@@ -310,6 +310,28 @@ def test_damaged_tiff_header(tmp_path, tag):
     refuses(lambda: open_movie(movie_at(tmp_path / "m.tif")), "m.tif", "image 2", "copy")
 
 
+@pytest.mark.parametrize("tag", ["StripOffsets", "StripByteCounts"])
+def test_text_in_place_of_numbers_in_a_tiff_header(tmp_path, tag):
+    write_tiff(tmp_path / "m.tif", counts("u1"), rowsperstrip=1 + H // 2)
+    with tifffile.TiffFile(tmp_path / "m.tif") as tif:
+        where = tif.pages[0].tags[tag].offset
+    raw = bytearray((tmp_path / "m.tif").read_bytes())
+    raw[where + 2] = 2
+    (tmp_path / "m.tif").write_bytes(raw)
+    refuses(lambda: open_movie(movie_at(tmp_path / "m.tif")), "m.tif", "image 1 has a damaged header; copy")
+
+
+@pytest.mark.parametrize("how", ["bz2", "zst", "gz", "xz"])
+def test_damaged_compressed_mrc(tmp_path, how):
+    mrcfile.new(tmp_path / "m.mrc", np.random.default_rng(0).normal(size=(N, H, W)).astype(np.float32)).close()
+    path = pack(tmp_path / "m.mrc", how)
+    raw = bytearray(path.read_bytes())
+    for at in (12, len(raw) // 2):
+        raw[at : at + 40] = b"\xff" * 40
+        path.write_bytes(raw)
+        refuses(lambda: open_movie(Movie("m", path, N, H, W, 1.0, 1.0)), path.name, "copy it again")
+
+
 def test_truncated_mrc(tmp_path):
     mrcfile.new(tmp_path / "m.mrc", counts("u2")).close()
     raw = (tmp_path / "m.mrc").read_bytes()

@@ -9,7 +9,7 @@ from relion_project import MICROGRAPHS, PARTICLES, edit, make_project, motion_bl
 
 from refmotion_nb.data.check import check_dataset, left_out
 from refmotion_nb.data.relion.micrographs import match_micrographs, short_names, strip_job
-from refmotion_nb.data.relion.project import open_relion, survey
+from refmotion_nb.data.relion.project import open_movies, open_relion, survey
 from refmotion_nb.data.schema import InputError, Reference
 from refmotion_nb.data.star import read_star, write_star
 from refmotion_nb.stages.describe import describe_inputs
@@ -71,6 +71,13 @@ def test_root_is_found(project, monkeypatch):
     assert open_relion(PARTICLES, MICROGRAPHS, reference()).movies[0].path == project / "Movies/a.mrcs"
 
 
+def test_optics_groups_need_no_names(project):
+    for path in (PARTICLES, MICROGRAPHS):
+        edit(project / path, "optics", without("rlnOpticsGroupName"))
+    assert opened(project).optics[0].name == "1"
+    assert open_movies(project / MICROGRAPHS, project).groups == ("1", "1", "1")
+
+
 def test_options_replace_what_the_files_say(project):
     with pytest.raises(InputError, match=r"gain reference gain.mrc not found in .* .3 movies."):
         opened(project, gain=project / "gain.mrc")
@@ -124,6 +131,7 @@ def test_each_bad_particle_file_has_its_line(project, change, said):
         ("rlnVoltage", 0, "rlnVoltage must be above 0 in every row of data_optics"),
         ("rlnImagePixelSize", np.nan, "rlnImagePixelSize must be above 0"),
         ("rlnImageSize", 16.5, "rlnImageSize 16.5 in data_optics is no whole number of pixels"),
+        ("rlnImageSize", np.inf, "data_optics holds a value that is not a number"),
         ("rlnVoltage", 300000, "rlnVoltage 300000 in data_optics is in kV; correct it"),
         (
             "rlnMagMat00",
@@ -141,6 +149,18 @@ def test_each_impossible_optics_group_has_its_line(project, label, value, said):
     with pytest.raises(InputError, match=said) as error:
         opened(project)
     assert "\n" not in str(error.value)
+
+
+def test_an_optics_group_listed_twice_is_one_only_if_it_is_the_same(project):
+    edit(project / PARTICLES, "optics", lambda t: pd.concat([t, t]).assign(rlnMtfFileName="mtf.star"))
+    edit(project / PARTICLES, "optics", lambda t: t.assign(rlnMicrographOriginalPixelSize=1.0))
+    write_star(
+        project / "mtf.star", {"": pd.DataFrame({"rlnResolutionInversePixel": [0.0, 0.5], "rlnMtfValue": [1.0, 0.5]})}
+    )
+    assert opened(project).optics[0].mtf.value == (1.0, 0.5)
+    edit(project / PARTICLES, "optics", lambda t: t.assign(rlnImagePixelSize=[2.5, 1.25]))
+    with pytest.raises(InputError, match="optics group 1 is listed twice in data_optics, with different values"):
+        opened(project)
 
 
 def test_what_particles_do_not_say_of_their_ctf_their_optics_group_may(project):
@@ -184,6 +204,15 @@ def test_relion_30_files_are_refused_with_the_remedy(project):
     write_star(project / PARTICLES, {"": blocks["particles"]})
     with pytest.raises(InputError, match=r"before RELION 3.1; convert it \(relion_convert_star --i run_data.star"):
         opened(project)
+
+
+def test_files_of_tomography_are_told(project):
+    write_star(project / MICROGRAPHS, {"global": pd.DataFrame({"rlnTomoName": ["TS_01"], "rlnVoltage": [300.0]})})
+    edit(project / PARTICLES, "particles", lambda t: t.rename(columns={"rlnMicrographName": "rlnTomoName"}))
+    told = survey(project / PARTICLES, project / MICROGRAPHS, reference(), project).problems
+    assert [line.partition(" is of tomography (rlnTomoName)")[0] for line in told] == [
+        f"{project / PARTICLES}", f"{project / MICROGRAPHS}",
+    ]  # fmt: skip
 
 
 def test_missing_movies_are_one_line(project):
@@ -485,6 +514,8 @@ def test_short_names_are_unique():
     # one name within the job, and another's base name
     assert short_names(["J/job001/M/x_a.mrc", "J/job001/x/a.mrc", "J/job001/y/a.mrc"]) == ["x_a", "x_a_2", "y_a"]
     assert short_names(["M/a.tif", "M/a.tif"]) == ["M_a", "M_a_2"]  # imported twice
+    # none is hidden
+    assert short_names(["../A/a.tif", "../B/a.tif", "M/.b.tif", "M/.."]) == ["_A_a", "_B_a", "b", "_"]
 
 
 def test_survey_goes_on_after_the_first_problem(project):

@@ -1,11 +1,13 @@
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from relion_project import PARTICLES, make_project
 
+from refmotion_nb.data.files import listed_from
 from refmotion_nb.data.relion import results as results
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.data.star import read_star, write_star
@@ -58,7 +60,12 @@ def test_bfactors(test_data, tmp_path):
 def test_priors(test_data, tmp_path):
     path = test_data / "apoferritin/RelionPolish/opt_params_all_groups.txt"
     assert results.read_priors(path) == results.Priors(s_vel=5.8305, s_div=221250, s_acc=5.25)
-    for text, said in (("1 2", "does not hold"), ("1 0 2", "must be positive")):
+    for text, said in (
+        ("1 2", "does not hold"),
+        ("1 0 2", "must be positive"),
+        ("inf 5000 2", "must be"),
+        ("1 nan 2", "must be"),
+    ):
         (tmp_path / "a.txt").write_text(text)
         with pytest.raises(InputError, match=said):
             results.read_priors(tmp_path / "a.txt")
@@ -89,6 +96,17 @@ def test_postprocess_that_is_none(tmp_path):
     write_star(tmp_path / "c.star", {"optics": {"rlnVoltage": 300}})
     with pytest.raises(InputError, match="has no FSC: it has no table data_fsc; give"):
         results.read_fsc(tmp_path / "c.star")
+
+
+def test_postprocess_without_a_mask(tiny, tmp_path):
+    """RELION writes no FSC that is corrected then, and names no mask."""
+    blocks = read_star(tiny.postprocess)
+    del blocks["general"]["rlnMaskName"]
+    unmasked = "rlnFourierShellCorrelationUnmaskedMaps"
+    blocks["fsc"] = blocks["fsc"][["rlnSpectralIndex", "rlnResolution", "rlnAngstromResolution", unmasked]]
+    write_star(tmp_path / "post.star", blocks)
+    reference, fsc = results.open_postprocess(tmp_path / "post.star", tiny.folder)
+    assert reference.mask is None and fsc.tolist() == blocks["fsc"][unmasked].tolist()
 
 
 def test_text_in_place_of_numbers(tmp_path):
@@ -173,3 +191,17 @@ def test_relion_reads_written_particles_and_their_stack(tmp_path):
     with mrcfile.open(tmp_path / "b.mrcs") as file:
         np.testing.assert_array_equal(file.data, images[[2, 0, 1]])
     assert read_star(tmp_path / "b.star")["optics"]["rlnImageSize"].tolist() == [32]
+
+
+def test_folders_are_listed_from_the_project_whatever_leads_there(tmp_path, monkeypatch):
+    (tmp_path / "project/below").mkdir(parents=True)
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "project")
+    (tmp_path / "project/Polish").symlink_to(tmp_path / "scratch")
+    monkeypatch.chdir(tmp_path / "project/below")
+    for root in (tmp_path / "project", tmp_path / "link", Path("..")):
+        assert listed_from(tmp_path / "project/A", root) == listed_from(Path("../A"), root) == "A"
+        assert listed_from(Path("A"), root) == "below/A"
+        assert listed_from(tmp_path / "else", root) == f"{tmp_path}/else"
+    assert listed_from(tmp_path / "project/Polish", tmp_path / "project") == "Polish"
+    assert listed_from(Path("../A"), None) == f"{tmp_path}/project/A"

@@ -305,6 +305,16 @@ def test_a_folder_begun_by_another_version_is_told_and_continued(project, out, m
     assert content(out, "Particles/mic0001.mrcs") == before and store(out).attrs["earlier_versions"] == ["0.0.9"]
 
 
+def test_results_hold_wherever_the_command_is_given(project, monkeypatch):
+    keys = []
+    for folder, up in ((project, "."), (project / "Ref", "..")):
+        monkeypatch.chdir(folder)
+        maps = rm.Reference(f"{up}/Ref/half1.mrc", f"{up}/Ref/half2.mrc", f"{up}/Ref/mask.mrc")
+        data = rm.open_relion(f"{up}/Extract/particles.star", f"{up}/MotionCorr/corrected_micrographs.star", maps)
+        keys.append(rm.Session(data).keys.all)
+    assert keys[0] == keys[1]
+
+
 def test_a_stack_of_other_settings_is_not_taken_for_ones_own(project, out, quick, monkeypatch):
     assert run(project, out, *GIVEN) == 0
     with monkeypatch.context() as patch:  # a run with other settings ends when it has written one stack

@@ -19,7 +19,7 @@ import refmotion_nb as rm
 from refmotion_nb.cli import main
 from refmotion_nb.data.cryosparc.csfile import read_cs
 from refmotion_nb.data.limits import cpu_count, memory_bytes
-from refmotion_nb.data.relion.results import open_postprocess, read_bfactors
+from refmotion_nb.data.relion.results import open_postprocess, read_bfactors, write_bfactors
 from refmotion_nb.data.star import read_star, write_star
 from refmotion_nb.data.store import read_netcdf, write_netcdf
 from refmotion_nb.data.synthetic.simulate import _mapping, simulate
@@ -172,6 +172,13 @@ def test_edited_weights_are_used(tiny, tmp_path, quick):
         (lambda t: t.assign(weight=t["weight"].where(t["frame"] != 2, -1)), "group 1, frame 3 at 0 1/Å is not a positive"),
         (lambda t: t.assign(weight=t["weight"] * np.nan), "group 1, frame 1 at 0 1/Å is not a positive"),
         (lambda t: t.assign(weight=t["weight"].isel(group=0, drop=True)), r"lacks weight \(group, frame, frequency\)"),
+        (lambda t: t.drop_vars("group"), "lacks group; give"),
+        (lambda t: t.isel(group=slice(0)), "lacks groups; give"),
+        (lambda t: t.isel(frequency=slice(None, None, -1)), "frequencies are not numbers that rise; sort"),
+        (lambda t: t.isel(frequency=slice(0)), "frequencies are not numbers that rise; sort"),
+        (lambda t: t.assign_coords(frequency=t["frequency"] * np.nan), "frequencies are not numbers that rise; sort"),
+        (lambda t: t.assign(frame_dose=t["frame_dose"] * 0), "the doses of group 1 are not numbers that rise from frame"),
+        (lambda t: t.isel(frame=slice(None, None, -1)), "the doses of group 1 are not numbers that rise from frame"),
     ],
 )  # fmt: skip
 def test_spoilt_weights_are_refused(tiny, tmp_path, quick, capsys, spoil, line):
@@ -200,6 +207,20 @@ def test_bfactors_of_relion_are_the_same_weights(tiny, quick, data):
     mixed = [data.movies[0], replace(data.movies[1], dose_per_frame_e_A2=3.0)]
     with pytest.raises(rm.InputError, match="8 frames of different doses; give the dose_weights"):
         read_weights(quick / "bfactors.star", mixed, 112, 1.6)
+
+
+def test_bfactors_that_relion_could_not_fit_are_refused(data, tmp_path):
+    b_factor, log_scale = np.full(8, -20.0), np.zeros(8)
+    log_scale[7] = -np.inf  # no signal
+    write_bfactors(tmp_path / "b.star", b_factor, log_scale)
+    assert (read_weights(tmp_path / "b.star", data.movies, 112, 1.6)["weight"].values[0, 7] == 0).all()
+    for value in (np.nan, -np.inf):
+        b_factor[3] = value
+        write_bfactors(tmp_path / "b.star", b_factor, log_scale)
+        with pytest.raises(
+            rm.InputError, match=f"b.star: frame 4 has B-factor {value:g} and ln of scale 0, RELION could"
+        ):
+            read_weights(tmp_path / "b.star", data.movies, 112, 1.6)
 
 
 def test_weights_of_cryosparc(quick, data, tmp_path):
@@ -262,6 +283,9 @@ def test_the_grey_scale_is_that_of_the_data_at_hand(quick, data, tmp_path):
     )
     same, other = (read_prior(tmp_path / "h.json", Alignment(), 4.0, keys) for keys in (one, fewer))
     assert (same.grey_scale, same.scale_spread2) == (0.7, 0.01) and np.isnan(other.grey_scale)
+    assert not any(
+        one.grown_from(damaged) for damaged in ({"key": "a"}, {"micrographs": []}, {"micrographs": 3, "key": "a"})
+    )
     reference = data.references[0]
     bright = []
     for name in ("half1", "half2"):

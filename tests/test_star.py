@@ -176,3 +176,14 @@ def test_a_table_of_few_rows_is_read_as_pandas_reads_one_of_many(tmp_path, monke
     monkeypatch.setattr(pd, "read_csv", None)  # which takes long to get ready
     few = read_star(write(tmp_path, head + rows))["a"]
     pd.testing.assert_frame_equal(few, many.iloc[:3], check_exact=True)
+
+
+@pytest.mark.parametrize("n", [1, 300])
+@pytest.mark.parametrize("space", ["\u00a0", "\u3000", "\u0085", "\u2028"])
+def test_only_ascii_spaces_separate_values_as_in_relion(tmp_path, space, n):
+    name = f"Movies/a{space}b.mrc"
+    head = "data_a\n\nloop_\n_rlnMicrographName #1\n_rlnOpticsGroup #2\n"
+    found = read_star(write(tmp_path, head + n * f"{name} 1\n"))["a"]
+    assert found["rlnMicrographName"].tolist() == n * [name]
+    write_star(tmp_path / "b.star", {"a": found})
+    assert f"\n{name} 1\n" in (tmp_path / "b.star").read_text(encoding="utf-8")  # without quotes, as RELION writes it

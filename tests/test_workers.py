@@ -387,6 +387,10 @@ def test_bad_input_is_one_line(tiny, capsys, tmp_path, monkeypatch, workers):
     assert run(tiny.folder, tmp_path / "a", "--dask", "tcp://127.0.0.1:1", "--workers", "2") == 1
     assert said(capsys) == ["both dask and workers are given; a cluster has workers of its own, leave one out"]
     monkeypatch.setattr("refmotion_nb.stages.execute.PATIENCE_S", 0.5)
+    for content in ("", "{}", "[1]"):
+        (tmp_path / "cluster.json").write_text(content)
+        assert run(tiny.folder, tmp_path / "b", "--dask", f"{tmp_path}/cluster.json") == 1
+        assert said(capsys)[0].startswith(f"{tmp_path}/cluster.json is no scheduler file of Dask; give the one that")
     assert run(tiny.folder, tmp_path / "b", "--dask", "tcp://127.0.0.1:1") == 1
     (line,) = said(capsys)
     assert (

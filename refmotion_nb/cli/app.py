@@ -209,10 +209,15 @@ def opening_of(options: argparse.Namespace, base: Path) -> Any:
 
 
 def _from(value: Any, base: Path, root: Path | None) -> Any:
-    """Return paths as absolute ones, from the root where only that leads to a file; ``TABLE.cs,PASSTHROUGH.cs`` is two."""
+    """Return paths as absolute ones, from the root where only that leads to a file; ``TABLE.cs,PASSTHROUGH.cs`` is two.
+
+    The name of a file may have a comma, too.
+    """
     if isinstance(value, list):
         return [_from(one, base, root) for one in value]
-    return value and Path(",".join(str(_place(part, base, root)) for part in str(value).split(",")))
+    if value and not (whole := _place(str(value), base, root)).exists():
+        return Path(",".join(str(_place(part, base, root)) for part in str(value).split(",")))
+    return value and whole
 
 
 def _place(name: str, base: Path, root: Path | None) -> Path:
@@ -240,7 +245,7 @@ def recorded_opening(folder: Path) -> Any:
     for base in dict.fromkeys([Path.cwd(), *folder.absolute().parents]):
         options = _parsed(tokens[1:])
         named = [*options.particles, *options.exposures, *([options.micrographs] if options.micrographs else [])]
-        tables = [entry(_from(one, base, options.root and base / options.root)) for one in named]
+        tables = [entry(_from(one, base, options.root and base / options.root), None) for one in named]
         if all(Path(one[0] if isinstance(one, tuple) else one).is_file() for one in tables):
             return opening_of(options, base)
     raise InputError(f"{named[0]} is not found from here; start the app in the folder that the run was started in")

@@ -19,6 +19,7 @@ import pandas as pd
 
 from refmotion_nb.cli.options import path
 from refmotion_nb.cli.parser import parser_for
+from refmotion_nb.data.files import sole
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.data.star import read_star, write_star
 
@@ -49,9 +50,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the job and leave the marks that RELION waits for; the exit code is that of ``refmotion run``."""
-    out = options.o
-    out.mkdir(parents=True, exist_ok=True)
+    """Run the job and leave the marks that RELION waits for; the exit code is that of ``refmotion run``.
+
+    Where another process is at work in the folder, marks are that one's.
+    """
+    with sole(options.o):
+        return _run(options, options.o)
+
+
+def _run(options: argparse.Namespace, out: Path) -> int:
     for mark in (SUCCESS, FAILURE, ABORTED, ABORT_NOW, NODES):
         (out / mark).unlink(missing_ok=True)
     how = FAILURE

@@ -9,6 +9,7 @@ from typing import Any
 
 from refmotion_nb.cli.options import add_parameter, declared, path
 from refmotion_nb.data.cryosparc.project import open_cryosparc
+from refmotion_nb.data.relion.micrographs import from_root
 from refmotion_nb.data.relion.project import open_relion
 from refmotion_nb.data.relion.results import open_postprocess
 from refmotion_nb.data.schema import Dataset, InputError, Reference
@@ -35,7 +36,9 @@ def add_input_options(parser: argparse.ArgumentParser, required: bool = True) ->
     group.add_argument("--half2", type=path, action="append", default=[], help="half map 2")
     group.add_argument("--mask", type=path, action="append", default=[], help="mask; wins over that of a volume")
     group.add_argument("--fsc", type=path, action="append", default=[], help="postprocess.star: names all three")
-    group.add_argument("--root", type=path, help="project folder that paths in STAR files are relative to")
+    group.add_argument(
+        "--root", type=path, help="project folder, which paths in tables start from; those given may, too"
+    )
     group = parser.add_argument_group("what is read")
     for name, parameter in declared(Inputs).items():
         add_parameter(group, name, parameter)
@@ -50,8 +53,9 @@ def opened(options: argparse.Namespace) -> Dataset:
 
 def references(options: argparse.Namespace) -> list[Reference]:
     """Return the references that the options name; InputError where they do not go together."""
-    if options.fsc and not (options.half1 or options.half2):
-        named = [open_postprocess(path, options.root)[0] for path in options.fsc]
+    curves: list[Path] = [from_root(path, options.root) for path in options.fsc]
+    if curves and not (options.half1 or options.half2):
+        named = [open_postprocess(path, options.root)[0] for path in curves]
         if options.mask and len(options.mask) != len(named):
             raise InputError(f"{len(options.mask)} --mask for {len(named)} --fsc; give one for each, or none")
         return [replace(one, mask=mask) for one, mask in zip(named, options.mask)] if options.mask else named
@@ -63,10 +67,9 @@ def references(options: argparse.Namespace) -> list[Reference]:
         raise InputError(f"{len(options.mask)} --mask for {len(options.half1)} references; give one for each, or none")
     if options.fsc and len(options.fsc) != len(options.half1):
         raise InputError(f"{len(options.fsc)} --fsc for {len(options.half1)} references; give one for each, or none")
-    curves = options.fsc or [None] * len(options.half1)
-    named = [open_postprocess(path, options.root)[0].mask for path in options.fsc]
+    named = [open_postprocess(path, options.root)[0].mask for path in curves]
     masks = options.mask or named or [None] * len(options.half1)
-    return [Reference(*files) for files in zip(options.half1, options.half2, masks, curves)]
+    return [Reference(*files) for files in zip(options.half1, options.half2, masks, curves or [None] * len(masks))]
 
 
 def input_settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -88,15 +91,15 @@ def is_cryosparc(options: argparse.Namespace) -> bool:
     return bool(options.exposures)
 
 
-def entry(path: Path) -> Path | tuple[str, ...]:
+def entry(path: Path, root: Path | None) -> Path | tuple[str, ...]:
     """Return a table of CryoSPARC's, or TABLE.cs,PASSTHROUGH.cs as two; the name of a file may have a comma."""
-    return tuple(str(path).split(",")) if "," in str(path) and not path.exists() else path
+    return tuple(str(path).split(",")) if "," in str(path) and not from_root(path, root).exists() else path
 
 
 def cryosparc_input(options: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of ``open_cryosparc``."""
+    given = {"exposures": options.exposures, "particles": options.particles, "volumes": options.volume}
     return {
-        "exposures": [*map(entry, options.exposures)], "particles": [*map(entry, options.particles)],
-        "volumes": [*map(entry, options.volume)], "masks": options.mask or None,
+        **{name: [entry(path, options.root) for path in paths] for name, paths in given.items()}, "masks": options.mask or None,
         "orientation": Inputs.of(vars(options)).orientation, **input_settings(options),
     }  # fmt: skip

@@ -6,7 +6,6 @@ import argparse
 import shlex
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import xarray as xr
@@ -18,6 +17,7 @@ from refmotion_nb.data.cryosparc.project import open_exposures
 from refmotion_nb.data.files import writable
 from refmotion_nb.data.maps import map_header
 from refmotion_nb.data.micrographs import MovieTable
+from refmotion_nb.data.relion.micrographs import from_root
 from refmotion_nb.data.relion.project import open_movies
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.data.store import ResultStore
@@ -73,9 +73,8 @@ def run(options: argparse.Namespace) -> int:
             if workers:
                 console.say(f"work is done by {workers.about}")
             table = stage.run(
-                data, dose, options.out, console, options.root or Path.cwd(), execution.threads, moved, command, workers,
-                device,
-            )  # fmt: skip
+                data, dose, options.out, console, data.root, execution.threads, moved, command, workers, device
+            )
         for name, reason in zip(table["micrograph"].values, table["reason"].values):
             if reason:
                 console.say(f"warning: {name}: {reason}")
@@ -120,7 +119,7 @@ def _dose_weights(options: argparse.Namespace, data: MovieTable) -> xr.Dataset |
     if options.dose_weights.suffix == ".star":
         if not options.half1:
             raise InputError(f"{options.dose_weights} does not say at which frequencies; give --half1 of its reference")
-        (box, _, _), pixel_A = map_header(options.half1[0])
+        (box, _, _), pixel_A = map_header(from_root(options.half1[0], options.root))
     return read_weights(options.dose_weights, data.movies, box, pixel_A, options.dose_weights_last_frequency_per_A)
 
 
@@ -134,7 +133,8 @@ def _open_movies(
     if not is_cryosparc(argparse.Namespace(**{**vars(options), **not_needed})):
         return open_movies(options.micrographs, **settings), moved, []
     orientation, why = _orientation(options, moved)
-    data = open_exposures([*map(entry, options.exposures)], orientation=orientation, **settings)
+    tables = [entry(path, options.root) for path in options.exposures]
+    data = open_exposures(tables, orientation=orientation, **settings)
     return data, moved and replace(moved, orientation=orientation), [why]
 
 

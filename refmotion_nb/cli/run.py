@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
         job = Job(
             data, options.out, settings,
             options.hyperparameters, options.dose_weights, options.dose_weights_last_frequency_per_A,
-            image_root=options.root or Path.cwd(), command=command, say=console.say,
+            image_root=data.root or options.root or Path.cwd(), command=command, say=console.say,
         )  # fmt: skip
         job.seconds["opening"] = time.perf_counter() - start
         return _finish(job, options.until, console)

@@ -75,6 +75,15 @@ def beyond(path: str | Path, folders: Iterable[Path]) -> str:
     return f"{outside(path)} the folders that may be read ({', '.join(allowed)}); copy it there, or start the app with {options}"
 
 
+def listed_from(folder: Path, root: Path | None) -> str:
+    """Return a folder as it stands in a table whose paths start at ``root``: absolute, unless it lies there."""
+    ways = [] if root is None else [(folder.absolute(), root.absolute()), (folder.resolve(), root.resolve())]
+    for whole, start in ways:  # the second where one of them is named by a link, or by ``..``
+        if ".." not in (*whole.parts, *start.parts) and whole.is_relative_to(start):
+            return whole.relative_to(start).as_posix()
+    return (folder.resolve() if ".." in folder.parts else folder.absolute()).as_posix()
+
+
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
     """Give errors of the system that name no file, as those of writing to an open one, the name of ``path``."""

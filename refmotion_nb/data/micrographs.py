@@ -13,6 +13,7 @@ import pandas as pd
 
 from refmotion_nb.data.cryosparc.csfile import columns, names, text, write_cs, write_csg
 from refmotion_nb.data.cryosparc.csfile import table as cs_table
+from refmotion_nb.data.files import listed_from
 from refmotion_nb.data.schema import Movie, Skipped
 from refmotion_nb.data.star import read_star, table, write_star
 
@@ -58,10 +59,7 @@ def write_relion(out: Path, data: MovieTable, written: Sequence[WrittenMicrograp
     Paths start at ``image_root`` where ``out`` lies in it, else they are absolute.
     """
     assert data.relion is not None
-    folder = out.absolute()
-    base = str(folder)
-    if image_root is not None and folder.is_relative_to(image_root.absolute()):
-        base = folder.relative_to(image_root.absolute()).as_posix()
+    base = listed_from(out, image_root)
     rows = table(data.relion, "micrographs").iloc[[one.row for one in written]].reset_index(drop=True)
     for one, metadata in zip(written, rows["rlnMicrographMetadata"].astype(str)):
         _write_motion(out / Path(one.name).with_suffix(".star"), data.root, metadata, one)
@@ -136,7 +134,8 @@ def _with_pixel_sizes(
             if i:
                 number += 1
                 part["rlnOpticsGroup"] = number
-                part["rlnOpticsGroupName"] = f"{part['rlnOpticsGroupName'].iloc[0]}_{pixel:g}A"
+                if "rlnOpticsGroupName" in part.columns:
+                    part["rlnOpticsGroupName"] = f"{part['rlnOpticsGroupName'].iloc[0]}_{pixel:g}A"
                 new_group[(group == old) & (size == pixel)] = number
             parts.append(part)
     rows["rlnOpticsGroup"] = new_group

@@ -239,6 +239,7 @@ class Dataset:
     notes: tuple[str, ...] = ()  # what is worth a look, one line each
     sources: tuple[tuple[str, Path], ...] = ()  # what each table it was made from holds, and where that lies
     orientation: str = ""  # how CryoSPARC's tables lie on the movies (see ``open_cryosparc``); empty for RELION
+    root: Path | None = None  # where paths in RELION's tables start
 
     @cached_property
     def movies_with_particles(self) -> tuple[Movie, ...]:

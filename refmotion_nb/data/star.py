@@ -20,12 +20,14 @@ from refmotion_nb.data.schema import InputError
 
 Block = pd.DataFrame | dict[str, Any]
 
-_BLOCK = re.compile(r"^data_(\S*)[^\S\n]*$", re.MULTILINE)
-_COMMENT = re.compile(r"^[^\S\n]*#.*\n?", re.MULTILINE)
-_LOOP = re.compile(r"\s*loop_[^\S\n]*\n((?:[^\S\n]*(?:_\S+[^\n]*)?\n)*)")
-_SINGLE_QUOTED = re.compile(r"(?<!\S)'([^'\"\n]*)'(?!\S)")
-_VALUE = re.compile(r"^[^\S\n]*_(\S+)(?:[^\S\n]+(\"[^\"\n]*\"|\S+))?", re.MULTILINE)
-_TOKEN = re.compile(r'"[^"\n]*"|\S+')
+# what separates words is ASCII: RELION takes other spaces, as names from Chinese or French keyboards have, for letters
+_BLOCK = re.compile(r"^data_(\S*)[^\S\n]*$", re.MULTILINE | re.ASCII)
+_COMMENT = re.compile(r"^[^\S\n]*#.*\n?", re.MULTILINE | re.ASCII)
+_LOOP = re.compile(r"\s*loop_[^\S\n]*\n((?:[^\S\n]*(?:_\S+[^\n]*)?\n)*)", re.ASCII)
+_SINGLE_QUOTED = re.compile(r"(?<!\S)'([^'\"\n]*)'(?!\S)", re.ASCII)
+_VALUE = re.compile(r"^[^\S\n]*_(\S+)(?:[^\S\n]+(\"[^\"\n]*\"|\S+))?", re.MULTILINE | re.ASCII)
+_TOKEN = re.compile(r'"[^"\n]*"|\S+', re.ASCII)
+_SPACE = re.compile(r"\s", re.ASCII)
 _TEXT_LABELS = ("Name", "File", "Metadata", "Zernike", "Half1", "Half2")
 _NOT_A_NUMBER = ["nan", "-nan", "NaN", "<NA>"]
 CHUNK = 20_000  # rows written at a time: as text a large table takes ten times its memory
@@ -89,7 +91,7 @@ def _block(text: str, where: str) -> Block:
     loop = _LOOP.match(text)
     if loop is None:
         return {label: _single(label, value.strip('"')) for label, value in _VALUE.findall(text)}
-    labels = [line.split()[0][1:] for line in loop[1].splitlines() if line.strip()]
+    labels = [line.split()[0][1:] for line in loop[1].split("\n") if line.strip()]
     return _rows(text[loop.end() :], labels, where)
 
 
@@ -111,7 +113,7 @@ def _rows(text: str, labels: list[str], where: str) -> pd.DataFrame:
         raise InputError(f"{where}: a row does not have {n} values ({error}); is the file complete?") from None
     long, short = rows[n].notna().to_numpy(), rows[n - 1].isna().to_numpy()
     if short.any():  # a NaN, an empty string, or too few values: only the text can tell
-        lines = [line for line in text.splitlines() if line.strip()]
+        lines = [line for line in text.split("\n") if line.strip()]
         short = np.array([maybe and len(_TOKEN.findall(line)) < n for maybe, line in zip(short, lines)])
     if (long | short).any():
         row = np.argmax(long | short) + 1
@@ -123,7 +125,7 @@ def _rows(text: str, labels: list[str], where: str) -> pd.DataFrame:
 
 def _few_rows(text: str, labels: list[str], is_text: list[int], where: str) -> pd.DataFrame:
     """Return what pandas' reader returns of a small table."""
-    lines = [_TOKEN.findall(line) for line in text.splitlines() if line.strip()]
+    lines = [_TOKEN.findall(line) for line in text.split("\n") if line.strip()]
     for i, tokens in enumerate(lines):
         if len(tokens) != len(labels):
             raise InputError(f"{where}: row {i + 1} does not have {len(labels)} values; is the file complete?")
@@ -174,4 +176,4 @@ def _token(value: Any) -> str:
     if isinstance(value, bool | np.bool_):
         return str(int(value))
     text = str(value)
-    return f'"{text}"' if not text or any(c.isspace() for c in text) else text
+    return f'"{text}"' if not text or _SPACE.search(text) else text

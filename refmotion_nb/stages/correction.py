@@ -14,7 +14,7 @@ import param
 import xarray as xr
 
 from refmotion_nb.data.cryosparc.write import trajectory_file, write_particle_group, write_trajectories
-from refmotion_nb.data.files import output
+from refmotion_nb.data.files import listed_from, output
 from refmotion_nb.data.maps import check_reference, is_whole, write_stack
 from refmotion_nb.data.reasons import listed
 from refmotion_nb.data.relion.results import write_bfactors, write_particles, write_tracks
@@ -87,7 +87,7 @@ class MotionCorrection(Alignment):
         store = ResultStore(out / "results.zarr")
         settings = self.settings(), self.track_key(prior), hash_of_weights(dose), session.keys.common
         store.update_attrs()  # the folder is this run's from now on
-        stacks = _stack_folder(out, image_root)
+        stacks = listed_from(out / "Particles", image_root)
         reporter.start(len(session.micrographs), "correcting particles")
         finished: dict[str, tuple[pd.DataFrame, int]] = {}  # no tracks: they grow with the dataset
         for name in session:
@@ -275,14 +275,6 @@ def noise_table(m: Micrograph, tracks: Tracks) -> xr.Dataset:
         coords={"frequency": ("frequency", frequency, {"units": "1/Å", "long_name": "spatial frequency"})},
         attrs={"reference_scale": float(tracks.scale)},
     )
-
-
-def _stack_folder(out: Path, image_root: Path | None) -> str:
-    """Return the folder of the stacks as it stands in rlnImageName."""
-    folder = (out / "Particles").absolute()
-    if image_root is not None and folder.is_relative_to(image_root.absolute()):
-        return folder.relative_to(image_root.absolute()).as_posix()
-    return folder.as_posix()
 
 
 def _written(table: xr.Dataset, name: str, stacks: str) -> pd.DataFrame:

@@ -322,8 +322,10 @@ def weights_of(dose: Any) -> xr.Dataset:
 
 def lacks(table: xr.Dataset) -> str:
     """Return what a table of dose weights cannot do without and does not have; empty if there is all."""
-    if missing := [name for name in ("weight", "dose", "frequency") if name not in table.variables]:
+    if missing := [name for name in ("weight", "dose", "frequency", "group") if name not in table.variables]:
         return ", ".join(missing)
+    if not table.sizes["group"]:
+        return "groups"
     return "" if table["weight"].dims == ("group", "frame", "frequency") else "weight (group, frame, frequency)"
 
 

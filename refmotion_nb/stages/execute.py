@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import param
 
+from refmotion_nb.data.files import read_text
 from refmotion_nb.data.limits import bytes_of, cpu_count
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.numerics import gpu
@@ -167,16 +169,23 @@ def dask(client: Any, cache_size_GB: str = "") -> Workers:
 
     if isinstance(client, Client):
         return workers.Workers(client, cache_size_GB=cache_size_GB)
-    where = (
-        {"scheduler_file": str(client)}
-        if isinstance(client, str | Path) and Path(client).is_file()
-        else {"address": client}
-    )
+    in_file = isinstance(client, str | Path) and Path(client).is_file()
+    address = _address_in(client) if in_file else client
     try:
-        own = Client(**where, timeout=PATIENCE_S)
+        own = Client(address, timeout=PATIENCE_S)
     except (OSError, ValueError) as error:
         raise InputError(f"no Dask scheduler answers at {client} ({error}); start one, or check the address") from None
     return workers.Workers(own, own.close, cache_size_GB=cache_size_GB)
+
+
+def _address_in(scheduler_file: str | Path) -> str:
+    """Return the address that a Dask scheduler wrote to a file; InputError where there is none."""
+    try:
+        return str(json.loads(read_text(scheduler_file))["address"])
+    except (ValueError, KeyError, TypeError):  # also what is no text
+        raise InputError(
+            f"{scheduler_file} is no scheduler file of Dask; give the one that the scheduler wrote, or its address"
+        ) from None
 
 
 def processes(n: int, threads: int = 0) -> Workers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, fields, is_dataclass
 from pathlib import Path
@@ -50,7 +51,8 @@ class DataKeys:
 
     def grown_from(self, mark: Any) -> bool:
         """Return whether these are the data with that ``mark``, perhaps with more micrographs."""
-        return isinstance(mark, dict) and mark["key"] == hash_of(self.common, self.of(mark["micrographs"]))
+        names = mark.get("micrographs") if isinstance(mark, dict) else None
+        return isinstance(names, list) and mark.get("key") == hash_of(self.common, self.of(names))
 
     @property
     def all(self) -> str:
@@ -87,7 +89,8 @@ def _add(digest: Any, content: Any) -> None:
             _add(digest, item)
     elif isinstance(content, Path):
         stat = content.stat() if content.exists() else None
-        digest.update(f"{content} {stat and (stat.st_size, stat.st_mtime_ns)};".encode())
+        name = os.path.normpath(content)  # without ``..``, which are those of the folder that a command was given in
+        digest.update(f"{name} {stat and (stat.st_size, stat.st_mtime_ns)};".encode())
     elif isinstance(content, np.ndarray) and content.dtype.kind != "O":
         digest.update(f"{content.dtype.str}{content.shape}".encode())
         digest.update(np.ascontiguousarray(content).tobytes())

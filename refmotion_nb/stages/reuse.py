@@ -20,7 +20,7 @@ from refmotion_nb.numerics.energy import pooled_scale
 from refmotion_nb.numerics.prior import Hyperparameters
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, alignment_windows
 from refmotion_nb.stages.base import Reporter, Silent
-from refmotion_nb.stages.dose_weights import POOL, lacks
+from refmotion_nb.stages.dose_weights import POOL, lacks, table_edges
 from refmotion_nb.stages.keys import DataKeys
 from refmotion_nb.stages.micrograph import Micrograph
 from refmotion_nb.stages.sampling import sample
@@ -147,6 +147,12 @@ def _read_weights(
     if path.suffix == ".star":
         frequency = np.arange(box_px // 2 + 1) / (box_px * pixel_size_A)
         b_factor, log_scale = read_bfactors(path)
+        known = np.isfinite(b_factor) & (log_scale < np.inf)  # a scale of 0 is that of a frame without signal
+        if (bad := np.flatnonzero(~known)).size:
+            raise InputError(
+                f"{path}: frame {bad[0] + 1} has B-factor {b_factor[bad[0]]:g} and ln of scale {log_scale[bad[0]]:g}, RELION "
+                "could not fit them; polish again with more particles, or leave dose_weights out"
+            )
         model = DoseModel(np.exp(log_scale), -b_factor / relion_gauge(len(frequency)), np.ones(0))
         found = {"b_factor": model.b_factor_A2, "frame_scale": model.scale}
         return _foreign(path, weights(model, frequency), frequency, movies, found)
@@ -194,8 +200,16 @@ def _foreign(
 def _check_table(path: Path, table: xr.Dataset) -> None:
     if lacking := lacks(table):
         raise InputError(f"{path} is no table of dose weights: it lacks {lacking}; give the dose_weights.nc of a run")
+    frequency = table["frequency"].values
+    if len(frequency) < 2 or not (np.isfinite(frequency).all() and (np.diff(frequency) > 0).all()):
+        raise InputError(f"{path}: its frequencies are not numbers that rise; sort the table by frequency")
     for i in range(table.sizes["group"]):
         row = table.isel(group=i).dropna("frame", subset=["dose"])
+        if not row.sizes["frame"] or not (np.diff(table_edges(row)) > 0).all():
+            raise InputError(
+                f"{path}: the doses of group {i + 1} are not numbers that rise from frame to frame; give the dose_weights.nc "
+                "of a run"
+            )
         weight = row["weight"].values
         bad = np.argwhere(~(np.isfinite(weight) & (weight >= 0)))
         if len(bad) or not weight.size or not (weight.sum(0) > 0).all():

@@ -49,21 +49,21 @@ def read_cs(path: str | Path) -> np.ndarray:
     admit(path)
     path = Path(path)
     try:
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            start = file.read(len(_NUMPY))
+            file.seek(0)
+            if start == _CSDAT:
+                rows = _unpack(memoryview(file.read()))
+            elif start == _NUMPY:
+                rows = np.load(file, allow_pickle=False, max_header_size=_MOST_HEADER)
+            else:
+                raise InputError(f"{path} is not a CryoSPARC table (.cs); {_REMEDY}")
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; check the path") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from None
-    try:
-        if data.startswith(_CSDAT):
-            rows = _unpack(memoryview(data))
-        elif data.startswith(_NUMPY):
-            with open(path, "rb") as file:
-                rows = np.load(file, allow_pickle=False, max_header_size=_MOST_HEADER)
-        else:
-            raise InputError(f"{path} is not a CryoSPARC table (.cs); {_REMEDY}")
-    except InputError:
-        raise
     except Exception as error:
         raise InputError(f"{path} is damaged or not a CryoSPARC table ({error}); {_REMEDY}") from None
     if rows.dtype.names is None or "uid" not in rows.dtype.names:
@@ -79,10 +79,15 @@ def write_cs(path: str | Path, rows: np.ndarray) -> None:
 
 
 def text(rows: np.ndarray, name: str) -> list[str]:
-    """Return a column of strings; empty strings where there is no such column."""
+    """Return a column of strings; empty strings where there is no such column, InputError where one is not UTF-8."""
     if name not in names(rows):
         return [""] * len(rows)
-    return [value.decode() if isinstance(value, bytes) else str(value) for value in rows[name].tolist()]
+    try:
+        return [value.decode() if isinstance(value, bytes) else str(value) for value in rows[name].tolist()]
+    except UnicodeDecodeError as error:
+        word = error.object.decode("ascii", "backslashreplace")
+        raise InputError(f"{name} {word} is not UTF-8; rename the file (convmv --notest -f latin1 -t utf-8) and import it "
+                         "into CryoSPARC again") from None  # fmt: skip
 
 
 def names(rows: np.ndarray) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from refmotion_nb.data.cryosparc.notes import defect_lists, earlier_iterations, 
 from refmotion_nb.data.cryosparc.orientation import best_orientation
 from refmotion_nb.data.cryosparc.particles import micrograph_shapes, particle_table, read_particle_rows
 from refmotion_nb.data.micrographs import MovieTable, beside_absolute
-from refmotion_nb.data.relion.micrographs import MovieSet, Options, as_gain
+from refmotion_nb.data.relion.micrographs import MovieSet, Options, as_gain, from_root
 from refmotion_nb.data.relion.particles import assemble, off_their_movies, repeated, shared_places, unfit
 from refmotion_nb.data.relion.results import find_root, given_root
 from refmotion_nb.data.schema import Dataset, Gain, InputError, Reference, Skipped, as_path, several
@@ -118,8 +118,8 @@ def _read(
         raise InputError(f"orientation {orientation!r}; give auto, {', '.join(ORIENTATIONS)}")
     problems, notes = list[str](), list[str]()
     root = given_root(root)
-    exposures, particles = _entries(exposures, "exposures"), _entries(particles, "particles")
-    volumes, masks = _entries(volumes, "volumes"), _entries(masks, "masks")
+    exposures, particles = _entries(exposures, "exposures", root), _entries(particles, "particles", root)
+    volumes, masks = _entries(volumes, "volumes", root), _entries(masks, "masks", root)
     exposure_tables = read_exposures(exposures, problems)
     files = [first_file(entry) for entry in (*exposures, *particles, *volumes)]
     home = (root if root is not None else _root(files, exposure_tables)).absolute()
@@ -227,14 +227,20 @@ def _root(files: list[Path], tables: list[tuple[Path, np.ndarray]]) -> Path:
     return find_root(files, [name for name in sample if name and not name.startswith(">")])
 
 
-def _entries(value: Any, what: str) -> list[Entry]:
-    """Return one or several tables, each a path or a tuple of them, as a list; InputError where something is none."""
+def _entries(value: Any, what: str, root: Path | None) -> list[Entry]:
+    """Return one or several tables, each a path or a tuple of them, as a list; InputError where something is none.
+
+    As for RELION's, paths may start at the root, too.
+    """
     if value is None:
         return []
-    entries = several(value)
-    for one in entries:
-        for path in one if isinstance(one, tuple | list) and one else [one]:
-            as_path(path, what if one is value else f"one of {what}")
+    entries = list[Entry]()
+    for one in several(value):
+        said = what if one is value else f"one of {what}"
+        if isinstance(one, tuple | list) and one:
+            entries.append(tuple(from_root(as_path(path, said), root) for path in one))
+        else:
+            entries.append(from_root(as_path(one, said), root))
     return entries
 
 
@@ -259,7 +265,7 @@ def open_exposures(
     if orientation not in ORIENTATIONS:
         raise InputError(f"orientation {orientation!r}; without particles, give {', '.join(ORIENTATIONS)}")
     problems, root = list[str](), given_root(root)
-    tables = read_exposures(_entries(exposures, "exposures"), problems)
+    tables = read_exposures(_entries(exposures, "exposures", root), problems)
     if problems or not tables:
         raise InputError("\n".join(problems) or "no exposures given; give those of Patch Motion Correction")
     home = (root if root is not None else _root([path for path, _ in tables], list(tables))).absolute()

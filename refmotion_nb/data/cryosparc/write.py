@@ -114,12 +114,18 @@ def _given(data: Dataset, number: int, row: np.ndarray, movies: Mapping[str, Mov
     optics = [data.optics[int(g)] for g in group]
     odd_even = {g: aberrations_A(data.optics[int(g)]) for g in np.unique(group)}
     names_of = [str(name) for name in p["micrograph"].values]
+    # results of several runs are put together by uid, and names of micrographs come again in other sessions
+    micrograph = {name: stable_uid("micrograph", str(movies[name].path.resolve())) for name in dict.fromkeys(names_of)}
+    place = np.concatenate([p[what].values for what in ("coordinate", "origin", "euler")], axis=1).tolist()
+    uid = [
+        stable_uid("particle", number, micrograph[name], *which) for name, *which in zip(names_of, row.tolist(), place)
+    ]
 
     def f4(values: Any) -> np.ndarray:
         return np.asarray(values, np.float32)
 
     return {
-        "uid": np.array([stable_uid("particle", number, name, int(r)) for name, r in zip(names_of, row)], np.uint64),
+        "uid": np.array(uid, np.uint64),
         "ctf/type": ["imported"] * n,
         "ctf/exp_group_id": group.astype(np.uint32) + np.uint32(1),
         "ctf/accel_kv": f4([o.voltage_kV for o in optics]),
@@ -145,7 +151,7 @@ def _given(data: Dataset, number: int, row: np.ndarray, movies: Mapping[str, Mov
         "alignments3D/class": np.zeros(n, np.uint32),
         **{f"alignments3D/{name}": np.ones(n, np.float32) for name in ("class_posterior", "class_ess")},
         **{f"alignments3D/{name}": np.zeros(n, np.float32) for name in _UNKNOWN},
-        "location/micrograph_uid": np.array([stable_uid("micrograph", name) for name in names_of], np.uint64),
+        "location/micrograph_uid": np.array([micrograph[name] for name in names_of], np.uint64),
         "location/exp_group_id": group.astype(np.uint32) + np.uint32(1),
         "location/micrograph_path": [str(movies[name].path) for name in names_of],
         "location/min_dist_A": np.zeros(n, np.float32),

@@ -7,6 +7,7 @@ import gzip
 import lzma
 import os
 import tempfile
+import zlib
 from pathlib import Path
 from typing import BinaryIO, Self, cast
 
@@ -146,6 +147,6 @@ def _fill(stream: BinaryIO, view: memoryview, path: Path) -> int:
             done += n
     except EOFError:
         return done  # the stream stops in the middle; the caller knows how much there should be
-    except (OSError, zstandard.ZstdError, lzma.LZMAError, ValueError) as problem:
+    except (OSError, zlib.error, zstandard.ZstdError, lzma.LZMAError, ValueError) as problem:
         raise InputError(f"{path} cannot be unpacked ({problem}): copy it again") from None
     return done

@@ -152,7 +152,8 @@ class TiffPages:
         """Return where the strips or tiles of an image start in the file and how long they are, bytes."""
         codes = (TILE_OFFSETS, TILE_COUNTS) if self._layout.tiled else (OFFSETS, COUNTS)
         offsets, counts = (tags.get(code, ()) for code in codes)
-        if not len(offsets) == len(counts) == self._per_column * self._per_row:
+        numbers = isinstance(offsets, tuple) and isinstance(counts, tuple)  # not text, of the same length
+        if not (numbers and len(offsets) == len(counts) == self._per_column * self._per_row):
             raise InputError(f"{self._source.path}: image {page + 1} has a damaged header; copy the file again")
         end = max(map(add, offsets, counts))
         if end > self._source.size:

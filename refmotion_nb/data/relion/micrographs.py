@@ -84,7 +84,7 @@ def read_micrographs(path: str | Path) -> pd.DataFrame:
     InputError
         No RELION 3.1 micrograph file, empty, or without the motion STAR files' names.
     """
-    blocks = read_star(path, ("optics", "micrographs"))
+    blocks = read_star(path, ("optics", "micrographs", "global"))
     rows, optics = table(blocks, "micrographs"), needs_optics(blocks, path)
     if rows.empty:
         raise InputError(f"{path} lists no micrographs; give motion correction's corrected_micrographs.star")
@@ -206,6 +206,7 @@ def short_names(paths: Sequence[str]) -> list[str]:
     whole = [os.path.splitext(str(Path(path)))[0] for path in paths]
     levels = [[Path(path).name for path in whole], [strip_job(path).replace("/", "_") for path in whole],
               [path.strip("/").replace("/", "_") for path in whole]]  # fmt: skip
+    levels = [[name.lstrip(".") or "_" for name in level] for level in levels]  # results are not hidden
     counts = [Counter(level) for level in levels]
     names: dict[str, None] = {}
     for i in range(len(paths)):

@@ -114,9 +114,13 @@ def optics_groups(blocks: Mapping[str, Block], path: str | Path) -> dict[int, Op
     needed = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast", "rlnImagePixelSize", "rlnImageSize")
     if missing := [label for label in needed if label not in rows.columns]:
         raise InputError(f"{path} lacks {', '.join(missing)} in data_optics; {_REMEDY}")
+    rows = rows.drop_duplicates()  # as files put together by hand have
+    if (again := rows["rlnOpticsGroup"].duplicated()).any():
+        raise InputError(f"{path}: optics group {rows['rlnOpticsGroup'][again].iloc[0]} is listed twice in data_optics, with "
+                         "different values; give each a number of its own, in data_particles too")  # fmt: skip
     try:
         groups = {int(row["rlnOpticsGroup"]): _optics(row) for row in rows.to_dict("records")}
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise InputError(f"{path}: data_optics holds a value that is not a number ({error}); {_REMEDY}") from None
     for label in ("rlnVoltage", "rlnImagePixelSize", "rlnImageSize"):
         if not (np.isfinite(given := rows[label].to_numpy(float)) & (given > 0)).all():
@@ -146,7 +150,11 @@ def _check_finer_optics(one: Optics, path: str | Path) -> None:
 
 
 def needs_optics(blocks: Mapping[str, Block], path: str | Path) -> pd.DataFrame:
-    """Take the optics block of a file; InputError if there is none, as before RELION 3.1."""
+    """Take the optics block of a file; InputError if there is none, as before RELION 3.1, or if it is of tomography."""
+    if any("rlnTomoName" in table(blocks, name).columns for name in ("particles", "global")):
+        raise InputError(
+            f"{path} is of tomography (rlnTomoName), which is not processed; give files of single-particle jobs"
+        )
     rows = table(blocks, "optics")
     if rows.empty or "rlnOpticsGroup" not in rows.columns:
         raise InputError(f"{path} has no optics groups: it was written before RELION 3.1; convert it "

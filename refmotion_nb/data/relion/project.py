@@ -151,7 +151,7 @@ def _read(
         movies=found.movies, particles=particles, optics=optics, skipped=(*skipped, *found.idle),
         references=tuple(_located(reference, home) for reference in references),
         tables=tuple({name: table(part.blocks, name) for name in part.blocks} for part in tables),
-        sources=(*(("particles", part.path) for part in tables), ("micrographs", micrographs)),
+        sources=(*(("particles", part.path) for part in tables), ("micrographs", micrographs)), root=home,
     )  # fmt: skip
     if references and len(references) != len(particle_paths):
         problems.append(f"{len(particle_paths)} particle files for {len(references)} references; give one for each")
@@ -221,7 +221,8 @@ def open_movies(
     usable = [i for i, name in enumerate(names) if name not in reasons]
     shorts = short_names(names)
     optics = table(read_star(path, ("optics",)), "optics")
-    called = dict(zip(optics["rlnOpticsGroup"], optics["rlnOpticsGroupName"].astype(str)))
+    label = "rlnOpticsGroupName" if "rlnOpticsGroupName" in optics.columns else "rlnOpticsGroup"  # as for particles
+    called = dict(zip(optics["rlnOpticsGroup"], optics[label].astype(str)))
     number = (
         rows["rlnOpticsGroup"] if "rlnOpticsGroup" in rows.columns else optics["rlnOpticsGroup"].iloc[[0] * len(rows)]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -94,8 +95,8 @@ def read_priors(path: str | Path) -> Priors:
         s_vel, s_div, s_acc = map(float, read_text(path).split()[:3])
     except ValueError:
         raise InputError(f"{path} does not hold 's_vel s_div s_acc'; give RELION's opt_params file") from None
-    if min(s_vel, s_div, s_acc) <= 0:
-        raise InputError(f"{path}: s_vel, s_div and s_acc must be positive; train again")
+    if not all(0 < value < math.inf for value in (s_vel, s_div, s_acc)):
+        raise InputError(f"{path}: s_vel, s_div and s_acc must be positive numbers; train again")
     return Priors(s_vel, s_div, s_acc)
 
 
@@ -108,7 +109,8 @@ def read_fsc(path: str | Path) -> np.ndarray:
         The file holds no FSC, its shells are not numbered from 0, or a value is text.
     """
     rows = table(read_star(path, ("fsc",)), "fsc")
-    labels = ("rlnFourierShellCorrelationCorrected", "rlnFourierShellCorrelation")
+    # the second where RELION was given no mask
+    labels = tuple(f"rlnFourierShellCorrelation{which}" for which in ("Corrected", "UnmaskedMaps", ""))
     label = next((label for label in labels if label in rows.columns), labels[0])
     if absent := [name for name in ("rlnSpectralIndex", label) if name not in rows.columns]:
         what = f"its data_fsc lacks {' and '.join(absent)}" if len(rows) else "it has no table data_fsc"

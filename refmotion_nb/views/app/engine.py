@@ -341,8 +341,9 @@ class Engine:
             if self.session is None:
                 raise InputError("no data are open; open some first")
             job = ReportedJob(
-                self.session, self.roots.resolve(self.out), dict(self.settings), **self.given, image_root=self.out.parent,
-                within=self.roots.folders, command="refmotion app", opening=self.opening and self.opening.placed(self.roots),
+                self.session, self.roots.resolve(self.out), dict(self.settings), **self.given,
+                image_root=self.session.data.root or self.out.parent, within=self.roots.folders, command="refmotion app",
+                opening=self.opening and self.opening.placed(self.roots),
             )  # fmt: skip
             run = self.session.submit(job, until)
             run.watched = True  # by who started it: the first unfinished result may be there before a page looks again
