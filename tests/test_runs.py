@@ -6,6 +6,7 @@ import time
 import weakref
 
 import numpy as np
+import param
 import pytest
 import xarray as xr
 
@@ -81,6 +82,50 @@ def test_a_submitted_run_can_be_paused_and_cancelled(session):
     assert after.wait(20).attrs["counted"] == 3, "those behind it have their turn"
 
 
+class Settled(Stage):
+    """Returns its setting, once it is let go on."""
+
+    setting = param.Integer(1)
+
+    def run(self, session, gate=None, reporter=None):
+        if gate is not None:
+            assert gate.acquire(timeout=20)
+        reporter.start(1, "returning")
+        reporter.advance()
+        return xr.Dataset(attrs={"setting": self.setting})
+
+
+def test_a_submitted_stage_runs_with_the_settings_that_it_had(session):
+    gate, stage = threading.Semaphore(0), Settled()
+    runs = [session.submit(stage, gate)]
+    stage.setting = 2  # for the next run, while the first one goes on and before the others had their turn
+    runs.append(session.submit(stage))
+    stage.setting = 3
+    gate.release()
+    assert [run.wait(20).attrs["setting"] for run in runs] == [run.settings["setting"] for run in runs] == [1, 2]
+    assert stage.ran is runs[1] and session.found(stage) is None
+
+
+def test_a_stage_that_two_threads_run_has_a_run_in_each(session, monkeypatch):
+    stage, inside, gate = Settled(), threading.Event(), threading.Event()
+    one_thread = runs.one_blas_thread
+
+    def slow():
+        if threading.current_thread() is beside:  # between the making of a run and its use
+            inside.set()
+            assert gate.wait(20)
+        return one_thread()
+
+    monkeypatch.setattr(runs, "one_blas_thread", slow)
+    beside = threading.Thread(target=stage.run, args=(session,))
+    beside.start()
+    assert inside.wait(20)
+    stage.run(session)
+    gate.set()
+    beside.join(20)
+    assert [run.state for run in session.runs] == ["done", "done"]
+
+
 class Holding(Stage):
     """Holds an array while it works."""
 
@@ -104,7 +149,8 @@ def test_what_a_cancelled_run_was_at_work_on_is_not_kept(session, monkeypatch):
     assert stage.ran.state == "cancelled" and stage.held() is None
 
 
-def test_a_run_within_another_has_its_clock_and_state():
+def test_a_run_within_another_has_its_clock_and_state(monkeypatch):
+    monkeypatch.setattr(runs, "START_UP", 0.0)  # else a busy machine may take both reports for start-up
     begun = time.perf_counter()
     outer = Run(Counting())
     outer._change(state="running")

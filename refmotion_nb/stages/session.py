@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
+from copy import copy
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
@@ -141,10 +142,13 @@ class Session:
     def submit(self, stage: Any, *inputs: Any, reporter: Reporter | None = None, **options: Any) -> Run:
         """Run a stage on this session, or a job, in the background, after those submitted before; return its run at once.
 
-        ``inputs`` and ``options`` are what ``stage.run`` takes beside the session; ``run.wait()`` gives the result.
+        ``inputs`` and ``options`` are what ``stage.run`` takes beside the session; ``run.wait()`` gives the result. A stage
+        runs with the settings that it has now, whatever becomes of them before its turn comes.
         """
-        stage.ran = run = Run(stage, inputs, reporter)
-        arguments = (self, *inputs) if isinstance(stage, Stage) else inputs
+        asked, arguments = stage, inputs
+        if isinstance(stage, Stage):
+            stage, arguments = copy(stage), (self, *inputs)
+        asked.ran = stage.ran = run = Run(stage, inputs, reporter)
         self.runs.append(run)
         with self._lock:
             self._waiting.append((run, lambda: stage.run(*arguments, reporter=run, **options)))
