@@ -305,6 +305,15 @@ def test_a_folder_begun_by_another_version_is_told_and_continued(project, out, m
     assert content(out, "Particles/mic0001.mrcs") == before and store(out).attrs["earlier_versions"] == ["0.0.9"]
 
 
+def test_validation_moves_particles_as_they_were_written(project, out, new_out):
+    cropped = [*GIVEN, "--fourier-crop-to", "32"]  # patches then, which validation reads anew, whole
+    at_once = new_out()
+    assert run(project, at_once, *cropped, "--until", "validate") == 0
+    assert run(project, out, *cropped) == 0
+    assert run(project, out, *cropped, "--until", "validate") == 0
+    assert_same(out, at_once)
+
+
 def test_a_stack_of_other_settings_is_not_taken_for_ones_own(project, out, quick, monkeypatch):
     assert run(project, out, *GIVEN) == 0
     with monkeypatch.context() as patch:  # a run with other settings ends when it has written one stack
