@@ -329,6 +329,14 @@ def test_two_micrographs_are_worked_on_at_a_time_and_come_in_order(tiny):
     assert 0 < session.seconds["reading movies"] < 60
 
 
+def test_a_micrograph_that_failed_is_not_used_though_it_was_kept_before(session):
+    settings = rm.HyperparameterSearch()
+    name, other = [name for name, _ in session.walk(list(session), settings)]
+    assert len(session.kept) == 2
+    session.failed[name] = "its movie is gone"  # as read with other settings
+    assert [(one, m is None) for one, m in session.walk(list(session), settings)] == [(name, True), (other, False)]
+
+
 def test_once_it_is_stopped_what_is_being_read_is_not_worked_on(tiny, monkeypatch):
     session, go, begun, read = rm.Session(tiny.open(), 2), threading.Event(), [], rm.Session.micrograph
     first, second = session

@@ -222,15 +222,21 @@ def test_micrographs_are_the_same_on_a_cluster_that_loses_a_worker(tiny, workers
     assert written.stat().st_mtime_ns == stamp, "what one process has finished is done anew by workers"
 
 
-def test_what_cannot_be_used_is_told_as_in_one_process(tiny, workers, tmp_path):
+def test_what_cannot_be_used_is_told_as_in_one_process(tiny, workers, alone, tmp_path):
     wait_for_two(workers)
     project = copied(tiny.folder, tmp_path)
     data = replace(tiny, folder=project).open()
     movie = project / "Movies/mic0001.tif"
-    movie.write_bytes(movie.read_bytes()[:5000])
+    whole = movie.read_bytes()
+    movie.write_bytes(whole[:5000])
     here, there = Session(data, 2), Session(data, workers=workers)
-    assert rm.HyperparameterSearch().run(there).identical(rm.HyperparameterSearch().run(here))
+    search = rm.HyperparameterSearch().run(there)
+    assert search.identical(rm.HyperparameterSearch().run(here))
     assert list(there.failed) == ["mic0001"] and there.failed == here.failed
+    movie.write_bytes(whole)  # a run that has told of it as failed does not write it nevertheless
+    for where, out in ((here, tmp_path / "here"), (there, tmp_path / "there")):
+        particles = rm.MotionCorrection().run(where, search, alone[1], out)
+        assert particles["written"].values.sum() == 12 and store(out).groups("tracks") == ["tracks/mic0000"]
 
 
 def test_a_correction_is_cancelled(tiny, workers, alone, tmp_path):

@@ -271,6 +271,8 @@ class Session:
             Its movie or gain cannot be used; that is remembered in ``failed``.
         """
         factors = self.grey_scale(settings) if factors is None else factors
+        if name in self.failed:  # also where it was kept before that
+            raise InputError(self.failed[name])
         kept = self.kept.get((name, *settings.how_read))
         self.device.activate()
         if kept is not None and kept.spectra.box >= settings.least_box(kept.placement.box):

@@ -284,16 +284,17 @@ class There:
         """Yield name and value, see ``Place``; as many tasks are on their way as keep all workers busy."""
         work = self._work(settings, task)
         for name, future in _ahead(self._client, lambda name: self._begin(name, work), names):
-            yield name, self._outcome(name, future).value
+            yield name, future and self._outcome(name, future).value
 
     def hold(self, names: list[str], settings: Alignment, task: Task) -> Found:
         """Yield name and held value, see ``Place``."""
         work = self._work(settings, task)
         futures = [self._begin(name, work) for name in names]
-        reasons = [self._submit(_reason, future) for future in futures]
+        reasons = [future and self._submit(_reason, future) for future in futures]
         for name, future, reason in zip(names, futures, reasons):
-            self._outcome(name, reason)
-            yield name, Held(future)
+            if future and reason:
+                self._outcome(name, reason)
+            yield name, future and Held(future)
 
     def apply(self, function: Callable[..., Any], *columns: list[Any]) -> list[Any]:
         """Return the held values of all rows, made where the first of a row is."""
@@ -317,8 +318,10 @@ class There:
             raise InputError(f"{error}; give workers more memory") from None
         return [one.of(outcomes[one.future.key].value) for one in held]
 
-    def _begin(self, name: str, work: Future) -> Future:
-        """Have a task done, by the worker that read the micrograph before if it is not too busy."""
+    def _begin(self, name: str, work: Future) -> Future | None:
+        """Have a task done, by the worker that read the micrograph before if it is not too busy; not if it has failed."""
+        if name in self._session.failed:
+            return None
         there = {"workers": [self._read_at[name]], "allow_other_workers": True} if name in self._read_at else {}
         return self._submit(_on_micrograph, name, work, **there)
 
@@ -349,7 +352,7 @@ class There:
         return outcome
 
 
-def _ahead(client: Client, submit: Callable[[Item], Future], items: Iterable[Item]) -> Iterator[tuple[Item, Future]]:
+def _ahead(client: Client, submit: Callable[[Item], Any], items: Iterable[Item]) -> Iterator[tuple[Item, Any]]:
     """Yield items with their futures in order, as many submitted as keep all workers busy; at the end the rest is cancelled."""
     left, under_way = deque(items), deque[tuple[Item, Future]]()
     try:
@@ -359,7 +362,7 @@ def _ahead(client: Client, submit: Callable[[Item], Future], items: Iterable[Ite
             yield under_way.popleft()
     finally:
         with suppress(*GONE):
-            client.cancel([future for _, future in under_way])
+            client.cancel([future for _, future in under_way if future])
 
 
 def _with_threads(work: Callable[[Any, int], Any], item: Any) -> Any:
