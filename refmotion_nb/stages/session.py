@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, contextmanager
 from copy import copy
 from functools import cached_property
 from operator import itemgetter
@@ -403,6 +403,13 @@ class Session:
                     self.tracks[key] = found
                     self._tracks_bytes += size
         return found
+
+    @contextmanager
+    def setting_aside(self, n_bytes: int) -> Iterator[None]:
+        """Keep memory of the limit free for what a stage makes itself, as long as the context lasts; micrographs make room."""
+        self.kept.make_room(n_bytes)
+        with self.spool.taking(n_bytes):
+            yield
 
     def keep(self, array: np.ndarray) -> np.ndarray:
         """Return an array's numbers kept for the stage at work: in memory, for which micrographs make room, or on disk.

@@ -139,7 +139,8 @@ class Validation(Alignment):
             for turn, group in enumerate(groups, 1):
                 several = f", part {turn} of {len(groups)}" * (len(groups) > 1)
                 reporter.start(len(names), f"validating{several}")
-                with session.device.telling_of_memory("half maps were made"):
+                n_bytes = _transform_bytes(grid, len(group), len(rotations))
+                with session.setting_aside(n_bytes), session.device.telling_of_memory("half maps were made"):
                     projectors = self._back_project(session, names, prior, dose, group, grid, rotations, reporter, out)
                 reporter.done()
                 # of other length than a micrograph's: counted apart, so that the time left is that of these
@@ -248,9 +249,14 @@ def _groups(
 ) -> list[tuple[Combination, ...]]:
     """Divide combinations into groups whose transforms fit into memory side by side."""
     fit = [n for n in range(1, len(combinations) + 1)
-           if 2 * n_references * BackProjector.bytes_needed(grid.size, n) <= limit_bytes]  # fmt: skip
+           if _transform_bytes(grid, n, n_references) <= limit_bytes]  # fmt: skip
     together = max(fit, default=1)
     return [combinations[i : i + together] for i in range(0, len(combinations), together)]
+
+
+def _transform_bytes(grid: Grid, n_combinations: int, n_references: int) -> int:
+    """Return what the transforms of both half sets of all references take."""
+    return 2 * n_references * BackProjector.bytes_needed(grid.size, n_combinations)
 
 
 def _finished(projectors: dict[tuple[int, int], BackProjector], number: int, half: int) -> Transform:
