@@ -11,10 +11,13 @@ import pytest
 import xarray as xr
 
 import refmotion_nb as rm
-from refmotion_nb.stages import runs
+from refmotion_nb.numerics.prior import Hyperparameters
+from refmotion_nb.numerics.threads import side_by_side
+from refmotion_nb.stages import kept, runs
 from refmotion_nb.stages import session as sessions
 from refmotion_nb.stages.base import Cancelled, Silent, Stage
 from refmotion_nb.stages.runs import Run
+from refmotion_nb.stages.search import default_prior
 from refmotion_nb.views.reprs import session_page
 
 
@@ -327,6 +330,32 @@ def test_two_micrographs_are_worked_on_at_a_time_and_come_in_order(tiny):
     found = list(session.place.each(names, rm.MotionCorrection(), task))
     assert found == [(name, session.particle_count(name)) for name in names] and max(most) == 2
     assert 0 < session.seconds["reading movies"] < 60
+
+
+def test_trajectories_that_two_threads_find_at_a_time_count_once(session, monkeypatch):
+    stage, both, find = rm.MotionCorrection(), threading.Barrier(2), sessions.track
+    prior = default_prior(Hyperparameters(100.0, 50.0, 3000.0), stage)
+    m = session.micrograph(next(iter(session)), stage)
+    held = session.spool.held_bytes
+
+    def found_together(*arguments):
+        both.wait(timeout=60)
+        return find(*arguments)
+
+    monkeypatch.setattr(sessions, "track", found_together)
+    one, other = side_by_side(lambda _: session.track(m, stage, prior), range(2), 2)
+    assert np.array_equal(one.displacement_A, other.displacement_A)
+    assert session.spool.held_bytes == held + one.displacement_A.nbytes
+
+
+def test_a_micrograph_whose_keeping_is_interrupted_counts_nothing(session, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kept, "settled", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        session.micrograph(next(iter(session)), rm.MotionCorrection())
+    assert session.spool.held_bytes == len(session.kept) == 0
 
 
 def test_a_micrograph_that_failed_is_not_used_though_it_was_kept_before(session):

@@ -399,7 +399,7 @@ class Session:
         if self._tracks_bytes + size <= TRACKS_SHARE * self.cache_bytes:
             self.kept.make_room(size)
             with self._lock:
-                if self.spool.reserve(size):
+                if key not in self.tracks and self.spool.reserve(size):
                     self.tracks[key] = found
                     self._tracks_bytes += size
         return found
