@@ -451,6 +451,23 @@ def test_a_movie_that_was_used_and_changed_puts_the_rest_in_question(project, tm
     assert again == ["mic0001"]
 
 
+def test_a_movie_that_changes_once_it_was_read_is_read_again_by_the_next_run(
+    project, tmp_path, out, new_out, monkeypatch
+):
+    here, compare, fresh = copied(project, tmp_path), audit.InputAudit._compare, new_out()
+
+    def then_it_changes(stage, of, m):
+        if m.movie.micrograph == "mic0001":
+            shutil.copy(here / "Movies/mic0002.tif", m.movie.path)
+        return compare(stage, of, m)
+
+    monkeypatch.setattr(audit.InputAudit, "_compare", then_it_changes)
+    assert run(here, out, *GIVEN) == 0
+    monkeypatch.undo()
+    assert run(here, out, *GIVEN) == run(here, fresh, *GIVEN) == 0
+    assert_same(out, fresh)
+
+
 def test_a_movie_that_was_not_used_but_is_exposed_otherwise_now_is_measured_too(project, tmp_path, out, new_out):
     here = copied(project, tmp_path)
     more = "--max-strength", "1", "--target-particles", "8", "--mixed-frame-counts"

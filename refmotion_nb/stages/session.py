@@ -352,6 +352,7 @@ class Session:
         There are as many micrographs at a time as there is room for, ``in_hand`` of whoever asks included. Once it is closed no
         task is begun, and those under way are waited for. ``read`` is ``micrograph`` unless given.
         """
+        self.keys.of(names)  # a movie that changes once it was read does not pass for what was read
         stopped = Event()
 
         def work(name: str) -> Any:

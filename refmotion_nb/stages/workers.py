@@ -282,13 +282,13 @@ class There:
 
     def each(self, names: list[str], settings: Alignment, task: Task) -> Found:
         """Yield name and value, see ``Place``; as many tasks are on their way as keep all workers busy."""
-        work = self._work(settings, task)
+        work = self._work(names, settings, task)
         for name, future in _ahead(self._client, lambda name: self._begin(name, work), names):
             yield name, future and self._outcome(name, future).value
 
     def hold(self, names: list[str], settings: Alignment, task: Task) -> Found:
         """Yield name and held value, see ``Place``."""
-        work = self._work(settings, task)
+        work = self._work(names, settings, task)
         futures = [self._begin(name, work) for name in names]
         reasons = [future and self._submit(_reason, future) for future in futures]
         for name, future, reason in zip(names, futures, reasons):
@@ -329,9 +329,10 @@ class There:
         with _answering(self._address):
             return self._client.submit(function, self.plugin, *arguments, pure=False, **options)
 
-    def _work(self, settings: Alignment, task: Task) -> Future:
+    def _work(self, names: list[str], settings: Alignment, task: Task) -> Future:
         """Return, held, what is to be done to every micrograph: it is sent once, and workers hand it on to each other."""
         session = self._session
+        session.keys.of(names)  # before any is read, as in one process
         return self._submit(
             Work, settings, task, session.grey_scale(settings), session.keeps_micrographs, session.crop_to
         )
