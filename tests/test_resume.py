@@ -481,6 +481,14 @@ def test_a_movie_that_was_not_used_but_is_exposed_otherwise_now_is_measured_too(
     assert found.sizes["group"] == 3 and found.identical(expected)
 
 
+def test_a_job_that_is_run_again_warns_once(opened, out):
+    job = rm.Job(opened, out, {"max_strength": 1.0, "target_particles": 8, "threads": 2})
+    for _ in range(2):
+        assert job.run("hyperparameters")
+        (line,) = job.warnings
+        assert line.startswith("activity has not come near zero") and store(out).attrs["warnings"] == [line]
+
+
 def test_a_whole_number_is_the_same_setting_with_and_without_a_point(project):
     ref = project / "Ref"
     sessions = [
