@@ -5,7 +5,7 @@ import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from threading import Barrier
+from threading import Barrier, Event
 
 import numpy as np
 import pytest
@@ -598,6 +598,17 @@ def test_work_side_by_side_may_hold_more_of_it_and_tells_the_first_error():
     with pytest.raises(ValueError, match="2"):
         side_by_side(fails, range(1000), 2)
     assert len(begun) < 1000
+    started = [Event() for _ in range(3)]
+
+    def interrupted(i):  # the last one, while the one before fails in another thread
+        started[i].set()
+        if i < 2:
+            started[i + 1].wait(timeout=60)
+        if i:
+            raise ValueError if i == 1 else KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side(interrupted, range(3), 2)
     held = np.zeros(3)
     alive = weakref.ref(held)
     side_by_side(lambda i, held=held: held[i], range(3), 3)
