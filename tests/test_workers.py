@@ -22,6 +22,7 @@ from job import copied, run, said, store
 
 import refmotion_nb as rm
 from refmotion_nb.cli import main
+from refmotion_nb.numerics.threads import side_by_side
 from refmotion_nb.stages.base import Cancelled, Silent
 from refmotion_nb.stages.bundles import Held
 from refmotion_nb.stages.correction import without_measurements
@@ -335,6 +336,31 @@ def test_a_lost_scheduler_is_said_and_work_is_sent_once(alone, lost_after):
         there.values([Held(client)])
     if lost_after == 9:
         assert [print in task for task in client.given] == [True, False, False, True, False, False, False, False]
+
+
+class Registering:
+    """A client that notes what is registered with its workers."""
+
+    scheduler, registered = None, ()
+
+    def register_plugin(self, plugin, name):
+        time.sleep(0.05)
+        self.registered = (*self.registered, name)
+
+    def wait_for_workers(self, n, timeout):
+        pass
+
+    def run(self, function):
+        return {}
+
+    def scheduler_info(self, n_workers):
+        return {}
+
+
+def test_stages_that_begin_at_a_time_share_the_sessions_of_workers(alone):
+    workers = Workers(client := Registering())
+    one, other = side_by_side(lambda _: workers.place(alone[2]), range(2), 2)
+    assert one is other and len(client.registered) == 1
 
 
 def test_a_table_of_weights_travels_without_what_it_was_found_from(alone):

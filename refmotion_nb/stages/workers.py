@@ -68,6 +68,7 @@ class Workers:
         self._cache_size_GB = cache_size_GB
         self._address = str(client.scheduler.address) if client.scheduler else "the given address"
         self._plugins: dict[int, tuple[weakref.ref[Session], WorkerSession, There]] = {}  # by the session's id
+        self._placing = Lock()
         try:
             self._check()
         except BaseException:
@@ -98,7 +99,7 @@ class Workers:
 
         Workers begin afresh where the session has another device or cache than before, and let go of sessions that are gone.
         """
-        with _answering(self._address):
+        with self._placing, _answering(self._address):  # stages may begin at a time
             for number, (alive, _, gone) in list(self._plugins.items()):
                 if alive() is None:
                     self.client.unregister_worker_plugin(gone.plugin)
