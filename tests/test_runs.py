@@ -1,6 +1,8 @@
 """What runs of stages leave behind, in the foreground and in the background."""
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -188,6 +190,32 @@ def test_a_session_that_ran_something_is_freed(session):
     del others, worker
     gc.collect()
     assert gone() is None
+
+
+BUSY = """import sys, threading
+import numpy as np
+import scipy.fft
+import refmotion_nb as rm
+from refmotion_nb.stages.base import Stage
+class Busy(Stage):
+    def run(self, session, reporter=None):
+        reporter.start(1000, "transforming")
+        while True:
+            scipy.fft.fft(np.zeros((500, 4096)), workers=1)
+            begun.set()
+            reporter.advance()
+begun = threading.Event()
+ref = sys.argv[1] + "/Ref/"
+reference = rm.Reference(ref + "half1.mrc", ref + "half2.mrc", ref + "mask.mrc")
+rm.Session(rm.open_relion(sys.argv[2], sys.argv[3], reference, sys.argv[1])).submit(Busy())
+begun.wait(30)
+"""
+
+
+def test_a_run_in_the_background_ends_before_python_does(tiny):
+    program = [sys.executable, "-c", BUSY, *map(str, (tiny.folder, tiny.particles, tiny.micrographs))]
+    done = subprocess.run(program, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")  # else: aborted
 
 
 def test_what_a_session_lets_go_of_is_found_again(session):

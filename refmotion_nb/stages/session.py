@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from refmotion_nb.stages.workers import Workers
 
 TRACKS_SHARE = 0.1  # of the cache, for trajectories
+PATIENCE_S = 60.0  # with a run that goes on as Python ends, until its next report
 
 
 class Session:
@@ -97,6 +99,7 @@ class Session:
         self.runs: list[Run] = []  # of stages and jobs, oldest first
         self._waiting: deque[tuple[Run, Any]] = deque()
         self._worker: Thread | None = None
+        weakref.finalize(self, _end_with_process, weakref.ref(self))
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names of the micrographs that have particles."""
@@ -425,6 +428,15 @@ class Session:
             return array
         self.kept.make_room(array.nbytes)
         return self.spool.keep(to_host(array))
+
+
+def _end_with_process(alive: weakref.ref[Session]) -> None:
+    """Stop what goes on in the background as Python ends, which would abort the process where a thread is in compiled code."""
+    session = alive()
+    if session is not None and (worker := session._worker) is not None:
+        for run in session.runs:
+            run.cancel()
+        worker.join(PATIENCE_S)
 
 
 def _itself(_: Session, micrograph: Micrograph) -> Micrograph:
