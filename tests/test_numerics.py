@@ -1,11 +1,13 @@
 """The engine's kernels against plain sums in double precision, written from their definitions."""
 
+import signal
 import subprocess
 import sys
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from threading import Barrier
+from threading import Barrier, Event, get_ident
 
 import numpy as np
 import pytest
@@ -598,11 +600,40 @@ def test_work_side_by_side_may_hold_more_of_it_and_tells_the_first_error():
     with pytest.raises(ValueError, match="2"):
         side_by_side(fails, range(1000), 2)
     assert len(begun) < 1000
+    started = [Event() for _ in range(3)]
+
+    def interrupted(i):  # the last one, while the one before fails in another thread
+        started[i].set()
+        if i < 2:
+            started[i + 1].wait(timeout=60)
+        if i:
+            raise ValueError if i == 1 else KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side(interrupted, range(3), 2)
     held = np.zeros(3)
     alive = weakref.ref(held)
     side_by_side(lambda i, held=held: held[i], range(3), 3)
     del held
     assert alive() is None  # no thread that waits for more holds on to what was done
+
+
+def test_who_is_interrupted_waits_for_those_who_help():
+    begun, ended, here = Event(), Event(), get_ident()
+
+    def work(i):
+        if get_ident() != here:
+            begun.set()
+            time.sleep(0.1)  # until nothing is left to do here but wait
+            signal.pthread_kill(here, signal.SIGINT)
+            time.sleep(0.2)
+            ended.set()
+        else:
+            begun.wait(timeout=60)
+
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side(work, range(2), 2)
+    assert ended.is_set()
 
 
 def test_helping_threads_are_new_ones_in_a_process_that_was_forked():

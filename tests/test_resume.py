@@ -315,6 +315,15 @@ def test_results_hold_wherever_the_command_is_given(project, monkeypatch):
     assert keys[0] == keys[1]
 
 
+def test_validation_moves_particles_as_they_were_written(project, out, new_out):
+    cropped = [*GIVEN, "--fourier-crop-to", "32"]  # patches then, which validation reads anew, whole
+    at_once = new_out()
+    assert run(project, at_once, *cropped, "--until", "validate") == 0
+    assert run(project, out, *cropped) == 0
+    assert run(project, out, *cropped, "--until", "validate") == 0
+    assert_same(out, at_once)
+
+
 def test_a_stack_of_other_settings_is_not_taken_for_ones_own(project, out, quick, monkeypatch):
     assert run(project, out, *GIVEN) == 0
     with monkeypatch.context() as patch:  # a run with other settings ends when it has written one stack
@@ -452,6 +461,23 @@ def test_a_movie_that_was_used_and_changed_puts_the_rest_in_question(project, tm
     assert again == ["mic0001"]
 
 
+def test_a_movie_that_changes_once_it_was_read_is_read_again_by_the_next_run(
+    project, tmp_path, out, new_out, monkeypatch
+):
+    here, compare, fresh = copied(project, tmp_path), audit.InputAudit._compare, new_out()
+
+    def then_it_changes(stage, of, m):
+        if m.movie.micrograph == "mic0001":
+            shutil.copy(here / "Movies/mic0002.tif", m.movie.path)
+        return compare(stage, of, m)
+
+    monkeypatch.setattr(audit.InputAudit, "_compare", then_it_changes)
+    assert run(here, out, *GIVEN) == 0
+    monkeypatch.undo()
+    assert run(here, out, *GIVEN) == run(here, fresh, *GIVEN) == 0
+    assert_same(out, fresh)
+
+
 def test_a_movie_that_was_not_used_but_is_exposed_otherwise_now_is_measured_too(project, tmp_path, out, new_out):
     here = copied(project, tmp_path)
     more = "--max-strength", "1", "--target-particles", "8", "--mixed-frame-counts"
@@ -463,6 +489,14 @@ def test_a_movie_that_was_not_used_but_is_exposed_otherwise_now_is_measured_too(
         assert run(here, folder, *more) == 0
     found, expected = (store(folder).read("dose_weights") for folder in (out, fresh))
     assert found.sizes["group"] == 3 and found.identical(expected)
+
+
+def test_a_job_that_is_run_again_warns_once(opened, out):
+    job = rm.Job(opened, out, {"max_strength": 1.0, "target_particles": 8, "threads": 2})
+    for _ in range(2):
+        assert job.run("hyperparameters")
+        (line,) = job.warnings
+        assert line.startswith("activity has not come near zero") and store(out).attrs["warnings"] == [line]
 
 
 def test_a_whole_number_is_the_same_setting_with_and_without_a_point(project):

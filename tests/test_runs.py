@@ -1,19 +1,25 @@
 """What runs of stages leave behind, in the foreground and in the background."""
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 import weakref
 
 import numpy as np
+import param
 import pytest
 import xarray as xr
 
 import refmotion_nb as rm
-from refmotion_nb.stages import runs
+from refmotion_nb.numerics.prior import Hyperparameters
+from refmotion_nb.numerics.threads import side_by_side
+from refmotion_nb.stages import kept, runs
 from refmotion_nb.stages import session as sessions
 from refmotion_nb.stages.base import Cancelled, Silent, Stage
 from refmotion_nb.stages.runs import Run
+from refmotion_nb.stages.search import default_prior
 from refmotion_nb.views.reprs import session_page
 
 
@@ -81,6 +87,50 @@ def test_a_submitted_run_can_be_paused_and_cancelled(session):
     assert after.wait(20).attrs["counted"] == 3, "those behind it have their turn"
 
 
+class Settled(Stage):
+    """Returns its setting, once it is let go on."""
+
+    setting = param.Integer(1)
+
+    def run(self, session, gate=None, reporter=None):
+        if gate is not None:
+            assert gate.acquire(timeout=20)
+        reporter.start(1, "returning")
+        reporter.advance()
+        return xr.Dataset(attrs={"setting": self.setting})
+
+
+def test_a_submitted_stage_runs_with_the_settings_that_it_had(session):
+    gate, stage = threading.Semaphore(0), Settled()
+    runs = [session.submit(stage, gate)]
+    stage.setting = 2  # for the next run, while the first one goes on and before the others had their turn
+    runs.append(session.submit(stage))
+    stage.setting = 3
+    gate.release()
+    assert [run.wait(20).attrs["setting"] for run in runs] == [run.settings["setting"] for run in runs] == [1, 2]
+    assert stage.ran is runs[1] and session.found(stage) is None
+
+
+def test_a_stage_that_two_threads_run_has_a_run_in_each(session, monkeypatch):
+    stage, inside, gate = Settled(), threading.Event(), threading.Event()
+    one_thread = runs.one_blas_thread
+
+    def slow():
+        if threading.current_thread() is beside:  # between the making of a run and its use
+            inside.set()
+            assert gate.wait(20)
+        return one_thread()
+
+    monkeypatch.setattr(runs, "one_blas_thread", slow)
+    beside = threading.Thread(target=stage.run, args=(session,))
+    beside.start()
+    assert inside.wait(20)
+    stage.run(session)
+    gate.set()
+    beside.join(20)
+    assert [run.state for run in session.runs] == ["done", "done"]
+
+
 class Holding(Stage):
     """Holds an array while it works."""
 
@@ -104,7 +154,8 @@ def test_what_a_cancelled_run_was_at_work_on_is_not_kept(session, monkeypatch):
     assert stage.ran.state == "cancelled" and stage.held() is None
 
 
-def test_a_run_within_another_has_its_clock_and_state():
+def test_a_run_within_another_has_its_clock_and_state(monkeypatch):
+    monkeypatch.setattr(runs, "START_UP", 0.0)  # else a busy machine may take both reports for start-up
     begun = time.perf_counter()
     outer = Run(Counting())
     outer._change(state="running")
@@ -139,6 +190,32 @@ def test_a_session_that_ran_something_is_freed(session):
     del others, worker
     gc.collect()
     assert gone() is None
+
+
+BUSY = """import sys, threading
+import numpy as np
+import scipy.fft
+import refmotion_nb as rm
+from refmotion_nb.stages.base import Stage
+class Busy(Stage):
+    def run(self, session, reporter=None):
+        reporter.start(1000, "transforming")
+        while True:
+            scipy.fft.fft(np.zeros((500, 4096)), workers=1)
+            begun.set()
+            reporter.advance()
+begun = threading.Event()
+ref = sys.argv[1] + "/Ref/"
+reference = rm.Reference(ref + "half1.mrc", ref + "half2.mrc", ref + "mask.mrc")
+rm.Session(rm.open_relion(sys.argv[2], sys.argv[3], reference, sys.argv[1])).submit(Busy())
+begun.wait(30)
+"""
+
+
+def test_a_run_in_the_background_ends_before_python_does(tiny):
+    program = [sys.executable, "-c", BUSY, *map(str, (tiny.folder, tiny.particles, tiny.micrographs))]
+    done = subprocess.run(program, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")  # else: aborted
 
 
 def test_what_a_session_lets_go_of_is_found_again(session):
@@ -281,6 +358,40 @@ def test_two_micrographs_are_worked_on_at_a_time_and_come_in_order(tiny):
     found = list(session.place.each(names, rm.MotionCorrection(), task))
     assert found == [(name, session.particle_count(name)) for name in names] and max(most) == 2
     assert 0 < session.seconds["reading movies"] < 60
+
+
+def test_trajectories_that_two_threads_find_at_a_time_count_once(session, monkeypatch):
+    stage, both, find = rm.MotionCorrection(), threading.Barrier(2), sessions.track
+    prior = default_prior(Hyperparameters(100.0, 50.0, 3000.0), stage)
+    m = session.micrograph(next(iter(session)), stage)
+    held = session.spool.held_bytes
+
+    def found_together(*arguments):
+        both.wait(timeout=60)
+        return find(*arguments)
+
+    monkeypatch.setattr(sessions, "track", found_together)
+    one, other = side_by_side(lambda _: session.track(m, stage, prior), range(2), 2)
+    assert np.array_equal(one.displacement_A, other.displacement_A)
+    assert session.spool.held_bytes == held + one.displacement_A.nbytes
+
+
+def test_a_micrograph_whose_keeping_is_interrupted_counts_nothing(session, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kept, "settled", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        session.micrograph(next(iter(session)), rm.MotionCorrection())
+    assert session.spool.held_bytes == len(session.kept) == 0
+
+
+def test_a_micrograph_that_failed_is_not_used_though_it_was_kept_before(session):
+    settings = rm.HyperparameterSearch()
+    name, other = [name for name, _ in session.walk(list(session), settings)]
+    assert len(session.kept) == 2
+    session.failed[name] = "its movie is gone"  # as read with other settings
+    assert [(one, m is None) for one, m in session.walk(list(session), settings)] == [(name, True), (other, False)]
 
 
 def test_once_it_is_stopped_what_is_being_read_is_not_worked_on(tiny, monkeypatch):

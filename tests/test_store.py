@@ -239,6 +239,31 @@ def test_threads_write_at_the_same_time(store: ResultStore) -> None:
     xr.testing.assert_identical(store.read("tracks/shared"), fake_noise(1))
 
 
+@pytest.mark.parametrize("part", ["_read_group", "_read_array"])
+def test_a_group_that_is_written_anew_while_it_is_read_is_read_again(
+    store: ResultStore, monkeypatch, part: str
+) -> None:
+    first, *others = (xr.Dataset({name: ("x", np.full(3, number)) for name in "abc"}) for number in range(3))
+    store.write("search", first)
+    real, last = getattr(zarr_v2, part), others[-1]
+
+    def meanwhile(*arguments):
+        if others:
+            store.write("search", others.pop(0))
+        return real(*arguments)
+
+    monkeypatch.setattr(zarr_v2, part, meanwhile)
+    xr.testing.assert_identical(store.read("search"), last)
+    assert not others
+
+
+def test_a_group_that_goes_while_it_is_read_is_none(store: ResultStore, monkeypatch) -> None:
+    store.write("search", fake_search())
+    has = ResultStore.has
+    monkeypatch.setattr(ResultStore, "has", lambda *group: has(*group) and store.remove("search") is None)
+    assert store.read("search") is None
+
+
 def test_damaged_files_are_named(store: ResultStore) -> None:
     store.write("search", fake_search())
     (store.path / "search/cv_score/.zarray").write_text("{")

@@ -450,6 +450,16 @@ def test_one_pass_or_four_give_the_same(data, search, dose, four):
     xr.testing.assert_identical(four[0], again)
 
 
+def test_transforms_are_part_of_what_the_cache_may_hold(data, search, dose):
+    session, stage = rm.Session(data, 2, 1e9), rm.Validation()
+    first, second = (m.nbytes for _, m in session.walk(list(session), stage))
+    transforms = 2 * BackProjector.bytes_needed(Grid.of(session, stage).size, 1)
+    session.begin(2, transforms + 1.5 * max(first, second))
+    assert len(session.kept) == 2
+    stage.run(session, search, dose, combinations=COMBINATIONS[:1])
+    assert len(session.kept) == 1 and session.spool.held_bytes == first
+
+
 def test_trajectories_and_weights_gain(four):
     found, _ = four
     assert found["fsc_corrected"].dims == ("reference", "combination", "frequency")

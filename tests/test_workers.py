@@ -22,6 +22,7 @@ from job import copied, run, said, store
 
 import refmotion_nb as rm
 from refmotion_nb.cli import main
+from refmotion_nb.numerics.threads import side_by_side
 from refmotion_nb.stages.base import Cancelled, Silent
 from refmotion_nb.stages.bundles import Held
 from refmotion_nb.stages.correction import without_measurements
@@ -222,15 +223,21 @@ def test_micrographs_are_the_same_on_a_cluster_that_loses_a_worker(tiny, workers
     assert written.stat().st_mtime_ns == stamp, "what one process has finished is done anew by workers"
 
 
-def test_what_cannot_be_used_is_told_as_in_one_process(tiny, workers, tmp_path):
+def test_what_cannot_be_used_is_told_as_in_one_process(tiny, workers, alone, tmp_path):
     wait_for_two(workers)
     project = copied(tiny.folder, tmp_path)
     data = replace(tiny, folder=project).open()
     movie = project / "Movies/mic0001.tif"
-    movie.write_bytes(movie.read_bytes()[:5000])
+    whole = movie.read_bytes()
+    movie.write_bytes(whole[:5000])
     here, there = Session(data, 2), Session(data, workers=workers)
-    assert rm.HyperparameterSearch().run(there).identical(rm.HyperparameterSearch().run(here))
+    search = rm.HyperparameterSearch().run(there)
+    assert search.identical(rm.HyperparameterSearch().run(here))
     assert list(there.failed) == ["mic0001"] and there.failed == here.failed
+    movie.write_bytes(whole)  # a run that has told of it as failed does not write it nevertheless
+    for where, out in ((here, tmp_path / "here"), (there, tmp_path / "there")):
+        particles = rm.MotionCorrection().run(where, search, alone[1], out)
+        assert particles["written"].values.sum() == 12 and store(out).groups("tracks") == ["tracks/mic0000"]
 
 
 def test_a_correction_is_cancelled(tiny, workers, alone, tmp_path):
@@ -329,6 +336,31 @@ def test_a_lost_scheduler_is_said_and_work_is_sent_once(alone, lost_after):
         there.values([Held(client)])
     if lost_after == 9:
         assert [print in task for task in client.given] == [True, False, False, True, False, False, False, False]
+
+
+class Registering:
+    """A client that notes what is registered with its workers."""
+
+    scheduler, registered = None, ()
+
+    def register_plugin(self, plugin, name):
+        time.sleep(0.05)
+        self.registered = (*self.registered, name)
+
+    def wait_for_workers(self, n, timeout):
+        pass
+
+    def run(self, function):
+        return {}
+
+    def scheduler_info(self, n_workers):
+        return {}
+
+
+def test_stages_that_begin_at_a_time_share_the_sessions_of_workers(alone):
+    workers = Workers(client := Registering())
+    one, other = side_by_side(lambda _: workers.place(alone[2]), range(2), 2)
+    assert one is other and len(client.registered) == 1
 
 
 def test_a_table_of_weights_travels_without_what_it_was_found_from(alone):

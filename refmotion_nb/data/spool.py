@@ -7,6 +7,8 @@ import mmap
 import os
 import tempfile
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
 from typing import IO
@@ -54,6 +56,17 @@ class Spool:
         """Give back what ``reserve`` took."""
         with self._lock:
             self.held_bytes -= n_bytes
+
+    @contextmanager
+    def taking(self, n_bytes: int) -> Iterator[None]:
+        """Take up to ``n_bytes`` of the limit, as much as is free, as long as the context lasts."""
+        with self._lock:
+            taken = int(min(n_bytes, max(self.limit_bytes - self.held_bytes, 0)))
+            self.reserve(taken)
+        try:
+            yield
+        finally:
+            self.release(taken)
 
     def keep(self, array: np.ndarray) -> np.ndarray:
         """Return the same numbers: the array itself while it fits, else mapped from a file, not to be changed.

@@ -109,19 +109,31 @@ class ResultStore:
         InputError
             The group is damaged, or leads out of the folders that may be read.
         """
-        if not self.has(group, key):
-            return None
         from refmotion_nb.data import zarr_v2
 
-        try:
-            with only_within(self.within):
-                dataset = zarr_v2.read_group(self._folder(group), lazy)
-        except InputError:
-            if key:
-                return None
-            raise
-        dataset.attrs.pop(_KEY, None)
-        return dataset
+        while self.has(group, key):
+            if (which := self._which(group)) is None:
+                continue
+            try:
+                with only_within(self.within):
+                    dataset = zarr_v2.read_group(self._folder(group), lazy)
+            except InputError:
+                if self._which(group) != which:  # it was written anew meanwhile, in this process or another
+                    continue
+                if key:
+                    return None
+                raise
+            if self._which(group) == which:
+                dataset.attrs.pop(_KEY, None)
+                return dataset
+        return None
+
+    def _which(self, group: str) -> tuple[int, int] | None:
+        """Return what tells a group from the one that is written in its place; None while there is none."""
+        with suppress(FileNotFoundError):
+            found = self._folder(group).stat()
+            return found.st_ino, found.st_mtime_ns
+        return None
 
     def has(self, group: str, key: str = "") -> bool:
         """Return whether ``group`` is there (and, with a ``key``, was computed from that)."""

@@ -23,7 +23,7 @@ def side_by_side(work: Callable[[Any], Any], items: Iterable[Any], threads: int)
     """Return ``work(item)`` of all items, in their order, done by this thread and up to ``threads`` - 1 others.
 
     Work must release the GIL to gain from that. Once a call fails no more are begun; when those under way have ended, the
-    error of the first item that failed is raised.
+    error of the first item that failed is raised, or what interrupted this thread.
     """
     items = list(items)
     others = min(threads, len(items)) - 1
@@ -88,13 +88,21 @@ class _Shared:
             self._take_part()
         finally:
             self._left.clear()  # as it is, unless this thread was interrupted
-            with self._changed:
-                self._changed.wait_for(lambda: not self._helping)
+            self._wait()
         if self._errors:
-            error = self._errors[min(self._errors)]
+            error = self._errors[min(self._errors, key=lambda i: (isinstance(self._errors[i], Exception), i))]
             self._errors.clear()  # else the error, whose traceback holds this, would keep what it holds from being freed
             raise error
         return self._found
+
+    def _wait(self) -> None:
+        """Wait until nobody helps any more: who is interrupted meanwhile must not take away what others work on."""
+        try:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._helping)
+        except BaseException:
+            self._wait()
+            raise
 
     def _take_part(self) -> None:
         while self._left:

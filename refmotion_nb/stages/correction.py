@@ -143,7 +143,7 @@ class MotionCorrection(Alignment):
         write_stack(out / "Particles" / f"{name}.mrcs", images, pixel, float16=self.float16)
         write_tracks(_tracks_file(out, name), tracks.displacement_A)
         write_trajectories(out, m.movie, tracks.displacement_A, session.data.orientation)
-        table = tracks_table(m, tracks, images.shape[-1], pixel)
+        table = tracks_table(m, tracks, images.shape[-1], pixel).assign_attrs(track_key=self.track_key(prior))
         key = _key(session, name, settings)
         store.write(f"noise/{name}", noise_table(m, tracks), key)
         store.write(f"tracks/{name}", table, key)
@@ -226,6 +226,22 @@ def _key(session: Session, name: str, settings: Any) -> str:
 
 def _data_key(session: Session, name: str, common: str) -> str:
     return hash_of(common, session.keys.of([name]))
+
+
+def written_displacement(
+    store: ResultStore, session: Session, micrograph: str, settings: Alignment, prior: MotionPrior
+) -> np.ndarray | None:
+    """Return the trajectories (particle, frame, 2) Å that particles were corrected by, None where there are none of these data.
+
+    Found again, in patches that are not cropped or on another device, they would differ in their last digits.
+    """
+    group = f"tracks/{micrograph}"
+    key = store.key(group)
+    of_these_data = key.partition("-")[0] == _data_key(session, micrograph, session.keys.common)
+    table = store.read(group, key) if of_these_data else None
+    if table is None or table.attrs.get("track_key") != settings.track_key(prior):
+        return None
+    return table["shift"].values
 
 
 def remove_tracks_of_other_data(store: ResultStore, session: Session) -> int:

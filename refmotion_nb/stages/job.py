@@ -177,6 +177,7 @@ class Job:
                 return self._run(session, until, reporter)
 
     def _run(self, session: Session, until: str, reporter: Reporter) -> bool:
+        self.warnings.clear()  # of an earlier run
         prior, weights = self._given_prior(session), self._given_weights(session)
         store = ResultStore(self.out / "results.zarr")
         self._describe(store, session)

@@ -60,7 +60,7 @@ class KeptMicrographs:
             try:
                 # gigabytes from a GPU: nobody waits for them
                 on_host = micrograph.on(lambda array: settled(to_host(array)))
-            except MemoryError:
+            except BaseException:  # memory that ends, or somebody who stops it
                 self._spool.release(micrograph.nbytes)
                 raise
             with self._lock:

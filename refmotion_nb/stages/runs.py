@@ -391,15 +391,16 @@ def recorded(run: Callable[..., Any]) -> Callable[..., Any]:
         reporter = bound.arguments.get("reporter")
         sessions = [s for s in (getattr(self, "session", None), *given) if hasattr(s, "runs")]
         if isinstance(reporter, Run) and reporter.stage is self and reporter.state == "waiting":
-            self.ran = reporter  # submitted: a session has it already
+            mine = reporter  # submitted: a session has it already
         else:
             inputs = tuple(value for value in given if value is not reporter and not hasattr(value, "runs"))
-            self.ran = Run(self, inputs, reporter or self.new_reporter())
+            mine = Run(self, inputs, reporter or self.new_reporter())
             for session in sessions[:1]:
-                session.runs.append(self.ran)
+                session.runs.append(mine)
+        self.ran = mine  # the latest: another thread may run the same stage
         if "reporter" in signature.parameters:
-            bound.arguments["reporter"] = self.ran
+            bound.arguments["reporter"] = mine
         with one_blas_thread():  # what is small for BLAS's own threads is under way in those of the session
-            return self.ran.follow(lambda: run(*bound.args, **bound.kwargs))
+            return mine.follow(lambda: run(*bound.args, **bound.kwargs))
 
     return recording

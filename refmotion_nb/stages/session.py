@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, contextmanager
+from copy import copy
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from refmotion_nb.stages.workers import Workers
 
 TRACKS_SHARE = 0.1  # of the cache, for trajectories
+PATIENCE_S = 60.0  # with a run that goes on as Python ends, until its next report
 
 
 class Session:
@@ -96,6 +99,7 @@ class Session:
         self.runs: list[Run] = []  # of stages and jobs, oldest first
         self._waiting: deque[tuple[Run, Any]] = deque()
         self._worker: Thread | None = None
+        weakref.finalize(self, _end_with_process, weakref.ref(self))
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names of the micrographs that have particles."""
@@ -141,10 +145,13 @@ class Session:
     def submit(self, stage: Any, *inputs: Any, reporter: Reporter | None = None, **options: Any) -> Run:
         """Run a stage on this session, or a job, in the background, after those submitted before; return its run at once.
 
-        ``inputs`` and ``options`` are what ``stage.run`` takes beside the session; ``run.wait()`` gives the result.
+        ``inputs`` and ``options`` are what ``stage.run`` takes beside the session; ``run.wait()`` gives the result. A stage
+        runs with the settings that it has now, whatever becomes of them before its turn comes.
         """
-        stage.ran = run = Run(stage, inputs, reporter)
-        arguments = (self, *inputs) if isinstance(stage, Stage) else inputs
+        asked, arguments = stage, inputs
+        if isinstance(stage, Stage):
+            stage, arguments = copy(stage), (self, *inputs)
+        asked.ran = stage.ran = run = Run(stage, inputs, reporter)
         self.runs.append(run)
         with self._lock:
             self._waiting.append((run, lambda: stage.run(*arguments, reporter=run, **options)))
@@ -267,6 +274,8 @@ class Session:
             Its movie or gain cannot be used; that is remembered in ``failed``.
         """
         factors = self.grey_scale(settings) if factors is None else factors
+        if name in self.failed:  # also where it was kept before that
+            raise InputError(self.failed[name])
         kept = self.kept.get((name, *settings.how_read))
         self.device.activate()
         if kept is not None and kept.spectra.box >= settings.least_box(kept.placement.box):
@@ -346,6 +355,7 @@ class Session:
         There are as many micrographs at a time as there is room for, ``in_hand`` of whoever asks included. Once it is closed no
         task is begun, and those under way are waited for. ``read`` is ``micrograph`` unless given.
         """
+        self.keys.of(names)  # a movie that changes once it was read does not pass for what was read
         stopped = Event()
 
         def work(name: str) -> Any:
@@ -393,10 +403,17 @@ class Session:
         if self._tracks_bytes + size <= TRACKS_SHARE * self.cache_bytes:
             self.kept.make_room(size)
             with self._lock:
-                if self.spool.reserve(size):
+                if key not in self.tracks and self.spool.reserve(size):
                     self.tracks[key] = found
                     self._tracks_bytes += size
         return found
+
+    @contextmanager
+    def setting_aside(self, n_bytes: int) -> Iterator[None]:
+        """Keep memory of the limit free for what a stage makes itself, as long as the context lasts; micrographs make room."""
+        self.kept.make_room(n_bytes)
+        with self.spool.taking(n_bytes):
+            yield
 
     def keep(self, array: np.ndarray) -> np.ndarray:
         """Return an array's numbers kept for the stage at work: in memory, for which micrographs make room, or on disk.
@@ -411,6 +428,15 @@ class Session:
             return array
         self.kept.make_room(array.nbytes)
         return self.spool.keep(to_host(array))
+
+
+def _end_with_process(alive: weakref.ref[Session]) -> None:
+    """Stop what goes on in the background as Python ends, which would abort the process where a thread is in compiled code."""
+    session = alive()
+    if session is not None and (worker := session._worker) is not None:
+        for run in session.runs:
+            run.cancel()
+        worker.join(PATIENCE_S)
 
 
 def _itself(_: Session, micrograph: Micrograph) -> Micrograph:

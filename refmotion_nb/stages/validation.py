@@ -16,6 +16,7 @@ import xarray as xr
 from refmotion_nb.data.files import sole, spare, writable
 from refmotion_nb.data.maps import load_reference, write_map
 from refmotion_nb.data.schema import Dataset, InputError, Reference, as_path
+from refmotion_nb.data.store import ResultStore
 from refmotion_nb.numerics.fourier import first_shell_below
 from refmotion_nb.numerics.imposed_symmetry import imposed_symmetry
 from refmotion_nb.numerics.reconstruct import BackProjector, MaskedFSC, Transform, fsc_masked_corrected
@@ -23,6 +24,7 @@ from refmotion_nb.numerics.sharpening import guinier_b_factor, sharpened
 from refmotion_nb.numerics.symmetry import generators, operators
 from refmotion_nb.stages.alignment import Alignment, MotionPrior
 from refmotion_nb.stages.base import Reporter, Silent
+from refmotion_nb.stages.correction import written_displacement
 from refmotion_nb.stages.describe import files_read
 from refmotion_nb.stages.dose_weights import weights_for, weights_of
 from refmotion_nb.stages.half_maps import Grid, half_maps, slices_of
@@ -137,8 +139,9 @@ class Validation(Alignment):
             for turn, group in enumerate(groups, 1):
                 several = f", part {turn} of {len(groups)}" * (len(groups) > 1)
                 reporter.start(len(names), f"validating{several}")
-                with session.device.telling_of_memory("half maps were made"):
-                    projectors = self._back_project(session, names, prior, dose, group, grid, rotations, reporter)
+                n_bytes = _transform_bytes(grid, len(group), len(rotations))
+                with session.setting_aside(n_bytes), session.device.telling_of_memory("half maps were made"):
+                    projectors = self._back_project(session, names, prior, dose, group, grid, rotations, reporter, out)
                 reporter.done()
                 # of other length than a micrograph's: counted apart, so that the time left is that of these
                 reporter.start(len(rotations) * len(group), f"reconstructing maps{several}")
@@ -205,17 +208,22 @@ class Validation(Alignment):
 
     def _back_project(
         self, session: Session, names: list[str], prior: MotionPrior, dose: xr.Dataset, group: tuple[Combination, ...],
-        grid: Grid, rotations: list[np.ndarray], reporter: Reporter,
+        grid: Grid, rotations: list[np.ndarray], reporter: Reporter, out: Path | None,
     ) -> dict[tuple[int, int], BackProjector]:  # fmt: skip
-        """Insert all particles into the transforms of their reference and half set, once per combination of a group."""
+        """Insert all particles into the transforms of their reference and half set, once per combination of a group.
+
+        Those that a correction has written into ``out`` move as they do there.
+        """
         projectors: dict[tuple[int, int], BackProjector] = {}
+        store = ResultStore(out / "results.zarr") if out else None
         for name, m in session.walk(names, self):
             if m is None:
                 reporter.advance(micrograph=name, failed=session.failed[name])
                 continue
             displacement = {False: m.placement.initial_A}
             if any(c.corrected for c in group):
-                displacement[True] = session.track(m, self, prior).displacement_A
+                written = written_displacement(store, session, name, self, prior) if store else None
+                displacement[True] = session.track(m, self, prior).displacement_A if written is None else written
             weight = {
                 empirical: weights_for(m, dose if empirical else None) for empirical in {c.empirical for c in group}
             }
@@ -241,9 +249,14 @@ def _groups(
 ) -> list[tuple[Combination, ...]]:
     """Divide combinations into groups whose transforms fit into memory side by side."""
     fit = [n for n in range(1, len(combinations) + 1)
-           if 2 * n_references * BackProjector.bytes_needed(grid.size, n) <= limit_bytes]  # fmt: skip
+           if _transform_bytes(grid, n, n_references) <= limit_bytes]  # fmt: skip
     together = max(fit, default=1)
     return [combinations[i : i + together] for i in range(0, len(combinations), together)]
+
+
+def _transform_bytes(grid: Grid, n_combinations: int, n_references: int) -> int:
+    """Return what the transforms of both half sets of all references take."""
+    return 2 * n_references * BackProjector.bytes_needed(grid.size, n_combinations)
 
 
 def _finished(projectors: dict[tuple[int, int], BackProjector], number: int, half: int) -> Transform:

@@ -67,6 +67,7 @@ class Workers:
         self._cache_size_GB = cache_size_GB
         self._address = str(client.scheduler.address) if client.scheduler else "the given address"
         self._plugins: dict[int, tuple[weakref.ref[Session], WorkerSession, There]] = {}  # by the session's id
+        self._placing = Lock()
         try:
             self._check()
         except BaseException:
@@ -97,7 +98,7 @@ class Workers:
 
         Workers begin afresh where the session has another device or cache than before, and let go of sessions that are gone.
         """
-        with _answering(self._address):
+        with self._placing, _answering(self._address):  # stages may begin at a time
             for number, (alive, _, gone) in list(self._plugins.items()):
                 if alive() is None:
                     self.client.unregister_worker_plugin(gone.plugin)
@@ -273,18 +274,19 @@ class There:
 
     def each(self, names: list[str], settings: Alignment, task: Task) -> Found:
         """Yield name and value, see ``Place``; as many tasks are on their way as keep all workers busy."""
-        work = self._work(settings, task)
+        work = self._work(names, settings, task)
         for name, future in _ahead(self._client, lambda name: self._begin(name, work), names):
-            yield name, self._outcome(name, future).value
+            yield name, future and self._outcome(name, future).value
 
     def hold(self, names: list[str], settings: Alignment, task: Task) -> Found:
         """Yield name and held value, see ``Place``."""
-        work = self._work(settings, task)
+        work = self._work(names, settings, task)
         futures = [self._begin(name, work) for name in names]
-        reasons = [self._submit(_reason, future) for future in futures]
+        reasons = [future and self._submit(_reason, future) for future in futures]
         for name, future, reason in zip(names, futures, reasons):
-            self._outcome(name, reason)
-            yield name, Held(future)
+            if future and reason:
+                self._outcome(name, reason)
+            yield name, future and Held(future)
 
     def apply(self, function: Callable[..., Any], *columns: list[Any]) -> list[Any]:
         """Return the held values of all rows, made where the first of a row is."""
@@ -308,8 +310,10 @@ class There:
             raise InputError(f"{error}; give workers more memory") from None
         return [one.of(outcomes[one.future.key].value) for one in held]
 
-    def _begin(self, name: str, work: Future) -> Future:
-        """Have a task done, by the worker that read the micrograph before if it is not too busy."""
+    def _begin(self, name: str, work: Future) -> Future | None:
+        """Have a task done, by the worker that read the micrograph before if it is not too busy; not if it has failed."""
+        if name in self._session.failed:
+            return None
         there = {"workers": [self._read_at[name]], "allow_other_workers": True} if name in self._read_at else {}
         return self._submit(_on_micrograph, name, work, **there)
 
@@ -317,9 +321,10 @@ class There:
         with _answering(self._address):
             return self._client.submit(function, self.plugin, *arguments, pure=False, **options)
 
-    def _work(self, settings: Alignment, task: Task) -> Future:
+    def _work(self, names: list[str], settings: Alignment, task: Task) -> Future:
         """Return, held, what is to be done to every micrograph: it is sent once, and workers hand it on to each other."""
         session = self._session
+        session.keys.of(names)  # before any is read, as in one process
         return self._submit(
             Work, settings, task, session.grey_scale(settings), session.keeps_micrographs, session.crop_to
         )
@@ -340,7 +345,7 @@ class There:
         return outcome
 
 
-def _ahead(client: Client, submit: Callable[[Item], Future], items: Iterable[Item]) -> Iterator[tuple[Item, Future]]:
+def _ahead(client: Client, submit: Callable[[Item], Any], items: Iterable[Item]) -> Iterator[tuple[Item, Any]]:
     """Yield items with their futures in order, as many submitted as keep all workers busy; at the end the rest is cancelled."""
     left, under_way = deque(items), deque[tuple[Item, Future]]()
     try:
@@ -350,7 +355,7 @@ def _ahead(client: Client, submit: Callable[[Item], Future], items: Iterable[Ite
             yield under_way.popleft()
     finally:
         with suppress(*GONE):
-            client.cancel([future for _, future in under_way])
+            client.cancel([future for _, future in under_way if future])
 
 
 def _without_session(
