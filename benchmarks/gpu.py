@@ -66,9 +66,9 @@ class Clock:
         return result
 
 
-def rates(clock: Clock) -> tuple[float, float]:
-    """Return bytes per second of copying on the device (read and written) and of uploading."""
-    host = np.ones(1 << 28, np.uint8)
+def rates(clock: Clock, n_bytes: int) -> tuple[float, float]:
+    """Return bytes per second of copying ``n_bytes`` on the device (read and written) and of uploading them."""
+    host = np.ones(n_bytes, np.uint8)
     array = clock.device.put(host)
     copied, _ = clock.seconds(array.copy)
     uploaded, _ = clock.seconds(lambda: clock.device.put(host)) if clock.device.is_gpu else (copied, None)
@@ -170,9 +170,8 @@ def working(session: rm.Session, settings: rm.MotionCorrection, clock: Clock, co
     return tracks, images
 
 
-def ray_search(session: rm.Session, target: int, clock: Clock) -> None:
-    """Print what the balanced search takes with the windows of one movie counted again and again."""
-    settings = rm.HyperparameterSearch(thoroughness="balanced")
+def ray_search(session: rm.Session, settings: rm.HyperparameterSearch, target: int) -> None:
+    """Print what a search takes with the windows of one movie counted again and again."""
     m = session.micrograph(next(iter(session)), settings)
     read = settings._windows(session, m)
     copies = max(1, round(target / m.n))
@@ -187,8 +186,8 @@ def ray_search(session: rm.Session, target: int, clock: Clock) -> None:
     seconds = time.perf_counter() - start
     steps_taken = sum(len(ray.trials) for ray in rays)
     print(
-        f"\nray search, balanced, {copies} × {m.n} particles: {seconds:.2f} s, {len(rays)} rays, {steps_taken} steps, best score "
-        f"{best.cv_score:.5f} (movies read already: {copies} times the seconds of a movie come on top)"
+        f"\nray search, {settings.thoroughness}, {copies} × {m.n} particles: {seconds:.2f} s, {len(rays)} rays, {steps_taken} "
+        f"steps, best score {best.cv_score:.5f} (movies read already: {copies} times the seconds of a movie come on top)"
     )
 
 
@@ -217,13 +216,15 @@ def main() -> None:
     parser.add_argument("--particles", type=int, default=250)
     parser.add_argument("--boxes", type=lambda text: [int(one) for one in text.split(",")], default=[320, 512])
     parser.add_argument("--search-particles", type=int, default=5000)
+    parser.add_argument("--thoroughness", default="balanced", help="of the search")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the movie is kept; a temporary folder unless given")
     options = parser.parse_args()
     device = choose(options.device)
     device.activate()
     clock = Clock(device, options.repeats)
-    copy, upload = rates(clock)
+    probe = 16 * options.size**2  # bytes; of as many floats as four frames have pixels
+    copy, upload = rates(clock, probe)
     with tempfile.TemporaryDirectory() as temporary:
         simulation = simulated(options, options.folder or Path(temporary))
         session = rm.Session(simulation.open(), options.threads, 0, device=device)
@@ -236,14 +237,14 @@ def main() -> None:
             if device.is_gpu:
                 on_cpu = rm.Session(session.data, options.threads, 0, device="cpu")
                 once = replace(clock, device=on_cpu.device, repeats=1)
-                cpu_tracks, cpu_images = working(on_cpu, settings, once, *rates(once))
+                cpu_tracks, cpu_images = working(on_cpu, settings, once, *rates(once, probe))
                 difference = np.linalg.norm(images - cpu_images) / np.linalg.norm(cpu_images)
                 print(f"\nGPU against CPU: trajectories differ by {np.abs(tracks - cpu_tracks).max():.2e} Å at most (aim 0.01), "
                       f"particles by {difference:.2e} (aim 1e-4)")  # fmt: skip
-        ray_search(session, options.search_particles, clock)
+        ray_search(session, rm.HyperparameterSearch(thoroughness=options.thoroughness), options.search_particles)
         images = whole_micrographs(session, clock, copy)
         if device.is_gpu:
-            expected = whole_micrographs(on_cpu, once, rates(once)[0])
+            expected = whole_micrographs(on_cpu, once, rates(once, probe)[0])
             for motion, image in images.items():
                 difference = np.linalg.norm(image - expected[motion]) / np.linalg.norm(expected[motion])
                 print(f"GPU against CPU, motion {motion}: micrographs differ by {difference:.2e} (aim 1e-4)")

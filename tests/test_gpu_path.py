@@ -144,7 +144,7 @@ def test_micrographs_are_written_by_the_device_that_was_asked_for(strict, tiny, 
 
 
 def test_the_benchmark_for_gpus_runs(cupy, tmp_path, monkeypatch, capsys):
-    sizes = "--size 512 --frames 4 --particles 6 --boxes 96 --search-particles 4 --repeats 1 --threads 2"
+    sizes = "--size 512 --frames 4 --particles 6 --boxes 96 --search-particles 4 --thoroughness fast --repeats 1 --threads 2"
     script = Path(__file__).parents[1] / "benchmarks/gpu.py"
     monkeypatch.setattr("sys.argv", [str(script), "--device", "cuda", *sizes.split(), "--folder", str(tmp_path)])
     runpy.run_path(str(script), run_name="__main__")
@@ -152,7 +152,7 @@ def test_the_benchmark_for_gpus_runs(cupy, tmp_path, monkeypatch, capsys):
     for what, most in (("trajectories differ by", 1e-3), ("particles by", 1e-3), ("micrographs differ by", 1e-5)):
         assert all(float(one) < most for one in re.findall(rf"{what} (\S+) ", told))
     assert "particles by" in told and "trajectories differ by" in told
-    assert "ray search, balanced, 1 × 6 particles" in told and told.count("micrographs differ") == 2
+    assert "ray search, fast, 1 × 6 particles" in told and told.count("micrographs differ") == 2
 
 
 def test_the_second_gpu_does_all_the_work(strict, tiny):

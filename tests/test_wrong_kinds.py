@@ -138,7 +138,7 @@ def test_no_result_of_a_search(session, tmp_path, call, search, expected):
     ("dose", "expected"),
     [
         (None, r"dose is None; give what DoseWeights\(\).run returned"),
-        (SEARCH, "dose is a Dataset without weight, dose, frequency; give what"),
+        (SEARCH, "dose is a Dataset without weight, dose, frequency, group; give what"),
     ],
 )
 def test_no_dose_weights(session, tmp_path, call, dose, expected):
