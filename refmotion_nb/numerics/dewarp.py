@@ -150,11 +150,11 @@ class Adder:
         raise NotImplementedError
 
     def zeros(self, shape: tuple[int, int], dtype: Any = np.float32) -> Any:
-        """Return an empty image."""
+        """Return an image of zeros, beside the first frame."""
         return xp_of(self.like).zeros(shape, dtype)
 
     def half_plane(self) -> Any:
-        """Return an empty half plane of what is written."""
+        """Return a half plane of zeros, of what is written."""
         return self.zeros((self.shape_out[0], self.shape_out[1] // 2 + 1), np.complex64)
 
     def weigh(self, spectrum: Any, weight: Any, ramps: Sequence[np.ndarray], rows: slice, out: Any, add: bool) -> None:
@@ -233,15 +233,13 @@ class _Local(Adder):
     def finished(self) -> list[np.ndarray]:
         if tuple(self.shape) == tuple(self.shape_out):
             return [to_host(total) for total in self.sums]
-        ones = [np.ones(n, np.complex64) for n in (self.shape_out[0], self.shape_out[1] // 2 + 1)]
-        ones, flat = (
-            all_beside(self.like, ones, np.complex64),
-            self.zeros((1, self.tables[0].shape[1]))[0] + np.float32(1),
-        )
+        still = [np.ones(n) for n in (self.shape_out[0], self.shape_out[1] // 2 + 1)]
+        still = all_beside(self.like, still, np.complex64)
+        (flat,) = all_beside(self.like, [np.ones(self.tables[0].shape[1])], np.float32)
         out = []
         for total in self.sums:
             cropped = self.half_plane()
-            self.weigh(rfft2_large(total, self.threads), flat, ones, slice(0, len(cropped)), cropped, False)
+            self.weigh(rfft2_large(total, self.threads), flat, still, slice(0, len(cropped)), cropped, False)
             out.append(self.image(cropped))
         return out
 
