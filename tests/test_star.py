@@ -111,7 +111,9 @@ def test_a_row_of_another_length_in_a_large_table_is_named_in_one_line(tmp_path,
     rows = [*at * ["1 2"], row, *(301 - at) * ["1 2"]]
     with pytest.raises(InputError) as error:
         read_star(write(tmp_path, "data_a\n\nloop_\n_rlnX #1\n_rlnY #2\n" + "\n".join(rows) + "\n"))
-    assert str(error.value) == f"{tmp_path / 'a.star'}, data_a: row {at + 1} does not have 2 values; is the file complete?"
+    assert (
+        str(error.value) == f"{tmp_path / 'a.star'}, data_a: row {at + 1} does not have 2 values; is the file complete?"
+    )
 
 
 def test_a_quote_that_does_not_end_in_a_large_table_is_one_line(tmp_path):
