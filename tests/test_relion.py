@@ -71,6 +71,11 @@ def test_root_is_found(project, monkeypatch):
     assert open_relion(PARTICLES, MICROGRAPHS, reference()).movies[0].path == project / "Movies/a.mrcs"
 
 
+def test_root_is_found_by_names_that_are_there(project):
+    edit(project / MICROGRAPHS, "micrographs", set_to("rlnMicrographMetadata", 0, ""))
+    assert open_movies(project / MICROGRAPHS).root == project  # else an empty name leads to any folder
+
+
 def test_optics_groups_need_no_names(project):
     for path in (PARTICLES, MICROGRAPHS):
         edit(project / path, "optics", without("rlnOpticsGroupName"))
@@ -157,9 +162,24 @@ def test_an_optics_group_listed_twice_is_one_only_if_it_is_the_same(project):
     write_star(
         project / "mtf.star", {"": pd.DataFrame({"rlnResolutionInversePixel": [0.0, 0.5], "rlnMtfValue": [1.0, 0.5]})}
     )
-    assert opened(project).optics[0].mtf.value == (1.0, 0.5)
-    edit(project / PARTICLES, "optics", lambda t: t.assign(rlnImagePixelSize=[2.5, 1.25]))
-    with pytest.raises(InputError, match="optics group 1 is listed twice in data_optics, with different values"):
+    data = opened(project)
+    assert data.optics[0].mtf.value == (1.0, 0.5) and len(data.tables[0]["optics"]) == 1  # which is written back
+    edit(project / MICROGRAPHS, "optics", lambda t: pd.concat([t, t]))
+    assert len(open_movies(MICROGRAPHS, project).relion["optics"]) == 1
+    for file, label in ((PARTICLES, "rlnImagePixelSize"), (MICROGRAPHS, "rlnVoltage")):
+        edit(project / file, "optics", lambda t, label=label: t.assign(**{label: [200, 300]}))
+        with pytest.raises(
+            InputError, match=f"{file}: optics group 1 is listed twice in data_optics, with different values"
+        ):
+            opened(project)
+
+
+def test_micrographs_need_no_optics_group_where_there_is_one(project):
+    edit(project / MICROGRAPHS, "optics", lambda t: t.assign(rlnOpticsGroup=7))
+    edit(project / MICROGRAPHS, "micrographs", without("rlnOpticsGroup"))
+    assert open_movies(MICROGRAPHS, project).relion["micrographs"]["rlnOpticsGroup"].tolist() == [7, 7, 7]
+    edit(project / MICROGRAPHS, "optics", lambda t: pd.concat([t, t.assign(rlnOpticsGroup=8)]))
+    with pytest.raises(InputError, match="lacks rlnOpticsGroup in data_micrographs"):
         opened(project)
 
 

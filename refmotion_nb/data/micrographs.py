@@ -123,7 +123,7 @@ def _with_pixel_sizes(
     rows: pd.DataFrame, optics: pd.DataFrame, written: Sequence[WrittenMicrograph]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Note the pixel size of the micrographs in their optics groups; a group of several sizes is split."""
-    group = rows["rlnOpticsGroup"].to_numpy() if "rlnOpticsGroup" in rows.columns else np.ones(len(rows), int)
+    group = rows["rlnOpticsGroup"].to_numpy()
     size = np.array([round(one.pixel_size_A, 6) for one in written])
     parts, number = [], int(optics["rlnOpticsGroup"].max())
     new_group = group.copy()

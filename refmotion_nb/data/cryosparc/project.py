@@ -224,7 +224,7 @@ def _root(files: list[Path], tables: list[tuple[Path, np.ndarray]]) -> Path:
     sample = [
         name for _, rows in tables for key in ("movie_blob/path", "rigid_motion/path") for name in text(rows[:2], key)
     ]
-    return find_root(files, [name for name in sample if name and not name.startswith(">")])
+    return find_root(files, [name for name in sample if not name.startswith(">")])
 
 
 def _entries(value: Any, what: str, root: Path | None) -> list[Entry]:

@@ -77,12 +77,12 @@ class MovieSet:
 
 
 def read_micrographs(path: str | Path) -> pd.DataFrame:
-    """Read the micrograph table, with the voltage (``rlnVoltage``) of the optics groups where they give it.
+    """Read the micrograph table, with the number of their optics groups and the voltage (``rlnVoltage``) that these give.
 
     Raises
     ------
     InputError
-        No RELION 3.1 micrograph file, empty, or without the motion STAR files' names.
+        No RELION 3.1 micrograph file, empty, without the motion STAR files' names, or optics groups are not as they should.
     """
     blocks = read_star(path, ("optics", "micrographs", "global"))
     rows, optics = table(blocks, "micrographs"), needs_optics(blocks, path)
@@ -99,7 +99,11 @@ def read_micrographs(path: str | Path) -> pd.DataFrame:
             f"{path} lists {rows['rlnMicrographName'][again].iloc[0]} twice, with different motion; take one out"
         )
     rows = rows.reset_index(drop=True)
-    if "rlnOpticsGroup" in rows.columns and "rlnVoltage" in optics.columns:
+    if "rlnOpticsGroup" not in rows.columns:
+        if len(optics) > 1:
+            raise InputError(f"{path} lacks rlnOpticsGroup in data_micrographs; write the file again from RELION")
+        rows["rlnOpticsGroup"] = optics["rlnOpticsGroup"].iloc[0]
+    if "rlnVoltage" in optics.columns:
         voltage = pd.to_numeric(optics["rlnVoltage"], errors="coerce")
         if not (np.isfinite(voltage) & (voltage > 0)).all():
             raise InputError(f"{path}: rlnVoltage must be above 0 in every row of data_optics; correct it")
