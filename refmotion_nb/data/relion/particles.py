@@ -59,8 +59,8 @@ def read_particles(path: str | Path) -> ParticleTable:
         The file is not a RELION particle file of version 3.1 or later, is empty, or lacks columns.
     """
     blocks = read_star(path)
-    blocks["optics"] = needs_optics(blocks, path)
-    rows, optics = table(blocks, "particles"), optics_groups(blocks["optics"], path)
+    blocks["optics"] = groups = needs_optics(blocks, path)
+    rows, optics = table(blocks, "particles"), optics_groups(groups, path)
     if rows.empty:
         raise InputError(f"{path} holds no particles; give a selection that is not empty")
     origin = next((labels for labels in _ORIGINS if set(labels) <= set(rows.columns)), None)
