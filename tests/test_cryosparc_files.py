@@ -222,6 +222,19 @@ def test_groups_written_and_read(tmp_path):
     assert (read_group(tmp_path / "p.csg") == rows_of()).all()
 
 
+def test_each_result_of_a_group_is_from_its_own_table(tmp_path):
+    """Results of other jobs: their tables hold more items, and older values of what a later job has found."""
+    rows = rows_of()
+    write_cs(tmp_path / "older.cs", rows)
+    later = {"uid": rows["uid"][3:0:-1], "ctf/type": ["later"] * 3, "ctf/df1_A": np.arange(3.0)}
+    write_cs(tmp_path / "later.cs", table(later))
+    results = {"blob": ("older.cs", "particle.blob", 3), "ctf": ("later.cs", "particle.ctf", 3)}
+    write_csg(tmp_path / "p.csg", "particles", "particle", "Some", results, datetime.now())
+    found = read_group(tmp_path / "p.csg")
+    assert text(found, "ctf/type") == ["later"] * 3 and found["uid"].tolist() == rows["uid"][3:0:-1].tolist()
+    assert found["blob/shape"].tolist() == rows["blob/shape"][3:0:-1].tolist()
+
+
 def broken(tmp_path, kind):
     path = save(tmp_path / "x.cs", columns(rows_of()), container=kind == "cut container")
     if kind.startswith("cut"):

@@ -182,7 +182,7 @@ def write_csg(
 
 
 def read_group(path: str | Path) -> np.ndarray:
-    """Read a ``.cs`` file, or all metafiles of a ``.csg`` group merged by uid.
+    """Read a ``.cs`` file, or all metafiles of a ``.csg`` group merged by uid: each result from the one it is said to be in.
 
     Raises
     ------
@@ -198,9 +198,15 @@ def read_group(path: str | Path) -> np.ndarray:
         raise InputError(f"{path} lists no results; {_REMEDY}")
     if lost := [file for file in files if not file.is_file()]:
         raise InputError(f"{path} names {lost[0]}, which does not exist; copy all files of the group")
-    tables = [(file, read_cs(file)) for file in files]
-    most = max(range(len(tables)), key=lambda i: len(names(tables[i][1])))
-    first = tables.pop(most)
+    tables = []
+    for file in files:
+        elsewhere = tuple(f"{name}/" for name, (other, _, _) in group.results.items() if other != file)
+        rows = read_cs(file)
+        own = {name: rows[name] for name in names(rows) if not name.startswith(elsewhere)}
+        tables.append((file, table(own) if len(own) < len(names(rows)) else rows))
+    # what of another job is named may list items that are not of the group
+    fewest = min(range(len(tables)), key=lambda i: (len(tables[i][1]), -len(names(tables[i][1]))))
+    first = tables.pop(fewest)
     return merge(first[1], tables, first[0])
 
 
