@@ -176,6 +176,13 @@ def test_uids_of_other_programs_match(tmp_path):
     assert (merged["ctf/df1_A"] == rows["ctf/df1_A"]).all()
 
 
+def test_the_other_byte_order(tmp_path):
+    rows = rows_of()
+    write_cs(tmp_path / "x.cs", rows.astype(rows.dtype.newbyteorder(">")))
+    found = read_cs(tmp_path / "x.cs")
+    assert found.dtype == rows.dtype and (found == rows).all()  # pandas takes no other
+
+
 def test_a_table_of_many_classes(tmp_path):
     """Before version 4.5 classification gave each class columns of its own."""
     rows = {"uid": np.arange(3, dtype=np.uint64)} | {

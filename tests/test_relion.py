@@ -226,6 +226,11 @@ def test_relion_30_files_are_refused_with_the_remedy(project):
         opened(project)
 
 
+def test_the_motion_of_one_micrograph_is_no_table_of_micrographs(project):
+    with pytest.raises(InputError, match=r"a.star is the motion of one micrograph; give corrected_micrographs.star"):
+        open_movies("MotionCorr/job002/Movies/a.star", project)
+
+
 def test_files_of_tomography_are_told(project):
     write_star(project / MICROGRAPHS, {"global": pd.DataFrame({"rlnTomoName": ["TS_01"], "rlnVoltage": [300.0]})})
     edit(project / PARTICLES, "particles", lambda t: t.rename(columns={"rlnMicrographName": "rlnTomoName"}))

@@ -68,6 +68,8 @@ def read_cs(path: str | Path) -> np.ndarray:
         raise InputError(f"{path} is damaged or not a CryoSPARC table ({error}); {_REMEDY}") from None
     if rows.dtype.names is None or "uid" not in rows.dtype.names:
         raise InputError(f"{path} has no column uid, so it is not a CryoSPARC table; {_REMEDY}")
+    if not rows.dtype.isnative:  # which pandas does not take
+        rows = rows.astype(rows.dtype.newbyteorder("="))
     if rows.dtype["uid"].kind == "i":  # as other programs write it
         rows = table(columns(rows.reshape(-1)) | {"uid": rows["uid"].reshape(-1).astype(np.uint64)})
     return rows.reshape(-1)

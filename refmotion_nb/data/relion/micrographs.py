@@ -84,7 +84,7 @@ def read_micrographs(path: str | Path) -> pd.DataFrame:
     InputError
         No RELION 3.1 micrograph file, empty, without the motion STAR files' names, or optics groups are not as they should.
     """
-    blocks = read_star(path, ("optics", "micrographs", "global"))
+    blocks = read_star(path, ("optics", "micrographs", "global", "global_shift"))
     rows, optics = table(blocks, "micrographs"), needs_optics(blocks, path)
     if rows.empty:
         raise InputError(f"{path} lists no micrographs; give motion correction's corrected_micrographs.star")

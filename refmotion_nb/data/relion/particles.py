@@ -159,6 +159,10 @@ def needs_optics(blocks: Mapping[str, Block], path: str | Path) -> pd.DataFrame:
         )
     rows = table(blocks, "optics")
     if rows.empty or "rlnOpticsGroup" not in rows.columns:
+        if "global_shift" in blocks:
+            raise InputError(
+                f"{path} is the motion of one micrograph; give corrected_micrographs.star, which lists all"
+            )
         raise InputError(f"{path} has no optics groups: it was written before RELION 3.1; convert it "
                          f"(relion_convert_star --i {Path(path).name} --o NEW.star)")  # fmt: skip
     rows = rows.drop_duplicates().reset_index(drop=True)  # as files put together by hand have
