@@ -10,7 +10,7 @@ from io import TextIOWrapper
 from threading import current_thread, main_thread
 
 from refmotion_nb.cli.options import option_of
-from refmotion_nb.cli.parser import parser_for
+from refmotion_nb.cli.parser import COMMANDS, parser_for
 from refmotion_nb.data.schema import InputError, OutputError, SettingError, failure_in_words
 
 
@@ -29,7 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             parser = parser_for(arguments[0] if arguments else "")
             options, options.others = parser.parse_known_args(arguments)
-            if options.others and not options.takes_others:
+            if options.others and not getattr(
+                options, "takes_others", False
+            ):  # it has none if options stand before the command
+                parser.prog += f" {arguments[0]}" * (arguments[0] in COMMANDS)
                 parser.error(f"unrecognized arguments: {' '.join(options.others)}")
             options.arguments = arguments
             with one_blas_thread():
