@@ -279,6 +279,7 @@ def test_a_missing_movie_without_particles_is_only_listed(project):
             "b.star: rlnMicrographBinning is 0; it has to be above 0: correct it, or run motion",
         ),
         (general("rlnMicrographBinning", -2), "rlnMicrographBinning is -2; it has"),
+        (general("rlnMicrographMovieName", ""), "b.star lacks rlnMicrographMovieName in data_general; give motion"),
         (general("rlnVoltage", 0), "rlnVoltage is 0; it has to be above 0"),
         (
             general("rlnMicrographPreExposure", -3.5),
@@ -336,9 +337,10 @@ def test_each_bad_motion_file_has_its_line(project, change, said):
     assert "\n" not in str(error.value)
 
 
-def test_what_relion_was_not_told_is_no_error(project):
+@pytest.mark.parametrize("unknown", [-1, ""])
+def test_what_relion_was_not_told_is_no_error(project, unknown):
     blocks = motion_blocks("b")
-    blocks["general"].update(rlnMicrographPreExposure=-1, rlnVoltage=-1, rlnMicrographBinning=-1)
+    blocks["general"].update(rlnMicrographPreExposure=unknown, rlnVoltage=unknown, rlnMicrographBinning=unknown)
     write_star(project / "MotionCorr/job002/Movies/b.star", blocks)
     movie = opened(project).movies[1]
     assert (movie.pre_exposure_e_A2, movie.voltage_kV, movie.binning) == (0.0, 200.0, 1.0)

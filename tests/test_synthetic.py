@@ -181,7 +181,7 @@ def test_recorded_motion_follows_relions_model(tmp_path):
     coefficients[3], coefficients[18], coefficients[18 + 9] = 0.5, 0.2, -0.3  # x: x·z; y: z and y·z
     general = {
         "rlnImageSizeX": 1000, "rlnImageSizeY": 800, "rlnImageSizeZ": 10, "rlnMicrographOriginalPixelSize": 2.0,
-        "rlnMicrographDoseRate": 1.5, "rlnMotionModelVersion": 1,
+        "rlnMicrographDoseRate": 1.5, "rlnMotionModelVersion": 1, "rlnMicrographMovieName": "mic.tif",
     }  # fmt: skip
     shift = np.arange(10)[:, None] * [0.4, -0.1]
     blocks = {
@@ -205,6 +205,9 @@ def test_recorded_motion_follows_relions_model(tmp_path):
     assert local[0, :, 0, 0] == pytest.approx(-2.0 * 0.5 * x * z)
     assert local[0, :, 0, 1] == pytest.approx(-2.0 * (0.2 - 0.3 * y) * z)
     assert whole[:, 0] == pytest.approx(-2.0 * z[:, None] * [0.4, -0.1])
+    blocks["global_shift"].loc[9, ["rlnMicrographShiftX", "rlnMicrographShiftY"]] = -9999.0  # RELION's mark, no shift
+    write_star(tmp_path / "mic.star", blocks)
+    assert motions.read_recorded_motion(tmp_path / "mic.star").global_shift_A[9] == pytest.approx(2.0 * shift[8])
 
 
 def test_patch_alignment_takes_local_motion_with_it(tmp_path):
