@@ -122,7 +122,7 @@ def test_missing_map_and_missing_pixel_size(reference, tmp_path):
     ]  # fmt: skip
     with mrcfile.open(reference.half1, "r+") as file:
         file.header.cella = (0, 0, 0)
-    with pytest.raises(InputError, match="has no pixel size; set it .relion_image_handler .* --force_header_angpix"):
+    with pytest.raises(InputError, match=r"has no pixel size; set it .relion_image_handler .* --force_header_angpix"):
         load_reference(reference)  # with --angpix alone RELION leaves the header as it is
 
 
@@ -146,7 +146,11 @@ def test_compressed_maps(tmp_path, volume):
     whole = gzip.compress((tmp_path / "a.mrc").read_bytes())
     (tmp_path / "a.mrc.gz").write_bytes(whole)
     np.testing.assert_array_equal(read_map(tmp_path / "a.mrc.gz")[0], volume)
-    for name, content in (("short", whole[:-100]), ("shorter", whole[:400]), ("damaged", whole[:90] + bytes(9) + whole[99:])):
+    for name, content in (
+        ("short", whole[:-100]),
+        ("shorter", whole[:400]),
+        ("damaged", whole[:90] + bytes(9) + whole[99:]),
+    ):
         (tmp_path / f"{name}.mrc.gz").write_bytes(content)
         with pytest.raises(InputError, match=f"{name}.mrc.gz is not a readable MRC map"):
             read_map(tmp_path / f"{name}.mrc.gz")

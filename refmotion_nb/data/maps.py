@@ -212,7 +212,9 @@ def _opened(path: str | Path, header_only: bool = False) -> mrcfile.mrcfile.MrcF
         raise InputError(f"{path} is not a readable MRC map ({error}); check the file") from None
     if not header_only and (file.data is None or file.data.dtype.kind == "c"):
         file.close()
-        raise InputError(f"{path} is not a whole MRC map: it ends too early or its mode is not that of a map; copy it again")
+        raise InputError(
+            f"{path} is not a whole MRC map: it ends too early or its mode is not that of a map; copy it again"
+        )
     return file
 
 
