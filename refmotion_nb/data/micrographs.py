@@ -65,7 +65,7 @@ def write_relion(out: Path, data: MovieTable, written: Sequence[WrittenMicrograp
         _write_motion(out / Path(one.name).with_suffix(".star"), data.root, metadata, one)
     rows["rlnMicrographName"] = [f"{base}/{one.name}" for one in written]
     rows["rlnMicrographMetadata"] = [f"{base}/{Path(one.name).with_suffix('.star').as_posix()}" for one in written]
-    rows = rows.drop(columns="rlnMicrographNameNoDW", errors="ignore")
+    rows = rows.drop(columns=[f"rlnMicrographName{sum_}" for sum_ in ("NoDW", "Even", "Odd")], errors="ignore")
     if any(one.name_nodw for one in written):
         rows["rlnMicrographNameNoDW"] = [f"{base}/{one.name_nodw}" for one in written]
     rows, optics = _with_pixel_sizes(rows, table(data.relion, "optics"), written)
