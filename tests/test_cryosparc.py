@@ -618,6 +618,12 @@ def test_the_voltage_is_that_of_the_ctf_where_the_microscope_does_not_tell(proje
     assert {movie.voltage_kV for movie in rm.open_cryosparc(**project, orientation="cryosparc").movies} == {200.0}
 
 
+def test_the_voltage_is_that_of_the_particles_where_exposures_do_not_tell(project):
+    edited(project["exposures"], mscope_params__accel_kv=lambda v: v * 0)
+    edited(project["root"] / PARTICLES, ctf__accel_kv=lambda v: v * 0 + 200)
+    assert {movie.voltage_kV for movie in rm.open_cryosparc(**project, orientation="cryosparc").movies} == {200.0}
+
+
 def test_a_gain_given_by_a_relative_path_is_found_from_any_folder(project, monkeypatch):
     """Movies are also opened by workers that run in folders of their own."""
     monkeypatch.chdir(project["root"])

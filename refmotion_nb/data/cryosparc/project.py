@@ -168,7 +168,10 @@ def _assembled(
     shapes = micrograph_shapes(rows for _, rows in particles)
     tables = [particle_table(path, rows, orientation.y_reversed, shapes) for path, rows in particles]
     wanted = {str(uid) for part in tables for uid in pd.unique(pd.Series(part.micrograph))}
-    movies = read_movies(exposures, wanted, root, options, orientation, shapes) if exposures and tables else MovieSet()
+    movies, voltages_kV = MovieSet(), {one.voltage_kV for part in tables for one in part.optics.values()}
+    if exposures and tables:
+        voltage_kV = voltages_kV.pop() if len(voltages_kV) == 1 else 300.0
+        movies = read_movies(exposures, wanted, root, options, orientation, shapes, voltage_kV)
     source = " and ".join(str(path) for path, _ in exposures)
     values, optics, skipped = assemble(tables, movies.find, movies.movies, movies.unusable, source)
     dataset = Dataset(
