@@ -89,7 +89,8 @@ def _block(text: str, where: str) -> Block:
     loop = _LOOP.match(text)
     values = text if loop is None else text[loop.end() :]
     if "#" in values and loop is not None:
-        values = _COMMENT.sub(r"\1", values)
+        lines = values.split("\n")
+        values = "\n".join(_COMMENT.sub(r"\1", line) if "#" in line else line for line in lines)
     if "'" in values:
         values = _SINGLE_QUOTED.sub(r'"\1"', values)
     if loop is None:
