@@ -70,9 +70,11 @@ def read_cs(path: str | Path) -> np.ndarray:
         raise InputError(f"{path} has no column uid, so it is not a CryoSPARC table; {_REMEDY}")
     if not rows.dtype.isnative:  # which pandas does not take
         rows = rows.astype(rows.dtype.newbyteorder("="))
-    if rows.dtype["uid"].kind == "i":  # as other programs write it
-        rows = table(columns(rows.reshape(-1)) | {"uid": rows["uid"].reshape(-1).astype(np.uint64)})
-    return rows.reshape(-1)
+    rows = rows.reshape(-1)
+    # as other programs write them; also those of micrographs
+    if signed := [name for name in names(rows) if name.endswith("uid") and rows.dtype[name].kind == "i"]:
+        rows = table(columns(rows) | {name: rows[name].astype(np.uint64) for name in signed})
+    return rows
 
 
 def write_cs(path: str | Path, rows: np.ndarray) -> None:
@@ -222,7 +224,8 @@ def _metafile(group: Path, name: str) -> Path:
 def _unique(rows: np.ndarray, path: str | Path) -> None:
     uid, count = np.unique(rows["uid"], return_counts=True)
     if len(uid) != len(rows):
-        raise InputError(f"{path}: uid {uid[count > 1][0]} is listed {count.max()} times; remove duplicates first")
+        most = count.argmax()
+        raise InputError(f"{path}: uid {uid[most]} is listed {count[most]} times; remove duplicates first")
 
 
 def _unpack(data: memoryview) -> np.ndarray:
