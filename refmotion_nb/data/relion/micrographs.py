@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -44,12 +45,15 @@ class Options:
     skip_unusable_movies: bool = False
 
     def __post_init__(self) -> None:
-        for name, low in (("eer_fractions", 1), ("first_frame", 1), ("last_frame", 0), ("hot_pixel_threshold", 0),
-                          ("pre_exposure_e_A2", 0)):  # fmt: skip
+        whole, any_ = (Integral, "a whole number"), (Real, "a number")
+        for name, low, (kind, what) in (("eer_fractions", 1, whole), ("first_frame", 1, whole), ("last_frame", 0, whole),
+                                        ("hot_pixel_threshold", 0, any_), ("pre_exposure_e_A2", 0, any_)):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and not isinstance(value, int | float | np.number):
-                raise InputError(f"{name} is {in_words(value)}; give a number")
-            if value is not None and not (math.isfinite(value) and value >= low):
+            if value is None and getattr(type(self), name) is None:
+                continue
+            if not isinstance(value, kind):
+                raise InputError(f"{name} is {in_words(value)}; give {what}")
+            if not (math.isfinite(value) and value >= low):
                 raise InputError(f"{name} is {value}; give {low} or more")
         dose = self.dose_per_frame_e_A2
         if dose is not None and not isinstance(dose, int | float | np.number):
