@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +44,7 @@ class Options:
     skip_unusable_movies: bool = False
 
     def __post_init__(self) -> None:
-        whole, any_ = (Integral, "a whole number"), (Real, "a number")
+        whole, any_ = ((int, np.integer), "a whole number"), ((int, float, np.number), "a number")
         for name, low, (kind, what) in (("eer_fractions", 1, whole), ("first_frame", 1, whole), ("last_frame", 0, whole),
                                         ("hot_pixel_threshold", 0, any_), ("pre_exposure_e_A2", 0, any_)):  # fmt: skip
             value = getattr(self, name)
