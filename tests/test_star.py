@@ -140,6 +140,13 @@ def test_a_mark_of_windows_before_the_text_is_passed_over(tmp_path):
     assert read_star(tmp_path / "a.star") == {"a": {"rlnX": 1}}
 
 
+def test_a_block_that_is_there_twice_is_said(tmp_path):
+    """As in files put one after the other, of which only some particles would be read."""
+    text = "data_a\n\n_rlnX 1\n\ndata_b\n\n_rlnX 2\n\n"
+    with pytest.raises(InputError, match=r"a.star, data_a is there twice; join files by relion_star_handler --combine"):
+        read_star(write(tmp_path, 2 * text))
+
+
 def test_a_column_that_is_there_twice_is_said(tmp_path):
     with pytest.raises(InputError, match=r"a.star, data_a has column rlnX twice; take one of them out"):
         read_star(write(tmp_path, "data_a\n\nloop_\n_rlnX #1\n_rlnY #2\n_rlnX #3\n1 2 3\n"))

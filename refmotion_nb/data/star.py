@@ -46,7 +46,8 @@ def read_star(path: str | Path, blocks: Collection[str] | None = None) -> dict[s
     Raises
     ------
     InputError
-        The file does not exist, is not a STAR file, a loop has a label twice, or a row another number of values than labels.
+        The file does not exist, is not a STAR file, has a block or a loop a label twice, or a row another number of values
+        than labels.
     """
     text = read_text(path)
     heads = list(_BLOCK.finditer(text))
@@ -57,6 +58,8 @@ def read_star(path: str | Path, blocks: Collection[str] | None = None) -> dict[s
     for head, end in zip(heads, ends):
         if blocks is None or head[1] in blocks:
             where = f"{path}, data_{head[1]}"
+            if head[1] in found:
+                raise InputError(f"{where} is there twice; join files by relion_star_handler --combine")
             found[head[1]] = _block(text[head.end() : end], where)
     return found
 
