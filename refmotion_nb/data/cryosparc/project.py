@@ -57,7 +57,7 @@ def open_cryosparc(
     ----------
     exposures
         ``.cs`` tables or ``.csg`` groups of motion-corrected exposures. What a table lacks is taken from passthrough
-        files in its folder; a tuple names a table and its passthrough files.
+        files in its folder; ``[(table, passthrough)]``, a tuple in a list, names those that lie elsewhere.
     particles
         The same of refined particles, one for each reference.
     volumes
