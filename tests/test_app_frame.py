@@ -675,6 +675,17 @@ def test_a_runs_folder_has_its_files_of_other_runs_taken_again(tiny, tmp_path, m
     assert "the dose weights of the run are not taken again: first/dose_weights.nc is not found from here" in second
 
 
+def test_a_runs_command_need_not_be_of_this_version(tmp_path):
+    (tmp_path / "h.json").touch()
+    files = [("hyperparameters", str(tmp_path / "h.json"))]
+    ResultStore(tmp_path / "results.zarr").update_attrs(
+        command="refmotion run --out x --old 3", inputs={"files": files}
+    )
+    taken = []
+    take_up_reused(SimpleNamespace(use_hyperparameters=taken.append), tmp_path)
+    assert taken == [tmp_path / "h.json"]
+
+
 def test_a_run_of_the_app_notes_how_its_data_were_opened(engine, project):
     ended(engine.open(relion(project)))
     engine.change(spatial_strength=1.5, correlation_distance=3000.0, acceleration_strength=2.0)

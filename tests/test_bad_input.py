@@ -454,6 +454,17 @@ def test_command_lines_that_cannot_be_read(words, capsys):
     assert stop.value.code == 2 and re.fullmatch(r"refmotion: .*; usage: refmotion( [a-z]+)? --help", line)
 
 
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [(["check", "--particles", "a", "b"], "refmotion check"), (["--no-recenter", "run"], "refmotion")],
+)
+def test_words_that_no_command_takes(words, command, capsys):
+    with pytest.raises(SystemExit):
+        main(words)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(rf"refmotion: unrecognized arguments: .*; usage: {command} --help", line)
+
+
 @pytest.mark.parametrize("option", ["--out", "--root", "--hyperparameters"])
 def test_an_empty_path_is_not_the_current_folder(tiny, tmp_path, monkeypatch, option, capsys):
     monkeypatch.chdir(tmp_path)

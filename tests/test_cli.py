@@ -231,7 +231,7 @@ def test_what_was_finished_stays_and_a_rerun_goes_on(tiny, tmp_path, quick, monk
 
 
 def test_stopped_before_the_command_has_begun(monkeypatch, capsys):
-    monkeypatch.setattr("refmotion_nb.cli.parser_for", interrupt)
+    monkeypatch.setattr("refmotion_nb.cli.parsed", interrupt)
     assert main(["check"]) == 130 and said(capsys)[0].startswith("stopped")
 
 

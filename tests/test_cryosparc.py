@@ -550,6 +550,8 @@ BAD = {
                   r"row 1, 2, .* is magnified far from 1 .ctf/anisomag, which is stored less the identity."),
     "volts": (bad(PARTICLES, ctf__accel_kv=lambda v: v * 1000), r"row 1, 2, .* has no voltage in kV .ctf/accel_kv."),
     "no pixel size": (bad(PARTICLES, alignments3D__psize_A=lambda v: v * 0), r"has no pixel size .alignments3D/psize_A."),
+    "no image pixel size": (bad(PARTICLES, blob__psize_A=lambda v: v * 0), r"row 1, 2, .* has no pixel size"),
+    "no micrograph": (bad(PASS, location__micrograph_shape=lambda v: v * 0), r"row 1, 2, .* has no location on a micrograph"),
     "no movie's name": (bad(EXPOSURES, movie_blob__path=lambda v: np.full_like(v, b"")),
                         r"exposures.cs names no movie for uid \d+; import the movies again"),
     "turned": (bad(PASS, location__micrograph_shape=lambda v: v * [[1, 2]]), r"located on a micrograph of 1024 × 512, of an"),
@@ -613,6 +615,12 @@ def test_locations_on_one_micrograph_in_two_sizes(project, n_tables):
 
 def test_the_voltage_is_that_of_the_ctf_where_the_microscope_does_not_tell(project):
     edited(project["exposures"], mscope_params__accel_kv=None, ctf__accel_kv=np.full(2, 200, np.float32))
+    assert {movie.voltage_kV for movie in rm.open_cryosparc(**project, orientation="cryosparc").movies} == {200.0}
+
+
+def test_the_voltage_is_that_of_the_particles_where_exposures_do_not_tell(project):
+    edited(project["exposures"], mscope_params__accel_kv=lambda v: v * 0)
+    edited(project["root"] / PARTICLES, ctf__accel_kv=lambda v: v * 0 + 200)
     assert {movie.voltage_kV for movie in rm.open_cryosparc(**project, orientation="cryosparc").movies} == {200.0}
 
 

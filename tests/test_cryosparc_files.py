@@ -174,6 +174,16 @@ def test_uids_of_other_programs_match(tmp_path):
     assert read_cs(tmp_path / "a.cs")["uid"].dtype == np.uint64
     merged = merge(table({"uid": rows["uid"]}), [("a.cs", read_cs(tmp_path / "a.cs"))], "R.cs")
     assert (merged["ctf/df1_A"] == rows["ctf/df1_A"]).all()
+    micrograph = np.full(5, 2**63 + 7, np.uint64)
+    write_cs(tmp_path / "b.cs", table({"uid": rows["uid"], "location/micrograph_uid": micrograph.astype(np.int64)}))
+    assert (read_cs(tmp_path / "b.cs")["location/micrograph_uid"] == micrograph).all()
+
+
+def test_the_other_byte_order(tmp_path):
+    rows = rows_of()
+    write_cs(tmp_path / "x.cs", rows.astype(rows.dtype.newbyteorder(">")))
+    found = read_cs(tmp_path / "x.cs")
+    assert found.dtype == rows.dtype and (found == rows).all()  # pandas takes no other
 
 
 def test_a_table_of_many_classes(tmp_path):
@@ -198,8 +208,10 @@ def test_merging_by_uid(tmp_path):
     assert merged["location/center_x_frac"].tolist() == [4, 3, 2, 1, 0] and text(merged, "ctf/type") == [""] * 5
     with pytest.raises(InputError, match=r"P.cs lacks 2 of the 5 items of R.cs \(by uid\); give the passthrough"):
         merge(rows, [("P.cs", other[:3])], "R.cs")
-    with pytest.raises(InputError, match=r"R.cs: uid \d+ is listed 2 times; remove duplicates"):
-        merge(np.concatenate([rows, rows[:1]]), [], "R.cs")
+    last = sorted(rows["uid"].tolist())[-1]
+    twice = np.concatenate([rows, rows, rows[rows["uid"] == last]])
+    with pytest.raises(InputError, match=f"R.cs: uid {last} is listed 3 times; remove duplicates"):
+        merge(twice, [], "R.cs")
 
 
 def test_groups_are_written_as_cryosparcs_are(tmp_path, t20s):
@@ -220,6 +232,19 @@ def test_groups_written_and_read(tmp_path):
     )
     assert read_csg(tmp_path / "p.csg").results == {"blob": (tmp_path / "p.cs", "particle.blob", 5)}
     assert (read_group(tmp_path / "p.csg") == rows_of()).all()
+
+
+def test_each_result_of_a_group_is_from_its_own_table(tmp_path):
+    """Results of other jobs: their tables hold more items, and older values of what a later job has found."""
+    rows = rows_of()
+    write_cs(tmp_path / "older.cs", rows)
+    later = {"uid": rows["uid"][3:0:-1], "ctf/type": ["later"] * 3, "ctf/df1_A": np.arange(3.0)}
+    write_cs(tmp_path / "later.cs", table(later))
+    results = {"blob": ("older.cs", "particle.blob", 3), "ctf": ("later.cs", "particle.ctf", 3)}
+    write_csg(tmp_path / "p.csg", "particles", "particle", "Some", results, datetime.now())
+    found = read_group(tmp_path / "p.csg")
+    assert text(found, "ctf/type") == ["later"] * 3 and found["uid"].tolist() == rows["uid"][3:0:-1].tolist()
+    assert found["blob/shape"].tolist() == rows["blob/shape"][3:0:-1].tolist()
 
 
 def broken(tmp_path, kind):

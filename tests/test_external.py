@@ -87,14 +87,14 @@ def test_marks_of_a_job_at_work_are_left_to_it(project, capsys):
 def test_a_job_is_aborted_and_continued(project, monkeypatch):
     monkeypatch.setattr(external, "LOOK_EVERY_S", 0.01)
     wish = project / JOB / "RELION_JOB_ABORT_NOW"
-    say = external.parser_for
+    read = external.parsed
 
-    def parser_for(command):  # the job has begun
+    def parsed(words):  # the job has begun
         wish.touch()
-        return say(command)
+        return read(words)
 
     with monkeypatch.context() as patch:
-        patch.setattr(external, "parser_for", parser_for)
+        patch.setattr(external, "parsed", parsed)
         assert call(*GIVEN) == 143
     assert marks(project) == {"RELION_JOB_EXIT_ABORTED"}
     assert call(*GIVEN) == 0

@@ -1,9 +1,11 @@
+import gzip
+
 import mrcfile
 import numpy as np
 import pandas as pd
 import pytest
 
-from refmotion_nb.data.maps import check_reference, load_reference, read_map, write_map, write_stack
+from refmotion_nb.data.maps import check_reference, load_reference, map_header, read_map, write_map, write_stack
 from refmotion_nb.data.schema import InputError, Reference
 from refmotion_nb.data.star import write_star
 from refmotion_nb.stages.references import _mask_radius
@@ -120,8 +122,8 @@ def test_missing_map_and_missing_pixel_size(reference, tmp_path):
     ]  # fmt: skip
     with mrcfile.open(reference.half1, "r+") as file:
         file.header.cella = (0, 0, 0)
-    with pytest.raises(InputError, match="has no pixel size"):
-        load_reference(reference)
+    with pytest.raises(InputError, match=r"has no pixel size; set it .relion_image_handler .* --force_header_angpix"):
+        load_reference(reference)  # with --angpix alone RELION leaves the header as it is
 
 
 def test_not_a_map(tmp_path):
@@ -132,6 +134,33 @@ def test_not_a_map(tmp_path):
     (tmp_path / "b.mrc").write_bytes((tmp_path / "b.mrc").read_bytes()[:1500])
     with pytest.raises(InputError, match="ends too early"):
         read_map(tmp_path / "b.mrc")
+    with mrcfile.new(tmp_path / "c.mrc") as file:
+        file.set_data(np.ones((8, 8, 8), np.complex64))
+        file.voxel_size = 1.0
+    with pytest.raises(InputError, match="mode is not that of a map"):
+        read_map(tmp_path / "c.mrc")
+
+
+def test_compressed_maps(tmp_path, volume):
+    write_map(tmp_path / "a.mrc", volume, 1.5)
+    whole = gzip.compress((tmp_path / "a.mrc").read_bytes())
+    (tmp_path / "a.mrc.gz").write_bytes(whole)
+    np.testing.assert_array_equal(read_map(tmp_path / "a.mrc.gz")[0], volume)
+    for name, content in (
+        ("short", whole[:-100]),
+        ("shorter", whole[:400]),
+        ("damaged", whole[:90] + bytes(9) + whole[99:]),
+    ):
+        (tmp_path / f"{name}.mrc.gz").write_bytes(content)
+        with pytest.raises(InputError, match=f"{name}.mrc.gz is not a readable MRC map"):
+            read_map(tmp_path / f"{name}.mrc.gz")
+
+
+def test_a_header_may_leave_the_sampling_blank(tmp_path, volume):
+    write_map(tmp_path / "a.mrc", volume, 1.5)
+    with mrcfile.open(tmp_path / "a.mrc", "r+") as file:
+        file.header.mx = file.header.my = file.header.mz = 0
+    assert map_header(tmp_path / "a.mrc")[1] == 1.5
 
 
 def test_fsc_of_another_box(reference, tmp_path):

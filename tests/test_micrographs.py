@@ -575,6 +575,15 @@ def test_the_dose_noted_is_that_of_the_fractions_that_motion_is_listed_for(movin
     assert read_star(tmp_path / "out/Micrographs/mic0000.star")["general"]["rlnMicrographDoseRate"] == 4.0
 
 
+def test_other_sums_of_the_same_movies_are_not_listed(moving, tmp_path):
+    data = rm.open_movies(moving.micrographs, moving.folder)
+    others = {f"rlnMicrographName{which}": "MotionCorr/old.mrc" for which in ("NoDW", "Even", "Odd")}
+    relion = {**data.relion, "micrographs": data.relion["micrographs"].assign(**others)}
+    one = WrittenMicrograph(data.movies[0], 0, "Micrographs/mic0000.mrc", "", (512, 512), 1.6, 0.0, 1.0)
+    write_relion(tmp_path, replace(data, relion=relion), [one], None)
+    assert "old.mrc" not in (tmp_path / "corrected_micrographs.star").read_text(encoding="utf-8")
+
+
 def test_the_pixel_size_is_that_of_the_image_written(moving, tmp_path):
     assert run(moving.folder, tmp_path, "--binning", "3") == 0
     with mrcfile.open(tmp_path / "Micrographs/mic0000.mrc") as file:

@@ -71,6 +71,11 @@ def test_root_is_found(project, monkeypatch):
     assert open_relion(PARTICLES, MICROGRAPHS, reference()).movies[0].path == project / "Movies/a.mrcs"
 
 
+def test_root_is_found_by_names_that_are_there(project):
+    edit(project / MICROGRAPHS, "micrographs", set_to("rlnMicrographMetadata", 0, ""))
+    assert open_movies(project / MICROGRAPHS).root == project  # else an empty name leads to any folder
+
+
 def test_optics_groups_need_no_names(project):
     for path in (PARTICLES, MICROGRAPHS):
         edit(project / path, "optics", without("rlnOpticsGroupName"))
@@ -157,9 +162,24 @@ def test_an_optics_group_listed_twice_is_one_only_if_it_is_the_same(project):
     write_star(
         project / "mtf.star", {"": pd.DataFrame({"rlnResolutionInversePixel": [0.0, 0.5], "rlnMtfValue": [1.0, 0.5]})}
     )
-    assert opened(project).optics[0].mtf.value == (1.0, 0.5)
-    edit(project / PARTICLES, "optics", lambda t: t.assign(rlnImagePixelSize=[2.5, 1.25]))
-    with pytest.raises(InputError, match="optics group 1 is listed twice in data_optics, with different values"):
+    data = opened(project)
+    assert data.optics[0].mtf.value == (1.0, 0.5) and len(data.tables[0]["optics"]) == 1  # which is written back
+    edit(project / MICROGRAPHS, "optics", lambda t: pd.concat([t, t]))
+    assert len(open_movies(MICROGRAPHS, project).relion["optics"]) == 1
+    for file, label in ((PARTICLES, "rlnImagePixelSize"), (MICROGRAPHS, "rlnVoltage")):
+        edit(project / file, "optics", lambda t, label=label: t.assign(**{label: [200, 300]}))
+        with pytest.raises(
+            InputError, match=f"{file}: optics group 1 is listed twice in data_optics, with different values"
+        ):
+            opened(project)
+
+
+def test_micrographs_need_no_optics_group_where_there_is_one(project):
+    edit(project / MICROGRAPHS, "optics", lambda t: t.assign(rlnOpticsGroup=7))
+    edit(project / MICROGRAPHS, "micrographs", without("rlnOpticsGroup"))
+    assert open_movies(MICROGRAPHS, project).relion["micrographs"]["rlnOpticsGroup"].tolist() == [7, 7, 7]
+    edit(project / MICROGRAPHS, "optics", lambda t: pd.concat([t, t.assign(rlnOpticsGroup=8)]))
+    with pytest.raises(InputError, match="lacks rlnOpticsGroup in data_micrographs"):
         opened(project)
 
 
@@ -204,6 +224,11 @@ def test_relion_30_files_are_refused_with_the_remedy(project):
     write_star(project / PARTICLES, {"": blocks["particles"]})
     with pytest.raises(InputError, match=r"before RELION 3.1; convert it \(relion_convert_star --i run_data.star"):
         opened(project)
+
+
+def test_the_motion_of_one_micrograph_is_no_table_of_micrographs(project):
+    with pytest.raises(InputError, match=r"a.star is the motion of one micrograph; give corrected_micrographs.star"):
+        open_movies("MotionCorr/job002/Movies/a.star", project)
 
 
 def test_files_of_tomography_are_told(project):
@@ -254,6 +279,7 @@ def test_a_missing_movie_without_particles_is_only_listed(project):
             "b.star: rlnMicrographBinning is 0; it has to be above 0: correct it, or run motion",
         ),
         (general("rlnMicrographBinning", -2), "rlnMicrographBinning is -2; it has"),
+        (general("rlnMicrographMovieName", ""), "b.star lacks rlnMicrographMovieName in data_general; give motion"),
         (general("rlnVoltage", 0), "rlnVoltage is 0; it has to be above 0"),
         (
             general("rlnMicrographPreExposure", -3.5),
@@ -311,9 +337,10 @@ def test_each_bad_motion_file_has_its_line(project, change, said):
     assert "\n" not in str(error.value)
 
 
-def test_what_relion_was_not_told_is_no_error(project):
+@pytest.mark.parametrize("unknown", [-1, ""])
+def test_what_relion_was_not_told_is_no_error(project, unknown):
     blocks = motion_blocks("b")
-    blocks["general"].update(rlnMicrographPreExposure=-1, rlnVoltage=-1, rlnMicrographBinning=-1)
+    blocks["general"].update(rlnMicrographPreExposure=unknown, rlnVoltage=unknown, rlnMicrographBinning=unknown)
     write_star(project / "MotionCorr/job002/Movies/b.star", blocks)
     movie = opened(project).movies[1]
     assert (movie.pre_exposure_e_A2, movie.voltage_kV, movie.binning) == (0.0, 200.0, 1.0)

@@ -382,7 +382,7 @@ class StopsAt(Silent):
 
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_cancelled_at_any_report_it_goes_on_from_there(project, opened, out, quick, monkeypatch, at_once):
-    monkeypatch.setattr(execute, "choose", lambda *_: Device(at_once=at_once))
+    monkeypatch.setattr(execute, "choose", lambda *_, **__: Device(at_once=at_once))
     given = {"spatial_strength": 1.5, "correlation_distance": 3000.0, "acceleration_strength": 2.0}
     # among the micrographs of the check of the input, of the grey scale, of the dose weights, of the correction
     reports = ((2, 0), (4, 0), (3, 0), (4, 0), (3, 0), (4, 0), (2, 1), (2, 2), (2, 3))
@@ -724,7 +724,7 @@ def test_a_micrograph_that_is_kept_does_not_hold_the_memory_of_a_larger_one_read
 
 @pytest.mark.usefixtures("only_new_garbage")
 def test_a_job_holds_the_tracks_of_no_more_than_two_micrographs(opened, tmp_path, monkeypatch):
-    monkeypatch.setattr(execute, "choose", lambda *_: Device(at_once=1))  # else of those that are ahead, too
+    monkeypatch.setattr(execute, "choose", lambda *_, **__: Device(at_once=1))  # else of those that are ahead, too
     alive, most = [], []
 
     def counted(make):

@@ -105,6 +105,53 @@ def test_a_row_of_another_length_is_named(tmp_path, row):
         read_star(write(tmp_path, text))
 
 
+@pytest.mark.parametrize("row", ["3 4 5", "3 4 5 6 7", "3"])
+@pytest.mark.parametrize("at", [0, 300])
+def test_a_row_of_another_length_in_a_large_table_is_named_in_one_line(tmp_path, row, at):
+    rows = [*at * ["1 2"], row, *(301 - at) * ["1 2"]]
+    with pytest.raises(InputError) as error:
+        read_star(write(tmp_path, "data_a\n\nloop_\n_rlnX #1\n_rlnY #2\n" + "\n".join(rows) + "\n"))
+    assert (
+        str(error.value) == f"{tmp_path / 'a.star'}, data_a: row {at + 1} does not have 2 values; is the file complete?"
+    )
+
+
+def test_a_quote_that_does_not_end_in_a_large_table_is_one_line(tmp_path):
+    text = "data_a\n\nloop_\n_rlnX #1\n_rlnY #2\n" + 300 * "1 2\n" + '3 "4\n'
+    with pytest.raises(InputError, match=r"a\.star, data_a cannot be read [^\n]*; is the file complete\?$"):
+        read_star(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("n", [1, 300])
+def test_comments_at_the_ends_of_lines_are_none_of_the_values(tmp_path, n):
+    """As RELION reads them; within quotes, and within words, they are no comments."""
+    head = "# made by hand\ndata_a\n\nloop_ # of two\n_rlnX #1\n# more\n_rlnY #2 the name\n"
+    rows = n * "1 a#b # it's\n  # 0 0\n2 \"c # d\" #\n3 'e # f' # \"g\n"
+    found = read_star(write(tmp_path, head + rows))["a"]
+    assert found["rlnX"].tolist() == n * [1, 2, 3] and found["rlnY"].tolist() == n * ["a#b", "c # d", "e # f"]
+    alone = read_star(write(tmp_path, "data_a\n_rlnX 1 # one\n# _rlnZ 3\n_rlnY # none\n"))["a"]
+    assert alone == {"rlnX": 1, "rlnY": ""}
+    write_star(tmp_path / "b.star", {"a": pd.DataFrame({"rlnName": ["#1.mrc"], "rlnX": [1]})})
+    assert read_star(tmp_path / "b.star")["a"]["rlnName"].tolist() == ["#1.mrc"]
+
+
+def test_a_mark_of_windows_before_the_text_is_passed_over(tmp_path):
+    (tmp_path / "a.star").write_bytes("data_a\r\n\r\n_rlnX 1\r\n".encode("utf-8-sig"))
+    assert read_star(tmp_path / "a.star") == {"a": {"rlnX": 1}}
+
+
+def test_a_block_that_is_there_twice_is_said(tmp_path):
+    """As in files put one after the other, of which only some particles would be read."""
+    text = "data_a\n\n_rlnX 1\n\ndata_b\n\n_rlnX 2\n\n"
+    with pytest.raises(InputError, match=r"a.star, data_a is there twice; join files by relion_star_handler --combine"):
+        read_star(write(tmp_path, 2 * text))
+
+
+def test_a_column_that_is_there_twice_is_said(tmp_path):
+    with pytest.raises(InputError, match=r"a.star, data_a has column rlnX twice; take one of them out"):
+        read_star(write(tmp_path, "data_a\n\nloop_\n_rlnX #1\n_rlnY #2\n_rlnX #3\n1 2 3\n"))
+
+
 def test_what_is_no_star_file_is_said(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         read_star(tmp_path / "none.star")
@@ -168,6 +215,7 @@ def test_a_table_of_few_rows_is_read_as_pandas_reads_one_of_many(tmp_path, monke
         "rlnMissing": ("1", "nan", "-nan"), "rlnInfinite": ("inf", "-Infinity", "2"), "rlnMixed": ("1", "x_1", "<NA>"),
         "rlnEmpty": ('""', "NaN", "4"), "rlnGapped": ('""', "a b", "1"), "rlnUnderscored": ("1_0", "2", "3"),
         "rlnMovieName": ("007", '""', "nan"), "rlnDigits": ("0.513092", "-9999.0", "12345678.123456"),
+        "rlnUid": ("12345678901234567890", "9007199254740993", "1"), "rlnSigned": ("9007199254740993", "-1", "2"),
     }  # fmt: skip
     head = "data_a\n\nloop_\n" + "".join(f"_{label}\n" for label in columns)
     quoted = [[f'"{one}"' if " " in one else one for one in row] for row in zip(*columns.values())]

@@ -308,6 +308,14 @@ def test_files_that_are_no_netcdf_are_refused(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(InputError, match="does not exist"):
         read_netcdf(tmp_path / "b.nc")
     write_netcdf(tmp_path / "c.nc", fake_dose_weights(2))
+    whole = (tmp_path / "c.nc").read_bytes()
+    at = whole.index(b"OHDR") + 50  # in the attributes of the whole file
+    (tmp_path / "d.nc").write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+    besides = Mock()
+    monkeypatch.setattr("sys.unraisablehook", besides)
+    with pytest.raises(InputError, match=r"d\.nc cannot be read as NetCDF"):
+        read_netcdf(tmp_path / "d.nc")
+    besides.assert_not_called()  # with a traceback, by what went on closing the file
     for damage in (KeyError("incorrect metadata checksum"), RuntimeError("H5DSget_num_scales")):
         monkeypatch.setattr(xr, "open_dataset", Mock(side_effect=damage))
         with pytest.raises(InputError, match=r"c\.nc cannot be read as NetCDF"):

@@ -20,7 +20,7 @@ from refmotion_nb.data.synthetic import tables as tables
 from refmotion_nb.data.synthetic.eer import encode_frame, split_into_events, write_eer
 from refmotion_nb.data.synthetic.example import example
 from refmotion_nb.data.synthetic.simulate import SimulationSettings, read_species, simulate, trajectory_error_A
-from refmotion_nb.numerics.reconstruct import backproject, fsc, fsc_masked_corrected, reconstruct
+from refmotion_nb.numerics.reconstruct import MaskedFSC, backproject, fsc, fsc_masked_corrected, reconstruct
 
 # coarse pixels and strong exposure: seconds to make, and the particles stand out of the noise
 SMALL = SimulationSettings(
@@ -181,7 +181,7 @@ def test_recorded_motion_follows_relions_model(tmp_path):
     coefficients[3], coefficients[18], coefficients[18 + 9] = 0.5, 0.2, -0.3  # x: x·z; y: z and y·z
     general = {
         "rlnImageSizeX": 1000, "rlnImageSizeY": 800, "rlnImageSizeZ": 10, "rlnMicrographOriginalPixelSize": 2.0,
-        "rlnMicrographDoseRate": 1.5, "rlnMotionModelVersion": 1,
+        "rlnMicrographDoseRate": 1.5, "rlnMotionModelVersion": 1, "rlnMicrographMovieName": "mic.tif",
     }  # fmt: skip
     shift = np.arange(10)[:, None] * [0.4, -0.1]
     blocks = {
@@ -205,6 +205,9 @@ def test_recorded_motion_follows_relions_model(tmp_path):
     assert local[0, :, 0, 0] == pytest.approx(-2.0 * 0.5 * x * z)
     assert local[0, :, 0, 1] == pytest.approx(-2.0 * (0.2 - 0.3 * y) * z)
     assert whole[:, 0] == pytest.approx(-2.0 * z[:, None] * [0.4, -0.1])
+    blocks["global_shift"].loc[9, ["rlnMicrographShiftX", "rlnMicrographShiftY"]] = -9999.0  # RELION's mark, no shift
+    write_star(tmp_path / "mic.star", blocks)
+    assert motions.read_recorded_motion(tmp_path / "mic.star").global_shift_A[9] == pytest.approx(2.0 * shift[8])
 
 
 def test_patch_alignment_takes_local_motion_with_it(tmp_path):
@@ -513,16 +516,18 @@ def test_a_species_without_a_half_set_is_refused(tmp_path):
         simulate(replace(SMALL, particles_per_micrograph=3, n_micrographs=1, second_share=0.3), tmp_path)
 
 
-def test_particles_that_make_no_half_maps_are_refused(tmp_path):
+def test_particles_that_make_no_half_maps_are_refused(tmp_path, monkeypatch):
     with pytest.raises(
         InputError, match="no particles in one of the half sets; raise particles_per_micrograph or n_mic"
     ):
         simulate(replace(SMALL, particles_per_micrograph=1, n_micrographs=1), tmp_path / "one")
     assert not (tmp_path / "one").exists()
     wild = SimulationSettings(
-        n_micrographs=1, size_px=256, n_frames=3, pixel_size_A=2.4, box_px=72, particles_per_micrograph=3, edge_px=44,
-        speed_A_per_dose=1e9,
-    )  # fmt: skip
+        n_micrographs=1, size_px=256, n_frames=3, pixel_size_A=2.4, box_px=72, particles_per_micrograph=3, edge_px=44
+    )
+    # as by chance where all has moved off the field; where that leads depends on the processor
+    unlike = MaskedFSC(*(np.full(37, -0.1) for _ in range(4)), randomised_from=0)
+    monkeypatch.setattr("refmotion_nb.data.synthetic.simulate.fsc_masked_corrected", lambda *_, **__: unlike)
     with pytest.raises(InputError, match=r"agree in no shell .*Ref.; simulate more particles, or less motion"):
         simulate(wild, tmp_path / "wild")
 

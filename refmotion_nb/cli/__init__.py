@@ -10,7 +10,7 @@ from io import TextIOWrapper
 from threading import current_thread, main_thread
 
 from refmotion_nb.cli.options import option_of
-from refmotion_nb.cli.parser import parser_for
+from refmotion_nb.cli.parser import parsed
 from refmotion_nb.data.schema import InputError, OutputError, SettingError, failure_in_words
 
 
@@ -27,10 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _told_to_end():
             from refmotion_nb.numerics.backend import one_blas_thread
 
-            parser = parser_for(arguments[0] if arguments else "")
-            options, options.others = parser.parse_known_args(arguments)
-            if options.others and not options.takes_others:
-                parser.error(f"unrecognized arguments: {' '.join(options.others)}")
+            options = parsed(arguments)
             options.arguments = arguments
             with one_blas_thread():
                 return options.command(options)

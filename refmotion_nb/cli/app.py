@@ -15,7 +15,7 @@ from typing import Any
 
 from refmotion_nb.cli.inputs import add_input_options, cryosparc_input, entry, input_settings, is_cryosparc, references
 from refmotion_nb.cli.options import path
-from refmotion_nb.cli.parser import parser_for
+from refmotion_nb.cli.parser import parsed
 from refmotion_nb.data.schema import InputError
 
 OAUTH = {
@@ -270,7 +270,6 @@ def take_up_reused(engine: Any, folder: Path) -> None:
     attrs = ResultStore(folder / "results.zarr").attrs
     noted = {what: Path(name) for what, name in attrs.get("inputs", {}).get("files", []) if what in REUSED}
     tokens = shlex.split(str(attrs.get("command", "")))
-    frequency = _parsed(tokens[1:]).dose_weights_last_frequency_per_A if tokens[:2] == ["refmotion", "run"] else None
     for what, name in noted.items():
         bases = dict.fromkeys([Path.cwd(), *folder.absolute().parents])  # one is where the run was started
         try:
@@ -280,6 +279,8 @@ def take_up_reused(engine: Any, folder: Path) -> None:
             if what == REUSED[0]:
                 engine.use_hyperparameters(path)
             else:
+                by_command = tokens[:2] == ["refmotion", "run"]
+                frequency = _parsed(tokens[1:]).dose_weights_last_frequency_per_A if by_command else None
                 engine.use_dose_weights(path, frequency)
         except InputError as error:
             _say(f"refmotion: the {what} of the run are not taken again: {error}; choose a file in the app")
@@ -288,7 +289,7 @@ def take_up_reused(engine: Any, folder: Path) -> None:
 def _parsed(arguments: list[str]) -> argparse.Namespace:
     try:
         with redirect_stderr(io.StringIO()):
-            return parser_for("run").parse_args(arguments)
+            return parsed(arguments)
     except SystemExit:
         raise InputError("the command of the run is of another version; open the data again") from None
 

@@ -18,7 +18,7 @@ from threading import Event, Thread
 import pandas as pd
 
 from refmotion_nb.cli.options import path
-from refmotion_nb.cli.parser import parser_for
+from refmotion_nb.cli.parser import parsed
 from refmotion_nb.data.files import sole
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.data.star import read_star, write_star
@@ -65,7 +65,7 @@ def _run(options: argparse.Namespace, out: Path) -> int:
     try:
         with _aborted_when_told(out):
             words = ["run", *words_of_run(options), *options.others]
-            job = parser_for("run").parse_args(words)
+            job = parsed(words)
             job.arguments, job.screen = words, sys.stdout  # RELION shows the other one as errors
             code: int = job.command(job)
         _tell_what_there_is(out, options.in_parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
@@ -25,6 +26,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End with what is wrong and where it says how it goes."""
         self.exit(2, f"refmotion: {message}; usage: {self.prog} --help\n")
+
+
+def parsed(words: Sequence[str]) -> argparse.Namespace:
+    """Read a command line; what its command has no option for is in ``others``, and ends this where it takes none."""
+    command = words[0] if words else ""
+    parser = parser_for(command)
+    options, options.others = parser.parse_known_args(words)
+    if options.others and not getattr(options, "takes_others", False):  # nor is it known where options stand before it
+        parser.prog += f" {command}" * (command in COMMANDS)
+        parser.error(f"unrecognized arguments: {' '.join(options.others)}")
+    return options
 
 
 def parser_for(command: str) -> argparse.ArgumentParser:

@@ -274,7 +274,7 @@ def read_text(path: str | Path) -> str:
     """
     admit(path)
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")  # editors of Windows put a mark before the text
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; check the path") from None
     except IsADirectoryError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -68,10 +69,10 @@ def map_header(path: str | Path) -> tuple[tuple[int, int, int], float]:
             raise InputError(f"{path}: its axes are not in the order x, y, z; rewrite it in that order")
         sampling = np.array([header.mx, header.my, header.mz], float)
         cell = np.array([header.cella.x, header.cella.y, header.cella.z], float)
-    voxel = cell / np.where(sampling > 0, sampling, 1)
+    voxel = cell / np.where(sampling > 0, sampling, shape[::-1])  # 0 where a program leaves it blank
     if not (np.isfinite(voxel).all() and (voxel > 0).all()):
         raise InputError(f"{path}: its header has no pixel size; set it (relion_image_handler --i MAP --o NEW "
-                         "--angpix ÅNGSTRÖM)")  # fmt: skip
+                         "--force_header_angpix ÅNGSTRÖM)")  # fmt: skip
     if np.ptp(voxel) > _SAME_PIXEL * voxel.max():
         raise InputError(f"{path}: its voxels are not cubes ({', '.join(f'{v:.4g}' for v in voxel)} Å); resample it")
     return shape, round(float(voxel[0]), 6)
@@ -207,11 +208,13 @@ def _opened(path: str | Path, header_only: bool = False) -> mrcfile.mrcfile.MrcF
             file = mrcfile.open(path, permissive=True, header_only=header_only)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; check the path") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError, zlib.error) as error:  # the last two of compressed files
         raise InputError(f"{path} is not a readable MRC map ({error}); check the file") from None
-    if not header_only and file.data is None:
+    if not header_only and (file.data is None or file.data.dtype.kind == "c"):
         file.close()
-        raise InputError(f"{path} is not a whole MRC map: it ends too early or has an unknown mode; copy it again")
+        raise InputError(
+            f"{path} is not a whole MRC map: it ends too early or its mode is not that of a map; copy it again"
+        )
     return file
 
 

@@ -65,7 +65,7 @@ def write_relion(out: Path, data: MovieTable, written: Sequence[WrittenMicrograp
         _write_motion(out / Path(one.name).with_suffix(".star"), data.root, metadata, one)
     rows["rlnMicrographName"] = [f"{base}/{one.name}" for one in written]
     rows["rlnMicrographMetadata"] = [f"{base}/{Path(one.name).with_suffix('.star').as_posix()}" for one in written]
-    rows = rows.drop(columns="rlnMicrographNameNoDW", errors="ignore")
+    rows = rows.drop(columns=[f"rlnMicrographName{sum_}" for sum_ in ("NoDW", "Even", "Odd")], errors="ignore")
     if any(one.name_nodw for one in written):
         rows["rlnMicrographNameNoDW"] = [f"{base}/{one.name_nodw}" for one in written]
     rows, optics = _with_pixel_sizes(rows, table(data.relion, "optics"), written)
@@ -123,7 +123,7 @@ def _with_pixel_sizes(
     rows: pd.DataFrame, optics: pd.DataFrame, written: Sequence[WrittenMicrograph]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Note the pixel size of the micrographs in their optics groups; a group of several sizes is split."""
-    group = rows["rlnOpticsGroup"].to_numpy() if "rlnOpticsGroup" in rows.columns else np.ones(len(rows), int)
+    group = rows["rlnOpticsGroup"].to_numpy()
     size = np.array([round(one.pixel_size_A, 6) for one in written])
     parts, number = [], int(optics["rlnOpticsGroup"].max())
     new_group = group.copy()

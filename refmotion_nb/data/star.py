@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Collection, Mapping
+import warnings
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,17 @@ Block = pd.DataFrame | dict[str, Any]
 
 # what separates words is ASCII: RELION takes other spaces, as names from Chinese or French keyboards have, for letters
 _BLOCK = re.compile(r"^data_(\S*)[^\S\n]*$", re.MULTILINE | re.ASCII)
-_COMMENT = re.compile(r"^[^\S\n]*#.*\n?", re.MULTILINE | re.ASCII)
-_LOOP = re.compile(r"\s*loop_[^\S\n]*\n((?:[^\S\n]*(?:_\S+[^\n]*)?\n)*)", re.ASCII)
+_LOOP = re.compile(r"(?:\s*#[^\n]*\n)*\s*loop_[^\S\n]*(?:#[^\n]*)?\n((?:[^\S\n]*(?:[_#][^\n]*)?\n)*)", re.ASCII)
+# up to the end of the line, unless within quotes
+_COMMENT = re.compile(r"""((?<!\S)(?:"[^"\n]*"|'[^'\n]*')(?!\S))|(?<!\S)#[^\n]*""", re.ASCII)
 _SINGLE_QUOTED = re.compile(r"(?<!\S)'([^'\"\n]*)'(?!\S)", re.ASCII)
-_VALUE = re.compile(r"^[^\S\n]*_(\S+)(?:[^\S\n]+(\"[^\"\n]*\"|\S+))?", re.MULTILINE | re.ASCII)
+_VALUE = re.compile(r"^[^\S\n]*_(\S+)(?:[^\S\n]+(\"[^\"\n]*\"|[^\s#]\S*))?", re.MULTILINE | re.ASCII)
 _TOKEN = re.compile(r'"[^"\n]*"|\S+', re.ASCII)
 _SPACE = re.compile(r"\s", re.ASCII)
 _TEXT_LABELS = ("Name", "File", "Metadata", "Zernike", "Half1", "Half2")
 _NOT_A_NUMBER = ["nan", "-nan", "NaN", "<NA>"]
 CHUNK = 20_000  # rows written at a time: as text a large table takes ten times its memory
-_WHOLE = re.compile(r"[+-]?\d{1,18}")
+_WHOLE = re.compile(r"[+-]?\d+")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?inf(?:inity)?", re.IGNORECASE)
 _FEW_LINES = 200  # read here: pandas needs 1 ms to get ready for a table, and thousands of movies have several
 
@@ -44,7 +46,8 @@ def read_star(path: str | Path, blocks: Collection[str] | None = None) -> dict[s
     Raises
     ------
     InputError
-        The file does not exist, is not a STAR file, or a row has another number of values than the loop has labels.
+        The file does not exist, is not a STAR file, has a block or a loop a label twice, or a row another number of values
+        than labels.
     """
     text = read_text(path)
     heads = list(_BLOCK.finditer(text))
@@ -55,6 +58,8 @@ def read_star(path: str | Path, blocks: Collection[str] | None = None) -> dict[s
     for head, end in zip(heads, ends):
         if blocks is None or head[1] in blocks:
             where = f"{path}, data_{head[1]}"
+            if head[1] in found:
+                raise InputError(f"{where} is there twice; join files by relion_star_handler --combine")
             found[head[1]] = _block(text[head.end() : end], where)
     return found
 
@@ -84,15 +89,19 @@ def write_star(path: str | Path, blocks: Mapping[str, Block | Mapping[str, Any]]
 
 
 def _block(text: str, where: str) -> Block:
-    if "#" in text:
-        text = _COMMENT.sub("", text)
-    if "'" in text:
-        text = _SINGLE_QUOTED.sub(r'"\1"', text)
     loop = _LOOP.match(text)
+    values = text if loop is None else text[loop.end() :]
+    if "#" in values and loop is not None:
+        lines = values.split("\n")
+        values = "\n".join(_COMMENT.sub(r"\1", line) if "#" in line else line for line in lines)
+    if "'" in values:
+        values = _SINGLE_QUOTED.sub(r'"\1"', values)
     if loop is None:
-        return {label: _single(label, value.strip('"')) for label, value in _VALUE.findall(text)}
-    labels = [line.split()[0][1:] for line in loop[1].split("\n") if line.strip()]
-    return _rows(text[loop.end() :], labels, where)
+        return {label: _single(label, value.strip('"')) for label, value in _VALUE.findall(values)}
+    labels = [line.split()[0][1:] for line in loop[1].split("\n") if line.lstrip().startswith("_")]
+    if again := [label for i, label in enumerate(labels) if label in labels[:i]]:
+        raise InputError(f"{where} has column {again[0]} twice; take one of them out")
+    return _rows(values, labels, where)
 
 
 def _rows(text: str, labels: list[str], where: str) -> pd.DataFrame:
@@ -105,30 +114,35 @@ def _rows(text: str, labels: list[str], where: str) -> pd.DataFrame:
     # one column more than there are labels, so that a row with too many values shows
     missing: dict[Any, list[str]] = {i: [""] if i in is_text or i == n else ["", *_NOT_A_NUMBER] for i in range(n + 1)}
     try:
-        rows = pd.read_csv(
-            io.BytesIO(text.encode()), sep=r"\s+", header=None, names=range(n + 1), index_col=False, low_memory=False,
-            dtype=dict.fromkeys(is_text, str), quotechar='"', keep_default_na=False, na_values=missing,
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", pd.errors.ParserWarning)  # of rows that are longer still, as is said below
+            rows = pd.read_csv(
+                io.BytesIO(text.encode()), sep=r"\s+", header=None, names=range(n + 1), index_col=False, low_memory=False,
+                dtype=dict.fromkeys(is_text, str), quotechar='"', keep_default_na=False, na_values=missing,
+            )  # fmt: skip
     except pd.errors.ParserError as error:
-        raise InputError(f"{where}: a row does not have {n} values ({error}); is the file complete?") from None
-    long, short = rows[n].notna().to_numpy(), rows[n - 1].isna().to_numpy()
-    if short.any():  # a NaN, an empty string, or too few values: only the text can tell
-        lines = [line for line in text.split("\n") if line.strip()]
-        short = np.array([maybe and len(_TOKEN.findall(line)) < n for maybe, line in zip(short, lines)])
-    if (long | short).any():
-        row = np.argmax(long | short) + 1
-        raise InputError(f"{where}: row {row} does not have {n} values; is the file complete?")
+        _refuse_other_lengths(text, n, where)
+        raise InputError(f"{where} cannot be read ({' '.join(str(error).split())}); is the file complete?") from None
+    # too many values, or in the last column a NaN, an empty string, or too few values: only the text can tell
+    if (maybe := np.flatnonzero(rows[n].notna() | rows[n - 1].isna())).size:
+        _refuse_other_lengths(text, n, where, maybe.tolist())
     rows = rows.drop(columns=n)
     rows.columns = pd.Index(labels)
     return rows.fillna(dict.fromkeys([labels[i] for i in is_text], ""))
 
 
+def _refuse_other_lengths(text: str, n: int, where: str, among: Iterable[int] | None = None) -> None:
+    """Name the first row, ``among`` some or of all, that has not ``n`` values; InputError."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    for i in range(len(lines)) if among is None else among:
+        if len(_TOKEN.findall(lines[i])) != n:
+            raise InputError(f"{where}: row {i + 1} does not have {n} values; is the file complete?")
+
+
 def _few_rows(text: str, labels: list[str], is_text: list[int], where: str) -> pd.DataFrame:
     """Return what pandas' reader returns of a small table."""
+    _refuse_other_lengths(text, len(labels), where)
     lines = [_TOKEN.findall(line) for line in text.split("\n") if line.strip()]
-    for i, tokens in enumerate(lines):
-        if len(tokens) != len(labels):
-            raise InputError(f"{where}: row {i + 1} does not have {len(labels)} values; is the file complete?")
     columns = [[token.strip('"') for token in column] for column in zip(*lines)]
     rows = pd.DataFrame({i: one if i in is_text else _values(one) for i, one in enumerate(columns)})
     rows.columns = pd.Index(labels)
@@ -176,4 +190,4 @@ def _token(value: Any) -> str:
     if isinstance(value, bool | np.bool_):
         return str(int(value))
     text = str(value)
-    return f'"{text}"' if not text or _SPACE.search(text) else text
+    return f'"{text}"' if not text or text[0] == "#" or _SPACE.search(text) else text

@@ -261,12 +261,15 @@ def read_netcdf(path: str | Path) -> xr.Dataset:
     InputError
         The file does not exist or is not NetCDF.
     """
+    import h5py
     import xarray as xr
 
     admit(path)
     if Path(path).is_dir():
         raise InputError(f"{path} is a folder; give a file in it")
     try:
+        with h5py.File(path) as file:
+            list(file.attrs.items())  # where these are damaged, h5netcdf would also write a traceback to the terminal
         with xr.open_dataset(path, engine="h5netcdf") as file:
             dataset = file.load()
     except FileNotFoundError:

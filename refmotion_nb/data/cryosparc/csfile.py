@@ -68,9 +68,13 @@ def read_cs(path: str | Path) -> np.ndarray:
         raise InputError(f"{path} is damaged or not a CryoSPARC table ({error}); {_REMEDY}") from None
     if rows.dtype.names is None or "uid" not in rows.dtype.names:
         raise InputError(f"{path} has no column uid, so it is not a CryoSPARC table; {_REMEDY}")
-    if rows.dtype["uid"].kind == "i":  # as other programs write it
-        rows = table(columns(rows.reshape(-1)) | {"uid": rows["uid"].reshape(-1).astype(np.uint64)})
-    return rows.reshape(-1)
+    if not rows.dtype.isnative:  # which pandas does not take
+        rows = rows.astype(rows.dtype.newbyteorder("="))
+    rows = rows.reshape(-1)
+    # as other programs write them; also those of micrographs
+    if signed := [name for name in names(rows) if name.endswith("uid") and rows.dtype[name].kind == "i"]:
+        rows = table(columns(rows) | {name: rows[name].astype(np.uint64) for name in signed})
+    return rows
 
 
 def write_cs(path: str | Path, rows: np.ndarray) -> None:
@@ -182,7 +186,7 @@ def write_csg(
 
 
 def read_group(path: str | Path) -> np.ndarray:
-    """Read a ``.cs`` file, or all metafiles of a ``.csg`` group merged by uid.
+    """Read a ``.cs`` file, or all metafiles of a ``.csg`` group merged by uid: each result from the one it is said to be in.
 
     Raises
     ------
@@ -198,9 +202,15 @@ def read_group(path: str | Path) -> np.ndarray:
         raise InputError(f"{path} lists no results; {_REMEDY}")
     if lost := [file for file in files if not file.is_file()]:
         raise InputError(f"{path} names {lost[0]}, which does not exist; copy all files of the group")
-    tables = [(file, read_cs(file)) for file in files]
-    most = max(range(len(tables)), key=lambda i: len(names(tables[i][1])))
-    first = tables.pop(most)
+    tables = []
+    for file in files:
+        elsewhere = tuple(f"{name}/" for name, (other, _, _) in group.results.items() if other != file)
+        rows = read_cs(file)
+        own = {name: rows[name] for name in names(rows) if not name.startswith(elsewhere)}
+        tables.append((file, table(own) if len(own) < len(names(rows)) else rows))
+    # what of another job is named may list items that are not of the group
+    fewest = min(range(len(tables)), key=lambda i: (len(tables[i][1]), -len(names(tables[i][1]))))
+    first = tables.pop(fewest)
     return merge(first[1], tables, first[0])
 
 
@@ -214,7 +224,8 @@ def _metafile(group: Path, name: str) -> Path:
 def _unique(rows: np.ndarray, path: str | Path) -> None:
     uid, count = np.unique(rows["uid"], return_counts=True)
     if len(uid) != len(rows):
-        raise InputError(f"{path}: uid {uid[count > 1][0]} is listed {count.max()} times; remove duplicates first")
+        most = count.argmax()
+        raise InputError(f"{path}: uid {uid[most]} is listed {count[most]} times; remove duplicates first")
 
 
 def _unpack(data: memoryview) -> np.ndarray:

@@ -66,10 +66,12 @@ def read_movies(
     options: Options,
     orientation: Orientation,
     micrograph_shape: Mapping[str, tuple[int, int]],
+    voltage_kV: float = 300.0,
 ) -> MovieSet:
     """Turn exposures into movies and check them; ``wanted`` are the uids of micrographs that particles name.
 
-    ``micrograph_shape`` is height and width (px) of these micrographs, by uid: they show what the movies show.
+    ``micrograph_shape`` is height and width (px) of these micrographs, by uid: they show what the movies show. The
+    voltage is used where the exposures do not tell it.
     """
     rows = [(path, row) for path, table in tables for row in _each(table)]
     uids = [str(row["uid"]) for _, row in rows]
@@ -78,7 +80,8 @@ def read_movies(
     failed: dict[int, tuple[Path, str]] = {}
     for i, (path, row) in enumerate(rows):
         try:
-            read[i] = _movie(row, shorts[i], path, root, options, orientation, micrograph_shape.get(uids[i]))
+            shape = micrograph_shape.get(uids[i])
+            read[i] = _movie(row, shorts[i], path, root, options, orientation, shape, voltage_kV)
         except InputError as error:
             failed[i] = Path(row["movie_blob/path"]), str(error)
     wanted = set(wanted)
@@ -100,7 +103,7 @@ def _each(table: np.ndarray) -> list[dict[str, Any]]:
 
 def _movie(
     row: dict[str, Any], short: str, table: Path, root: Path, options: Options, orientation: Orientation,
-    micrograph_shape: tuple[int, int] | None,
+    micrograph_shape: tuple[int, int] | None, voltage_kV: float,
 ) -> Movie:  # fmt: skip
     if not row["movie_blob/path"]:
         raise InputError(f"{table} names no movie for uid {row['uid']}; import the movies again")
@@ -125,7 +128,7 @@ def _movie(
         micrograph=short, path=path.absolute(), n_frames=last - first, height=height, width=width, pixel_size_A=pixel,
         dose_per_frame_e_A2=_dose(row, path, table, n_in_movie, options),
         pre_exposure_e_A2=options.pre_exposure_e_A2 or 0.0,
-        voltage_kV=_known(row, "mscope_params/accel_kv") or _known(row, "ctf/accel_kv") or 300.0,
+        voltage_kV=_known(row, "mscope_params/accel_kv") or _known(row, "ctf/accel_kv") or voltage_kV,
         binning=binning, first_frame=first, gain=_gain(row, path, table, root, options, orientation),
         defects=defects if defects is not None and defects.suffix.lower() in DEFECT_MAPS else None,
         eer_upsampling=upsampling, eer_grouping=grouping, global_shift=-rigid, spline_motion=spline,

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from refmotion_nb.data.cryosparc.csfile import columns, merge, names, read_cs, read_csg, read_group, text
+from refmotion_nb.data.relion.micrographs import from_root
 from refmotion_nb.data.schema import InputError, Reference
 
 _UID = re.compile(r"^\d{15,21}_")
@@ -147,7 +148,7 @@ def _uids(path: Path) -> frozenset[int] | None:
 
 
 def _mask(path: Path, root: Path) -> Path:
-    path = path if path.exists() or not (root / path).exists() else root / path
+    path = from_root(path, root)
     if path.suffix.lower() not in (".cs", ".csg"):
         return path
     found = _paths([path])

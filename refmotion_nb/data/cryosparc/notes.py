@@ -55,7 +55,8 @@ def other_pixel_sizes(particles: Tables, movies: MovieSet) -> list[str]:
         own = (
             rows["location/micrograph_psize_A"] if "location/micrograph_psize_A" in names(rows) else np.zeros(len(rows))
         )
-        if (off := (own > 0) & ~np.isclose(own * n_micrograph, pixel * width, rtol=_SAME, atol=0)).any():
+        known = (own > 0) & (n_micrograph > 0)
+        if (off := known & ~np.isclose(own * n_micrograph, pixel * width, rtol=_SAME, atol=0)).any():
             i = int(np.argmax(off))
             made = pixel[i] * width[i] / n_micrograph[i]
             notes.append(f"{path}: its micrographs have {own[i]:.5g} Å/px, those of its movies {made:.5g}; give particles, "

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from refmotion_nb.data.cryosparc.motion import TIFF
 from refmotion_nb.data.resemblance import AHEAD, SURE, VIEWS, resemblance_scores
 from refmotion_nb.data.schema import Dataset, InputError
 
@@ -41,6 +42,6 @@ def best_orientation(datasets: Mapping[str, Dataset]) -> tuple[str, str]:
 
 
 def _distinct(one: Dataset, other: Dataset) -> bool:
-    rows = one.movies[:1] and other.movies[:1] and one.movies[0].path.suffix.lower() in (".tif", ".tiff")
+    rows = one.movies[:1] and other.movies[:1] and one.movies[0].path.suffix.lower() in TIFF
     same = np.array_equal(one.particles["coordinate"].values, other.particles["coordinate"].values)
     return not same or bool(rows and one.movies[0].rows_as_stored != other.movies[0].rows_as_stored)

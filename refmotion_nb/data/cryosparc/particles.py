@@ -231,7 +231,8 @@ def _problems(rows: np.ndarray, path: Path, finer: np.ndarray) -> tuple[str, ...
         "has a value that is not a number": np.any([
             ~np.isfinite(rows[name].astype(float).reshape(len(rows), -1)).all(1) for name in used], axis=0),
         "has no voltage in kV (ctf/accel_kv)": ~((voltage_kV > 0) & (voltage_kV <= MOST_VOLTAGE_KV)),
-        "has no pixel size (alignments3D/psize_A)": ~(rows["alignments3D/psize_A"] > 0),
+        "has no pixel size (alignments3D/psize_A, blob/psize_A)": ~(
+            (rows["alignments3D/psize_A"] > 0) & (rows["blob/psize_A"] > 0)),
         "has no location on a micrograph": ~(rows["location/micrograph_shape"] > 0).all(1),
         "is magnified far from 1 (ctf/anisomag, which is stored less the identity)": ~((magnified > 0.5) & (magnified < 2)),
         "was located on a micrograph of another shape than others on it": ~np.isclose(finer[:, 0], finer[:, 1], rtol=_SAME),

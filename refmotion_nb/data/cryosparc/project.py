@@ -57,7 +57,7 @@ def open_cryosparc(
     ----------
     exposures
         ``.cs`` tables or ``.csg`` groups of motion-corrected exposures. What a table lacks is taken from passthrough
-        files in its folder; a tuple names a table and its passthrough files.
+        files in its folder; ``[(table, passthrough)]``, a tuple in a list, names those that lie elsewhere.
     particles
         The same of refined particles, one for each reference.
     volumes
@@ -168,7 +168,10 @@ def _assembled(
     shapes = micrograph_shapes(rows for _, rows in particles)
     tables = [particle_table(path, rows, orientation.y_reversed, shapes) for path, rows in particles]
     wanted = {str(uid) for part in tables for uid in pd.unique(pd.Series(part.micrograph))}
-    movies = read_movies(exposures, wanted, root, options, orientation, shapes) if exposures and tables else MovieSet()
+    movies, voltages_kV = MovieSet(), {one.voltage_kV for part in tables for one in part.optics.values()}
+    if exposures and tables:
+        voltage_kV = voltages_kV.pop() if len(voltages_kV) == 1 else 300.0
+        movies = read_movies(exposures, wanted, root, options, orientation, shapes, voltage_kV)
     source = " and ".join(str(path) for path, _ in exposures)
     values, optics, skipped = assemble(tables, movies.find, movies.movies, movies.unusable, source)
     dataset = Dataset(
@@ -224,7 +227,7 @@ def _root(files: list[Path], tables: list[tuple[Path, np.ndarray]]) -> Path:
     sample = [
         name for _, rows in tables for key in ("movie_blob/path", "rigid_motion/path") for name in text(rows[:2], key)
     ]
-    return find_root(files, [name for name in sample if name and not name.startswith(">")])
+    return find_root(files, [name for name in sample if not name.startswith(">")])
 
 
 def _entries(value: Any, what: str, root: Path | None) -> list[Entry]:

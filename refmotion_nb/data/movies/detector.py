@@ -261,7 +261,7 @@ def load_defects(path: Path | str, shape: tuple[int, int], flip_tiff: bool) -> n
     path = Path(path)
     try:
         admit(path)
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: check the path, or the folder it is relative to") from None
     except (UnicodeDecodeError, OSError):

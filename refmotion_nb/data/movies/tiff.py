@@ -137,7 +137,7 @@ class TiffPages:
             raise InputError(f"{path}: TIFF compression {compression} is not supported; rewrite it with LZW or none")
         letter = {1: "u", 2: "i", 3: "f"}.get(kind, "?")
         if number_of(tags, SAMPLES, 1) != 1 or f"{letter}{bits}" not in ("u8", "i8", "u16", "i16", "u32", "i32", "f32"):
-            raise InputError(f"{path}: image {page + 1} is not grey with 8, 16 or 32 bits; convert the movie")
+            raise InputError(f"{path}: image {page + 1} is not grey with 8, 16 or 32 bits; convert it")
         if number_of(tags, FILL_ORDER, 1) != 1:
             raise InputError(f"{path}: image {page + 1} is stored in an unusual way; rewrite it as plain grey TIFF")
         tiled = TILE_OFFSETS in tags

@@ -44,12 +44,15 @@ class Options:
     skip_unusable_movies: bool = False
 
     def __post_init__(self) -> None:
-        for name, low in (("eer_fractions", 1), ("first_frame", 1), ("last_frame", 0), ("hot_pixel_threshold", 0),
-                          ("pre_exposure_e_A2", 0)):  # fmt: skip
+        whole, any_ = ((int, np.integer), "a whole number"), ((int, float, np.number), "a number")
+        for name, low, (kind, what) in (("eer_fractions", 1, whole), ("first_frame", 1, whole), ("last_frame", 0, whole),
+                                        ("hot_pixel_threshold", 0, any_), ("pre_exposure_e_A2", 0, any_)):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and not isinstance(value, int | float | np.number):
-                raise InputError(f"{name} is {in_words(value)}; give a number")
-            if value is not None and not (math.isfinite(value) and value >= low):
+            if value is None and getattr(type(self), name) is None:
+                continue
+            if not isinstance(value, kind):
+                raise InputError(f"{name} is {in_words(value)}; give {what}")
+            if not (math.isfinite(value) and value >= low):
                 raise InputError(f"{name} is {value}; give {low} or more")
         dose = self.dose_per_frame_e_A2
         if dose is not None and not isinstance(dose, int | float | np.number):
@@ -77,14 +80,14 @@ class MovieSet:
 
 
 def read_micrographs(path: str | Path) -> pd.DataFrame:
-    """Read the micrograph table, with the voltage (``rlnVoltage``) of the optics groups where they give it.
+    """Read the micrograph table, with the number of their optics groups and the voltage (``rlnVoltage``) that these give.
 
     Raises
     ------
     InputError
-        No RELION 3.1 micrograph file, empty, or without the motion STAR files' names.
+        No RELION 3.1 micrograph file, empty, without the motion STAR files' names, or optics groups are not as they should.
     """
-    blocks = read_star(path, ("optics", "micrographs", "global"))
+    blocks = read_star(path, ("optics", "micrographs", "global", "global_shift"))
     rows, optics = table(blocks, "micrographs"), needs_optics(blocks, path)
     if rows.empty:
         raise InputError(f"{path} lists no micrographs; give motion correction's corrected_micrographs.star")
@@ -99,7 +102,11 @@ def read_micrographs(path: str | Path) -> pd.DataFrame:
             f"{path} lists {rows['rlnMicrographName'][again].iloc[0]} twice, with different motion; take one out"
         )
     rows = rows.reset_index(drop=True)
-    if "rlnOpticsGroup" in rows.columns and "rlnVoltage" in optics.columns:
+    if "rlnOpticsGroup" not in rows.columns:
+        if len(optics) > 1:
+            raise InputError(f"{path} lacks rlnOpticsGroup in data_micrographs; write the file again from RELION")
+        rows["rlnOpticsGroup"] = optics["rlnOpticsGroup"].iloc[0]
+    if "rlnVoltage" in optics.columns:
         voltage = pd.to_numeric(optics["rlnVoltage"], errors="coerce")
         if not (np.isfinite(voltage) & (voltage > 0)).all():
             raise InputError(f"{path}: rlnVoltage must be above 0 in every row of data_optics; correct it")

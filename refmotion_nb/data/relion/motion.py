@@ -148,6 +148,7 @@ def _general(blocks: dict[str, Block], path: str | Path) -> dict[str, Any]:
         general = {} if general.empty else {str(label): value for label, value in general.iloc[0].items()}
     needed = ("rlnImageSizeX", "rlnImageSizeY", "rlnImageSizeZ", "rlnMicrographMovieName",
               "rlnMicrographOriginalPixelSize")  # fmt: skip
+    general = {label: value for label, value in general.items() if value != ""}
     if missing := [label for label in needed if label not in general]:
         raise InputError(f"{path} lacks {', '.join(missing)} in data_general; give motion correction's own STAR files")
     return general

@@ -72,7 +72,7 @@ def with_mtf(part: ParticleTable, root: Path, problems: list[str], notes: list[s
 
 def _curves(part: ParticleTable, files: Mapping[int, str], root: Path, several: bool) -> dict[int, Mtf]:
     """Return the MTF of each group that names one; of several detectors all must."""
-    rows = table(part.blocks, "optics").drop_duplicates().set_index("rlnOpticsGroup")
+    rows = table(part.blocks, "optics").set_index("rlnOpticsGroup")
     if several and (without := [one.name for group, one in part.optics.items() if group not in files]):
         raise InputError(
             f"{part.path}: optics group {without[0]} names no MTF, others do; name the detector's in every group"

@@ -59,7 +59,8 @@ def read_particles(path: str | Path) -> ParticleTable:
         The file is not a RELION particle file of version 3.1 or later, is empty, or lacks columns.
     """
     blocks = read_star(path)
-    rows, optics = table(blocks, "particles"), optics_groups(blocks, path)
+    blocks["optics"] = groups = needs_optics(blocks, path)
+    rows, optics = table(blocks, "particles"), optics_groups(groups, path)
     if rows.empty:
         raise InputError(f"{path} holds no particles; give a selection that is not empty")
     origin = next((labels for labels in _ORIGINS if set(labels) <= set(rows.columns)), None)
@@ -102,22 +103,17 @@ def read_particles(path: str | Path) -> ParticleTable:
                          tuple(problems))  # fmt: skip
 
 
-def optics_groups(blocks: Mapping[str, Block], path: str | Path) -> dict[int, Optics]:
-    """Read the optics groups of a particle file, by their number.
+def optics_groups(rows: pd.DataFrame, path: str | Path) -> dict[int, Optics]:
+    """Read the optics groups, by their number, from the optics block of a particle file.
 
     Raises
     ------
     InputError
-        There is no optics block (RELION 3.0), or a group lacks a value.
+        A group lacks a value, or has one that is impossible.
     """
-    rows = needs_optics(blocks, path)
     needed = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast", "rlnImagePixelSize", "rlnImageSize")
     if missing := [label for label in needed if label not in rows.columns]:
         raise InputError(f"{path} lacks {', '.join(missing)} in data_optics; {_REMEDY}")
-    rows = rows.drop_duplicates()  # as files put together by hand have
-    if (again := rows["rlnOpticsGroup"].duplicated()).any():
-        raise InputError(f"{path}: optics group {rows['rlnOpticsGroup'][again].iloc[0]} is listed twice in data_optics, with "
-                         "different values; give each a number of its own, in data_particles too")  # fmt: skip
     try:
         groups = {int(row["rlnOpticsGroup"]): _optics(row) for row in rows.to_dict("records")}
     except (ValueError, OverflowError) as error:
@@ -150,15 +146,29 @@ def _check_finer_optics(one: Optics, path: str | Path) -> None:
 
 
 def needs_optics(blocks: Mapping[str, Block], path: str | Path) -> pd.DataFrame:
-    """Take the optics block of a file; InputError if there is none, as before RELION 3.1, or if it is of tomography."""
+    """Take the optics block of a file, each group once.
+
+    Raises
+    ------
+    InputError
+        There is none, as before RELION 3.1, it lists a group twice with different values, or it is of tomography.
+    """
     if any("rlnTomoName" in table(blocks, name).columns for name in ("particles", "global")):
         raise InputError(
             f"{path} is of tomography (rlnTomoName), which is not processed; give files of single-particle jobs"
         )
     rows = table(blocks, "optics")
     if rows.empty or "rlnOpticsGroup" not in rows.columns:
+        if "global_shift" in blocks:
+            raise InputError(
+                f"{path} is the motion of one micrograph; give corrected_micrographs.star, which lists all"
+            )
         raise InputError(f"{path} has no optics groups: it was written before RELION 3.1; convert it "
                          f"(relion_convert_star --i {Path(path).name} --o NEW.star)")  # fmt: skip
+    rows = rows.drop_duplicates().reset_index(drop=True)  # as files put together by hand have
+    if (again := rows["rlnOpticsGroup"].duplicated()).any():
+        raise InputError(f"{path}: optics group {rows['rlnOpticsGroup'][again].iloc[0]} is listed twice in data_optics, with "
+                         "different values; give each a number of its own, in the other table too")  # fmt: skip
     return rows
 
 

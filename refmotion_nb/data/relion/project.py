@@ -24,6 +24,7 @@ from refmotion_nb.data.relion.mtf import with_mtf
 from refmotion_nb.data.relion.particles import (
     ParticleTable,
     assemble,
+    needs_optics,
     off_their_movies,
     read_particles,
     repeated,
@@ -139,7 +140,7 @@ def _read(
         problems.append(str(error))
     metadata = rows["rlnMicrographMetadata"].astype(str).tolist() if len(rows) else []
     # absolute, since movies are also opened by workers that run in another folder
-    home = (root if root is not None else find_root([micrographs, *particle_paths], metadata[:3])).absolute()
+    home = (root if root is not None else find_root([micrographs, *particle_paths], metadata)).absolute()
     tables = [with_mtf(part, home, problems, notes) for part in tables]
     wanted = {str(name) for part in tables for name in pd.unique(pd.Series(part.micrograph))}
     voltages_kV = {one.voltage_kV for part in tables for one in part.optics.values()}
@@ -212,7 +213,7 @@ def open_movies(
     path = from_root(as_path(micrographs, "micrographs"), root)
     rows = read_micrographs(path)
     metadata = rows["rlnMicrographMetadata"].astype(str).tolist()
-    home = (root if root is not None else find_root([path], metadata[:3])).absolute()
+    home = (root if root is not None else find_root([path], metadata)).absolute()
     found = read_movies(rows, path, (), home, Options(as_gain(gain, root), **options))
     if not found.movies:
         raise InputError(f"{path}: none of its movies can be used; the first: {found.idle[0].reason}")
@@ -220,14 +221,11 @@ def open_movies(
     reasons = {skip.micrograph: skip.reason for skip in found.idle}
     usable = [i for i, name in enumerate(names) if name not in reasons]
     shorts = short_names(names)
-    optics = table(read_star(path, ("optics",)), "optics")
+    optics = needs_optics(read_star(path, ("optics",)), path)
     label = "rlnOpticsGroupName" if "rlnOpticsGroupName" in optics.columns else "rlnOpticsGroup"  # as for particles
     called = dict(zip(optics["rlnOpticsGroup"], optics[label].astype(str)))
-    number = (
-        rows["rlnOpticsGroup"] if "rlnOpticsGroup" in rows.columns else optics["rlnOpticsGroup"].iloc[[0] * len(rows)]
-    )
     return MovieTable(
-        found.movies, tuple(usable), tuple(called.get(number.iloc[i], "") for i in usable), home,
+        found.movies, tuple(usable), tuple(called.get(rows["rlnOpticsGroup"].iloc[i], "") for i in usable), home,
         relion={"optics": optics, "micrographs": rows.drop(columns="rlnVoltage", errors="ignore")},
         sources=(("micrographs", path),),
         skipped=tuple(Skipped(i, shorts[i], reasons[name]) for i, name in enumerate(names) if name in reasons),

@@ -149,10 +149,11 @@ def open_postprocess(path: str | Path, root: str | Path | None = None) -> tuple[
 def find_root(files: Sequence[str | Path], names: Sequence[str]) -> Path:
     """Find the folder from which relative ``names`` lead to files: the current one or a parent of one of ``files``.
 
-    Where none fits, the current folder.
+    The first few names that are not empty are tried. Where none fits, the current folder.
     """
     folders = [Path(), *(folder for file in files for folder in Path(file).absolute().parents)]
-    return next((folder for folder in folders if any((folder / name).exists() for name in names)), Path())
+    some = [name for name in names if name][:4]
+    return next((folder for folder in folders if any((folder / name).exists() for name in some)), Path())
 
 
 def given_root(root: str | Path | None) -> Path | None:

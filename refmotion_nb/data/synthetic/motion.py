@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from refmotion_nb.data.relion.motion import read_motion
 from refmotion_nb.data.schema import InputError
-from refmotion_nb.data.star import read_star, table
 
 EARLY_DOSE_E_A2 = 3.0  # over which the first burst of motion decays by e
 LATE_SHARE = 0.12  # of the initial speed, that remains
@@ -89,22 +89,16 @@ def read_recorded_motion(path: Path) -> RecordedMotion:
     Raises
     ------
     InputError
-        The file holds no third-order local motion model.
+        It is not whole, or holds no third-order local motion model.
     """
-    blocks = read_star(path, ("general", "global_shift", "local_motion_model"))
-    general, shifts, model = (table(blocks, name) for name in ("general", "global_shift", "local_motion_model"))
-    if not len(general) or int(general.get("rlnMotionModelVersion", [0])[0]) != 1 or len(model) != 36:
+    movie = read_motion(path, path.stem)
+    if movie.local_motion is None or movie.global_shift is None:
         raise InputError(f"{path}: no third-order local motion model; give motion STARs of patch-based alignment")
-    row = general.iloc[0]
-    pixel_A = float(row["rlnMicrographOriginalPixelSize"])
-    coefficients = model.sort_values("rlnMotionModelCoeffsIdx")["rlnMotionModelCoeff"].to_numpy(float)
+    pixel_A = movie.pixel_size_A
     return RecordedMotion(
-        Path(path).stem,
-        shifts[["rlnMicrographShiftX", "rlnMicrographShiftY"]].to_numpy(float) * pixel_A,
-        coefficients.reshape(2, 6, 3) * pixel_A,
-        np.array([row["rlnImageSizeX"], row["rlnImageSizeY"]], float) * pixel_A,
-        float(row["rlnMicrographDoseRate"]),
-    )
+        movie.micrograph, movie.global_shift * pixel_A, movie.local_motion.reshape(2, 6, 3) * pixel_A,
+        np.array([movie.width, movie.height]) * pixel_A, movie.dose_per_frame_e_A2,
+    )  # fmt: skip
 
 
 def recorded_field(
