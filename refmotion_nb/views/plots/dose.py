@@ -74,6 +74,7 @@ def _runs(dose: Runs, group: str | None, *names: str) -> dict[str, xr.Dataset]:
 
 def _row(run: xr.Dataset, group: str | None, names: tuple[str, ...]) -> xr.Dataset:
     look.require(run, "DoseWeights", "dose", *names)
+    run = look.whole(run, "group")
     known = [str(one) for one in run["group"].values] if "group" in run.coords else []
     if group is not None and group not in known:
         raise InputError(

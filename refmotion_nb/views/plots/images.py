@@ -69,8 +69,10 @@ def particles(
     Raises
     ------
     InputError
-        No such micrograph, a movie that cannot be used, or weights or a box that do not fit.
+        No such micrograph, a movie that cannot be used, weights or a box that do not fit, or no particle to show.
     """
+    if number < 1:
+        raise InputError(f"number is {number}; give 1 particle or more")
     weights = {look.joined("after", name): table for name, table in look.named(dose).items()}
     shown = before_and_after(session, micrograph, search, weights, number, low_pass_A, stage)
     rows, names = shown["row"].values, shown["picture"].values
@@ -92,7 +94,7 @@ def _find(data: Dataset | Session, name: str) -> tuple[Movie, xr.Dataset]:
     from difflib import get_close_matches
 
     known = [movie.micrograph for movie in dataset.movies]
-    near = get_close_matches(name, known, n=1) or known[:1]
+    near = get_close_matches(str(name), known, n=1) or known[:1]
     raise InputError(
         f"no micrograph {name!r} with particles among {len(known)}; for example {', '.join(near) or 'none'}"
     )

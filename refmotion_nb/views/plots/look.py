@@ -71,6 +71,13 @@ def require(run: xr.Dataset, stage: str, *names: str) -> None:
     missing = [name for name in names if name not in run]
     if missing:
         raise InputError(f"the result has no {', '.join(missing)}; give the Dataset of {stage}")
+    if empty := [str(name) for name, size in run.sizes.items() if not size]:
+        raise InputError(f"nothing is left of the result along {', '.join(empty)}; pick some")
+
+
+def whole(run: xr.Dataset, *dims: str) -> xr.Dataset:
+    """Return a result with the axes back that were lost where a single item was picked by its number."""
+    return run.expand_dims([name for name in dims if name not in run.dims])
 
 
 def joined(*parts: str) -> str:

@@ -28,10 +28,10 @@ def fsc(validation: Runs, reference: int = 0) -> hv.Overlay:
     InputError
         There is no such reference.
     """
-    runs = look.named(validation)
+    runs = {name: look.whole(run, "reference", "combination") for name, run in look.named(validation).items()}
     items: list[Any] = []
     for i, (name, run) in enumerate(runs.items()):
-        look.require(run, "Validation", "fsc_corrected", "combination")
+        look.require(run, "Validation", "fsc_corrected")
         if not 0 <= reference < run.sizes["reference"]:
             raise InputError(f"there is no reference {reference}; {name or 'the run'} has "
                              f"{run.sizes['reference']}, counted from 0")  # fmt: skip
@@ -69,8 +69,10 @@ def slices(maps: Mapping[str, str | Path], width_A: float | None = None) -> hv.L
     Raises
     ------
     InputError
-        A file that is no map.
+        No map is named, or a file that is none.
     """
+    if not isinstance(maps, Mapping) or not maps:
+        raise InputError("no map to draw; give a mapping from names to MRC files, as {'map': 'map.mrc'}")
     return look.panels([_slice(str(name), Path(path), width_A) for name, path in maps.items()], 2)
 
 

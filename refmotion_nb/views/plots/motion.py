@@ -47,7 +47,7 @@ def motion(tracks: Runs) -> hv.Layout:
     items = []
     for axis in ("x", "y"):
         curves: list[Any] = []
-        for i, (name, run) in enumerate(_runs(tracks).items()):
+        for i, (name, run) in enumerate(look.named(tracks).items()):
             look.require(run, _STAGE, "rigid", "common")
             rigid, common = (run[v].sel(axis=axis).values for v in ("rigid", "common"))
             frame = np.arange(1, len(rigid) + 1)
@@ -89,14 +89,16 @@ def _along(runs: dict[str, xr.Dataset], particle: int, axis: str) -> hv.Overlay:
 
 
 def _runs(tracks: Runs) -> dict[str, xr.Dataset]:
-    runs = look.named(tracks)
+    runs = {name: look.whole(run, "particle") for name, run in look.named(tracks).items()}
     for run in runs.values():
         look.require(run, _STAGE, "shift", "coordinate")
     return runs
 
 
 def _maps(tracks: Runs, paths: dict[str, np.ndarray], what: str, magnified: float | None) -> hv.Layout:
-    runs = look.named(tracks)
+    if magnified is not None and not magnified > 0:
+        raise InputError(f"magnified is {magnified}; give a number above 0, or leave it out")
+    runs = _runs(tracks)
     paths = {name: one - one[:, :1] for name, one in paths.items()}
     scale = magnified or min(_suitable(runs[name], one) for name, one in paths.items())
     frames = max(run.sizes["frame"] for run in runs.values())  # colours mean the same in all panels
