@@ -128,12 +128,6 @@ def edges(centres: np.ndarray) -> np.ndarray:
     return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
 
 
-def percentile(values: np.ndarray, percent: float) -> float:
-    """Return a percentile of the finite values; 0 if there are none."""
-    found = values[np.isfinite(values)]
-    return float(np.percentile(found, percent)) if found.size else 0.0
-
-
 def styled(item: Any, kind: str, **options: Any) -> Any:
     """Return an element with options of the bokeh backend; the wheel scrolls the page until its zoom is chosen."""
     load()

@@ -14,6 +14,7 @@ from refmotion_nb.data.maps import read_map
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.views.plots import look
 from refmotion_nb.views.plots.look import Runs
+from refmotion_nb.views.scale import percentile
 
 LEVELS = (0.143, 0.5)
 _WIDE = {"frame_width": 460, "frame_height": 300}
@@ -85,7 +86,7 @@ def _slice(name: str, path: Path, width_A: float | None) -> hv.Image:
     dims = [hv.Dimension((f"section_{axis}", axis), unit="Å") for axis in "xy"]
     edge = reach * pixel_A
     image = hv.Image(section[::-1], dims, hv.Dimension(("density", "Density")), bounds=(-edge, -edge, edge, edge))
-    limits = look.percentile(section, 0.5), look.percentile(section, 99.8)
+    limits = percentile(section, 0.5), percentile(section, 99.8)
     return look.styled(image, "Image", cmap="gray", clim=limits, tools=["hover"], title=name, frame_width=_SIDE,
                        frame_height=_SIDE, colorbar=True, clabel="Density", **look.BAR, fontsize=look.FONTS)  # fmt: skip
 

@@ -14,6 +14,7 @@ from refmotion_nb.views import svg
 from refmotion_nb.views.figure_colours import ramp
 from refmotion_nb.views.plots import look
 from refmotion_nb.views.plots.look import Runs
+from refmotion_nb.views.scale import percentile
 
 _NEEDED = ("strength", "cv_score", "activity_local", "balance", "distance", "retired", "reason")
 _WIDTH = 185  # px of a panel: three of them, and a legend or a colour bar, fit a notebook
@@ -58,7 +59,7 @@ def _runs(search: Runs) -> dict[str, xr.Dataset]:
 
 def _limits(runs: Any, name: str) -> tuple[float, float]:
     values = np.concatenate([run[name].values.ravel() for run in runs])
-    return float(np.nanmin(values)), look.percentile(values, 95)
+    return float(np.nanmin(values)), percentile(values, 95)
 
 
 def _by_distance(runs: dict[str, xr.Dataset], draw: Callable[..., Any]) -> hv.Layout:
