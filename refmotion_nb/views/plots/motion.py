@@ -26,6 +26,11 @@ def trajectories(tracks: Runs, magnified: float | None = None) -> hv.Layout:
     """Draw all motion of each particle over the micrograph, ``magnified`` times (or as it suits), coloured by frame.
 
     Circles show one standard deviation on the same scale where the result has ``shift_std``.
+
+    Raises
+    ------
+    InputError
+        ``magnified`` is not above 0.
     """
     return _maps(tracks, {name: run["shift"].values for name, run in _runs(tracks).items()}, "all motion", magnified)
 
