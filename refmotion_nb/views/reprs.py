@@ -19,6 +19,7 @@ from refmotion_nb.views.live_rays import rays_drawing, rays_in_words
 from refmotion_nb.views.report_html import count, decoded, duration
 from refmotion_nb.views.repr_page import Page, Part, Row, html_of, text_of
 from refmotion_nb.views.run_words import how_far, state_of, told
+from refmotion_nb.views.setting_words import help_of, value_in_words
 from refmotion_nb.views.svg import number
 
 _MAPS = 4  # micrographs drawn
@@ -116,30 +117,14 @@ def _given(name: str, value: Any, kind: type | None = None) -> Row:
 
     kinds = [kind] if hasattr(kind, "param") else [Inputs, *STAGES]
     defaults = [one.param[name].default for one in kinds if name in one.param]  # type: ignore[union-attr]
-    return Row(name, _value(value), changed=not defaults or bool(value != defaults[0]))
+    return Row(name, value_in_words(value), changed=not defaults or bool(value != defaults[0]))
 
 
 def _setting(stage: Any, name: str) -> Row:
     declared, value = type(stage).param[name], getattr(stage, name)
-    default = declared.default
-    changed = bool(value != default)
-    known = [f"Default {_value(default)}."]
-    low, high = getattr(declared, "bounds", None) or (None, None)
-    if low is not None or high is not None:
-        known.append(f"At least {_value(low)}." if high is None else f"At most {_value(high)}." if low is None
-                     else f"{_value(low)} to {_value(high)}.")  # fmt: skip
-    if objects := getattr(declared, "objects", None):
-        known.append(f"One of {', '.join(map(str, objects))}.")
-    hint = " ".join([str(declared.doc or "").strip(), *known]).strip()
-    return Row(name, _value(value), f"default {_value(default)}" if changed else "", hint, changed)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if value is None:
-        return "none"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    changed = bool(value != declared.default)
+    remark = f"default {value_in_words(declared.default)}" if changed else ""
+    return Row(name, value_in_words(value), remark, help_of(declared), changed)
 
 
 def _result(result: Any) -> Part:
@@ -306,7 +291,7 @@ def store_page(store: Any) -> Page:
     settings = decoded(attrs.get("settings") or {})
     parts = [*_warnings(_list(decoded(attrs.get("warnings")))), *_times(decoded(attrs.get("seconds") or {}))]
     if isinstance(settings, Mapping):
-        parts.append(Part("settings of the run", tuple(Row(str(k), _value(v)) for k, v in settings.items())))
+        parts.append(Part("settings of the run", tuple(Row(str(k), value_in_words(v)) for k, v in settings.items())))
     known = [Row(name, str(attrs[name])) for name in ("version", "command") if attrs.get(name)]
     return Page(f"ResultStore {store.path}", "" if groups else "empty", (*rows, *known), tuple(parts))
 
