@@ -42,10 +42,8 @@ class CorrectTab(Tab):
         self.settings = {
             name: Field(name, kind.param[name], self._change, FIELD_PX) for name, kind in self.kinds.items()
         }
-        self.first, self.cost = (
-            parts.words(""),
-            self.new_figure(),
-        )  # each file that is there is looked at: of many it takes long
+        self.first = parts.words("")
+        self.cost = self.new_figure(waiting="working out what it will cost …")  # which looks at each file that is there
         self.start = parts.button("Correct all particles", lambda: self._run("correct"), color="primary")
         self.whole = parts.button(
             "Correct and validate", lambda: self._run("validate"), color="primary", variant="outline"
