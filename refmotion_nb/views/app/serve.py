@@ -39,7 +39,9 @@ from refmotion_nb.views.plots.page import load, sending_all
 
 
 def app(
-    data: Dataset | Session | None = None, out: str | Path | None = None, browse: str | Path | Iterable[str | Path] = "."
+    data: Dataset | Session | None = None,
+    out: str | Path | None = None,
+    browse: str | Path | Iterable[str | Path] = ".",
 ) -> Any:
     """Return the app on a session, or on data, as something to display: what it computes, the session holds.
 
