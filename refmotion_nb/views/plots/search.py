@@ -90,7 +90,7 @@ def _along(runs: Iterable[xr.Dataset]) -> dict[str, Any]:
 
 
 def _titled(name: str, distance: float) -> dict[str, Any]:
-    """Return a title that is no wider than the panel."""
+    """Return a title that does not run into that of the next panel."""
     title = "\n".join(part for part in (name, f"Correlation distance {svg.number(distance)} Å") if part)
     return {"title": title, "fontsize": {**look.FONTS, "title": "9pt"}}
 
