@@ -116,9 +116,9 @@ def correlations(run: Run) -> str:
     return figure(
         "What the data say about a displacement", panels(drawings),
         "Log-likelihood of displacements against the view of the reference (bright: likely; the darkest colour: less likely than "
-        "the best by a factor of 400 or more). The star is where the particle, or each of the particles, really was. Left: "
+        "the best by a factor of 400 or more). The star is where the particle, or each of the particles, really was. First: "
         f"frame {frame + 1} of one particle. It says little: the best places of the {m.n} particles are {away:.1f} Å (RMS) from "
-        "the true ones in this frame. Middle and right: the same with all particles of the frame, or all frames of the "
+        "the true ones in this frame. Then the same with all particles of the frame, or all frames of the "
         "particle, put where they really were. The information is there, but must be shared between neighbours and frames. "
         "That is what the prior is for.",
         css="three",
@@ -304,7 +304,7 @@ def local_motion(run: Run) -> str:
     legend = Legend().sequence("first frame", "last frame")
     return figure(
         "Local motion", panels(shown),
-        "What each particle did beyond the mean of all, magnified, over one micrograph: left as found, right as simulated. "
+        "What each particle did beyond the mean of all, magnified, over one micrograph: first as found, then as simulated. "
         "Neighbours move alike and motion is fastest at the start.",
         legend=legend, css="wide",
     )  # fmt: skip

@@ -13,13 +13,14 @@ from fake_results import fake_dose_weights, fill
 
 import refmotion_nb as rm
 from refmotion_nb.data.store import ResultStore
+from refmotion_nb.stages.cost import cost_of_correction
 from refmotion_nb.stages.runs import Cancelled, Run
 from refmotion_nb.views.app import figure, parts
 from refmotion_nb.views.app.engine import Engine, Viewer
 from refmotion_nb.views.app.notebook import code_of, notebook_of
 from refmotion_nb.views.app.opening import Opening
 from refmotion_nb.views.app.roots import Roots
-from refmotion_nb.views.app.tabs import results
+from refmotion_nb.views.app.tabs import correct, results
 from refmotion_nb.views.app.tabs.correct import CorrectTab, progress_in_words
 from refmotion_nb.views.app.tabs.dose import DoseTab
 from refmotion_nb.views.app.tabs.results import ResultsTab
@@ -130,15 +131,21 @@ def test_who_looks_on_cannot_start_change_or_save(done):
     assert "looking on" in correct.problem.object
 
 
-def test_the_correct_tab_tells_cost_progress_and_trajectories(done):
+def test_the_correct_tab_tells_cost_progress_and_trajectories(done, monkeypatch):
+    asked_by = []
+    monkeypatch.setattr(
+        correct, "cost_of_correction", lambda *of: asked_by.append(threading.get_ident()) or cost_of_correction(*of)
+    )
     tab = CorrectTab(done, owner())
     assert len(shown(tab, tab.figure)) == 1
     assert tab.micrograph.options == ["mic0000", "mic0001"]
-    assert tab.cost.object.startswith("All 2 micrographs lie in the output folder")
+    show(tab, tab.cost)
+    assert tab.cost.view[0].object.startswith("All 2 micrographs lie in the output folder")
     assert tab.told.object == "2 of 2 micrographs done. The Results tab lists what was written."
     tab.settings["fourier_crop_to"].widget.value = 7
-    tab.refresh()
-    assert "give an even number" in tab.cost.object
+    show(tab, tab.cost)
+    assert "give an even number" in tab.cost.view[0].object
+    assert asked_by and threading.get_ident() not in asked_by, "all pages would wait"
     tab.settings["fourier_crop_to"].widget.value = 0
     assert done.settings == FAST
 

@@ -555,7 +555,7 @@ def test_a_cell_that_is_run_again_ends_the_page_it_made_before(tiny, tmp_path, m
     monkeypatch.setattr(
         pn.state, "add_periodic_callback", lambda call, period: SimpleNamespace(stop=lambda: ended.append(call))
     )
-    first, second = (rm.app(session) for _ in "ab")
+    first, second = rm.app(session), rm.app(session, browse=str(tmp_path))
     assert len(ended) == 1 and "it goes on there" in first[0].object and len(second) > 1
 
 

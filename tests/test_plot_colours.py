@@ -8,7 +8,7 @@ from io import StringIO
 import holoviews as hv
 import panel as pn
 import pytest
-from bokeh.models import GlyphRenderer, Line, Plot
+from bokeh.models import GlyphRenderer, Line, Plot, WheelZoomTool
 from bokeh.resources import INLINE
 from fake_results import fake_dose_weights, fake_search, fake_tracks, fake_validation
 
@@ -75,6 +75,15 @@ def test_other_peoples_plots_are_left_alone_unless_asked():
     assert ours.opts.get("plot").kwargs["title"] == "theirs"
     both = plots.follow_page(hv.Curve([1, 2]) * hv.Scatter([1, 2]) + hv.Curve([3, 4]))
     assert all(_FOLLOWS in figure.tags for figure in hv.render(both).select({"type": Plot}))
+
+
+def test_other_peoples_plots_keep_their_hooks_and_let_the_wheel_scroll_the_page():
+    hooked = []
+    curve = hv.Curve([1, 2]).opts(hooks=[lambda plot, element: hooked.append(element)])
+    several = plots.follow_page(hv.HoloMap({1: curve, 2: curve}, "number"))
+    assert not isinstance(hv.render(several).toolbar.active_scroll, WheelZoomTool) and hooked
+    wanted = plots.follow_page(curve.opts(active_tools=["wheel_zoom"], clone=True))
+    assert isinstance(hv.render(wanted).toolbar.active_scroll, WheelZoomTool)
 
 
 def shown(plot):

@@ -334,6 +334,41 @@ def test_what_cannot_be_drawn_is_refused(nothing):
             function(nothing)
 
 
+PARTS = [
+    (plots.rays, search(), {"ray": 0}), (plots.scores, search(), {"ray": [0, 1]}), (plots.activity, search(), {"ray": [11]}),
+    (plots.score_surface, search(), {"ray": [0, 4]}), (plots.rays, search(), {"step": slice(0, 3)}),
+    (plots.fcc, fake_dose_weights(), {"group": 0}), (plots.weights, fake_dose_weights(), {"frame": slice(0, 6)}),
+    (plots.trajectories, fake_tracks(), {"particle": 3}), (plots.local_trajectories, fake_tracks(), {"particle": [3]}),
+    (plots.path, fake_tracks(), {"particle": 3}), (plots.motion, fake_tracks(), {"particle": 3}),
+    (plots.fsc, fake_validation(2), {"reference": 1}), (plots.fsc, fake_validation(), {"combination": 3}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("function", "result", "part"), PARTS, ids=[f"{one[0].__name__} {one[2]}" for one in PARTS])
+def test_parts_of_results_are_drawn(function, result, part):
+    plot = function(result.isel(part))
+    assert [item for kind in AXES for item in elements(plot, kind)]
+
+
+def test_the_star_is_at_the_best_step_of_what_is_drawn():
+    few = search().isel(ray=[6, 7, 8])  # the best of all is not the one in their midst
+    (star,) = (
+        points for points in elements(plots.scores(few), hv.Points)
+        if points.label == "best step" and np.isfinite(points["cv_score"]).all()
+    )  # fmt: skip
+    assert star["cv_score"][0] == few["cv_score"].min()
+
+
+def test_what_leaves_nothing_to_draw_is_refused():
+    with pytest.raises(rm.InputError, match="nothing is left of the result along particle"):
+        plots.trajectories(fake_tracks().isel(particle=[]))
+    with pytest.raises(rm.InputError, match="magnified is -3; give"):
+        plots.trajectories(fake_tracks(), magnified=-3)
+    for maps in ({}, "map.mrc"):
+        with pytest.raises(rm.InputError, match="no map to draw; give"):
+            plots.slices(maps)
+
+
 def test_colours_are_the_reports():
     assert len(look.colours("c")) == 7 and len(look.colours("f")) == 8
     assert look.category(0) == "#0072b2" and look.category(7) == look.category(0)
@@ -358,7 +393,7 @@ def test_a_notebook_asks_no_other_host_for_style_sheets():
 
 @pytest.mark.parametrize("draw", [plots.rays, plots.scores, plots.activity])
 def test_a_search_of_one_step_is_drawn_without_a_warning(draw):
-    hv.render(draw(fake_search().isel(step=slice(0, 1)).assign_attrs(best_step=0)))
+    hv.render(draw(fake_search().isel(step=slice(0, 1))))
 
 
 def test_a_page_that_comes_later_is_sent_the_scripts_once():

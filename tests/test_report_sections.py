@@ -361,7 +361,7 @@ def test_settings_to_repeat_the_run(store: ResultStore) -> None:
     command = unescape(re.findall(r"<pre>(.*?)</pre>", html, re.DOTALL)[0])
     assert command.replace("\\\n  ", "") == COMMAND and command.count("\n") == 3  # can be pasted into a shell
     shown = text_of(html)
-    for expected in ("target_particles 5000 10000", "thoroughness fast balanced", "float16 true false", "numpy 2.1.0"):
+    for expected in ("target_particles 5000 10000", "thoroughness fast balanced", "float16 on off", "numpy 2.1.0"):
         assert expected in shown, expected
     assert re.search(r"<details><summary>All other settings \(1\), at their defaults</summary>.*seed", html)
     store.update_attrs(settings={}, command="")
@@ -391,7 +391,7 @@ def test_the_report_of_a_job_whose_weights_were_given(tiny: Simulation, tmp_path
     for expected in (
         "24 particles on 2 movies, as RELION left them", f"particles {tiny.particles}", f"dose weights {files[1]}",
         "2 8 4 32 1.6 512 × 512 300", "1 12 12 24", "Motion hyperparameters were given", "RELION's, 4 e/Å² per frame",
-        "Dose weights were read from bfactors.star", "float16 true false", "All other settings", "To repeat this run",
+        "Dose weights were read from bfactors.star", "float16 on off", "All other settings", "To repeat this run",
     ):  # fmt: skip
         assert expected in shown, expected
     assert not (tmp_path / "out/refm_fcc.npy").exists() and (tmp_path / "out/refm_empirical_dw.npy").exists()

@@ -21,6 +21,7 @@ from refmotion_nb.stages.exploration import PriorExploration
 from refmotion_nb.stages.search import HyperparameterSearch, prior_of
 from refmotion_nb.stages.session import Session
 from refmotion_nb.views.explorer_words import words
+from refmotion_nb.views.scale import round_down
 
 DISTANCES_A = (200.0, 50000.0)  # limits of the slider
 REST_S = 0.15  # without a move, after which trajectories are found again from the usual start
@@ -273,9 +274,7 @@ def suitable(tracks: xr.Dataset) -> float:
     length = float(np.percentile(np.ptp(paths_A(tracks, False), axis=1).max(-1), 90))
     if not length > 0:
         return 1.0
-    factor = 0.1 * float(tracks.attrs["width_A"]) / length
-    power = 10.0 ** np.floor(np.log10(factor))
-    return float(max(1.0, power * max(f for f in _FACTORS if f * power <= factor)))
+    return max(1.0, round_down(0.1 * float(tracks.attrs["width_A"]) / length))
 
 
 def _tried(h: Hyperparameters, tracks: xr.Dataset) -> Tried:

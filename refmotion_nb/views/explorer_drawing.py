@@ -9,10 +9,8 @@ import numpy as np
 from refmotion_nb.numerics.rays import QUIET_A
 from refmotion_nb.views.explorer import ExplorerModel, Snapshot, Tried, paths_A
 from refmotion_nb.views.explorer_words import place
+from refmotion_nb.views.scale import MOST_FRAMES, MOST_PARTICLES, spread
 from refmotion_nb.views.svg import Axis, Legend, Line, Mark, line_drawing, number, track_drawing
-
-MOST_PARTICLES = 300  # drawn
-MOST_FRAMES = 60  # points of a path
 
 
 def html(body: str) -> str:
@@ -44,9 +42,8 @@ def trajectories(model: ExplorerModel, snapshot: Snapshot, width: int = 470) -> 
 
 def drawn(snapshot: Snapshot) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return paths (particle, frame, 2) Å of the particles drawn, which those are, and which frames."""
-    n, n_frames = snapshot.tracks.sizes["particle"], snapshot.tracks.sizes["frame"]
-    shown = np.linspace(0, n - 1, min(n, MOST_PARTICLES)).round().astype(int)
-    frames = np.linspace(0, n_frames - 1, min(n_frames, MOST_FRAMES)).round().astype(int)
+    sizes = snapshot.tracks.sizes
+    shown, frames = spread(sizes["particle"], MOST_PARTICLES), spread(sizes["frame"], MOST_FRAMES)
     return paths_A(snapshot.tracks, snapshot.whole)[shown], shown, frames
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from refmotion_nb.views.drawing_style import drawing_style, palette
+from refmotion_nb.views.drawing_style import drawing_style
 
 ROOT = ".rm-explorer"
 _OWN = f"""
@@ -17,12 +17,6 @@ _OWN = f"""
 {ROOT} .numbers strong {{ font-size: 16px; font-weight: 620; display: block; font-variant-numeric: tabular-nums; }}
 {ROOT} .mark.end {{ stroke-width: 2.2; }}
 """
-
-
-def ramp(dark: bool) -> list[str]:
-    """Return the colours from the first frame to the last."""
-    colours = palette(dark)
-    return [colours[f"f{i}"] for i in range(8)]
 
 
 @cache

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from refmotion_nb.views.report_html import CATEGORIES, folded, grid, label, name_of, paragraphs, table
+from refmotion_nb.views.scale import percentile, spread
 from refmotion_nb.views.svg import Axis, Legend, Line, figure, heat_drawing, line_drawing, number, panels, step_colour
 
 if TYPE_CHECKING:
     import xarray as xr
 
 MAX_GROUPS = 12  # with figures
+CURVES = 6  # frames shown as curves
+RESOLUTIONS = 4  # at which weights are drawn
 MILD = 0.95  # of the highest weight: less is a frame that is weighted down
 SHORT = {"b_factor": "B-factor", "frame_scale": "Scale factor"}  # long names do not fit beside a low chart
 
@@ -151,9 +154,9 @@ def early_frames(dose: xr.Dataset) -> str:
     """Return whether the first frames of one group are weighted down at the finest detail measured."""
     if "weight" not in dose:
         return ""
-    shell = int(_fitted(dose)[-1])
+    shell = int(fitted(dose)[-1])
     weight, frequency = dose["weight"].values[:, shell], float(dose["frequency"].values[shell])
-    if not np.isfinite(weight).all() or weight.max() <= 0 or frequency <= 0:
+    if not np.isfinite(weight).all() or weight.max() <= 0:
         return ""
     share, best = weight / weight.max(), int(weight.argmax())
     down = int(np.argmax(share >= MILD))  # frames before the first that is as good as the best
@@ -176,8 +179,8 @@ def damage(dose: xr.Dataset) -> list[str]:
     figures = []
     if "fcc" in dose:
         # the lowest frequencies correlate so well that they would leave no colours for the rest
-        inside = dose["fcc"].values[:, _fitted(dose)]
-        top, bottom = max(_percentile(inside, 99.5), 1e-6), min(0.0, _percentile(inside, 0.5))
+        inside = dose["fcc"].values[:, fitted(dose)]
+        top, bottom = max(percentile(inside, 99.5), 1e-6), min(0.0, percentile(inside, 0.5))
         title = "Correlation with the reference (FCC)"
         colour = Axis(label(dose["fcc"]), bottom, top)
         finite = np.isfinite(dose["fcc"].values).any(0)
@@ -194,7 +197,7 @@ def damage(dose: xr.Dataset) -> list[str]:
         both = [(title, dose[name]) for name, title in
                 (("weight", "Weights used"), ("reference_weight", "Standard curve (Grant & Grigorieff)"))
                 if name in dose]  # fmt: skip
-        colour = Axis(label(dose["weight"]), 0.0, max(1e-6, *(_percentile(v.values, 99.5) for _, v in both)))
+        colour = Axis(label(dose["weight"]), 0.0, max(1e-6, *(percentile(v.values, 99.5) for _, v in both)))
         images = panels([(title, heat_drawing(title, x, y, values.values, colour)) for title, values in both])
         pair = len(both) > 1
         reading = _IMAGES.format(
@@ -206,17 +209,18 @@ def damage(dose: xr.Dataset) -> list[str]:
     return figures
 
 
-def _percentile(values: np.ndarray, percent: float) -> float:
-    found = values[np.isfinite(values)]
-    return float(np.percentile(found, percent)) if found.size else 0.0
-
-
-def _fitted(dose: xr.Dataset, beyond: float = 1.0) -> np.ndarray:
-    """Return which frequencies the model was fitted to, and up to ``beyond`` times the highest; all if not known."""
+def fitted(dose: xr.Dataset, beyond: float = 1.0) -> np.ndarray:
+    """Return which frequencies the model was fitted to, and up to ``beyond`` times the highest; all but 0 if not known."""
     frequency = dose["frequency"].values
     low, high = 1 / dose.attrs.get("fitted_from_A", np.inf), beyond / max(dose.attrs.get("fitted_to_A", 0.0), 1e-9)
-    inside = np.flatnonzero((frequency >= 0.999 * low) & (frequency <= 1.001 * high))
-    return inside if inside.size else np.arange(frequency.size)
+    inside = np.flatnonzero((frequency >= 0.999 * low) & (frequency <= 1.001 * high) & (frequency > 0))
+    return inside if inside.size else np.flatnonzero(frequency > 0)
+
+
+def resolutions(dose: xr.Dataset) -> np.ndarray:
+    """Return a few of the frequencies that the model was fitted to, up to the highest, to draw weights at."""
+    inside = fitted(dose)
+    return np.unique(inside[spread(len(inside), RESOLUTIONS + 1)[1:]])
 
 
 def _edges(centres: np.ndarray) -> tuple[float, float]:
@@ -227,11 +231,10 @@ def _edges(centres: np.ndarray) -> tuple[float, float]:
 
 
 def _fcc_curves(dose: xr.Dataset) -> str:
-    dose = dose.isel(frequency=_fitted(dose, beyond=1.3))
+    dose = dose.isel(frequency=fitted(dose, beyond=1.3))
     frequency, exposure = dose["frequency"].values, dose["dose"].values
-    frames = np.unique(np.linspace(0, len(exposure) - 1, 6).round().astype(int))
     lines = []
-    for frame in frames:
+    for frame in spread(len(exposure), CURVES):
         colour = step_colour(frame / max(len(exposure) - 1, 1))
         name = f"frame {frame + 1}, {number(exposure[frame])} {dose['dose'].attrs.get('units', '')}"
         lines.append(Line(frequency, dose["fcc"].values[frame], name, colour, "dots"))
@@ -269,11 +272,9 @@ def _per_dose(dose: xr.Dataset) -> tuple[xr.Dataset, str]:
 
 def _weight_curves(dose: xr.Dataset, unit: str) -> str:
     frequency, exposure = dose["frequency"].values, dose["dose"].values
-    fitted = _fitted(dose)
-    shells = np.unique(fitted[np.linspace(0, len(fitted) - 1, 5).round().astype(int)[1:]])
     lines, legend = [], Legend()
-    for colour, shell in zip(CATEGORIES, shells):
-        name = f"{1 / frequency[shell]:.1f} Å" if frequency[shell] > 0 else "∞"
+    for colour, shell in zip(CATEGORIES, resolutions(dose)):
+        name = f"{1 / frequency[shell]:.1f} Å"
         band = None
         if "weight_lo" in dose and "weight_hi" in dose:
             limits = dose["weight_lo"].values[:, shell], dose["weight_hi"].values[:, shell]

@@ -85,6 +85,8 @@ def label(variable: xr.DataArray) -> str:
 
 def text_of(value: Any) -> str:
     """Return a setting or another plain value as text."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
     if isinstance(value, list | tuple):
         return ", ".join(map(text_of, value))
     if isinstance(value, float):

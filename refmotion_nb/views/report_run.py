@@ -7,6 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from refmotion_nb.views.report_html import decoded, duration, folded, grid, mapping, paragraphs, table, text_of, titled
+from refmotion_nb.views.setting_words import UNSET
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -72,7 +73,7 @@ def _pairs(values: Mapping[str, Any], head: tuple[str, str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    return "not given" if value is None else text_of(value)
+    return UNSET if value is None else text_of(value)
 
 
 def seconds_table(seconds: Mapping[str, float]) -> str:

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from refmotion_nb.views.report_html import CATEGORIES, count, folded, grid, label, paragraphs
+from refmotion_nb.views.scale import MOST_FRAMES, MOST_PARTICLES, spread
 from refmotion_nb.views.svg import Axis, Legend, Line, figure, line_drawing, number, panels, track_drawing
 
 if TYPE_CHECKING:
     import xarray as xr
 
-MAX_PARTICLES = 300  # drawn on one micrograph
-MAX_FRAMES = 60  # points of a path
 OPEN = 2  # micrographs that are not folded away
 
 _TRACKS = (
@@ -74,7 +73,7 @@ def micrograph(name: str, tracks: xr.Dataset) -> str:
         ("Local motion: beyond the mean of all particles", _track_drawing(f"{name}: local motion", tracks, local)),
         ("The micrograph as a whole", _common(name, tracks, rigid, common)),
     ]
-    many = f"{MAX_PARTICLES} of {len(shift)} particles drawn" if len(shift) > MAX_PARTICLES else ""
+    many = f"{MOST_PARTICLES} of {len(shift)} particles drawn" if len(shift) > MOST_PARTICLES else ""
     legend = Legend().sequence("paths: first frame", "last").line("x", CATEGORIES[0]).line("y", CATEGORIES[1], "dashed")
     return figure(name, panels(drawings), _TRACKS, legend=legend, subtitle=many, css="wide")
 
@@ -86,11 +85,11 @@ def _track_drawing(title: str, tracks: xr.Dataset, paths: np.ndarray) -> str:
     height = float(tracks.attrs.get("height_A", places[:, 1].max(initial=1.0)))
     unit = str(tracks["shift"].attrs.get("units", "Å"))
     area = str(coordinate.attrs.get("units", "Å"))
-    shown = np.linspace(0, len(places) - 1, min(len(places), MAX_PARTICLES)).round().astype(int)
+    shown = spread(len(places), MOST_PARTICLES)
     paths = paths[shown] - paths[shown, :1]
     rows = tracks["row"].values[shown] if "row" in tracks else shown
     names = [f"particle {row}: path of {value:.2f} {unit}" for row, value in zip(rows, path_lengths(paths))]
-    frames = np.linspace(0, paths.shape[1] - 1, min(paths.shape[1], MAX_FRAMES)).round().astype(int)
+    frames = spread(paths.shape[1], MOST_FRAMES)
     x, y = Axis(f"x ({area})", 0.0, width), Axis(f"y ({area})", 0.0, height)
     return track_drawing(title, x, y, places[shown], paths[:, frames], names, unit=unit)
 

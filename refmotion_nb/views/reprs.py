@@ -16,9 +16,10 @@ from itertools import starmap
 from typing import Any
 
 from refmotion_nb.views.live_rays import rays_drawing, rays_in_words
-from refmotion_nb.views.report_html import decoded, duration
+from refmotion_nb.views.report_html import count, decoded, duration
 from refmotion_nb.views.repr_page import Page, Part, Row, html_of, text_of
 from refmotion_nb.views.run_words import how_far, state_of, told
+from refmotion_nb.views.setting_words import help_of, value_in_words
 from refmotion_nb.views.svg import number
 
 _MAPS = 4  # micrographs drawn
@@ -116,30 +117,14 @@ def _given(name: str, value: Any, kind: type | None = None) -> Row:
 
     kinds = [kind] if hasattr(kind, "param") else [Inputs, *STAGES]
     defaults = [one.param[name].default for one in kinds if name in one.param]  # type: ignore[union-attr]
-    return Row(name, _value(value), changed=not defaults or bool(value != defaults[0]))
+    return Row(name, value_in_words(value), changed=not defaults or bool(value != defaults[0]))
 
 
 def _setting(stage: Any, name: str) -> Row:
     declared, value = type(stage).param[name], getattr(stage, name)
-    default = declared.default
-    changed = bool(value != default)
-    known = [f"Default {_value(default)}."]
-    low, high = getattr(declared, "bounds", None) or (None, None)
-    if low is not None or high is not None:
-        known.append(f"At least {_value(low)}." if high is None else f"At most {_value(high)}." if low is None
-                     else f"{_value(low)} to {_value(high)}.")  # fmt: skip
-    if objects := getattr(declared, "objects", None):
-        known.append(f"One of {', '.join(map(str, objects))}.")
-    hint = " ".join([str(declared.doc or "").strip(), *known]).strip()
-    return Row(name, _value(value), f"default {_value(default)}" if changed else "", hint, changed)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if value is None:
-        return "none"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    changed = bool(value != declared.default)
+    remark = f"default {value_in_words(declared.default)}" if changed else ""
+    return Row(name, value_in_words(value), remark, help_of(declared), changed)
 
 
 def _result(result: Any) -> Part:
@@ -164,8 +149,8 @@ def dataset_page(data: Any) -> Page:
     """Return what a data set shows: counts, doses, pixel sizes, what was left out and why, where the particles lie."""
     from refmotion_nb.data.check import dataset_facts, left_out, movies_left_out
 
-    n, movies = data.particles.sizes["particle"], len(data.movies)
-    state = f"{n} particles, {movies} movies, {_many(len(data.references), 'reference')}"
+    held = {"particle": data.particles.sizes["particle"], "movie": len(data.movies), "reference": len(data.references)}
+    state = ", ".join(count(n, noun) for noun, n in held.items())
     rows = [Row(name, text) for name, text in dataset_facts(data)]
     references = tuple(
         row for i, one in enumerate(data.references) for row in _reference_rows(one, i, len(data.references))
@@ -174,10 +159,10 @@ def dataset_page(data: Any) -> Page:
     without = movies_left_out(data)
     parts = [Part("references", references)]
     if reasons:
-        entries = [Row(_many(len(on), "particle"), why, f"e.g. on {on[0]}") for why, on in reasons.items()]
-        parts.append(Part(f"left out: {_many(sum(map(len, reasons.values())), 'particle')}", tuple(entries), True))
+        entries = [Row(count(len(on), "particle"), why, f"e.g. on {on[0]}") for why, on in reasons.items()]
+        parts.append(Part(f"left out: {count(sum(map(len, reasons.values())), 'particle')}", tuple(entries), True))
     if without:
-        entries = [Row(_many(len(names), "movie"), why) for why, names in without.items()]
+        entries = [Row(count(len(names), "movie"), why) for why, names in without.items()]
         parts.append(Part("movies left out", tuple(entries), True))
     if data.notes:
         parts.append(Part("worth a look", tuple(Row("", note) for note in data.notes), True))
@@ -200,7 +185,7 @@ def _maps(data: Any) -> str:
         name = escape(movie.micrograph)
         drawn.append(
             f'<figure><svg width="141" height="{tall + 1}" viewBox="-.5 -.5 141 {tall + 1}" role="img" aria-label="{name}">'
-            f'<rect width="140" height="{tall}"/>{dots}</svg><figcaption>{name}<br>{_many(len(particles["row"]), "particle")}, '
+            f'<rect width="140" height="{tall}"/>{dots}</svg><figcaption>{name}<br>{count(len(particles["row"]), "particle")}, '
             f"{width / 1e4:.3g} × {height / 1e4:.3g} µm</figcaption></figure>"
         )
     return f'<div class="rm-maps">{"".join(drawn)}</div>' if drawn else ""
@@ -252,7 +237,7 @@ def session_page(session: Any) -> Page:
     kept = session.spool.held_bytes
     tracked = len({name for name, _ in list(session.tracks)})  # a run may add to it meanwhile
     particles = sum(session.particle_count(name) for name in session)
-    state = f"{particles} particles on {_many(len(session.micrographs), 'micrograph')}"
+    state = f"{count(particles, 'particle')} on {count(len(session.micrographs), 'micrograph')}"
     rows = (
         Row(
             "in memory",
@@ -261,7 +246,7 @@ def session_page(session: Any) -> Page:
             "Transforms and views of micrographs.",
         ),
         Row("processors", str(session.threads)),
-        Row("trajectories", f"found for {tracked} of {_many(len(session.micrographs), 'micrograph')}"),
+        Row("trajectories", f"found for {tracked} of {count(len(session.micrographs), 'micrograph')}"),
     )
     return Page("Session", state, rows, (*_runs(session.runs), *_failures(dict(session.failed)), *_warnings(session.warnings),
                                          *_times(dict(session.seconds)), _data_part(session.data)))  # fmt: skip
@@ -270,7 +255,7 @@ def session_page(session: Any) -> Page:
 def _runs(runs: Iterable[Any]) -> list[Part]:
     """Return the runs, the last first, each with its state and with what it is at or found."""
     rows = tuple(Row(run.name, state_of(run), _at(run), changed=not run.snapshot.ended) for run in reversed([*runs]))
-    return [Part(_many(len(rows), "run"), _cut(rows), True)] if rows else []
+    return [Part(count(len(rows), "run"), _cut(rows), True)] if rows else []
 
 
 def _at(run: Any) -> str:
@@ -301,12 +286,12 @@ def job_page(job: Any) -> Page:
 def store_page(store: Any) -> Page:
     """Return what a result store shows: which results are there, and how the run that wrote them went."""
     groups = Counter(name.split("/")[0] for name in store.groups())
-    rows = [Row(name, _many(n, "micrograph") if name in ("tracks", "noise") else "there") for name, n in groups.items()]
+    rows = [Row(name, count(n, "micrograph") if name in ("tracks", "noise") else "there") for name, n in groups.items()]
     attrs = store.attrs
     settings = decoded(attrs.get("settings") or {})
     parts = [*_warnings(_list(decoded(attrs.get("warnings")))), *_times(decoded(attrs.get("seconds") or {}))]
     if isinstance(settings, Mapping):
-        parts.append(Part("settings of the run", tuple(Row(str(k), _value(v)) for k, v in settings.items())))
+        parts.append(Part("settings of the run", tuple(Row(str(k), value_in_words(v)) for k, v in settings.items())))
     known = [Row(name, str(attrs[name])) for name in ("version", "command") if attrs.get(name)]
     return Page(f"ResultStore {store.path}", "" if groups else "empty", (*rows, *known), tuple(parts))
 
@@ -318,12 +303,12 @@ def _data_part(data: Any) -> Part:
 
 def _failures(failed: Mapping[str, str]) -> list[Part]:
     rows = tuple(Row(name, reason) for name, reason in failed.items())
-    return [Part(f"could not be used: {_many(len(rows), 'micrograph')}", _cut(rows), True)] if rows else []
+    return [Part(f"could not be used: {count(len(rows), 'micrograph')}", _cut(rows), True)] if rows else []
 
 
 def _warnings(warnings: Iterable[str]) -> list[Part]:
     rows = tuple(Row("", str(text)) for text in warnings)
-    return [Part(_many(len(rows), "warning"), _cut(rows), True)] if rows else []
+    return [Part(count(len(rows), "warning"), _cut(rows), True)] if rows else []
 
 
 def _times(seconds: Any) -> list[Part]:
@@ -340,10 +325,6 @@ def _cut(rows: tuple[Row, ...]) -> tuple[Row, ...]:
 
 def _list(value: Any) -> list[str]:
     return [str(one) for one in value] if isinstance(value, list | tuple) else []
-
-
-def _many(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 # where the classes live; nothing is imported for their sake

@@ -16,6 +16,7 @@ from html import escape
 import numpy as np
 
 from refmotion_nb.views.png import png_of_levels
+from refmotion_nb.views.scale import round_down
 
 N_STEPS = 8  # colours of the sequential scale of lines: --f0 to --f7 in the style sheet
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -113,7 +114,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: ``style`` is any of ``dashed``, ``thin``, ``thick``, ``faint`` and ``dots``, set apart by spaces."""
+    """One curve: ``style`` is any of ``dashed``, ``dotted``, ``dots``, ``thin``, ``thick``, ``only-points``, spaces between."""
 
     x: object
     y: object
@@ -308,7 +309,7 @@ def track_drawing(
     extent = np.ptp(tracks, axis=1).max(-1) if tracks.size else np.zeros(0)
     extent = extent[np.isfinite(extent)]
     length = np.percentile(extent, 90) if extent.size else 0.0
-    scale = magnified or (_round_down(0.12 * inner / pixel / length, (1, 1.5, 2, 3, 5, 7)) if length > 0 else 1.0)
+    scale = magnified or (round_down(0.12 * inner / pixel / length, (1, 1.5, 2, 3, 5, 7)) if length > 0 else 1.0)
     paths = plot.place(*np.moveaxis(places[:, None] + scale * tracks, -1, 0))
     dots = "".join(
         f'<circle cx="{_n(px)}" cy="{_n(py)}" r="1.7"><title>{escape(name)}</title></circle>'
@@ -321,7 +322,7 @@ def track_drawing(
     )  # fmt: skip
     under = f'<path class="beneath" d="{under}"/>' if under else ""
     content = f'{area}{under}<g class="tracks">{_coloured(paths)}</g><g class="starts">{dots}</g>'
-    bar = _round_down(0.16 * inner / pixel / scale)
+    bar = round_down(0.16 * inner / pixel / scale)
     length = bar * scale * pixel
     content += (
         f'<path class="scale" d="M{margins[0]} {height - 8}h{_n(length)}"/>'
@@ -411,11 +412,6 @@ def _coloured(paths: np.ndarray) -> str:
             data = "".join(_path(path) for path in paths[:, first : last + 1])
             parts.append(f'<path style="--k:var(--f{i})" d="{data}"/>')
     return "".join(parts)
-
-
-def _round_down(value: float, factors: Sequence[float] = (1, 2, 5)) -> float:
-    power = 10.0 ** math.floor(math.log10(value))
-    return power * max(factor for factor in factors if factor * power <= value * 1.0001)
 
 
 def _levels(values: np.ndarray, colour: Axis) -> np.ndarray:

@@ -48,11 +48,9 @@ _WIDE = {"height": 380, "min_width": 560, "max_width": 1000}  # px
 
 def every_fsc(runs: Mapping[str, xr.Dataset]) -> hv.Layout:
     """Draw half-map FSC (see ``plots.fsc``) of each reference; that of a single one as wide as there is room."""
-    number = max(run.sizes["reference"] for run in runs.values())
-    panels = [
-        plots.fsc({name: run for name, run in runs.items() if run.sizes["reference"] > i}, i) for i in range(number)
-    ]
-    if number == 1:
+    n = max(run.sizes["reference"] for run in runs.values())
+    panels = [plots.fsc({name: run for name, run in runs.items() if run.sizes["reference"] > i}, i) for i in range(n)]
+    if n == 1:
         panels[0].opts(hv.opts.Overlay(frame_width=None, frame_height=None, responsive=True, **_WIDE))
     return hv.Layout(panels).cols(2)
 

@@ -159,7 +159,7 @@ class Engine:
         if store is None:
             return None
         with self._reading:
-            stamp = store.path, _stamp(store.path / name / ".zattrs")
+            stamp = store.path, store.stamp(name)
             if self._read.get(name, (None,))[0] != stamp:
                 self._read[name] = stamp, store.read(name)
             return self._read[name][1]
@@ -181,7 +181,7 @@ class Engine:
         if store is None or session is None:
             return ""
         with self._reading:
-            key = store.path, _stamp(store.path / ".zattrs"), session
+            key = store.path, store.stamp(), session
             if self._whose[0] != key:
                 self._whose = key, _whose(store, session.data)
             return self._whose[1]
@@ -419,15 +419,6 @@ def words_of(run: Run) -> str:
 def _cache_bytes(settings: dict[str, Any]) -> float:
     given = {"cache_size_GB": settings["cache_size_GB"]} if "cache_size_GB" in settings else {}
     return Execution(**given).cache_bytes
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """Return what changes whenever a file is written anew; None without one."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_ino
 
 
 def _whose(store: ResultStore, data: Dataset) -> str:

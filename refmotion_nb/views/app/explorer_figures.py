@@ -14,6 +14,7 @@ from refmotion_nb.views.explorer import ExplorerModel, Snapshot, Tried, paths_A
 from refmotion_nb.views.explorer_drawing import along, drawn, score_limits
 from refmotion_nb.views.explorer_words import place
 from refmotion_nb.views.figure_colours import Change, dress, ramp, wear
+from refmotion_nb.views.scale import round_down
 from refmotion_nb.views.svg import number
 
 SIDE = 500  # px
@@ -73,9 +74,7 @@ class MapFigure:
         self.figure.title.text = f"{what} × {number(snapshot.magnified)}, {self.name}{grey}"
 
     def _scale(self, magnified: float) -> None:
-        most = 0.2 * self.width / magnified
-        power = 10.0 ** np.floor(np.log10(most))
-        length = power * max(f for f in (1, 2, 5) if f * power <= most)
+        length = round_down(0.2 * self.width / magnified)
         y, end = -0.045 * self.height, 0.02 * self.width + length * magnified
         self.bar.data = {"x0": [0.02 * self.width], "y0": [y], "x1": [end], "y1": [y]}
         if hasattr(self, "length"):
@@ -122,10 +121,8 @@ class TrailFigure:
         )  # fmt: skip
         self.figure.add_tools(hover)
         (legend,) = self.figure.legend
-        if what == "cv_score":
-            legend.visible = False
-        else:
-            legend.visible = True
+        legend.visible = what != "cv_score"
+        if legend.visible:
             legend.orientation, legend.label_text_font_size = "horizontal", "10px"
             legend.glyph_width = legend.glyph_height = 22  # marks take two fifths of it; a smaller cross is a blot
             legend.spacing, legend.padding, legend.margin, legend.border_line_alpha = 4, 0, 0, 0

@@ -10,10 +10,10 @@ import param
 
 from refmotion_nb.stages.device import choices
 from refmotion_nb.views.app import parts
+from refmotion_nb.views.setting_words import UNSET, help_of
 
 WIDTH = 270  # px
 CHECKED, LETTER = 60, 8  # of a box to check with its help, and of a letter of its name
-UNSET = "not given"  # a parameter without a value of its own
 
 
 class Field:
@@ -76,21 +76,6 @@ class Field:
 def fields_of(kind: type[param.Parameterized]) -> dict[str, param.Parameter]:
     """Return the parameters that a stage declares, by name."""
     return {name: kind.param[name] for name in kind.param if name != "name"}
-
-
-def help_of(declared: param.Parameter) -> str:
-    """Return what a parameter means, its default and bounds, in words."""
-    known = f"Default: {_said(declared.default)}."
-    low, high = getattr(declared, "bounds", None) or (None, None)
-    if low is not None and high is not None:
-        known += f" From {low:g} to {high:g}."
-    elif low is not None:
-        known += f" {low:g} or more."
-    return f"{declared.doc} {known}"
-
-
-def _said(value: Any) -> str:
-    return "on" if value is True else "off" if value is False else UNSET if value is None else str(value)
 
 
 def _widget(name: str, declared: param.Parameter, width: int) -> Any:

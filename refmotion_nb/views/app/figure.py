@@ -79,9 +79,12 @@ class _Words(str):
 class Figure:
     """Shows what ``make`` returned for the latest key; what was there before stays until then."""
 
-    def __init__(self, engine: Engine, larger: float = 1.0, **options: Any):
-        """Stand empty; figures are ``larger`` than in a notebook, ``options`` are those of the column around them."""
-        self.engine, self.larger = engine, larger
+    def __init__(self, engine: Engine, larger: float = 1.0, waiting: str = "drawing …", **options: Any):
+        """Stand empty; figures are ``larger`` than in a notebook, ``options`` are those of the column around them.
+
+        ``waiting`` is what stands there before the first is made.
+        """
+        self.engine, self.larger, self.waiting = engine, larger, waiting
         self.dark = page_is_dark()
         self.view = pn.Column(css_classes=["rm-figure"], **{"sizing_mode": "stretch_width", **options})
         self._key: Hashable = None  # of what is wanted
@@ -103,7 +106,7 @@ class Figure:
             self._key, since = key, self._since
             maker().ask(self, lambda: self._make(key, make, since))
             if not len(self.view) or isinstance(self._shown, _Words):
-                self.view[:] = [pn.pane.HTML("drawing …", css_classes=["rm-words"], margin=5)]
+                self.view[:] = [pn.pane.HTML(escape(self.waiting), css_classes=["rm-words"], margin=5)]
         made, self._made = self._made, None
         if made is not None and made[0] is self._since:
             _, self._shown, shown = made

@@ -81,8 +81,3 @@ def button(label: str, call: Any = None, **options: Any) -> Any:
     if call is not None:
         made.on_click(lambda _: call())
     return made
-
-
-def fold(title: str, html: str) -> str:
-    """Return HTML that is folded away under its title."""
-    return f"<details><summary>{escape(title)}</summary>{html}</details>"

@@ -39,18 +39,21 @@ from refmotion_nb.views.plots.page import load, sending_all
 
 
 def app(
-    data: Dataset | Session | None = None, out: str | Path | None = None, browse: Iterable[str | Path] = (".",)
+    data: Dataset | Session | None = None,
+    out: str | Path | None = None,
+    browse: str | Path | Iterable[str | Path] = ".",
 ) -> Any:
     """Return the app on a session, or on data, as something to display: what it computes, the session holds.
 
-    ``out`` is where results are written, ``browse`` names the folders that may be read and written. It is dark where the
-    notebook is. One opened before on the same data ends: a cell that is run again would leave it at work for ever.
+    ``out`` is where results are written, ``browse`` names the folder, or several, that may be read and written. It is dark where
+    the notebook is. One opened before on the same data ends: a cell that is run again would leave it at work for ever.
     """
     with sending_all():
         pn.extension(inline=True)  # style sheets too: without it a notebook asks another host for them
     load()  # here: figures are made in a thread, which belongs to no cell
     _spare_warnings()
-    engine = Engine(Roots(browse), out=None if out is None else Path(out).resolve())
+    folders = [browse] if isinstance(browse, str | Path) else browse
+    engine = Engine(Roots(folders), out=None if out is None else Path(out).resolve())
     if data is not None:
         engine.take(data)
     page = Page(engine, Viewer("notebook", True, True), pn.config.theme == DARK).follow()

@@ -1,6 +1,7 @@
 """Results as HoloViews (bokeh): pure functions from Datasets to elements that label themselves; ``.opts`` restyles them.
 
-What compares runs takes one result or a mapping from the runs' names to their results.
+What compares runs takes one result or a mapping from the runs' names to their results, or parts of them. What lacks what is drawn
+raises ``InputError``.
 """
 
 from refmotion_nb.views.plots.correlation import correlation

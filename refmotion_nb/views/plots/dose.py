@@ -14,16 +14,17 @@ from refmotion_nb.views import svg
 from refmotion_nb.views.drawing_style import palette
 from refmotion_nb.views.plots import look
 from refmotion_nb.views.plots.look import Runs
+from refmotion_nb.views.report_dose import fitted, resolutions
+from refmotion_nb.views.scale import percentile, spread
 
 CURVES = 6  # frames shown as curves
-RESOLUTIONS = 4  # shown as panels
 
 
 def fcc(dose: Runs, group: str | None = None) -> hv.Layout:
     """Draw the Fourier cylinder correlation (frequency, dose) as an image; the colours span the fitted frequencies."""
     runs = _runs(dose, group, "fcc")
-    inside = np.concatenate([run["fcc"].values[:, _fitted(run)].ravel() for run in runs.values()])
-    limits = min(0.0, look.percentile(inside, 0.5)), max(look.percentile(inside, 99.5), 1e-6)
+    inside = np.concatenate([run["fcc"].values[:, fitted(run)].ravel() for run in runs.values()])
+    limits = min(0.0, percentile(inside, 0.5)), max(percentile(inside, 99.5), 1e-6)
     runs = {
         name: run.assign(fcc=run["fcc"].where(run["frequency"] > 0)) for name, run in runs.items()
     }  # none at the origin
@@ -43,9 +44,7 @@ def weights(dose: Runs, group: str | None = None) -> hv.Layout:
     """
     runs = {name: per_dose(run) for name, run in _runs(dose, group, "weight").items()}
     first = next(iter(runs.values()))
-    inside = _fitted(first)
-    shells = np.unique(inside[np.linspace(0, len(inside) - 1, RESOLUTIONS + 1).round().astype(int)[1:]])
-    frequencies = first["frequency"].values[shells]
+    frequencies = first["frequency"].values[resolutions(first)]
     return look.panels([_weights(runs, k, i == 0) for i, k in enumerate(frequencies)], 2)
 
 
@@ -57,7 +56,7 @@ def weight_map(dose: Runs, group: str | None = None) -> hv.Layout:
     if "reference_weight" in first:
         standard = first.assign(weight=first["reference_weight"].assign_attrs(first["weight"].attrs))
         shown.append(("Standard curve (Grant & Grigorieff)", standard))
-    most = max(look.percentile(run["weight"].values, 99.5) for _, run in shown)
+    most = max(percentile(run["weight"].values, 99.5) for _, run in shown)
     return _images(shown, "weight", (0.0, max(most, 1e-6)), "Weight per e/Å²")
 
 
@@ -74,20 +73,13 @@ def _runs(dose: Runs, group: str | None, *names: str) -> dict[str, xr.Dataset]:
 
 def _row(run: xr.Dataset, group: str | None, names: tuple[str, ...]) -> xr.Dataset:
     look.require(run, "DoseWeights", "dose", *names)
+    run = look.whole(run, "group")
     known = [str(one) for one in run["group"].values] if "group" in run.coords else []
     if group is not None and group not in known:
         raise InputError(
             f"there is no group {group!r} of dose weights; known: {', '.join(known) or 'one without a name'}"
         )
     return run.isel(group=known.index(group) if group else 0).dropna("frame", subset=["dose"])
-
-
-def _fitted(run: xr.Dataset, beyond: float = 1.0) -> np.ndarray:
-    """Return the shells the model was fitted to, and up to ``beyond`` times the highest frequency of them."""
-    frequency = run["frequency"].values
-    low, high = 1 / run.attrs.get("fitted_from_A", np.inf), beyond / max(run.attrs.get("fitted_to_A", 0.0), 1e-9)
-    inside = np.flatnonzero((frequency >= 0.999 * low) & (frequency <= 1.001 * high) & (frequency > 0))
-    return inside if inside.size else np.flatnonzero(frequency > 0)
 
 
 def _images(shown: list[tuple[str, xr.Dataset]], what: str, limits: tuple[float, float], name: str) -> hv.Layout:
@@ -114,12 +106,12 @@ def _image(title: str, run: xr.Dataset, what: str, limits: tuple[float, float], 
 
 
 def _fcc_curves(name: str, run: xr.Dataset) -> hv.Overlay:
-    run = run.isel(frequency=_fitted(run, beyond=1.3))
+    run = run.isel(frequency=fitted(run, beyond=1.3))
     dims = [look.frequency(run["frequency"]), look.dimension(run["fcc"])]
     x, dose = run["frequency"].values, run["dose"].values
     unit = run["dose"].attrs.get("units", "")
     items: list[Any] = []
-    for f in np.unique(np.linspace(0, len(dose) - 1, CURVES).round().astype(int)):
+    for f in spread(len(dose), CURVES):
         colour = look.sequence(f / max(len(dose) - 1, 1))
         text = f"frame {f + 1}, {svg.number(dose[f])} {unit}"
         items.append(look.styled(hv.Scatter((x, run["fcc"].values[f]), *dims, label=text), "Scatter", color=colour, size=4,

@@ -16,6 +16,7 @@ from refmotion_nb.stages.correction import MotionCorrection
 from refmotion_nb.stages.one_micrograph import before_and_after
 from refmotion_nb.stages.session import Session
 from refmotion_nb.views.plots import look
+from refmotion_nb.views.scale import percentile
 
 _SIDE = 420  # px of a picture on the screen
 MOST_PIXELS = 700  # along a side; more are binned, which also shows more
@@ -69,8 +70,10 @@ def particles(
     Raises
     ------
     InputError
-        No such micrograph, a movie that cannot be used, or weights or a box that do not fit.
+        No such micrograph, a movie that cannot be used, weights or a box that do not fit, or no particle to show.
     """
+    if number < 1:
+        raise InputError(f"number is {number}; give 1 particle or more")
     weights = {look.joined("after", name): table for name, table in look.named(dose).items()}
     shown = before_and_after(session, micrograph, search, weights, number, low_pass_A, stage)
     rows, names = shown["row"].values, shown["picture"].values
@@ -92,7 +95,7 @@ def _find(data: Dataset | Session, name: str) -> tuple[Movie, xr.Dataset]:
     from difflib import get_close_matches
 
     known = [movie.micrograph for movie in dataset.movies]
-    near = get_close_matches(name, known, n=1) or known[:1]
+    near = get_close_matches(str(name), known, n=1) or known[:1]
     raise InputError(
         f"no micrograph {name!r} with particles among {len(known)}; for example {', '.join(near) or 'none'}"
     )
@@ -117,7 +120,7 @@ def _picture(data: Dataset | Session, image: np.ndarray, movie: Movie, table: xr
     step = _factor(movie) * movie.pixel_size_A
     height, width = image.shape
     dims = [hv.Dimension((axis, axis), unit="Å") for axis in "xy"]
-    limits = look.percentile(image, 0.5), look.percentile(image, 99.5)
+    limits = percentile(image, 0.5), percentile(image, 99.5)
     picture = hv.Image(image[::-1], dims, hv.Dimension(("counts", "Mean counts per pixel"), unit="counts"),
                        bounds=(0, 0, width * step, height * step))  # fmt: skip
     at = table["coordinate"].values
@@ -141,7 +144,7 @@ def _particle(image: np.ndarray, extent_A: float, title: str, first: bool, last:
     dims = [hv.Dimension((f"d{axis}", axis), unit="Å") for axis in "xy"]
     picture = hv.Image(image[::-1], dims, hv.Dimension(("value", "Grey value"), unit="σ of the background"),
                        bounds=(-half, -half, half, half))  # fmt: skip
-    limits = look.percentile(image, 0.5), look.percentile(image, 99.5)
+    limits = percentile(image, 0.5), percentile(image, 99.5)
     return look.styled(
         picture, "Image", cmap="gray", clim=limits, frame_width=130, frame_height=130, title=title, tools=["hover"],
         fontsize={**look.FONTS, "title": "8pt"}, xaxis="bottom" if last else "bare", yaxis="left" if first else "bare",

@@ -71,6 +71,13 @@ def require(run: xr.Dataset, stage: str, *names: str) -> None:
     missing = [name for name in names if name not in run]
     if missing:
         raise InputError(f"the result has no {', '.join(missing)}; give the Dataset of {stage}")
+    if empty := [str(name) for name, size in run.sizes.items() if not size]:
+        raise InputError(f"nothing is left of the result along {', '.join(empty)}; pick some")
+
+
+def whole(run: xr.Dataset, *dims: str) -> xr.Dataset:
+    """Return a result with the axes back that were lost where a single item was picked by its number."""
+    return run.expand_dims([name for name in dims if name not in run.dims])
 
 
 def joined(*parts: str) -> str:
@@ -119,12 +126,6 @@ def edges(centres: np.ndarray) -> np.ndarray:
         return centres[0] + np.array([-0.5, 0.5])
     middle = 0.5 * (centres[1:] + centres[:-1])
     return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
-
-
-def percentile(values: np.ndarray, percent: float) -> float:
-    """Return a percentile of the finite values; 0 if there are none."""
-    found = values[np.isfinite(values)]
-    return float(np.percentile(found, percent)) if found.size else 0.0
 
 
 def styled(item: Any, kind: str, **options: Any) -> Any:

@@ -14,6 +14,7 @@ from refmotion_nb.data.maps import read_map
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.views.plots import look
 from refmotion_nb.views.plots.look import Runs
+from refmotion_nb.views.scale import percentile
 
 LEVELS = (0.143, 0.5)
 _WIDE = {"frame_width": 460, "frame_height": 300}
@@ -28,10 +29,10 @@ def fsc(validation: Runs, reference: int = 0) -> hv.Overlay:
     InputError
         There is no such reference.
     """
-    runs = look.named(validation)
+    runs = {name: look.whole(run, "reference", "combination") for name, run in look.named(validation).items()}
     items: list[Any] = []
     for i, (name, run) in enumerate(runs.items()):
-        look.require(run, "Validation", "fsc_corrected", "combination")
+        look.require(run, "Validation", "fsc_corrected")
         if not 0 <= reference < run.sizes["reference"]:
             raise InputError(f"there is no reference {reference}; {name or 'the run'} has "
                              f"{run.sizes['reference']}, counted from 0")  # fmt: skip
@@ -69,8 +70,10 @@ def slices(maps: Mapping[str, str | Path], width_A: float | None = None) -> hv.L
     Raises
     ------
     InputError
-        A file that is no map.
+        No map is named, or a file that is none.
     """
+    if not isinstance(maps, Mapping) or not maps:
+        raise InputError("no map to draw; give a mapping from names to MRC files, as {'map': 'map.mrc'}")
     return look.panels([_slice(str(name), Path(path), width_A) for name, path in maps.items()], 2)
 
 
@@ -83,7 +86,7 @@ def _slice(name: str, path: Path, width_A: float | None) -> hv.Image:
     dims = [hv.Dimension((f"section_{axis}", axis), unit="Å") for axis in "xy"]
     edge = reach * pixel_A
     image = hv.Image(section[::-1], dims, hv.Dimension(("density", "Density")), bounds=(-edge, -edge, edge, edge))
-    limits = look.percentile(section, 0.5), look.percentile(section, 99.8)
+    limits = percentile(section, 0.5), percentile(section, 99.8)
     return look.styled(image, "Image", cmap="gray", clim=limits, tools=["hover"], title=name, frame_width=_SIDE,
                        frame_height=_SIDE, colorbar=True, clabel="Density", **look.BAR, fontsize=look.FONTS)  # fmt: skip
 

@@ -13,8 +13,8 @@ from refmotion_nb.views import svg
 from refmotion_nb.views.figure_colours import ramp
 from refmotion_nb.views.plots import look
 from refmotion_nb.views.plots.look import Runs
+from refmotion_nb.views.scale import MOST_PARTICLES, percentile, round_down, spread
 
-MOST_PARTICLES = 300  # drawn on one micrograph
 _STAGE = "a micrograph (the store's tracks groups)"
 _FACTORS = (1, 1.5, 2, 3, 5, 7)
 _SIDE = 320  # px of a micrograph: two of them and a colour bar fit a notebook
@@ -26,6 +26,11 @@ def trajectories(tracks: Runs, magnified: float | None = None) -> hv.Layout:
     """Draw all motion of each particle over the micrograph, ``magnified`` times (or as it suits), coloured by frame.
 
     Circles show one standard deviation on the same scale where the result has ``shift_std``.
+
+    Raises
+    ------
+    InputError
+        ``magnified`` is not above 0.
     """
     return _maps(tracks, {name: run["shift"].values for name, run in _runs(tracks).items()}, "all motion", magnified)
 
@@ -47,7 +52,7 @@ def motion(tracks: Runs) -> hv.Layout:
     items = []
     for axis in ("x", "y"):
         curves: list[Any] = []
-        for i, (name, run) in enumerate(_runs(tracks).items()):
+        for i, (name, run) in enumerate(look.named(tracks).items()):
             look.require(run, _STAGE, "rigid", "common")
             rigid, common = (run[v].sel(axis=axis).values for v in ("rigid", "common"))
             frame = np.arange(1, len(rigid) + 1)
@@ -89,14 +94,16 @@ def _along(runs: dict[str, xr.Dataset], particle: int, axis: str) -> hv.Overlay:
 
 
 def _runs(tracks: Runs) -> dict[str, xr.Dataset]:
-    runs = look.named(tracks)
+    runs = {name: look.whole(run, "particle") for name, run in look.named(tracks).items()}
     for run in runs.values():
         look.require(run, _STAGE, "shift", "coordinate")
     return runs
 
 
 def _maps(tracks: Runs, paths: dict[str, np.ndarray], what: str, magnified: float | None) -> hv.Layout:
-    runs = look.named(tracks)
+    if magnified is not None and not magnified > 0:
+        raise InputError(f"magnified is {magnified}; give a number above 0, or leave it out")
+    runs = _runs(tracks)
     paths = {name: one - one[:, :1] for name, one in paths.items()}
     scale = magnified or min(_suitable(runs[name], one) for name, one in paths.items())
     frames = max(run.sizes["frame"] for run in runs.values())  # colours mean the same in all panels
@@ -110,19 +117,14 @@ def _size(run: xr.Dataset) -> tuple[float, float]:
     return float(run.attrs.get("width_A", most[0])), float(run.attrs.get("height_A", most[1]))
 
 
-def _round_down(value: float, factors: tuple[float, ...] = _FACTORS) -> float:
-    power = 10.0 ** np.floor(np.log10(value))
-    return max(f * power for f in factors if f * power <= value * 1.000001)
-
-
 def _suitable(run: xr.Dataset, paths: np.ndarray) -> float:
     """Return a magnification under which long trajectories span an eighth of the micrograph."""
-    length = look.percentile(np.ptp(paths, axis=1).max(-1), 90)
-    return max(1.0, _round_down(0.12 * _size(run)[0] / length)) if length > 0 else 1.0
+    length = percentile(np.ptp(paths, axis=1).max(-1), 90)
+    return max(1.0, round_down(0.12 * _size(run)[0] / length, _FACTORS)) if length > 0 else 1.0
 
 
 def _map(name: str, run: xr.Dataset, paths: np.ndarray, what: str, scale: float, frames: int, bar: bool) -> hv.Overlay:
-    shown = np.linspace(0, len(paths) - 1, min(len(paths), MOST_PARTICLES)).round().astype(int)
+    shown = spread(len(paths), MOST_PARTICLES)
     at = run["coordinate"].values[shown]
     drawn = at[:, None] + scale * paths[shown]  # (particle, frame, 2) Å of the picture
     width, height = _size(run)
@@ -145,9 +147,9 @@ def _map(name: str, run: xr.Dataset, paths: np.ndarray, what: str, scale: float,
     starts = hv.Points((*at.T, _rows(run)[shown]), [x, y], hv.Dimension(("row", "Row of the input")))
     items.append(look.styled(starts, "Points", color="black", size=3, tools=["hover"]))
     items += _scale_bar(width, floor, scale, dims)
-    spread = "grey: one standard deviation" if "shift_std" in run else ""
+    grey = "grey: one standard deviation" if "shift_std" in run else ""
     count = "" if len(shown) == len(paths) else f"{len(shown)} of {len(paths)} particles"
-    facts = look.heading("", f"{what} × {svg.number(scale)}", count, spread)
+    facts = look.heading("", f"{what} × {svg.number(scale)}", count, grey)
     return look.overlay(
         items, title="\n".join(part for part in (name, facts) if part), show_legend=False,
         frame_width=_SIDE, frame_height=round(_SIDE * min(1.6, max(0.4, 1.1 * height / width))),
@@ -197,7 +199,7 @@ def _uncertainty(
 
 
 def _scale_bar(width: float, floor: float, scale: float, dims: list[hv.Dimension]) -> list[Any]:
-    bar = _round_down(0.2 * width / scale, (1, 2, 5))
+    bar = round_down(0.2 * width / scale)
     line = hv.Segments([(0, floor, bar * scale, floor)], dims)
     text = hv.Text(bar * scale + 0.02 * width, floor, f"{svg.number(bar)} Å of motion", halign="left")
     return [look.styled(line, "Segments", color="black", line_width=3),

@@ -138,7 +138,15 @@ def _script() -> str:
 
 
 def follow_page(plot: Any) -> Any:
-    """Return a HoloViews plot of one's own with the report's colours, dark where the page is."""
+    """Return a HoloViews plot of one's own with the report's colours, dark where the page is.
+
+    As in other plots the wheel scrolls the page until its zoom is chosen, unless ``active_tools`` are given by ``.opts``.
+    """
     load()
-    kinds = {type(item).__name__ for item in plot.traverse(lambda item: item) if not isinstance(item, hv.Layout)}
-    return plot.opts(*(getattr(hv.opts, kind)(hooks=[mark]) for kind in sorted(kinds)), clone=True)
+
+    def marked(item: Any) -> Any:
+        own = hv.Store.lookup_options("bokeh", item, "plot").kwargs
+        hooks, tools = [mark, *own.get("hooks", [])], own.get("active_tools", ["pan"])
+        return item.opts(hooks=hooks, active_tools=tools, clone=True)
+
+    return plot.map(marked, [hv.Element, hv.Overlay, hv.NdOverlay])

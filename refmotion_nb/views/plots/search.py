@@ -14,6 +14,7 @@ from refmotion_nb.views import svg
 from refmotion_nb.views.figure_colours import ramp
 from refmotion_nb.views.plots import look
 from refmotion_nb.views.plots.look import Runs
+from refmotion_nb.views.scale import percentile
 
 _NEEDED = ("strength", "cv_score", "activity_local", "balance", "distance", "retired", "reason")
 _WIDTH = 185  # px of a panel: three of them, and a legend or a colour bar, fit a notebook
@@ -50,7 +51,7 @@ def score_surface(search: Runs) -> hv.Layout:
 
 
 def _runs(search: Runs) -> dict[str, xr.Dataset]:
-    runs = look.named(search)
+    runs = {name: look.whole(run, "ray") for name, run in look.named(search).items()}
     for run in runs.values():
         look.require(run, "a HyperparameterSearch (given hyperparameters have no rays)", *_NEEDED)
     return runs
@@ -58,7 +59,7 @@ def _runs(search: Runs) -> dict[str, xr.Dataset]:
 
 def _limits(runs: Any, name: str) -> tuple[float, float]:
     values = np.concatenate([run[name].values.ravel() for run in runs])
-    return float(np.nanmin(values)), look.percentile(values, 95)
+    return float(np.nanmin(values)), percentile(values, 95)
 
 
 def _by_distance(runs: dict[str, xr.Dataset], draw: Callable[..., Any]) -> hv.Layout:
@@ -89,7 +90,7 @@ def _along(runs: Iterable[xr.Dataset]) -> dict[str, Any]:
 
 
 def _titled(name: str, distance: float) -> dict[str, Any]:
-    """Return a title that is no wider than the panel."""
+    """Return a title that does not run into that of the next panel."""
     title = "\n".join(part for part in (name, f"Correlation distance {svg.number(distance)} Å") if part)
     return {"title": title, "fontsize": {**look.FONTS, "title": "9pt"}}
 
@@ -159,13 +160,13 @@ def _retired_first(reason: str) -> tuple[bool, str]:
 
 
 def _best(run: xr.Dataset, distance: float, height: str) -> hv.Points:
-    """Mark the best step, if it lies in this panel."""
-    ray, step = int(run.attrs.get("best_ray", -1)), int(run.attrs.get("best_step", -1))
+    """Mark the best step of what is drawn, which may be a part of a search, if it lies in this panel."""
+    best = run["cv_score"].argmin(("ray", "step"))  # not as the attributes count, from the first of all rays
     dims = [look.dimension(run["strength"]), look.dimension(run[height])]
     extra = [look.dimension(run[v]) for v in ("balance", "cv_score", "activity_local") if v != height]
     rows: list[tuple[float, ...]] = [(np.nan,) * 4]  # shows in the legend all the same
-    if ray >= 0 and run["distance"].values[ray] == distance:
-        one = run.isel(ray=ray, step=step)
+    one = run.isel(best)
+    if one["distance"] == distance:
         rows = [tuple(float(one[str(d.name)]) for d in (*dims, *extra))]
     return look.styled(hv.Points(rows, dims, extra, label="best step"), "Points", tools=["hover"], **look.STAR)
 
@@ -190,6 +191,7 @@ def _curves(name: str, run: xr.Dataset, distance: float, last: bool, what: str, 
 
 
 def _surface(name: str, run: xr.Dataset, distance: float, last: bool, limits: tuple[float, float]) -> hv.Overlay:
+    run = run.dropna("step", how="all", subset=["strength"])
     mine = run.isel(ray=np.flatnonzero(run["distance"].values == distance)).sortby("balance")
     strength = np.nanmax(run["strength"].values, 0)
     x = np.exp(look.edges(np.log(strength)))

@@ -42,7 +42,8 @@ class CorrectTab(Tab):
         self.settings = {
             name: Field(name, kind.param[name], self._change, FIELD_PX) for name, kind in self.kinds.items()
         }
-        self.cost = parts.words("")
+        self.first = parts.words("")
+        self.cost = self.new_figure(waiting="working out what it will cost …")  # which looks at each file that is there
         self.start = parts.button("Correct all particles", lambda: self._run("correct"), color="primary")
         self.whole = parts.button(
             "Correct and validate", lambda: self._run("validate"), color="primary", variant="outline"
@@ -61,10 +62,9 @@ class CorrectTab(Tab):
         form = pn.FlexBox(*(field.view for field in self.settings.values()), align_items="flex-end")
         self.view[:] = [
             self.problem,
-            parts.card("Before it starts", self.cost, form, pn.Row(self.start, self.whole, self.cancel)),
+            parts.card("Before it starts", self.first, self.cost.view, form, pn.Row(self.start, self.whole, self.cancel)),
             parts.card("Progress", self.ended, self.told, self.failed), self.tracks,
         ]  # fmt: skip
-        self._costed: tuple[Any, str] = ((), "")
         self._listed: tuple[Any, list[str]] = ((), [])
 
     def refresh(self) -> None:
@@ -75,7 +75,7 @@ class CorrectTab(Tab):
         self.cancel.param.update(visible=going and self.viewer.may_run, disabled=not self.engine.can_cancel)
         for name, field in self.settings.items():
             field.show(self.engine.settings.get(name), idle)
-        self.cost.object = self._cost() + ("" if self.viewer.may_run else f"<p><small>{TOLD}</small></p>")
+        self._estimate()
         run, ended = (find(self.engine, MotionCorrection, *JOBS) for find in (ending.latest, ending.last_ended))
         by_progress = run is not None and run.snapshot.works and ended is not None and ended.exception is run.exception
         parts.say(self.ended, "" if by_progress else ending.told(ended))
@@ -97,23 +97,20 @@ class CorrectTab(Tab):
     def _change(self, name: str, value: Any) -> None:
         self.engine.change(**{name: value})
 
-    def _cost(self) -> str:
-        """Return the estimate in words; worked out again when something has ended or a setting changed."""
-        engine = self.engine
-        if engine.session is None or engine.out is None:
-            return "Open data on the Data tab first."
-        if engine.live is not None:
-            return ""  # the progress below tells the time that is left
+    def _estimate(self) -> None:
+        """Tell the cost; worked out again when something has ended or a setting changed."""
+        engine, session, out = self.engine, self.engine.session, self.engine.out
+        lacking = "" if session else "Open data on the Data tab first."
+        parts.say(self.first, lacking + ("" if self.viewer.may_run else f"<p><small>{TOLD}</small></p>"))
+        if session is None or engine.live is not None:  # the progress below tells the time that is left
+            self.cost.clear()
+            return
         mine = {name: value for name, value in engine.settings.items() if name in MotionCorrection.param}
         there = engine.store.stamp("tracks") if engine.store else 0
-        key = Same(engine.session), engine.out, str(mine), there, [run.snapshot.ended for run in engine.runs]
-        if key != self._costed[0]:
-            try:
-                text = cost_in_words(cost_of_correction(engine.session, MotionCorrection(**mine), engine.out))
-            except (InputError, OSError) as error:
-                text = escape(str(error))
-            self._costed = key, text
-        return self._costed[1]
+        key = Same(session), out, str(mine), there, tuple(run.snapshot.ended for run in engine.runs)
+        self.cost.show(
+            key, lambda: parts.words(cost_in_words(cost_of_correction(session, MotionCorrection(**mine), out)))
+        )
 
     def _progress(self, run: Run | None) -> None:
         if run is None or not run.snapshot.works:

@@ -17,6 +17,7 @@ from refmotion_nb.views.app.form import OpeningForm
 from refmotion_nb.views.app.header import now_line
 from refmotion_nb.views.app.movies import MovieBrowser
 from refmotion_nb.views.app.tab import Tab
+from refmotion_nb.views.report_html import folded
 
 
 class DataTab(Tab):
@@ -105,7 +106,7 @@ def summary(data: Dataset) -> str:
     return (
         parts.tiles(figures(data))
         + _listed(data)
-        + parts.fold("All facts", parts.table([*dataset_facts(data), *_files(data)]))
+        + folded("All facts", parts.table([*dataset_facts(data), *_files(data)]))
     )
 
 

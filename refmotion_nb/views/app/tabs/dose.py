@@ -15,11 +15,12 @@ from refmotion_nb.stages.weight_edits import WeightEdits, edit_weights, factors_
 from refmotion_nb.views import plots
 from refmotion_nb.views.app import ending, parts
 from refmotion_nb.views.app.engine import Engine, Viewer
-from refmotion_nb.views.app.fields import UNSET, WIDTH
+from refmotion_nb.views.app.fields import WIDTH
 from refmotion_nb.views.app.figure import Same
 from refmotion_nb.views.app.reuse_form import DOSE_WEIGHTS, ReuseForm
 from refmotion_nb.views.app.rights import TOLD
 from refmotion_nb.views.app.tab import Tab
+from refmotion_nb.views.setting_words import UNSET
 
 PLOTS = {
     "FCC": lambda *which: (plots.fcc(*which) + plots.fcc_curves(*which)).opts(shared_axes=False),

@@ -20,6 +20,7 @@ from refmotion_nb.views.app.live_rays import LiveRays, legend
 from refmotion_nb.views.app.rights import TOLD
 from refmotion_nb.views.app.search_state import Standing
 from refmotion_nb.views.app.tab import Tab
+from refmotion_nb.views.report_html import folded
 from refmotion_nb.views.report_search import RAY_TABLE, ray_table, search_warnings, tell_search
 from refmotion_nb.views.svg import number
 
@@ -177,7 +178,7 @@ class SearchTab(Tab):
         if now.table is None:
             return ""
         near = f"<p>{escape(RAY_TABLE)}</p>{ray_table(now.table)}" if now.has_rays else ""
-        return f"<p>{escape(tell_search(now.table))}</p>{parts.fold('Rays, the best first', near) if near else ''}"
+        return f"<p>{escape(tell_search(now.table))}</p>{folded('Rays, the best first', near) if near else ''}"
 
     def _pictures(self, now: Standing) -> None:
         self.picture.visible = now.state != "none" and (now.going or now.has_rays)
