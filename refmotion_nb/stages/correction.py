@@ -20,16 +20,14 @@ from refmotion_nb.data.reasons import listed
 from refmotion_nb.data.relion.results import write_bfactors, write_particles, write_tracks
 from refmotion_nb.data.schema import AXES, Dataset, InputError, as_path
 from refmotion_nb.data.store import ResultStore
-from refmotion_nb.numerics.backend import to_host
 from refmotion_nb.numerics.dose import relion_gauge
 from refmotion_nb.numerics.patches import movie_box
-from refmotion_nb.numerics.recombine import normalise, recombine
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, Tracks
 from refmotion_nb.stages.base import Reporter, Silent, hash_of
 from refmotion_nb.stages.describe import files_read
 from refmotion_nb.stages.dose_weights import weights_for, weights_of, weights_on
 from refmotion_nb.stages.keys import digest
-from refmotion_nb.stages.micrograph import Micrograph, optics_group
+from refmotion_nb.stages.micrograph import Micrograph, optics_group, particle_images
 from refmotion_nb.stages.search import prior_of
 from refmotion_nb.stages.session import Session
 
@@ -172,9 +170,7 @@ class MotionCorrection(Alignment):
     def images(self, m: Micrograph, tracks: Tracks, dose: xr.Dataset, threads: int) -> np.ndarray:
         """Return the corrected particles (particle, box, box) of a micrograph, background 0 ± 1."""
         box_out = self.output_box(m.placement.box)
-        moved = tracks.displacement_A / m.pixel_size_A
-        images = recombine(m.spectra, moved, weights_for(m, dose), box_out, threads)
-        return to_host(normalise(images, m.background_radius_px(box_out), threads))
+        return particle_images(m, tracks.displacement_A / m.pixel_size_A, weights_for(m, dose), box_out, threads)
 
     def _finish(
         self,
