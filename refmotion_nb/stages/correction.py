@@ -20,7 +20,7 @@ from refmotion_nb.data.reasons import listed
 from refmotion_nb.data.relion.results import write_bfactors, write_particles, write_tracks
 from refmotion_nb.data.schema import AXES, Dataset, InputError, as_path
 from refmotion_nb.data.store import ResultStore
-from refmotion_nb.numerics.dose import relion_gauge
+from refmotion_nb.numerics.dose import DoseModel, relion_gauge, weights
 from refmotion_nb.numerics.patches import movie_box
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, Tracks
 from refmotion_nb.stages.base import Reporter, Silent, hash_of
@@ -352,14 +352,26 @@ def check_reach(session: Session, dose: xr.Dataset) -> None:
             raise InputError(f"{name}: {error}") from None
 
 
+def _as_modelled(row: xr.Dataset) -> bool:
+    """Return whether the weights of one row of a table are those of its B-factors and scales."""
+    model = DoseModel(row["frame_scale"].values, row["b_factor"].values, np.ones(0))
+    weight = row["weight"].values
+    return np.allclose(weight / weight.sum(0), weights(model, row["frequency"].values), rtol=1e-3, atol=1e-6)
+
+
 def _write_bfactors(out: Path, dose: xr.Dataset, box: int) -> None:
-    """Write B-factors, ln scales in RELION's form, sign, gauge (of the reference's ``box``): the pool's and each group's."""
+    """Write B-factors, ln scales in RELION's form, sign, gauge (of the reference's ``box``): the pool's and each group's.
+
+    Edited weights have none: whoever took those that were measured would weight otherwise than the particles are.
+    """
     written = set()
     for i in range(dose.sizes["group"]):
         row = dose.isel(group=i)
         if "b_factor" not in row or not np.isfinite(row["b_factor"].values).any():
             continue
         row = row.dropna("frame", subset=["b_factor"])
+        if not _as_modelled(row):
+            continue
         safe = re.sub(r"[^\w.-]+", "_", str(row["group"].values))
         path = out / ("bfactors.star" if i == 0 else f"bfactors_{safe}.star")
         if path in written:  # of a group whose name differs in what no file name holds
