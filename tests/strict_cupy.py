@@ -8,6 +8,7 @@ is missing here has to be looked up in CuPy first.
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections import OrderedDict
@@ -257,6 +258,10 @@ class Device:
         self.id = devices.current if number is None else number
         if not 0 <= self.id < devices.count:
             raise ValueError("cudaErrorInvalidDevice: invalid device ordinal")
+
+    @property
+    def pci_bus_id(self) -> str:
+        return f"{os.getpid()}:0{self.id}:00.0"  # of a machine of this process alone
 
     def use(self) -> Device:
         devices.current = self.id

@@ -1,6 +1,8 @@
 """Which GPU is taken, what is said where there is none, and what happens when its memory ends."""
 
+import os
 from itertools import count
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from refmotion_nb.numerics.device_sizes import (
 )
 from refmotion_nb.numerics.trajectories import Windows
 from refmotion_nb.stages.alignment import Geometry, MotionPrior, alignment_windows, trajectory_problem
-from refmotion_nb.stages.device import Device, choose
+from refmotion_nb.stages.device import Device, choose, choose_like, take_one
 from refmotion_nb.stages.execute import Execution
 from refmotion_nb.stages.micrograph import device_sizes
 from refmotion_nb.views.app.engine import Engine, Viewer
@@ -67,6 +69,46 @@ def test_a_gpu_is_chosen_by_number_or_by_its_free_memory(strict):
         choose("cuda:2")
     with pytest.raises(InputError, match="device 'gpu' is not known; give auto, cpu, cuda or cuda:N"):
         choose("gpu")
+
+
+def test_workers_of_a_cluster_take_gpus_that_others_have_not(strict, monkeypatch):
+    mine = [f"{os.getpid()}-{name}" for name in "abc"]
+    marks, numbers = [], []
+    for seen in (mine, mine, mine[1:] + mine[:1], mine[1:] + mine[:1], mine):  # two see them in another order
+        number, mark = take_one(seen)
+        numbers.append(seen[number][-1])
+        marks.append(mark)
+    assert numbers == ["a", "b", "c", "b", "a"]
+    marks[2].close()  # its process ends
+    number, marks[2] = take_one(mine)
+    assert mine[number][-1] == "c"
+    for mark in marks:
+        mark.close()
+    monkeypatch.setattr("refmotion_nb.stages.device._TAKEN", taken := [])
+    held = strict.empty((1 << 20,), np.uint8)  # of the first, which others would leave alone
+    here = choose("auto", elsewhere=True)
+    assert (here.number, choose_like(here, False, "tcp://a:1", 2).number, held.nbytes) == (1, 0, 1 << 20)
+    assert choose_like(here, False, "tcp://a:1", 2).number == 0  # the same again
+    assert choose_like(here, False, "tcp://a:1", 1).number == 1  # alone
+    taken[0][1].close()
+    assert choose_like(Device(), False, "tcp://a:1", 2) == Device()
+
+
+def test_gpus_of_a_cluster_need_not_be_here(tiny):
+    remote = SimpleNamespace(elsewhere=True)
+    for word in ("auto", "cuda"):
+        device = rm.Session(tiny.open(), workers=remote, device=word).device
+        assert (device.kind, device.is_gpu) == (word, False)
+        assert device == Execution(device=word, dask="tcp://10.0.0.1:8786").choose_device()
+        assert device.about(2) == "the CPU, 2 threads (CuPy is not installed)"
+    assert (
+        device.of_workers == ", on GPUs"
+        and choose("auto", elsewhere=True).of_workers == ", on GPUs where they have any"
+    )
+    assert choose("auto").of_workers == choose("cpu", elsewhere=True).of_workers == ""
+    for word, workers in (("cuda", SimpleNamespace(elsewhere=False)), ("cuda", None), ("cuda:1", remote)):
+        with pytest.raises(InputError, match=rf"device {word}: CuPy is not installed"):
+            rm.Session(tiny.open(), workers=workers, device=word)
 
 
 def test_the_app_offers_gpus_by_name_and_free_memory(strict, tmp_path):

@@ -170,7 +170,8 @@ def test_workers_take_the_other_gpus_in_turn(strict, tiny, tmp_path):
     for name in (0, 1, 2):
         mine = WorkerSession(tiny.open(), 0, Counter({"10.0.0.1": 3}), choose_apart(8), True)
         mine.setup(SimpleNamespace(
-            name=name, state=SimpleNamespace(nthreads=1), local_directory=tmp_path, address="tcp://10.0.0.1:1",
+            name=name, state=SimpleNamespace(nthreads=1), local_directory=tmp_path, address="tcp://10.0.0.1:1", status=None,
+            memory_manager=SimpleNamespace(memory_limit=None),
         ))  # fmt: skip
         devices.append(mine.session.device)
     assert [one.words for one in devices] == [("cuda:1", "cuda:0"), ("cuda:2", "cuda:0"), ("cuda:1", "cuda:0")]

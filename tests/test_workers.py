@@ -1,20 +1,24 @@
 """One micrograph, one task: in this process, in others, on a Dask cluster, with workers that die; always the same results."""
 
 import gc
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 import weakref
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import dask
 import numpy as np
 import param
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Status
 from distributed.client import ClosedClientError, FutureCancelledError
 from distributed.comm import CommClosedError
 from distributed.utils import get_mp_context
@@ -26,11 +30,12 @@ from refmotion_nb.numerics.threads import side_by_side
 from refmotion_nb.stages.base import Cancelled, Silent
 from refmotion_nb.stages.bundles import Held
 from refmotion_nb.stages.correction import without_measurements
+from refmotion_nb.stages.device import Device
 from refmotion_nb.stages.dose_weights import weights_on
 from refmotion_nb.stages.execute import _uninterrupted
 from refmotion_nb.stages.particle_motion import ParticleMotion
 from refmotion_nb.stages.session import Session
-from refmotion_nb.stages.workers import There, Workers
+from refmotion_nb.stages.workers import There, Workers, WorkerSession
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -341,7 +346,8 @@ def test_a_lost_scheduler_is_said_and_work_is_sent_once(alone, lost_after):
 class Registering:
     """A client that notes what is registered with its workers."""
 
-    scheduler, registered = None, ()
+    scheduler = cluster = None
+    registered = ()
 
     def register_plugin(self, plugin, name):
         time.sleep(0.05)
@@ -413,6 +419,50 @@ def test_a_process_that_dies_comes_back_however_long_that_takes():
         while not {*workers.client.run(os.getpid, on_error="ignore").values()} - {pid}:
             assert time.monotonic() < deadline, "nobody came"
             time.sleep(0.1)
+
+
+def test_a_scheduler_file_may_be_about_to_be_written(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr("refmotion_nb.stages.execute.TRY_S", 0.2)
+    file, answers = tmp_path / "cluster.json", json.dumps({"address": cluster.scheduler_address})
+
+    def written():
+        for content in (
+            '{"address": "tcp://127.0.0.1:1"}',
+            answers[:9],
+            answers,
+        ):  # an earlier scheduler's, half of this one's
+            time.sleep(0.3)
+            file.write_text(content)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(written)
+        with rm.execute.dask(file) as workers:
+            assert workers.n_workers == 2 and workers.elsewhere
+    monkeypatch.setattr("refmotion_nb.stages.execute.PATIENCE_S", 0.3)
+    with pytest.raises(rm.InputError, match=r"none\.json does not exist; check the path"):
+        rm.execute.dask(str(tmp_path / "none.json"))
+    with pytest.raises(rm.InputError, match=r"cache_size_GB 'much' is no size"):
+        rm.execute.dask(file, "much")
+
+
+def test_what_a_worker_keeps_is_bounded_by_its_own_limit(tiny, tmp_path):
+    memory = SimpleNamespace(memory_limit=5e9, memory_pause_fraction=0.8)
+    worker = SimpleNamespace(
+        name="a", address="tcp://10.0.0.1:1", state=SimpleNamespace(nthreads=1), local_directory=tmp_path,
+        status=Status.paused, memory_manager=memory, plugins={},
+    )  # fmt: skip
+    known = [WorkerSession(tiny.open(), cache, Counter({"10.0.0.1": 2}), Device()) for cache in (60e9, 3e9, "7")]
+    for one in known:
+        one.setup(worker)
+    assert [one.session.cache_bytes for one in known] == [2e9, 1.5e9, 2e9]
+    # it would pause for ever, since only its tasks let go of what it keeps
+    assert (worker.status, memory.memory_pause_fraction) == (Status.running, False)
+    worker.plugins["another"] = known[1]
+    known[0].teardown(worker)
+    assert not memory.memory_pause_fraction
+    worker.plugins.clear()
+    known[1].teardown(worker)
+    assert memory.memory_pause_fraction == dask.config.get("distributed.worker.memory.pause") > 0
 
 
 def test_bad_input_is_one_line(tiny, capsys, tmp_path, monkeypatch, workers):

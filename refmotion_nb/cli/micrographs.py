@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
         start = time.perf_counter()
         with execution.opened() as workers:
             if workers:
-                console.say(f"work is done by {workers.about}")
+                console.say(f"work is done by {workers.about}{device.of_workers}")
             table = stage.run(
                 data, dose, options.out, console, data.root, execution.threads, moved, command, workers, device
             )

@@ -62,6 +62,16 @@ def count() -> int:
     return int(_cupy().cuda.runtime.getDeviceCount())
 
 
+def bus_ids() -> list[str]:
+    """Return where on the machine's bus each GPU is, without a look at any of them; none where there is no usable GPU."""
+    if not installed():
+        return []
+    try:
+        return [str(_cupy().cuda.Device(number).pci_bus_id) for number in range(count())]
+    except Exception:  # as above
+        return []
+
+
 def _gpu(cupy: ModuleType, number: int) -> Gpu:
     with cupy.cuda.Device(number):
         free, total = cupy.cuda.runtime.memGetInfo()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from threading import Lock
 from types import ModuleType
 from typing import Any
@@ -21,6 +24,9 @@ KEPT_SHARE = 0.5  # of a GPU's memory, at most, for arrays kept between steps
 APART = "with slicing_gpu_also_aligns off one GPU predicts views and others align: give gpus 2 or more, or leave it on"
 _EXTRAS = 'python -m pip install "refmotion-nb[cuda12]", or [cuda13] for a driver of CUDA 13'
 
+_TAKEN: list[tuple[int, socket.socket]] = []  # the GPU of this process among others, once it has one, and the mark of that
+_TAKING = Lock()
+
 
 @dataclass(frozen=True)
 class Device:
@@ -33,6 +39,7 @@ class Device:
     note: str = ""  # why it is not a GPU, where one was looked for
     oversubscription_GB: float = 20.0  # that it was chosen with
     slicer: Device | None = None  # another GPU, which holds the references and predicts views
+    elsewhere: str = ""  # the word for other machines, where this one has no such device
 
     @property
     def word(self) -> str:
@@ -42,7 +49,12 @@ class Device:
     @property
     def kind(self) -> str:
         """The word that chooses such a device on another machine."""
-        return "cuda" if self.is_gpu else "cpu"
+        return self.elsewhere or ("cuda" if self.is_gpu else "cpu")
+
+    @property
+    def of_workers(self) -> str:
+        """What workers on other machines take, in words."""
+        return {"auto": ", on GPUs where they have any", "cuda": ", on GPUs"}.get(self.kind, "")
 
     def about(self, threads: int) -> str:
         """Return what work is done on, in words."""
@@ -202,11 +214,12 @@ def choose_apart(oversubscription_GB: float = 20.0, worker: int = 0, sharing: in
     return replace(aligns, slicer=slicer)
 
 
-def choose(word: str, oversubscription_GB: float = 20.0, sharing: int = 1) -> Device:
+def choose(word: str, oversubscription_GB: float = 20.0, sharing: int = 1, elsewhere: bool = False) -> Device:
     """Return the device of a word; auto takes the GPU with most free memory, or the CPU where there is none.
 
     A GPU with more memory than ``oversubscription_GB`` holds two micrographs at a time; where several processes are
-    ``sharing`` it, its memory is divided by as many.
+    ``sharing`` it, its memory is divided by as many. Where the work is done ``elsewhere``, on other machines, these look for
+    GPUs of their own.
 
     Raises
     ------
@@ -219,8 +232,8 @@ def choose(word: str, oversubscription_GB: float = 20.0, sharing: int = 1) -> De
         return Device(oversubscription_GB=oversubscription_GB)
     number = word.partition(":")[2]
     found, why = gpu.gpus(int(number) if number else None)
-    if not found and word == "auto":
-        return Device(note=why, oversubscription_GB=oversubscription_GB)
+    if not found and (word == "auto" or (word == "cuda" and elsewhere)):
+        return Device(note=why, oversubscription_GB=oversubscription_GB, elsewhere=word if elsewhere else "")
     if not found and (others := gpu.gpus()[0]):
         raise InputError(f"device {word}: there is no such GPU; there is {', '.join(map(str, others))}")
     if not found:
@@ -237,7 +250,8 @@ def choose(word: str, oversubscription_GB: float = 20.0, sharing: int = 1) -> De
 def choose_like(device: Device, spread: bool, worker: int | str = 0, sharing: int = 1) -> Device:
     """Return the device of a worker, on its own machine of which ``sharing`` workers make use, of the kind of ``device``.
 
-    With ``spread`` it is the GPU that the worker's number falls on, of those that align.
+    With ``spread`` it is the GPU that the worker's number falls on, of those that align; without, one that as few others as
+    possible have taken.
 
     Raises
     ------
@@ -246,8 +260,37 @@ def choose_like(device: Device, spread: bool, worker: int | str = 0, sharing: in
     """
     word, GB = device.kind, device.oversubscription_GB
     if not (spread and device.is_gpu):
-        return choose(word, GB)
+        several = sharing > 1 and word != "cpu" and gpu.bus_ids()
+        return choose(f"cuda:{_taken()}" if several else word, GB)
     if device.slicer:
         return choose_apart(GB, int(worker), sharing)
     n = gpu.count()
     return choose(f"cuda:{int(worker) % n}", GB, sharing=-(-sharing // n))
+
+
+def _taken() -> int:
+    """Return the number of the GPU that this process takes among others, the same whenever it is asked for."""
+    with _TAKING:
+        if not _TAKEN:
+            _TAKEN.append(take_one(gpu.bus_ids()))
+        return _TAKEN[0][0]
+
+
+def take_one(bus_ids: list[str]) -> tuple[int, socket.socket]:
+    """Return which GPU fewest processes of this machine have taken, the first of several, and the mark that it is taken.
+
+    The first: dask-cuda shows each worker the GPUs in another order. A mark is a name of Linux's sockets, which ends with the
+    process. Free memory would not do: workers start at the same time, and look at it before anybody has taken any.
+    """
+    for others in count():
+        for number, bus_id in enumerate(bus_ids):
+            mark = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            try:
+                mark.bind(f"\0refmotion_nb/{bus_id}/{others}")
+            except OSError as error:
+                mark.close()
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                return number, mark
+    raise AssertionError  # never reached: count() has no end

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
@@ -24,11 +25,14 @@ from refmotion_nb.stages.base import Stage
 from refmotion_nb.stages.device import APART, Device, choose, choose_apart
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from refmotion_nb.stages.session import Session
     from refmotion_nb.stages.workers import Workers
 
 
-PATIENCE_S = 30.0  # with a scheduler that does not answer
+PATIENCE_S = 60.0  # with a scheduler that does not answer, or has not written its file yet
+TRY_S = 5.0  # of it: until the file is read again, which may have been that of an earlier scheduler
 
 
 class Execution(Stage):
@@ -64,8 +68,8 @@ class Execution(Stage):
         "views, and the others, which have their memory to themselves, compute trajectories (gpus 2 or more).",
     )  # fmt: skip
 
-    def check(self) -> None:
-        """Refuse settings that contradict each other or this machine.
+    def check(self, elsewhere: bool = False) -> None:
+        """Refuse settings that contradict each other or this machine; ``elsewhere`` as for ``choose_device``.
 
         Raises
         ------
@@ -74,12 +78,12 @@ class Execution(Stage):
         """
         if self.dask and self.workers > 1:
             raise InputError("both dask and workers are given; a cluster has workers of its own, leave one out")
-        choose(self.device, self.gpu_oversubscription_GB)
+        choose(self.device, self.gpu_oversubscription_GB, elsewhere=elsewhere or bool(self.dask))
         if self.cache_bytes <= 0:
             raise InputError(f"cache_size_GB is {self.cache_size_GB}; give GB above 0, or a share such as 60%")
         if self.gpus > 1:
             self._check_gpus()
-        self.choose_device()
+        self.choose_device(elsewhere)
 
     def _check_gpus(self) -> None:
         if self.dask or self.workers > 1:
@@ -90,13 +94,16 @@ class Execution(Stage):
             what = "device is cpu" if self.device == "cpu" else have
             raise InputError(f"gpus {self.gpus}: {what}; leave gpus at 1")
 
-    def choose_device(self) -> Device:
-        """Return the device that these settings name; InputError where there is none."""
+    def choose_device(self, elsewhere: bool = False) -> Device:
+        """Return the device that these settings name; InputError where there is none.
+
+        Where work is done by a cluster, given here or ``elsewhere``, GPUs are its workers' to find.
+        """
         if not self.slicing_gpu_also_aligns:
             if self.gpus < 2:
                 raise InputError(f"gpus is {self.gpus}; {APART}")
             return choose_apart(self.gpu_oversubscription_GB)
-        return choose(self.device, self.gpu_oversubscription_GB)
+        return choose(self.device, self.gpu_oversubscription_GB, elsewhere=elsewhere or bool(self.dask))
 
     @property
     def cache_bytes(self) -> float:
@@ -155,34 +162,54 @@ def dask(client: Any, cache_size_GB: str = "") -> Workers:
     """Return the workers of a Dask cluster, for ``Session(data, workers=...)``.
 
     ``client`` is a ``distributed.Client``, a cluster (``LocalCluster``, ``SLURMCluster``, ``LocalCUDACluster``), the address of a
-    scheduler, or the path of its scheduler file. Workers are to be processes, one task at a time each; their threads are
+    scheduler, or the path of its scheduler file, which may be about to be written. A cluster that starts its workers itself is
+    given the time that its queue takes. Workers are to be processes, one task at a time each; their threads are
     used within it. ``cache_size_GB`` (a number, or a share such as 60%) is for each machine, shared by its workers; by default
-    it is what the session has here.
+    it is what the session has here. A worker that Dask gives a limit keeps less than half of that.
 
     Raises
     ------
     InputError
-        Dask is not installed, nobody answers, or workers lack this package.
+        Dask is not installed, nobody answers, workers lack this package, or ``cache_size_GB`` is no size.
     """
     workers = _workers_module()
     from distributed import Client
 
+    if cache_size_GB:
+        bytes_of(cache_size_GB)
     if isinstance(client, Client):
         return workers.Workers(client, cache_size_GB=cache_size_GB)
-    in_file = isinstance(client, str | Path) and Path(client).is_file()
-    address = _address_in(client) if in_file else client
     try:
-        own = Client(address, timeout=PATIENCE_S)
+        own = _connected(client)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"no Dask scheduler answers at {client} ({error}); start one, or check the address") from None
     return workers.Workers(own, own.close, cache_size_GB=cache_size_GB)
 
 
+def _connected(client: Any) -> Client:
+    """Return the client of a cluster, an address, or a scheduler file: who starts a scheduler need not wait for its file."""
+    from distributed import Client
+
+    if not (isinstance(client, str | Path) and (Path(client).suffix == ".json" or Path(client).is_file())):
+        return Client(client, timeout=PATIENCE_S)
+    last = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return Client(_address_in(client), timeout=min(TRY_S, PATIENCE_S))
+        except (OSError, InputError):
+            if time.monotonic() > last:
+                raise
+        time.sleep(0.2)
+
+
 def _address_in(scheduler_file: str | Path) -> str:
-    """Return the address that a Dask scheduler wrote to a file; InputError where there is none."""
+    """Return the address that a Dask scheduler wrote to a file; InputError where there is none, or no file."""
+    content = read_text(scheduler_file)
     try:
-        return str(json.loads(read_text(scheduler_file))["address"])
-    except (ValueError, KeyError, TypeError):  # also what is no text
+        return str(json.loads(content)["address"])
+    except (ValueError, KeyError, TypeError):
         raise InputError(
             f"{scheduler_file} is no scheduler file of Dask; give the one that the scheduler wrote, or its address"
         ) from None

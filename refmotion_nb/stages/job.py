@@ -162,7 +162,7 @@ class Job:
         self._check_settings(until)
         with output(self.out, files_read(self.data), WRITTEN), one_blas_thread():  # the same bits, whoever calls
             execution: Execution = self.stage(Execution)
-            device = execution.choose_device()
+            device = execution.choose_device(self._elsewhere)
             self.say(f"running on {device.about(execution.n_threads)}")
             session = self.session
             if session is None:
@@ -173,7 +173,7 @@ class Job:
                 session.begin(execution.n_threads, execution.cache_bytes, device)
             with execution.at_work(session):
                 if session.workers:
-                    self.say(f"work is done by {session.workers.about}")
+                    self.say(f"work is done by {session.workers.about}{device.of_workers}")
                 return self._run(session, until, reporter)
 
     def _run(self, session: Session, until: str, reporter: Reporter) -> bool:
@@ -216,6 +216,11 @@ class Job:
         self.seconds.update({f"{k} (part)": v for k, v in dict(session.seconds).items()})
         store.update_attrs(seconds={**self._earlier_seconds(store), **self.seconds}, warnings=self.warnings)
         return complete
+
+    @property
+    def _elsewhere(self) -> bool:
+        workers = self.session and self.session.workers
+        return bool(workers and workers.elsewhere)
 
     def _failed(self, store: ResultStore, session: Session) -> dict[str, str]:
         """Return why micrographs could not be used, those of earlier runs included that no stage had to read again."""
@@ -275,7 +280,7 @@ class Job:
             near = get_close_matches(name, known, n=1)
             raise SettingError(name, f"is no setting; {f'did you mean {near[0]}?' if near else 'leave it out'}")
         self.stage(Overrides).hyperparameters(self.data.movies_with_particles[0].dose_per_frame_e_A2)
-        self.stage(Execution).check()
+        self.stage(Execution).check(self._elsewhere)
         correction: MotionCorrection = self.stage(MotionCorrection)
         correction.output_boxes(self.data)
         validation: Validation = self.stage(Validation)

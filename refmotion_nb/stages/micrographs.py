@@ -92,7 +92,8 @@ class MicrographCorrection(Stage):
         InputError
             Nothing could be written, another run is writing to ``out``, or there is no such device.
         """
-        device = device if isinstance(device, Device) else choose(device)
+        if not isinstance(device, Device):
+            device = choose(device, elsewhere=bool(workers and workers.elsewhere))
         data = wanted(data, MovieTable, "data", "what open_movies or open_exposures returns")
         dose = None if dose is None else weights_of(dose)
         out = as_path(out, "out")

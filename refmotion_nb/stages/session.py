@@ -75,7 +75,8 @@ class Session:
                 raise InputError(f"{what} is {value}; give a number from 0 on")
         self.data = wanted(data, Dataset, "data", OPENED)
         self.workers = workers
-        self.device = device if isinstance(device, Device) else choose_device(device)
+        elsewhere = bool(workers and workers.elsewhere)
+        self.device = device if isinstance(device, Device) else choose_device(device, elsewhere=elsewhere)
         self.threads = threads or cpu_count()
         self.cache_bytes = cache_bytes
         self.spool = Spool(cache_bytes, spill_folder)

@@ -20,16 +20,16 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from distributed import Client, Future, KilledWorker, WorkerPlugin, get_worker
 from distributed.client import ClosedClientError
-from distributed.comm import CommClosedError, get_address_host
+from distributed.comm import CommClosedError
 
 from refmotion_nb import __version__
-from refmotion_nb.data.limits import bytes_of
 from refmotion_nb.data.schema import Dataset, InputError
 from refmotion_nb.numerics.backend import one_blas_thread
 from refmotion_nb.numerics.room import reuse_freed_memory
 from refmotion_nb.stages.alignment import Alignment
 from refmotion_nb.stages.bundles import Bundles, Given, Held, by_key, given
 from refmotion_nb.stages.device import Device, choose_like
+from refmotion_nb.stages.hosts import cache_bytes, hosts_of, never_pause, pause_again, sharing, workers_of
 from refmotion_nb.stages.places import Found, Task
 from refmotion_nb.stages.session import Session
 
@@ -83,6 +83,11 @@ class Workers:
         self.close()
 
     @property
+    def elsewhere(self) -> bool:
+        """Whether they are a cluster's, which has machines of its own."""
+        return not self._spread
+
+    @property
     def about(self) -> str:
         """How many workers where, in words."""
         n = self.n_workers
@@ -91,7 +96,7 @@ class Workers:
     @property
     def n_workers(self) -> int:
         """Number of workers now."""
-        return len(_workers_of(self.client))
+        return len(workers_of(self.client))
 
     def place(self, session: Session) -> There:
         """Return the place where work for ``session`` is done; each worker is given its data, also those that come later.
@@ -105,7 +110,7 @@ class Workers:
                     del self._plugins[number]
             _, known, there = self._plugins.get(id(session), (None, None, None))
             cache = self._cache_size_GB or session.cache_bytes
-            wanted = WorkerSession(session.data, cache, _hosts(self.client), session.device, self._spread)
+            wanted = WorkerSession(session.data, cache, hosts_of(self.client), session.device, self._spread)
             if there is None or known is None or known.settings != wanted.settings:
                 if there is not None:
                     self.client.unregister_worker_plugin(there.plugin)
@@ -126,7 +131,7 @@ class Workers:
         InputError
             The cluster is gone.
         """
-        hosts = _hosts(self.client)
+        hosts = hosts_of(self.client)
 
         def submit(item: Item) -> Future:
             with _answering(self._address):
@@ -160,7 +165,8 @@ class Workers:
 
     def _check(self) -> None:
         try:
-            self.client.wait_for_workers(1, timeout=60)
+            # a cluster that starts them waits for its queue; others are started by those who gave the address
+            self.client.wait_for_workers(1, timeout=None if self.client.cluster else 60)
             found = self.client.run(_version)
         except (TimeoutError, CommClosedError, OSError):
             raise InputError(
@@ -195,7 +201,9 @@ class WorkerSession(WorkerPlugin):
         """Begin on a worker."""
         self._threads, self._folder = worker.state.nthreads, worker.local_directory
         self._name = worker.name
-        self._sharing = _sharing(self._workers, worker)
+        self._sharing = sharing(self._workers, worker)
+        self._cache_bytes = cache_bytes(self._cache, self._sharing, worker)
+        never_pause(worker)
         self._lock = Lock()
         self._session: Session | None = None
         self._keeping = ExitStack()
@@ -207,6 +215,8 @@ class WorkerSession(WorkerPlugin):
         """End on a worker: give the memory back."""
         self._keeping.close()
         self._session = None
+        if not any(isinstance(other, WorkerSession) for other in worker.plugins.values()):
+            pause_again(worker)
 
     @property
     def session(self) -> Session:
@@ -216,10 +226,9 @@ class WorkerSession(WorkerPlugin):
                 one_blas_thread().__enter__()  # for good: the same bits as in one process
                 reuse_freed_memory()
                 device = choose_like(self._device, self._spread, self._name, self._sharing)
-                cache = bytes_of(self._cache) if isinstance(self._cache, str) else self._cache
                 if device.is_gpu:
                     self.solving = Semaphore(device.at_once)
-                self._session = Session(self._data, self._threads, cache / self._sharing, self._folder, device=device)
+                self._session = Session(self._data, self._threads, self._cache_bytes, self._folder, device=device)
                 self._keeping.enter_context(self._session.memory_handed_on())
             self._session.device.activate()
             return self._session
@@ -292,7 +301,7 @@ class There:
         """Return the held values of all rows, made where the first of a row is."""
         rows, found = [*zip(*columns)], dict[int, Held]()
         with _answering(self._address):
-            threads = sum(worker["nthreads"] for worker in _workers_of(self._client).values())
+            threads = sum(worker["nthreads"] for worker in workers_of(self._client).values())
             bundles = self._bundles.of([row[0] for row in rows], threads)
         for bundle in bundles:
             put, futures = given(rows[i] for i in bundle)
@@ -350,7 +359,7 @@ def _ahead(client: Client, submit: Callable[[Item], Any], items: Iterable[Item])
     left, under_way = deque(items), deque[tuple[Item, Future]]()
     try:
         while left or under_way:
-            while left and len(under_way) < 2 * AHEAD * max(1, len(_workers_of(client))):
+            while left and len(under_way) < 2 * AHEAD * max(1, len(workers_of(client))):
                 under_way.append((left[0], submit(left.popleft())))
             yield under_way.popleft()
     finally:
@@ -364,7 +373,7 @@ def _without_session(
     worker = get_worker()
     with _COMPUTING, one_blas_thread():
         try:
-            return work(item, worker.state.nthreads, choose_like(like, spread, worker.name, _sharing(hosts, worker)))
+            return work(item, worker.state.nthreads, choose_like(like, spread, worker.name, sharing(hosts, worker)))
         except InputError as error:
             return error
 
@@ -421,21 +430,6 @@ def _call(plugin: str, function: Callable[..., Any], rows: list[list[Any]], *out
         with _mine(plugin).solving, session.device.telling_of_memory("micrographs were worked on"):
             values.append(function(session, *arguments))
     return Outcome(values)
-
-
-def _hosts(client: Client) -> Counter[str]:
-    """Return how many workers each machine has."""
-    return Counter(worker["host"] for worker in _workers_of(client).values())
-
-
-def _sharing(hosts: Counter[str], worker: Any) -> int:
-    """Return how many workers share a worker's machine."""
-    return hosts.get(get_address_host(worker.address), max(hosts.values(), default=1))  # one that comes later: the most
-
-
-def _workers_of(client: Client) -> dict[str, Any]:
-    """Return what the scheduler says of its workers, by their addresses; nothing once it is lost."""
-    return client.scheduler_info(n_workers=-1).get("workers", {})
 
 
 @contextmanager
