@@ -59,6 +59,9 @@ def test_the_standard_curve_can_be_taken_at_high_resolution_or_mixed_in(dose):
     [
         (WeightEdits({99: 1.0}), "there is no frame 100"),
         (WeightEdits({0: -1.0}), "give 0"),
+        (WeightEdits({0: float("inf")}), "give 0"),
+        (WeightEdits(standard_beyond_A=0.0), "a resolution above 0"),
+        (WeightEdits(standard_share=2.0), "a share from 0 to 1"),
         (WeightEdits(dict.fromkeys(range(8), 0.0)), "no frame is left"),
     ],
 )
