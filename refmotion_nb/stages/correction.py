@@ -377,9 +377,9 @@ def _write_bfactors(out: Path, dose: xr.Dataset, box: int) -> None:
         if path in written:  # of a group whose name differs in what no file name holds
             path = out / f"bfactors_{safe}_{i}.star"
         written.add(path)
-        write_bfactors(
-            path, -row["b_factor"].values * relion_gauge(box // 2 + 1), np.log(row["frame_scale"].values),
-        )  # fmt: skip
+        with np.errstate(divide="ignore"):  # RELION's of a frame without signal is 0
+            log_scale = np.log(row["frame_scale"].values)
+        write_bfactors(path, -row["b_factor"].values * relion_gauge(box // 2 + 1), log_scale)
     for path in out.glob("bfactors*.star"):  # of an earlier run with other weights
         if path not in written:
             path.unlink()
