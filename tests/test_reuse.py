@@ -230,6 +230,9 @@ def test_bfactors_that_relion_could_not_fit_are_refused(data, tmp_path):
     log_scale[7] = -np.inf  # no signal
     write_bfactors(tmp_path / "b.star", b_factor, log_scale)
     assert (read_weights(tmp_path / "b.star", data.movies, 112, 1.6)["weight"].values[0, 7] == 0).all()
+    write_bfactors(tmp_path / "b.star", b_factor, np.full(8, -np.inf))
+    with pytest.raises(rm.InputError, match="frame 1 has B-factor -20 and ln of scale -inf, RELION could"):
+        read_weights(tmp_path / "b.star", data.movies, 112, 1.6)
     for value in (np.nan, -np.inf):
         b_factor[3] = value
         write_bfactors(tmp_path / "b.star", b_factor, log_scale)
