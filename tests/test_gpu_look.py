@@ -2,11 +2,11 @@
 
 from collections import Counter
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import strict_cupy
+from fake_worker import fake_worker
 
 import refmotion_nb as rm
 from refmotion_nb.data.movies.look import look_at, sample_of
@@ -169,10 +169,7 @@ def test_workers_take_the_other_gpus_in_turn(strict, tiny, tmp_path):
     devices = []
     for name in (0, 1, 2):
         mine = WorkerSession(tiny.open(), 0, Counter({"10.0.0.1": 3}), choose_apart(8), True)
-        mine.setup(SimpleNamespace(
-            name=name, state=SimpleNamespace(nthreads=1), local_directory=tmp_path, address="tcp://10.0.0.1:1", status=None,
-            memory_manager=SimpleNamespace(memory_limit=None),
-        ))  # fmt: skip
+        mine.setup(fake_worker(name, tmp_path))
         devices.append(mine.session.device)
     assert [one.words for one in devices] == [("cuda:1", "cuda:0"), ("cuda:2", "cuda:0"), ("cuda:1", "cuda:0")]
     assert [one.total_bytes for one in devices] == [4 << 30] * 3  # two of three workers share a GPU

@@ -10,11 +10,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Event
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import strict_cupy
+from fake_worker import fake_worker
 
 import refmotion_nb as rm
 from refmotion_nb.cli import main
@@ -168,9 +168,7 @@ def test_every_gpu_has_a_worker(strict, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("refmotion_nb.data.limits.memory_bytes", lambda: 8e9)
     for name, n in ((0, 2), (1, 2), (3, 4)):
         mine = WorkerSession(tiny.open(), "50%", Counter({"10.0.0.1": n}), choose("cuda:0", 8), True)
-        mine.setup(SimpleNamespace(
-            name=name, state=SimpleNamespace(nthreads=1), local_directory=tmp_path, address="tcp://10.0.0.1:1",
-        ))  # fmt: skip
+        mine.setup(fake_worker(name, tmp_path))
         session = mine.session
         assert session.device == choose(f"cuda:{name % 2}", 8, sharing=n // 2)
         assert session.device.total_bytes == (16 << 30) // n and session.device.at_once == 4 // n
@@ -204,9 +202,7 @@ def test_a_worker_keeps_to_the_plan_of_its_gpu(strict, tiny, tmp_path, monkeypat
     ):
         pass
     mine = WorkerSession(tiny.open(), 0, Counter(), choose("cuda:0"))
-    mine.setup(
-        SimpleNamespace(name="a", state=SimpleNamespace(nthreads=4), local_directory=tmp_path, address="tcp://a:1")
-    )
+    mine.setup(fake_worker("a", tmp_path, 4, "tcp://a:1"))
     monkeypatch.setattr(workers, "_mine", lambda plugin: mine)
     solving = []
 

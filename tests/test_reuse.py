@@ -568,6 +568,23 @@ def test_threads_are_as_many_as_a_job_or_container_may_use(tmp_path, monkeypatch
     assert cpu_count(tmp_path) == found
 
 
+@pytest.mark.parametrize(
+    ("told", "threads", "n_bytes"),
+    [
+        ({"SLURM_CPUS_ON_NODE": "16", "SLURM_CPUS_PER_TASK": "8", "SLURM_MEM_PER_CPU": "128"}, 8, 16 << 27),
+        ({"SLURM_CPUS_ON_NODE": "16", "SLURM_MEM_PER_NODE": "1000"}, 16, 1000 << 20),
+        ({"SLURM_CPUS_ON_NODE": "128"}, 64, None),  # all that the process is bound to
+        ({"SLURM_MEM_PER_NODE": "0", "SLURM_CPUS_PER_TASK": ""}, 64, None),
+    ],
+)
+def test_a_job_of_slurm_takes_no_more_than_it_asked_for(tmp_path, monkeypatch, told, threads, n_bytes):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
+    for name in ("SLURM_CPUS_ON_NODE", "SLURM_CPUS_PER_TASK", "SLURM_MEM_PER_CPU", "SLURM_MEM_PER_NODE"):
+        monkeypatch.setenv(name, told.get(name, ""))
+    assert cpu_count(tmp_path) == threads
+    assert memory_bytes(tmp_path) == n_bytes or (n_bytes is None and memory_bytes(tmp_path) > 4e9)
+
+
 def test_a_simulation_takes_no_more_threads_than_that(monkeypatch):
     monkeypatch.setattr("refmotion_nb.data.synthetic.simulate.cpu_count", lambda: 3)
     monkeypatch.setattr("os.cpu_count", lambda: 64)

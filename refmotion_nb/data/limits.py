@@ -15,8 +15,11 @@ ROOT = Path("/")
 
 
 def memory_bytes(root: Path = ROOT) -> int:
-    """Return the memory that this process may use: the machine's, or the limit of its job or container (cgroups v1 and v2)."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    """Return the memory that this process may use: the machine's, or the limit of its job or container.
+
+    That of a job is told by cgroups (v1 and v2), and by SLURM, which also ends jobs that it does not confine.
+    """
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_of_slurm_bytes()]
     for folder, first_version in _groups(root, "memory"):
         with suppress(OSError, ValueError):  # no such file, or "max": no limit
             limits.append(
@@ -42,8 +45,12 @@ def size(n_bytes: float) -> str:
 
 
 def cpu_count(root: Path = ROOT) -> int:
-    """Return the number of processors this process may use; a share of one that its job or container is given counts whole."""
+    """Return the number of processors this process may use; a share of one that its job or container is given counts whole.
+
+    Processors that a job of SLURM has not asked for are left alone also where it is not kept from them.
+    """
     limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    limits += _numbers("SLURM_CPUS_PER_TASK") or _numbers("SLURM_CPUS_ON_NODE")
     for folder, first_version in _groups(root, "cpu"):
         names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if first_version else ("cpu.max",)
         with suppress(OSError, ValueError):
@@ -53,6 +60,19 @@ def cpu_count(root: Path = ROOT) -> int:
             if quota > 0:  # -1: no limit
                 limits.append(math.ceil(quota / period))
     return min(limits)
+
+
+def _of_slurm_bytes() -> list[int]:
+    """Return the limit of the job of SLURM that this process is part of, if there is one; SLURM counts in MiB."""
+    each = _numbers("SLURM_MEM_PER_CPU")
+    whole = [each[0] * one for one in _numbers("SLURM_CPUS_ON_NODE")] if each else _numbers("SLURM_MEM_PER_NODE")
+    return [one << 20 for one in whole]
+
+
+def _numbers(variable: str) -> list[int]:
+    """Return a positive number in the environment as a list of it, else an empty one."""
+    word = os.environ.get(variable, "")
+    return [int(word)] if re.fullmatch(r"[1-9]\d*", word) else []
 
 
 def _groups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
