@@ -29,8 +29,8 @@ from refmotion_nb.data.maps import write_stack
 from refmotion_nb.data.store import ResultStore
 from refmotion_nb.numerics.backend import one_blas_thread
 from refmotion_nb.stages.dose_weights import weights_for
-from refmotion_nb.stages.half_maps import particle_images
 from refmotion_nb.stages.job import Job
+from refmotion_nb.stages.micrograph import particle_images
 from refmotion_nb.stages.search import prior_from_attrs
 from refmotion_nb.stages.validation import COMBINATIONS, Combination
 
@@ -65,7 +65,7 @@ def write_combination(
         tracks = session.track(m, stage, prior)
         moved = tracks.displacement_A if combination.corrected else m.placement.initial_A
         weight = weights_for(m, dose if combination.empirical else None)
-        images = particle_images(m, slice(0, m.n), moved / m.movie.pixel_size_A, weight, session.threads)
+        images = particle_images(m, moved / m.movie.pixel_size_A, weight, m.spectra.box, session.threads)
         write_stack(folder / f"{name}.mrcs", images, m.movie.pixel_size_A)
     table = (job / "particles.star").read_text()
     path = job / f"{combination.file_name}.star"

@@ -8,7 +8,7 @@ import xarray as xr
 
 import refmotion_nb as rm
 from refmotion_nb.data.relion.results import read_bfactors
-from refmotion_nb.numerics.dose import sums_at_doses
+from refmotion_nb.numerics.dose import DoseModel, sums_at_doses, weights
 from refmotion_nb.stages import dose_weights
 from refmotion_nb.stages.base import Silent
 from refmotion_nb.stages.correction import _write_bfactors
@@ -144,8 +144,14 @@ def test_weights_reach_every_movie_of_a_group():
 def test_b_factors_of_groups_with_names_that_look_alike_in_file_names_are_all_written(tmp_path):
     groups, shape = ["all", "tilt 1", "tilt/1", "tilt_1"], (4, 3)
     b_factor, scale = np.arange(12.0).reshape(shape), np.ones(shape)
+    scale[0, 2] = 0  # as RELION has it of a frame without signal
     both = ("group", "frame")
-    dose = xr.Dataset({"b_factor": (both, b_factor), "frame_scale": (both, scale)}, coords={"group": groups})
+    weight = np.stack([weights(DoseModel(s, b, np.ones(0)), np.array([0.1, 0.2])) for s, b in zip(scale, b_factor)])
+    dose = xr.Dataset(
+        {"b_factor": (both, b_factor), "frame_scale": (both, scale), "weight": ((*both, "frequency"), weight)},
+        coords={"group": groups, "frequency": [0.1, 0.2]},
+    )
     _write_bfactors(tmp_path, dose, 64)
     files = {path.name: read_bfactors(path)[0][0] for path in tmp_path.glob("*")}
+    assert read_bfactors(tmp_path / "bfactors.star")[1].tolist() == [0, 0, -np.inf]
     assert len(set(files.values())) == len(files) == 4 and {"bfactors.star", "bfactors_tilt_1.star"} < {*files}

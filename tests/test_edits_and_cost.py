@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import refmotion_nb as rm
+from refmotion_nb.stages.correction import _write_bfactors
 from refmotion_nb.stages.cost import cost_of_correction
 from refmotion_nb.stages.weight_edits import WeightEdits, edit_weights, factors_of
 
@@ -36,6 +37,14 @@ def test_a_frame_left_out_gives_its_weight_to_the_others(dose):
     np.testing.assert_allclose(edited[:, 2] / edited[:, 3], 0.5 * before[:, 2] / before[:, 3])
 
 
+def test_edited_weights_have_no_b_factors(dose, tmp_path):
+    """Those that were measured are not what particles are weighted by; those of an earlier correction go."""
+    _write_bfactors(tmp_path, dose, 112)
+    assert [path.name for path in tmp_path.iterdir()] == ["bfactors.star"]
+    _write_bfactors(tmp_path, edit_weights(dose, WeightEdits({0: 0.0})), 112)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_standard_curve_can_be_taken_at_high_resolution_or_mixed_in(dose):
     fine = dose["frequency"].values > 1 / 8
     edited = edit_weights(dose, WeightEdits(standard_beyond_A=8.0))
@@ -50,6 +59,9 @@ def test_the_standard_curve_can_be_taken_at_high_resolution_or_mixed_in(dose):
     [
         (WeightEdits({99: 1.0}), "there is no frame 100"),
         (WeightEdits({0: -1.0}), "give 0"),
+        (WeightEdits({0: float("inf")}), "give 0"),
+        (WeightEdits(standard_beyond_A=0.0), "a resolution above 0"),
+        (WeightEdits(standard_share=2.0), "a share from 0 to 1"),
         (WeightEdits(dict.fromkeys(range(8), 0.0)), "no frame is left"),
     ],
 )

@@ -92,6 +92,22 @@ def test_weights_of_a_curve_are_that_curve_at_other_doses():
     np.testing.assert_allclose(found.sum(0), 1)
 
 
+def test_a_frame_left_out_takes_no_other_dose_along():
+    edges, finer, coarser = np.linspace(0, 40, 11), np.linspace(0, 40, 21), np.linspace(0, 40, 6)
+    weight = np.exp(-0.05 * edges[:-1, None] * [0.5, 1.0])
+    whole, without = weights_at_doses(weight, edges, finer), weight.copy()
+    without[[0, 4]] = 0
+    found = weights_at_doses(without, edges, finer)
+    out = [0, 1, 8, 9]
+    assert not found[out].any()
+    rest = np.delete(whole, out, 0)
+    # the first of the others is extrapolated
+    np.testing.assert_allclose(np.delete(found, out, 0)[1:], (rest / rest.sum(0))[1:], rtol=0.02)
+    half = weights_at_doses(without, edges, coarser) / weights_at_doses(weight, edges, coarser)
+    np.testing.assert_allclose(half / half[4], [[0.5] * 2, [1] * 2, [0.5] * 2, [1] * 2, [1] * 2], rtol=0.1)
+    assert np.isfinite(weights_at_doses(without, edges, np.linspace(0, 4, 4))).all()  # nothing else is there
+
+
 def test_sums_of_other_frames():
     frequency = np.linspace(0.01, 0.4, 30)
 
@@ -214,6 +230,9 @@ def test_bfactors_that_relion_could_not_fit_are_refused(data, tmp_path):
     log_scale[7] = -np.inf  # no signal
     write_bfactors(tmp_path / "b.star", b_factor, log_scale)
     assert (read_weights(tmp_path / "b.star", data.movies, 112, 1.6)["weight"].values[0, 7] == 0).all()
+    write_bfactors(tmp_path / "b.star", b_factor, np.full(8, -np.inf))
+    with pytest.raises(rm.InputError, match="frame 1 has B-factor -20 and ln of scale -inf, RELION could"):
+        read_weights(tmp_path / "b.star", data.movies, 112, 1.6)
     for value in (np.nan, -np.inf):
         b_factor[3] = value
         write_bfactors(tmp_path / "b.star", b_factor, log_scale)

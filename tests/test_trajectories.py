@@ -118,6 +118,10 @@ def test_units_of_hyperparameters():
     h = Hyperparameters.from_strengths(3.0, 5000.0, 4.0)
     assert (h.strength, h.spatial_strength, h.acceleration_strength) == pytest.approx((5.0, 3.0, 4.0))
     assert Hyperparameters.from_relion(*h.to_relion(1.3), 1.3).strength == pytest.approx(h.strength)
+    for alone in ((0.0, 5000.0, 4.0), (3.0, 5000.0, 0.0)):  # RELION's of a prior that is not there has no limit
+        one = Hyperparameters.from_strengths(*alone)
+        assert (one.spatial_strength, one.distance_A, one.acceleration_strength) == alone
+        assert np.isinf(one.to_relion(1.3)).tolist() == [not alone[0], False, not alone[2]]
     relion = Hyperparameters.from_relion(0.5, 5000.0, 2.0, 1.3)
     assert relion.to_relion(1.3) == pytest.approx((0.5, 5000.0, 2.0)) and relion.distance_A == 5000
     # RELION: Σ v² / σ², v in Å per frame, against 4/π of the likelihood; here ½ r cos θ Σ Δd u²

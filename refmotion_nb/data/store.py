@@ -320,10 +320,12 @@ def write_hyperparameters(
     **metadata
         Anything else worth keeping. What is not finite is written as null.
     """
-    theta = math.radians(balance_deg)
-    spatial, acceleration = strength * math.cos(theta), strength * math.sin(theta)
-    values = {"strength": strength, "balance_deg": balance_deg, "distance_A": distance_A, "spatial_strength": spatial,
-              "acceleration_strength": acceleration, "common_std_A": common_std_A, "drift_strength": drift_strength,
+    from refmotion_nb.numerics.prior import Hyperparameters  # imports much
+
+    h = Hyperparameters(strength, balance_deg, distance_A)
+    values = {"strength": strength, "balance_deg": balance_deg, "distance_A": distance_A,
+              "spatial_strength": h.spatial_strength, "acceleration_strength": h.acceleration_strength,
+              "common_std_A": common_std_A, "drift_strength": drift_strength,
               "profile": profile, "relion": relion, "score": score, "energy": energy}  # fmt: skip
     with atomic(path) as temporary:
         text = json.dumps(finite(plain({**values, **metadata})), indent=2, ensure_ascii=False, allow_nan=False)
@@ -369,9 +371,11 @@ def read_hyperparameters(path: str | Path) -> dict[str, Any]:
 
 def _agree(found: dict[str, float], path: str | Path) -> None:
     """Fill in the two strengths that follow; whoever edits one pair must drop the other."""
-    theta = math.radians(found["balance_deg"])
-    for name, part in {"spatial_strength": math.cos(theta), "acceleration_strength": math.sin(theta)}.items():
-        value = found["strength"] * part
+    from refmotion_nb.numerics.prior import Hyperparameters
+
+    h = Hyperparameters(*(found[name] for name in ("strength", "balance_deg", "distance_A")))
+    for name in ("spatial_strength", "acceleration_strength"):
+        value = getattr(h, name)
         if abs(found.setdefault(name, value) - value) > 1e-3 * found["strength"]:
             raise InputError(f"{path}: {name} contradicts strength and balance_deg; delete one pair of the two")
 

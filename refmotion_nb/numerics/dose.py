@@ -195,9 +195,16 @@ def weights_at_doses(weight: np.ndarray, edges: np.ndarray, edges_to: np.ndarray
     """Return weights (other frame, frequency) for movies cut into other frames, normalised over them.
 
     Best weights are what is left of the signal at a dose, whatever the dose of a frame: logarithms are interpolated at
-    the middle of the frames, those of the first and last frame go on beyond.
+    the middle of the frames, those of the first and last frame go on beyond. A frame of weight 0, left out by hand, takes
+    nothing from its neighbours: what of another frame lies in its dose is left out.
     """
     middle, middle_to = 0.5 * (edges[1:] + edges[:-1]), 0.5 * (edges_to[1:] + edges_to[:-1])
-    log = np.log(np.maximum(weight, 1e-30))
-    out = np.exp(np.stack([np.interp(middle_to, middle, column) for column in log.T], axis=1))
+    used = weight > 0
+    columns = [np.interp(middle_to, middle[on], np.log(one[on])) for one, on in zip(weight.T, used.T)]
+    out = np.exp(np.stack(columns, axis=1))
+    if not used.all():
+        first, last = np.append(-np.inf, edges[1:-1]), np.append(edges[1:-1], np.inf)
+        common = np.minimum(edges_to[1:, None], last) - np.maximum(edges_to[:-1, None], first)
+        share = np.maximum(common, 0) / np.diff(edges_to)[:, None] @ used  # of each other frame's dose
+        out *= np.where((share > 0).any(0), share, 1)  # a movie with no other dose takes them as they come
     return out / out.sum(0)

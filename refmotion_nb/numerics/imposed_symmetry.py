@@ -55,7 +55,8 @@ def _transform_at(volume: np.ndarray, last: int, points: np.ndarray, threads: in
     small = scipy.fft.irfftn(transform, (size,) * 3, workers=threads).astype(np.complex64)
     z, y, x = np.ascontiguousarray((2 * np.pi / size * points.reshape(-1, 3)[:, ::-1]).T, np.float32)
     values = finufft.nufft3d2(z, y, x, small, eps=1e-4, isign=-1, nthreads=threads, showwarn=0)
-    return values.reshape(points.shape[:-1])
+    beyond = len(volume) // 2 / len(volume) - 0.5  # the centre of an odd map is half a pixel before its middle
+    return values.reshape(points.shape[:-1]) * np.exp(2j * np.pi * beyond * points.sum(-1))
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:

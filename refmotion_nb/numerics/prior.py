@@ -31,7 +31,8 @@ class Hyperparameters:
     @property
     def spatial_strength(self) -> float:
         """Return r cos θ, the weight of the spatial prior."""
-        return self.strength * float(np.cos(np.deg2rad(self.balance_deg)))
+        # the cosine of what stands for a right angle is not 0
+        return self.strength * float(np.cos(np.deg2rad(self.balance_deg))) if self.balance_deg != 90 else 0.0
 
     @property
     def acceleration_strength(self) -> float:

@@ -21,7 +21,6 @@ class FourierVolume:
 
     ft: Any  # (kz, ky, kx >= 0) complex64, kz and ky from -limit to limit, forward normalised per slice
     padding: int
-    box: int  # px of the map
     k_max: int  # highest shell (of the unpadded box) that slices may have
 
 
@@ -65,7 +64,7 @@ def prepare_volume(
 
     over_chunks(len(planes), along_x_and_y, threads, chunk=4)
     over_chunks(len(keep), along_z, threads, chunk=4)
-    return FourierVolume(volume, padding, n, k_max)
+    return FourierVolume(volume, padding, k_max)
 
 
 def _support(mask: np.ndarray) -> tuple[slice, slice, slice]:

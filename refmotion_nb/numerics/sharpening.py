@@ -55,12 +55,12 @@ def sharpened(
     volume: np.ndarray, fsc: np.ndarray, b_factor_A2: float, pixel_size_A: float, threads: int = 1
 ) -> np.ndarray:
     """Return a map weighted by its FSC (shell,), its fall-off by ``b_factor_A2`` undone, up to an FSC of 0.143."""
-    n = len(volume)
-    weight = fsc_weight(fsc) * raised_cosine(np.arange(len(fsc)), _shells_above(fsc, 0.143))
+    n, edge = len(volume), _shells_above(fsc, 0.143)
+    weight = fsc_weight(fsc) * raised_cosine(np.arange(len(fsc)), edge)
     radius = half_transform_radii(n)
     shell = np.minimum(np.rint(radius).astype(np.int32), len(fsc))
+    # no farther than what is kept: the corners of a map of small pixels would be raised beyond what numbers hold
+    frequency = np.minimum(radius, edge + 1) / (n * pixel_size_A)
     transform = scipy.fft.rfftn(volume, workers=threads)
-    transform *= np.append(weight, 0).astype(np.float32)[shell] * np.exp(
-        b_factor_A2 / 4 * (radius / (n * pixel_size_A)) ** 2
-    )
+    transform *= np.append(weight, 0).astype(np.float32)[shell] * np.exp(b_factor_A2 / 4 * frequency**2)
     return scipy.fft.irfftn(transform, volume.shape, workers=threads).astype(np.float32)

@@ -376,7 +376,7 @@ def score_windows(micrograph: Micrograph, settings: Alignment, threads: int) -> 
     """Return windows of the shells held out, up to FSC = 0.143, against the opposite half maps.
 
     Their score is the cosine RELION trains on, but for shells: here they hold the whole part of |k|, RELION rounds it, so that
-    its band begins and ends half a shell lower (its score is 6 % larger on 14 particles of the apoferritin set).
+    its band begins and ends half a shell lower (scores of the apoferritin set differ by some per cent, either way).
 
     Raises
     ------

@@ -20,16 +20,14 @@ from refmotion_nb.data.reasons import listed
 from refmotion_nb.data.relion.results import write_bfactors, write_particles, write_tracks
 from refmotion_nb.data.schema import AXES, Dataset, InputError, as_path
 from refmotion_nb.data.store import ResultStore
-from refmotion_nb.numerics.backend import to_host
-from refmotion_nb.numerics.dose import relion_gauge
+from refmotion_nb.numerics.dose import DoseModel, relion_gauge, weights
 from refmotion_nb.numerics.patches import movie_box
-from refmotion_nb.numerics.recombine import normalise, recombine
 from refmotion_nb.stages.alignment import Alignment, MotionPrior, Tracks
 from refmotion_nb.stages.base import Reporter, Silent, hash_of
 from refmotion_nb.stages.describe import files_read
 from refmotion_nb.stages.dose_weights import weights_for, weights_of, weights_on
 from refmotion_nb.stages.keys import digest
-from refmotion_nb.stages.micrograph import Micrograph, optics_group
+from refmotion_nb.stages.micrograph import Micrograph, optics_group, particle_images
 from refmotion_nb.stages.search import prior_of
 from refmotion_nb.stages.session import Session
 
@@ -172,9 +170,7 @@ class MotionCorrection(Alignment):
     def images(self, m: Micrograph, tracks: Tracks, dose: xr.Dataset, threads: int) -> np.ndarray:
         """Return the corrected particles (particle, box, box) of a micrograph, background 0 ± 1."""
         box_out = self.output_box(m.placement.box)
-        moved = tracks.displacement_A / m.pixel_size_A
-        images = recombine(m.spectra, moved, weights_for(m, dose), box_out, threads)
-        return to_host(normalise(images, m.background_radius_px(box_out), threads))
+        return particle_images(m, tracks.displacement_A / m.pixel_size_A, weights_for(m, dose), box_out, threads)
 
     def _finish(
         self,
@@ -356,22 +352,34 @@ def check_reach(session: Session, dose: xr.Dataset) -> None:
             raise InputError(f"{name}: {error}") from None
 
 
+def _as_modelled(row: xr.Dataset) -> bool:
+    """Return whether the weights of one row of a table are those of its B-factors and scales."""
+    model = DoseModel(row["frame_scale"].values, row["b_factor"].values, np.ones(0))
+    weight = row["weight"].values
+    return np.allclose(weight / weight.sum(0), weights(model, row["frequency"].values), rtol=1e-3, atol=1e-6)
+
+
 def _write_bfactors(out: Path, dose: xr.Dataset, box: int) -> None:
-    """Write B-factors, ln scales in RELION's form, sign, gauge (of the reference's ``box``): the pool's and each group's."""
+    """Write B-factors, ln scales in RELION's form, sign, gauge (of the reference's ``box``): the pool's and each group's.
+
+    Edited weights have none: whoever took those that were measured would weight otherwise than the particles are.
+    """
     written = set()
     for i in range(dose.sizes["group"]):
         row = dose.isel(group=i)
         if "b_factor" not in row or not np.isfinite(row["b_factor"].values).any():
             continue
         row = row.dropna("frame", subset=["b_factor"])
+        if not _as_modelled(row):
+            continue
         safe = re.sub(r"[^\w.-]+", "_", str(row["group"].values))
         path = out / ("bfactors.star" if i == 0 else f"bfactors_{safe}.star")
         if path in written:  # of a group whose name differs in what no file name holds
             path = out / f"bfactors_{safe}_{i}.star"
         written.add(path)
-        write_bfactors(
-            path, -row["b_factor"].values * relion_gauge(box // 2 + 1), np.log(row["frame_scale"].values),
-        )  # fmt: skip
+        with np.errstate(divide="ignore"):  # RELION's of a frame without signal is 0
+            log_scale = np.log(row["frame_scale"].values)
+        write_bfactors(path, -row["b_factor"].values * relion_gauge(box // 2 + 1), log_scale)
     for path in out.glob("bfactors*.star"):  # of an earlier run with other weights
         if path not in written:
             path.unlink()

@@ -11,14 +11,13 @@ from scipy import fft
 from refmotion_nb.data.maps import load_reference
 from refmotion_nb.data.schema import Reference
 from refmotion_nb.data.transfer import Transfer
-from refmotion_nb.numerics.backend import over_chunks, to_host
+from refmotion_nb.numerics.backend import over_chunks
 from refmotion_nb.numerics.fourier import half_plane_indices
-from refmotion_nb.numerics.patches import PatchSpectra, movie_box
+from refmotion_nb.numerics.patches import movie_box
 from refmotion_nb.numerics.projection import euler_to_matrix, slice_axes
-from refmotion_nb.numerics.recombine import normalise, recombine
 from refmotion_nb.numerics.reconstruct import Transform, reconstruct, sampling_density
 from refmotion_nb.stages.alignment import Alignment
-from refmotion_nb.stages.micrograph import Micrograph
+from refmotion_nb.stages.micrograph import Micrograph, particle_images
 from refmotion_nb.stages.session import Session
 
 
@@ -45,16 +44,6 @@ class Grid:
         loaded = load_reference(reference)
         n = movie_box(loaded.box_size * loaded.pixel_size_A, self.pixel_size_A)
         return _centred(_resampled(loaded.mask, n), self.size)
-
-
-def particle_images(
-    m: Micrograph, part: slice, displacement_px: np.ndarray, weight: np.ndarray, threads: int
-) -> np.ndarray:
-    """Return images (particle, box, box) of some particles along displacements (all particles, frame, 2), background 0 ± 1."""
-    spectra = PatchSpectra(m.spectra.stored[part], m.spectra.scale[part], m.spectra.offset_px[part])
-    box = spectra.box
-    radius = m.background_radius_px(box)
-    return to_host(normalise(recombine(spectra, displacement_px[part], weight, box, threads), radius, threads))
 
 
 def slices_of(
@@ -92,7 +81,7 @@ def slices_of(
         axes[mine] = slice_axes(matrices[mine], scale, transfer.magnification).transpose(0, 2, 1)
     images = np.empty((len(ramp), len(chosen), *ramp.shape[1:]), np.complex64)
     for i, (displacement_px, weight) in enumerate(chosen):
-        seen = particle_images(m, part, displacement_px, weight, threads)
+        seen = particle_images(m, displacement_px, weight, box, threads, part)
 
         def transform(some: slice, i: int = i, seen: np.ndarray = seen) -> None:
             # since SciPy 1.18 last bits depend on how many threads share a transform, and on how many images it is of

@@ -16,12 +16,13 @@ from refmotion_nb.data.movies.reader import open_movie
 from refmotion_nb.data.relion.motion import initial_displacement, rigid_displacement
 from refmotion_nb.data.schema import InputError, Movie, Optics
 from refmotion_nb.data.transfer import Transfer
-from refmotion_nb.numerics.backend import beside, over_chunks
+from refmotion_nb.numerics.backend import beside, over_chunks, to_host
 from refmotion_nb.numerics.correlation import spline_grid
 from refmotion_nb.numerics.device_sizes import MicrographSizes, slice_work_bytes
 from refmotion_nb.numerics.fourier import band_indices
 from refmotion_nb.numerics.patches import PatchSpectra, integer_coordinate, movie_box, particle_power, patch_corners
 from refmotion_nb.numerics.projection import euler_to_matrix, slices
+from refmotion_nb.numerics.recombine import normalise, recombine
 from refmotion_nb.numerics.room import Room
 from refmotion_nb.numerics.threads import in_order, side_by_side
 from refmotion_nb.stages.device import Device
@@ -218,6 +219,18 @@ class Micrograph:
     def frequency(self, n_shells: int) -> np.ndarray:
         """Spatial frequency of the first shells of the patch (shell,) 1/Å."""
         return np.arange(n_shells) / self.extent_A
+
+
+def particle_images(
+    m: Micrograph, displacement_px: np.ndarray, weight: np.ndarray, box: int, threads: int, part: slice = slice(None)
+) -> np.ndarray:
+    """Return images (particle, box, box) of all particles of a micrograph, or a part of them, on the host; background 0 ± 1.
+
+    Frames are moved back by displacements (all particles, frame, 2) px of the patches, and added up by ``weight`` (frame, shell).
+    """
+    spectra = PatchSpectra(m.spectra.stored[part], m.spectra.scale[part], m.spectra.offset_px[part])
+    images = recombine(spectra, displacement_px[part], weight, box, threads)
+    return to_host(normalise(images, m.background_radius_px(box), threads))
 
 
 def optics_group(particles: xr.Dataset, optics: tuple[Optics, ...]) -> str:

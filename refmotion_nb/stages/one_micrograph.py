@@ -11,11 +11,10 @@ import xarray as xr
 from refmotion_nb.data.schema import AXES, InputError, wanted
 from refmotion_nb.numerics.backend import irfft2, to_host
 from refmotion_nb.numerics.prior import Hyperparameters
-from refmotion_nb.numerics.recombine import normalise, recombine
 from refmotion_nb.stages.alignment import Alignment, alignment_windows, displacement_std
 from refmotion_nb.stages.correction import MotionCorrection, tracks_table
 from refmotion_nb.stages.dose_weights import weights_for
-from refmotion_nb.stages.micrograph import Micrograph
+from refmotion_nb.stages.micrograph import Micrograph, particle_images
 from refmotion_nb.stages.reuse import as_search
 from refmotion_nb.stages.search import HyperparameterSearch, default_prior, prior_of
 from refmotion_nb.stages.session import Session
@@ -81,7 +80,7 @@ def before_and_after(
 ) -> xr.Dataset:  # fmt: skip
     """Return some particles of a micrograph before and after correction, and as the reference predicts them.
 
-    ``image`` (picture, particle, y, x) is in units of the background's σ, without what is beyond ``low_pass_A``; picture
+    ``image`` (picture, particle, y, x) is in units of the background's σ, smoothed to about ``low_pass_A``; picture
     ``before`` follows the motion of motion correction with standard weights, one of each name in ``dose`` is corrected with these
     weights as ``stage``, by default ``MotionCorrection()``, writes it, ``reference`` is what particles are compared with.
 
@@ -95,7 +94,8 @@ def before_and_after(
     box = settings.output_box(m.placement.box)
     tracks = session.track(m, settings, prior_of(search))
     rows = np.linspace(0, m.n - 1, min(number, m.n)).round().astype(int)
-    images = {"before": _uncorrected(m, box, session.threads)}
+    along = m.placement.initial_A / m.pixel_size_A
+    images = {"before": particle_images(m, along, weights_for(m, None), box, session.threads)}
     images |= {name: settings.images(m, tracks, table, session.threads) for name, table in dose.items()}
     images["reference"] = _predicted(m, box)
     smooth = np.stack([_low_passed(one[rows], m.extent_A, low_pass_A) for one in images.values()])
@@ -111,12 +111,6 @@ def before_and_after(
     )  # fmt: skip
 
 
-def _uncorrected(m: Micrograph, box: int, threads: int) -> np.ndarray:
-    """Return particles (particle, box, box) along the motion of motion correction, with standard weights."""
-    images = recombine(m.spectra, m.placement.initial_A / m.pixel_size_A, weights_for(m, None), box, threads)
-    return to_host(normalise(images, m.background_radius_px(box), threads))
-
-
 def _predicted(m: Micrograph, box: int) -> np.ndarray:
     """Return the views that particles are compared with (particle, box, box), from their own half maps."""
     n, _, columns = m.own.shape
@@ -130,7 +124,7 @@ def _predicted(m: Micrograph, box: int) -> np.ndarray:
 
 
 def _low_passed(images: np.ndarray, extent_A: float, low_pass_A: float) -> np.ndarray:
-    """Return images (…, box, box) of this width without what is finer than ``low_pass_A``."""
+    """Return images (…, box, box) of this width, details of ``low_pass_A`` weaker by √e and finer ones ever more."""
     box = images.shape[-1]
     y, x = np.fft.fftfreq(box)[:, None] * box / extent_A, np.fft.rfftfreq(box) * box / extent_A
     window = np.exp(-0.5 * ((y**2 + x**2) * low_pass_A**2))

@@ -147,7 +147,8 @@ def _read_weights(
     if path.suffix == ".star":
         frequency = np.arange(box_px // 2 + 1) / (box_px * pixel_size_A)
         b_factor, log_scale = read_bfactors(path)
-        known = np.isfinite(b_factor) & (log_scale < np.inf)  # a scale of 0 is that of a frame without signal
+        # a scale of 0 is that of a frame without signal, of which there is some in one at least
+        known = np.isfinite(b_factor) & (log_scale < np.inf) & (log_scale > -np.inf).any()
         if (bad := np.flatnonzero(~known)).size:
             raise InputError(
                 f"{path}: frame {bad[0] + 1} has B-factor {b_factor[bad[0]]:g} and ln of scale {log_scale[bad[0]]:g}, RELION "

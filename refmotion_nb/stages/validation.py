@@ -155,6 +155,7 @@ class Validation(Alignment):
                             path = map_path(out, combination, number, len(rotations))
                             _write_maps(path, maps, compared, grid, session.threads)
                         reporter.advance(combination=combination.name)
+                    del halves  # the next part fills as much memory anew
                 reporter.done()
         return _table(found, grid, combinations, symmetries)
 

@@ -29,20 +29,25 @@ def edit_weights(table: xr.Dataset, edits: WeightEdits) -> xr.Dataset:
     Raises
     ------
     InputError
-        A frame that does not exist, a negative factor, nothing left at some frequency, or no standard curve to mix in.
+        A frame that does not exist, a factor below 0, a share or resolution that is none, nothing left at some frequency, or
+        no standard curve to mix in.
     """
     n_frames = table.sizes["frame"]
     factor = np.ones(n_frames)
     for frame, value in edits.factors.items():
         if not 0 <= frame < n_frames:
             raise InputError(f"there is no frame {frame + 1}; the weights are of {n_frames} frames")
-        if not value >= 0:
+        if not 0 <= value < np.inf:
             raise InputError(f"frame {frame + 1} is to be weighted by {value}; give 0 (leave it out) or more")
         factor[frame] = value
+    if not 0 <= edits.standard_share <= 1:
+        raise InputError(f"{edits.standard_share:g} of the standard curve cannot be mixed in; give a share from 0 to 1")
+    if (beyond_A := edits.standard_beyond_A) is not None and not beyond_A > 0:
+        raise InputError(f"the standard curve is to be taken beyond {beyond_A:g} Å; give a resolution above 0")
     weight = table["weight"].values
     share = np.full(table.sizes["frequency"], float(edits.standard_share))
-    if edits.standard_beyond_A is not None:
-        share[table["frequency"].values > 1 / edits.standard_beyond_A] = 1.0
+    if beyond_A is not None:
+        share[table["frequency"].values > 1 / beyond_A] = 1.0
     if share.any():
         if "reference_weight" not in table:
             raise InputError(
