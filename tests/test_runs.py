@@ -100,6 +100,12 @@ class Settled(Stage):
         return xr.Dataset(attrs={"setting": self.setting})
 
 
+def test_what_is_no_stage_is_not_submitted(session):
+    with pytest.raises(rm.InputError, match=r"stage is .*; give a stage or a job"):
+        session.submit(xr.Dataset())
+    assert not session.runs
+
+
 def test_a_submitted_stage_runs_with_the_settings_that_it_had(session):
     gate, stage = threading.Semaphore(0), Settled()
     runs = [session.submit(stage, gate)]

@@ -39,7 +39,7 @@ from refmotion_nb.stages.half_maps import Grid, slices_of
 from refmotion_nb.stages.halves import check_split
 from refmotion_nb.stages.runs import Run
 from refmotion_nb.stages.search import default_prior, prior_attrs
-from refmotion_nb.stages.validation import COMBINATIONS
+from refmotion_nb.stages.validation import COMBINATIONS, chosen
 
 GROUPS = ["C1", "C4", "C5", "D2", "D7", "T", "O", "I1", "I2", "I3", "I4"]
 
@@ -522,7 +522,16 @@ def test_half_sets_must_both_be_there(data, search, dose):
     particles = data.particles.copy()
     particles["half"] = ("particle", np.ones(particles.sizes["particle"], int))
     with pytest.raises(InputError, match="reference 1 has no particle of half set 2"):
-        rm.Validation().run(rm.Session(replace(data, particles=particles)), search, dose, combinations=COMBINATIONS[:1])
+        rm.Validation().run(rm.Session(replace(data, particles=particles)), search, dose, combinations="rigid")
+
+
+def test_combinations_have_names(data, search, dose):
+    assert chosen("rigid, both") == chosen([COMBINATIONS[0], "both"]) == (COMBINATIONS[0], COMBINATIONS[-1])
+    assert chosen(["+ weights"]) == chosen("weights,weights") == COMBINATIONS[1:2]
+    with pytest.raises(InputError, match=r"^combinations 'all': give names out of rigid, weights, trajectories, both$"):
+        rm.Validation().run(data, search, dose, combinations="all")
+    with pytest.raises(InputError, match=r"^combinations: none is given"):
+        rm.Job(data, "out", combinations=())
 
 
 @pytest.mark.parametrize(

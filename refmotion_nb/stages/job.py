@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -36,7 +36,7 @@ from refmotion_nb.stages.reuse import as_search, read_prior, read_weights, write
 from refmotion_nb.stages.runs import Run, recorded, viewer_of
 from refmotion_nb.stages.search import HyperparameterSearch, default_prior, prior_attrs, prior_of, still_moving
 from refmotion_nb.stages.session import Session
-from refmotion_nb.stages.validation import COMBINATIONS, Combination, Validation, remove_maps
+from refmotion_nb.stages.validation import COMBINATIONS, Combination, Validation, chosen, remove_maps
 
 WRITTEN = (*CORRECTED, "Maps/*", "results.zarr/*", "dose_weights.nc", "hyperparameters.json", "hyperparams.cs*", "refm_*.npy",
            "report.html")  # fmt: skip
@@ -121,7 +121,7 @@ class Job:
     say: Callable[[str], None] = lambda _: None
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    combinations: tuple[Combination, ...] = COMBINATIONS  # to validate
+    combinations: Iterable[Combination | str] = COMBINATIONS  # to validate; also by name
     search: xr.Dataset | None = None  # results, once they are there
     particles: xr.Dataset | None = None
     validation: xr.Dataset | None = None
@@ -132,6 +132,7 @@ class Job:
 
     def __post_init__(self) -> None:
         self.out = as_path(self.out, "out")
+        self._combinations = chosen(self.combinations)
         if isinstance(self.data, Session):
             self.session, self.data = self.data, self.data.data
         wanted(self.data, Dataset, "data", OPENED)
@@ -240,7 +241,7 @@ class Job:
     def _validation_key(self, session: Session, search: xr.Dataset, dose: xr.Dataset) -> str:
         """Return what maps depend on: also on what cannot be used, which another run may be able to read."""
         stage: Validation = self.stage(Validation)
-        names = [combination.name for combination in self.combinations]
+        names = [combination.name for combination in self._combinations]
         prior = prior_attrs(prior_of(search))
         return stage.key(session.keys.all, hash_of(prior, names, sorted(session.failed)), hash_of_weights(dose))
 
@@ -249,12 +250,14 @@ class Job:
     ) -> None:
         stage: Validation = self.stage(Validation)
         self.validation = store.read("validation", self._validation_key(session, search, dose))
-        if self.validation is not None and stage.maps_are_there(self.out, len(self.data.references), self.combinations):
+        if self.validation is not None and stage.maps_are_there(
+            self.out, len(self.data.references), self._combinations
+        ):
             self.say("validation: taken from the earlier run in this folder")
             session.adopt(stage, search, dose, result=self.validation)
             return
         with self._timed("validation"):
-            self.validation = stage.run(session, search, dose, reporter, self.combinations, self.out)
+            self.validation = stage.run(session, search, dose, reporter, self._combinations, self.out)
         store.write("validation", self.validation, self._validation_key(session, search, dose))
 
     def _forget_validation(self, store: ResultStore) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import xarray as xr
 
 from refmotion_nb.data.limits import cpu_count
-from refmotion_nb.data.schema import OPENED, Dataset, InputError, Movie, wanted
+from refmotion_nb.data.schema import OPENED, Dataset, InputError, Movie, in_words, wanted
 from refmotion_nb.data.spool import Spool
 from refmotion_nb.numerics.backend import to_host
 from refmotion_nb.numerics.device_sizes import spectra_bytes
@@ -152,6 +152,8 @@ class Session:
         asked, arguments = stage, inputs
         if isinstance(stage, Stage):
             stage, arguments = copy(stage), (self, *inputs)
+        elif not callable(getattr(stage, "run", None)):
+            raise InputError(f"stage is {in_words(stage)}; give a stage or a job")
         asked.ran = stage.ran = run = Run(stage, inputs, reporter)
         self.runs.append(run)
         with self._lock:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +64,28 @@ COMBINATIONS = (
 )
 
 
+def chosen(combinations: str | Iterable[Combination | str], what: str = "combinations") -> tuple[Combination, ...]:
+    """Return combinations, given as such or by name (rigid, weights, trajectories, both; several separated by commas).
+
+    ``what`` names them in errors.
+
+    Raises
+    ------
+    InputError
+        There is none, or none of a name.
+    """
+    given = combinations.split(",") if isinstance(combinations, str) else [*combinations]
+    known = {one.file_name: one for one in COMBINATIONS}
+    found = {
+        one: one if isinstance(one, Combination) else known.get(str(one).strip().removeprefix("+ ")) for one in given
+    }
+    if wrong := [name for name, one in found.items() if one is None]:
+        raise InputError(f"{what} {wrong[0]!r}: give names out of {', '.join(known)}")
+    if not found:
+        raise InputError(f"{what}: none is given; give names out of {', '.join(known)}")
+    return tuple(one for one in found.values() if one)
+
+
 @dataclass(frozen=True)
 class Compared:
     """How well two half maps agree, and how their mean falls off."""
@@ -107,13 +129,13 @@ class Validation(Alignment):
         search: xr.Dataset,
         dose: xr.Dataset,
         reporter: Reporter | None = None,
-        combinations: tuple[Combination, ...] = COMBINATIONS,
+        combinations: str | Iterable[Combination | str] = COMBINATIONS,
         out: str | Path | None = None,
     ) -> xr.Dataset:
         """Return FSC curves (reference, combination, frequency), the resolutions they reach and the maps' B-factors.
 
-        All combinations are made of the same particles in one pass over the movies, or as few as the session's cache
-        allows. With ``out`` the maps asked for are written to ``out/Maps``.
+        All ``combinations`` (also by name, see ``chosen``) are made of the same particles in one pass over the movies, or as
+        few as the session's cache allows. With ``out`` the maps asked for are written to ``out/Maps``.
 
         Raises
         ------
@@ -123,7 +145,7 @@ class Validation(Alignment):
         """
         session = data if isinstance(data, Session) else Session(data)
         reporter = reporter or Silent()
-        prior, dose = prior_of(search), weights_of(dose)
+        prior, dose, combinations = prior_of(search), weights_of(dose), chosen(combinations)
         symmetries = self.symmetries(session.data.references, session.threads)
         rotations = [operators(name) for name in symmetries]
         out = as_path(out, "out") if out else None
@@ -193,13 +215,13 @@ class Validation(Alignment):
 
     def combinations_to_write(self) -> tuple[str, ...]:
         """Return the file names of the combinations whose maps are kept; InputError if there is none of a name."""
-        known = tuple(c.file_name for c in COMBINATIONS)
-        if self.write_maps in ("all", "none"):
-            return known if self.write_maps == "all" else ()
-        names = tuple(name.strip().removeprefix("+ ") for name in self.write_maps.split(","))
-        if wrong := [name for name in names if name not in known]:
-            raise InputError(f"write_maps {wrong[0]!r}: give names out of {', '.join(known)}; or all, or none")
-        return names
+        if self.write_maps == "none":
+            return ()
+        try:
+            kept = COMBINATIONS if self.write_maps == "all" else chosen(self.write_maps, "write_maps")
+        except InputError as error:
+            raise InputError(f"{error}; or all, or none") from None
+        return tuple(one.file_name for one in kept)
 
     def maps_are_there(self, out: Path, n_references: int, combinations: tuple[Combination, ...]) -> bool:
         """Return whether the maps that ``run`` writes for these combinations are in ``out``."""
