@@ -527,7 +527,12 @@ def test_half_sets_must_both_be_there(data, search, dose):
 
 def test_combinations_have_names(data, search, dose):
     assert chosen("rigid, both") == chosen([COMBINATIONS[0], "both"]) == (COMBINATIONS[0], COMBINATIONS[-1])
-    assert chosen(["+ weights"]) == chosen("weights,weights") == COMBINATIONS[1:2]
+    assert (
+        chosen(["+ weights"])
+        == chosen(["weights", *COMBINATIONS[1:2]])
+        == chosen("weights, + weights")
+        == COMBINATIONS[1:2]
+    )
     with pytest.raises(InputError, match=r"^combinations 'all': give names out of rigid, weights, trajectories, both$"):
         rm.Validation().run(data, search, dose, combinations="all")
     with pytest.raises(InputError, match=r"^combinations: none is given"):

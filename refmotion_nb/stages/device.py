@@ -24,9 +24,8 @@ KEPT_SHARE = 0.5  # of a GPU's memory, at most, for arrays kept between steps
 APART = "with slicing_gpu_also_aligns off one GPU predicts views and others align: give gpus 2 or more, or leave it on"
 _EXTRAS = 'python -m pip install "refmotion-nb[cuda12]", or [cuda13] for a driver of CUDA 13'
 
-_TAKEN: list[
-    tuple[int, socket.socket]
-] = []  # the GPU of this process among others, once it has one, and the mark of that
+# the GPU that this process takes among others, once it has one, and the mark that it is taken
+_TAKEN: list[tuple[int, socket.socket]] = []
 _TAKING = Lock()
 
 

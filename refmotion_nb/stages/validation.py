@@ -83,7 +83,7 @@ def chosen(combinations: str | Iterable[Combination | str], what: str = "combina
         raise InputError(f"{what} {wrong[0]!r}: give names out of {', '.join(known)}")
     if not found:
         raise InputError(f"{what}: none is given; give names out of {', '.join(known)}")
-    return tuple(one for one in found.values() if one)
+    return tuple(dict.fromkeys(one for one in found.values() if one))  # each once
 
 
 @dataclass(frozen=True)
