@@ -17,6 +17,7 @@ from refmotion_nb.data.cryosparc.project import open_exposures
 from refmotion_nb.data.files import writable
 from refmotion_nb.data.maps import map_header
 from refmotion_nb.data.micrographs import MovieTable
+from refmotion_nb.data.reasons import told_once
 from refmotion_nb.data.relion.micrographs import from_root
 from refmotion_nb.data.relion.project import open_movies
 from refmotion_nb.data.schema import InputError
@@ -75,9 +76,9 @@ def run(options: argparse.Namespace) -> int:
             table = stage.run(
                 data, dose, options.out, console, data.root, execution.threads, moved, command, workers, device
             )
-        for name, reason in zip(table["micrograph"].values, table["reason"].values):
-            if reason:
-                console.say(f"warning: {name}: {reason}")
+        left = ~table["written"].values
+        for line in told_once(zip(*(table[name].values[left].tolist() for name in ("micrograph", "reason")))):
+            console.say(f"warning: {line}")
         for warning in of_other_versions(ResultStore(options.out / "results.zarr").attrs["micrographs"]):
             console.say(f"warning: {warning}")
         write_report(options.out / "results.zarr", options.out / "report.html")
