@@ -132,7 +132,10 @@ def test_movies_that_fail_alike_are_one_line_on_every_page(engine, monkeypatch):
     run.start(3000, "correcting particles")
     tab = CorrectTab(engine, OWNER)
     tab.update()
-    assert "3000 left out" in tab.failed.object and "mic&lt;2&gt; and 2997 more</b>: /data/mic&lt;0&gt;.tif" in tab.failed.object
+    assert (
+        "3000 left out" in tab.failed.object
+        and "mic&lt;2&gt; and 2997 more</b>: /data/mic&lt;0&gt;.tif" in tab.failed.object
+    )
     assert len(tab.failed.object) < 300
 
 

@@ -479,7 +479,9 @@ def test_a_movie_that_cannot_be_used_is_named_and_the_others_are_written(moving,
     assert run(folder, tmp_path / "out") == 1
     warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     (line,) = warned  # of thousands, too
-    assert line.startswith("warning: mic0001, mic0002: its movie ") and line.endswith("was not found (and 1 more like it)")
+    assert line.startswith("warning: mic0001, mic0002: its movie ") and line.endswith(
+        "was not found (and 1 more like it)"
+    )
     assert "was not found" in (tmp_path / "out/run.log").read_text(encoding="utf-8")
     report = (tmp_path / "out/report.html").read_text(encoding="utf-8")
     assert "1 of 3 micrographs were written whole" in report and "was not found" in report

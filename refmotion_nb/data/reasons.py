@@ -33,7 +33,7 @@ def _without(stem: str, reason: str) -> str:
     """Return a reason with the paths of files called ``stem`` taken out; without a pattern of each one's own, which is slow."""
 
     def shortened(word: re.Match[str]) -> str:
-        before, found, ending = word[0].rpartition(f"{stem}.")
+        _, found, ending = word[0].rpartition(f"{stem}.")
         return f"*.{ending}" if found else word[0]
 
     return _WORD.sub(shortened, reason) if f"{stem}." in reason else reason
