@@ -1,7 +1,9 @@
 """Parameters of what is read: declared once, each of them changes the result as it should, nonsense is refused."""
 
 import inspect
+import os
 import re
+from collections import Counter
 
 import mrcfile
 import numpy as np
@@ -72,6 +74,21 @@ def test_options_reach_the_movies(tiny, tmp_path, monkeypatch):
         and seen["hot_pixel_threshold"] == 8
         and seen["mixed_frame_counts"] is False
     )
+
+
+def test_opening_is_told_where_it_takes_a_while(tiny, capsys, monkeypatch):
+    assert main(["check", *inputs(tiny.folder)]) == 0 and capsys.readouterr().err == ""
+    monkeypatch.setattr("refmotion_nb.cli.inputs.PATIENCE_S", 0.0)
+    assert main(["check", *inputs(tiny.folder)]) == 0
+    told = capsys.readouterr()
+    assert "opening the input: " in told.err and " files" in told.err and "opening" not in told.out
+
+
+def test_a_movie_is_opened_twice_to_be_checked(tiny, monkeypatch):
+    paths, system = [], os.open
+    monkeypatch.setattr(os, "open", lambda path, *how: paths.append(str(path)) or system(path, *how))
+    assert len(opened(tiny.folder).movies) == 2
+    assert Counter(paths)[str(tiny.folder / "Movies/mic0001.tif")] == 2  # packed or not; its header
 
 
 # each changes the result

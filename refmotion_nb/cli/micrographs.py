@@ -11,7 +11,7 @@ from typing import Any
 import xarray as xr
 
 from refmotion_nb.cli.console import Console
-from refmotion_nb.cli.inputs import add_input_options, entry, input_settings, is_cryosparc
+from refmotion_nb.cli.inputs import add_input_options, entry, input_settings, is_cryosparc, telling_of_files
 from refmotion_nb.cli.options import add_dose_weights_options, add_parameter, declared, path
 from refmotion_nb.data.cryosparc.project import open_exposures
 from refmotion_nb.data.files import writable
@@ -58,7 +58,8 @@ def run(options: argparse.Namespace) -> int:
     execution.check()
     command = shlex.join(["refmotion", *options.arguments])
     moved = ParticleMotion.of_run(options.tracks) if options.tracks else None
-    data, moved, about = _open_movies(options, moved)
+    with telling_of_files():
+        data, moved, about = _open_movies(options, moved)
     dose = _dose_weights(options, data)
     writable(options.out)
     with Console(options.out / "run.log") as console:
