@@ -317,9 +317,14 @@ def particles_table(session: Session, written: pd.DataFrame, failed: list[tuple[
     table = pd.concat(parts).sort_values(["reference", "row"])
     sizes = written.sort_values(["reference", "row"])[["box", "pixel_size_A"]].drop_duplicates()
     return xr.Dataset(
-        {name: ("particle", np.array(table[name].tolist())) for name in columns},
+        {name: ("particle", _column(table[name])) for name in columns},
         attrs={name: sizes[name].tolist() for name in sizes},  # one for each pixel size of the movies
     )
+
+
+def _column(values: pd.Series) -> np.ndarray:
+    """Return a column; NumPy's text would take room for the longest reason in each row, a gigabyte for a million particles."""
+    return np.array(values.tolist(), object if isinstance(values.iloc[0], str) else None)
 
 
 def hash_of_weights(dose: xr.Dataset) -> str:
