@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from dataclasses import replace
 
 import mrcfile
 import numpy as np
@@ -16,6 +17,7 @@ from refmotion_nb.cli import main
 from refmotion_nb.data.relion.micrographs import Options
 from refmotion_nb.data.schema import Gain, InputError
 from refmotion_nb.data.synthetic.simulate import SimulationSettings, simulate
+from refmotion_nb.stages.alignment import MotionPrior
 from refmotion_nb.stages.inputs import GAIN, Inputs
 
 HYPERPARAMETERS = {"spatial_strength": 1.5, "correlation_distance": 3000.0, "acceleration_strength": 2.0}
@@ -254,3 +256,21 @@ def test_a_short_movie_is_named_with_its_remedies(tiny, tmp_path, capsys):
     assert re.search("mic0001.tif: last_frame is 7, but 6 frames were corrected; give a smaller", said(capsys)[0])
     edit(project / "Extract/particles.star", "particles", lambda t: t[t["rlnMicrographName"].str.contains("mic0000")])
     assert run(project, tmp_path / "out", *GIVEN, "--last-frame", "7") == 0  # no particle is on the short one
+
+
+def test_particles_between_pixels_of_the_movie_are_where_they_are_said_to_be(tiny):
+    """Boxes are cut at whole pixels of the movie; those of a micrograph binned 1.5 times lie between them."""
+    data, settings = opened(tiny.folder), rm.InputAudit(recenter=False)
+    prior = MotionPrior(rm.Hyperparameters.from_strengths(1.5, 3000, 2), 0.5)
+    pixel_A = 1.5 * data.movies[0].pixel_size_A
+    coordinate = data.particles["coordinate"]
+    odd = 2 * np.floor(coordinate / (2 * pixel_A)) + 1
+    there = data.particles.assign(
+        coordinate=odd * pixel_A, origin=data.particles["origin"] + odd * pixel_A - coordinate
+    )
+    binned = replace(data, particles=there, movies=tuple(replace(movie, binning=1.5) for movie in data.movies))
+    found = []
+    for one in (data, binned):
+        session = rm.Session(one, threads=2, cache_bytes=1e9)
+        found.append(session.track(session.micrograph("mic0000", settings), settings, prior).displacement_A)
+    np.testing.assert_allclose(*found, atol=0.2)  # half a pixel is 0.8 Å
