@@ -36,7 +36,7 @@ def frame(data: Dataset | Session, micrograph: str, number: int = 1) -> hv.Overl
     with open_movie(movie) as reader:
         seen = look_at(movie, reader, repair=True, flatten=False)
         image = _bin(_corrected(reader, seen, number - 1), _factor(movie))
-    return _picture(data, image, movie, particles, f"{micrograph} · frame {number} of {movie.n_frames}")
+    return _picture(data, image, movie, particles, f"{micrograph}\nframe {number} of {movie.n_frames}")
 
 
 def micrograph(data: Dataset | Session, micrograph: str) -> hv.Overlay:
@@ -55,7 +55,7 @@ def micrograph(data: Dataset | Session, micrograph: str) -> hv.Overlay:
         seen = look_at(movie, reader, repair=True, flatten=False)
         for f, (x, y) in enumerate(moved):
             total += np.roll(_corrected(reader, seen, f), (-y, -x), (0, 1))
-    return _picture(data, _bin(total, factor), movie, particles, f"{micrograph} · sum of {movie.n_frames} frames")
+    return _picture(data, _bin(total, factor), movie, particles, f"{micrograph}\nsum of {movie.n_frames} frames")
 
 
 def particles(
