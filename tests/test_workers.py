@@ -477,7 +477,9 @@ def test_bad_input_is_one_line(tiny, capsys, tmp_path, monkeypatch, workers):
     )
     monkeypatch.setattr("refmotion_nb.stages.workers.__version__", "9.9")
     closed = []
-    with pytest.raises(rm.InputError, match=r"has refmotion_nb [\d.]+, Python .*, here is refmotion_nb 9\.9, .*; install"):
+    with pytest.raises(
+        rm.InputError, match=r"has refmotion_nb [\d.]+, Python .*, here is refmotion_nb 9\.9, .*; install"
+    ):
         Workers(workers.client, lambda: closed.append("what was started for it"))
     assert closed
     monkeypatch.undo()
