@@ -2,11 +2,16 @@
 
 A kernel's source is compiled by g++ behind what stands for CUDA (``cupy_on_host/kernel.h``): one thread runs after another, and
 where threads wait for each other they take turns.
+
+Where ``HOST_SANITIZER`` is set (``thread``, or ``address,undefined``) it watches them, and each is a thread of the host. Its
+library must be there from the start: ``LD_PRELOAD=$(gcc -print-file-name=libtsan.so) HOST_SANITIZER=thread python -m pytest
+-n 0 -s -k stand-in tests/test_gpu_kernels.py``. What it finds is told on standard error; it takes a hundred times as long.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import shutil
 import subprocess
@@ -67,11 +72,10 @@ def library(source: str) -> ctypes.CDLL:
         file = Path(folder) / "kernels.cpp"
         file.write_text(f'#include "{SHIM.name}"\n' + source + "".join(launchers))
         flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-shared", "-fPIC"]
-        flags += [
-            "-march=native",
-            "-ffp-contract=fast",
-        ]  # products are added without a rounding in between, as on a GPU
-        flags += ["-isystem", str(SHIM.parent)]
+        # products are added without a rounding in between, as on a GPU
+        flags += ["-march=native", "-ffp-contract=fast", "-isystem", str(SHIM.parent)]
+        if sanitizer := os.environ.get("HOST_SANITIZER"):
+            flags += ["-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=undefined", "-DHOST_THREADS"]
         command = [compiler(), *flags, str(file), "-o", str(file.with_suffix(".so"))]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:

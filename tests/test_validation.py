@@ -35,7 +35,7 @@ from refmotion_nb.numerics.reconstruct import (
 )
 from refmotion_nb.numerics.sharpening import fsc_weight, guinier_b_factor, sharpened
 from refmotion_nb.numerics.symmetry import grid_cosets, operators
-from refmotion_nb.stages.half_maps import Grid, slices_of
+from refmotion_nb.stages.half_maps import Grid, _resampled, slices_of
 from refmotion_nb.stages.halves import check_split
 from refmotion_nb.stages.runs import Run
 from refmotion_nb.stages.search import default_prior, prior_attrs
@@ -331,6 +331,17 @@ def test_premultiplied_input_images_do_not_matter(rng):
     grid = Grid(48, 2.0)
     m = imaged(rng, PLAIN, 48, 2.0, 20)
     np.testing.assert_array_equal(mapped([m], PLAIN, grid), mapped([m], replace(PLAIN, ctf_premultiplied=True), grid))
+
+
+@pytest.mark.parametrize("sizes", [(31, 48), (32, 48), (48, 31), (33, 20), (25, 35)])
+def test_masks_keep_their_place_on_another_grid(sizes):
+    def ball(n):  # 60 Å wide, 5 Å from the centre
+        z, y, x = np.ogrid[:n, :n, :n]
+        place = [60 / n * (axis - n // 2) - shift for axis, shift in ((z, 1.0), (y, -3.0), (x, 4.0))]
+        return np.exp(-sum(axis**2 for axis in place) / (2 * 7.0**2)).astype(np.float32)
+
+    first, second = map(ball, sizes)
+    np.testing.assert_allclose(_resampled(first, sizes[1]), second, atol=0.01)
 
 
 def test_movies_of_two_pixel_sizes_go_onto_the_finest_grid(rng):

@@ -100,16 +100,17 @@ def half_maps(halves: list[Transform], threads: int) -> Iterator[tuple[np.ndarra
 
 
 def _resampled(mask: np.ndarray, box: int) -> np.ndarray:
-    """Return the mask sampled on another box of the same extent, by Fourier cropping or padding."""
+    """Return the mask sampled on another box of the same extent and centre, by Fourier cropping or padding."""
     n = len(mask)
     if n == box:
         return mask
-    ft = np.fft.fftshift(np.fft.fftn(mask))
-    out = np.zeros((box,) * 3, complex)
     m = min(n, box)
-    a, b = n // 2 - m // 2, box // 2 - m // 2
-    out[b : b + m, b : b + m, b : b + m] = ft[a : a + m, a : a + m, a : a + m]
-    return np.clip(np.fft.ifftn(np.fft.ifftshift(out)).real * (box / n) ** 3, 0, 1).astype(np.float32)
+    kept = np.r_[: (m + 1) // 2, -(m // 2) : 0]  # frequencies along z and y that both have
+    transform = fft.rfftn(fft.ifftshift(mask))  # from the centre: that of an odd box lies half a pixel elsewhere
+    out = np.zeros((box, box, box // 2 + 1), transform.dtype)
+    out[np.ix_(kept, kept, range(m // 2 + 1))] = transform[np.ix_(kept, kept, range(m // 2 + 1))]
+    back = fft.fftshift(fft.irfftn(out, (box,) * 3, overwrite_x=True))
+    return np.clip(back * np.float32((box / n) ** 3), 0, 1).astype(np.float32, copy=False)
 
 
 def _centred(mask: np.ndarray, box: int) -> np.ndarray:

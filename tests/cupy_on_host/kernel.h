@@ -1,6 +1,7 @@
 // What CUDA C++ needs to be compiled by the host's compiler: kernels of CuPy and ours run one thread after another, and
 // threads of a block that wait for each other as fibers which take turns: from the first to the last, or the other way round
-// where HOST_LAST_FIRST is set.
+// where HOST_LAST_FIRST is set. With HOST_THREADS each is a thread of the host, so that a sanitizer sees where one reads what
+// another writes.
 #pragma once
 #undef _FORTIFY_SOURCE // it takes a jump from stack to stack for an error
 #include <algorithm>
@@ -15,7 +16,9 @@
 #include <immintrin.h>
 #endif
 #include <math.h>
+#include <pthread.h>
 #include <setjmp.h>
+#include <thread>
 #include <ucontext.h>
 #include <utility>
 #include <vector>
@@ -27,7 +30,11 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
+#ifdef HOST_THREADS
+#define __shared__ static
+#else
 #define __shared__ static thread_local
+#endif
 #define __align__(n) __attribute__((aligned(n)))
 
 struct dim3 {
@@ -98,7 +105,45 @@ template <class T> T atomicCAS(T *at, T old, T value) {
     return before;
 }
 
-// threads of a block that wait for each other
+// a launch: parameters come as pointers to their values
+
+template <class... A> struct Call {
+    void (*kernel)(A...);
+    void **values;
+};
+template <class... A, size_t... I> void call_once(Call<A...> *call, std::index_sequence<I...>) {
+    call->kernel(*(A *)call->values[I]...);
+}
+template <class... A> void one_thread(void *call) { call_once((Call<A...> *)call, std::index_sequence_for<A...>()); }
+
+#ifdef HOST_THREADS // kernels of our own only: one dimension of threads, which do not shuffle
+
+static pthread_barrier_t barrier_;
+static void __syncthreads() { pthread_barrier_wait(&barrier_); }
+
+template <class... A>
+void run(void (*kernel)(A...), const unsigned *grid, const unsigned *block, void **values, bool together) {
+    const unsigned hosts = together ? block[0] : std::min(block[0], 16u);
+    Call<A...> call{kernel, values};
+    pthread_barrier_init(&barrier_, nullptr, hosts);
+    std::vector<std::thread> all;
+    for (unsigned host = 0; host < hosts; ++host)
+        all.emplace_back([&, host] {
+            gridDim = {grid[0], grid[1], grid[2]};
+            blockDim = {block[0], block[1], block[2]};
+            for (blockIdx.z = 0; blockIdx.z < grid[2]; ++blockIdx.z)
+                for (blockIdx.y = 0; blockIdx.y < grid[1]; ++blockIdx.y)
+                    for (blockIdx.x = 0; blockIdx.x < grid[0]; ++blockIdx.x) {
+                        threadIdx.x = (host + 5 * blockIdx.x) % hosts; // neighbours in any block are others' too
+                        for (; threadIdx.x < block[0]; threadIdx.x += hosts) one_thread<A...>(&call);
+                        if (together) __syncthreads(); // the next block has what they share
+                    }
+        });
+    for (auto &one : all) one.join();
+    pthread_barrier_destroy(&barrier_);
+}
+
+#else // threads of a block that wait for each other are fibers
 
 enum Waits { RUNS, FOR_BLOCK, FOR_WARP, ENDED };
 struct Fiber {
@@ -206,16 +251,6 @@ static void run_together(void (*body)(void *), void *call) {
     }
 }
 
-// a launch: parameters come as pointers to their values
-
-template <class... A> struct Call {
-    void (*kernel)(A...);
-    void **values;
-};
-template <class... A, size_t... I> void call_once(Call<A...> *call, std::index_sequence<I...>) {
-    call->kernel(*(A *)call->values[I]...);
-}
-template <class... A> void one_thread(void *call) { call_once((Call<A...> *)call, std::index_sequence_for<A...>()); }
 template <class... A>
 void run(void (*kernel)(A...), const unsigned *grid, const unsigned *block, void **values, bool together) {
     gridDim = {grid[0], grid[1], grid[2]};
@@ -233,3 +268,5 @@ void run(void (*kernel)(A...), const unsigned *grid, const unsigned *block, void
                         for (threadIdx.x = 0; threadIdx.x < block[0]; ++threadIdx.x) one_thread<A...>(&call);
             }
 }
+
+#endif
