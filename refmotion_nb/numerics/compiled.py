@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -38,10 +37,6 @@ def njit(*, cache: bool = True, **options: Any) -> Callable[[Callable[..., Any]]
     return compiled
 
 
-# what a power failure left empty, or another user keeps to themselves
-UNREADABLE = (OSError, EOFError, pickle.UnpicklingError)
-
-
 class CodeFile(IndexDataCacheFile):
     """The files of one function: one with the code for each set of types, and notes on which is which."""
 
@@ -56,13 +51,13 @@ class CodeFile(IndexDataCacheFile):
 
     def load(self, key: Any) -> Any:
         """Return the code for the types of ``key``, or None."""
-        with suppress(*UNREADABLE), self._held(fcntl.LOCK_SH):
+        with suppress(Exception), self._held(fcntl.LOCK_SH):  # as below
             return super().load(key)
 
     def _load_index(self) -> dict[Any, str]:
         try:
             return super()._load_index()
-        except UNREADABLE:
+        except Exception:  # another user keeps it to themselves, or a power failure left it empty or in pieces
             return {}
 
     @contextmanager
