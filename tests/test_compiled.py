@@ -56,10 +56,11 @@ def test_code_of_an_older_source_is_not_taken_for_the_new_ones(tmp_path, monkeyp
     assert files(tmp_path).load("a") == "new"
 
 
-def test_code_that_a_power_failure_left_empty_is_compiled_anew(tmp_path):
+@pytest.mark.parametrize("left", [b"", bytes(64)])
+def test_code_that_a_power_failure_left_empty_is_compiled_anew(tmp_path, left):
     for damaged in ("f.nbi", "f.1.nbc"):
         files(tmp_path).save("a", "code")
-        (tmp_path / damaged).write_bytes(b"")
+        (tmp_path / damaged).write_bytes(left)
         assert files(tmp_path).load("a") is None
     files(tmp_path).save("a", "code")
     assert files(tmp_path).load("a") == "code"
