@@ -125,6 +125,20 @@ def test_a_failure_is_told_once_and_with_its_remedy(engine):
     assert "ZeroDivisionError: 1 / 0" in tab.ended.object and "then it failed" not in tab.told.object
 
 
+def test_movies_that_fail_alike_are_one_line_on_every_page(engine, monkeypatch):
+    gone = {f"mic<{i}>": f"/data/mic<{i}>.tif is truncated; copy it again" for i in range(3000)}
+    monkeypatch.setattr(engine.session, "failed", gone)
+    run = ended(engine, None, rm.MotionCorrection())
+    run.start(3000, "correcting particles")
+    tab = CorrectTab(engine, OWNER)
+    tab.update()
+    assert (
+        "3000 left out" in tab.failed.object
+        and "mic&lt;2&gt; and 2997 more</b>: /data/mic&lt;0&gt;.tif" in tab.failed.object
+    )
+    assert len(tab.failed.object) < 300
+
+
 def test_nothing_is_told_while_the_next_one_goes_on(engine):
     ended(engine, rm.InputError("no; try another"), None, "correct")
     assert ending.last_ended(engine, rm.MotionCorrection, "correct").error == "no; try another"

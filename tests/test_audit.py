@@ -286,6 +286,13 @@ def test_swapped_half_maps_are_named(small, energy):
     assert text.startswith("half1 and half2 are swapped") and "half1.mrc" in text
 
 
+def test_particles_that_all_lie_beside_their_place_are_not_taken_for_those_of_the_other_half_map(small):
+    """Motion with another zero: own noise is looked for where its correlation with itself is negative."""
+    moved = tuple(replace(one, global_shift=one.global_shift + np.array([4 / 1.6, 0])) for one in small.movies)
+    ((severity, text),) = found(replace(small, movies=moved))
+    assert severity == "warning" and text.startswith("particles lie 4 Å in x and 0 Å in y from where they should")
+
+
 def test_half_sets_of_another_refinement_are_named(small):
     half = np.random.default_rng(3).permutation(small.particles["half"].values)
     text = only_error(labelled(small, half))
@@ -375,7 +382,7 @@ def test_half_maps_of_corrected_particles_are_told_from_those_of_others(own_nois
     figures = {
         "own_noise": own_noise, "own_noise_error": 0.011, "amplitude": 0.187, "amplitude_square_error": 0.001, "power": 154.2,
         "wrong_share": 0.189, "wrong_share_error": 0.032, "wrong_share_1": 0.189, "wrong_share_2": 0.188,
-        "map_correlation": 0.045, "map_correlation_at_A": 2.34,
+        "map_correlation": 0.045, "map_correlation_at_A": 2.34, "displaced_x": 0.0, "displaced_y": 0.0,
     }  # fmt: skip  # of the apoferritin set and the half maps of its own corrected particles
     (finding,) = _about_half_sets(figures, rm.Reference(Path("a.mrc"), Path("b.mrc")))
     assert finding.severity == severity

@@ -1,11 +1,15 @@
 """Parameters of what is read: declared once, each of them changes the result as it should, nonsense is refused."""
 
 import inspect
+import os
 import re
+from collections import Counter
+from dataclasses import replace
 
 import mrcfile
 import numpy as np
 import pytest
+import xarray as xr
 from cryosparc_project import convert
 from job import GIVEN, copied, error_A, inputs, left_behind, run, said, store, tracks
 from relion_project import edit
@@ -13,11 +17,15 @@ from two_frame_counts import with_two_frame_counts
 
 import refmotion_nb as rm
 from refmotion_nb.cli import main
+from refmotion_nb.data.maps import write_stack
+from refmotion_nb.data.movies.reader import open_movie
 from refmotion_nb.data.relion.micrographs import Options
 from refmotion_nb.data.schema import Gain, InputError
 from refmotion_nb.data.synthetic.simulate import SimulationSettings, simulate
+from refmotion_nb.stages.alignment import MotionPrior
 from refmotion_nb.stages.inputs import GAIN, Inputs
 
+PRIOR = MotionPrior(rm.Hyperparameters.from_strengths(1.5, 3000, 2), 0.5)
 HYPERPARAMETERS = {"spatial_strength": 1.5, "correlation_distance": 3000.0, "acceleration_strength": 2.0}
 
 
@@ -72,6 +80,21 @@ def test_options_reach_the_movies(tiny, tmp_path, monkeypatch):
         and seen["hot_pixel_threshold"] == 8
         and seen["mixed_frame_counts"] is False
     )
+
+
+def test_opening_is_told_where_it_takes_a_while(tiny, capsys, monkeypatch):
+    assert main(["check", *inputs(tiny.folder)]) == 0 and capsys.readouterr().err == ""
+    monkeypatch.setattr("refmotion_nb.cli.inputs.PATIENCE_S", 0.0)
+    assert main(["check", *inputs(tiny.folder)]) == 0
+    told = capsys.readouterr()
+    assert "opening the input: " in told.err and " files" in told.err and "opening" not in told.out
+
+
+def test_a_movie_is_opened_twice_to_be_checked(tiny, monkeypatch):
+    paths, system = [], os.open
+    monkeypatch.setattr(os, "open", lambda path, *how: paths.append(str(path)) or system(path, *how))
+    assert len(opened(tiny.folder).movies) == 2
+    assert Counter(paths)[str(tiny.folder / "Movies/mic0001.tif")] == 2  # packed or not; its header
 
 
 # each changes the result
@@ -254,3 +277,58 @@ def test_a_short_movie_is_named_with_its_remedies(tiny, tmp_path, capsys):
     assert re.search("mic0001.tif: last_frame is 7, but 6 frames were corrected; give a smaller", said(capsys)[0])
     edit(project / "Extract/particles.star", "particles", lambda t: t[t["rlnMicrographName"].str.contains("mic0000")])
     assert run(project, tmp_path / "out", *GIVEN, "--last-frame", "7") == 0  # no particle is on the short one
+
+
+def motion_of_both(data, *places):
+    """Trajectories (particle, frame, 2) Å of the particles of mic0000, once for each movie, particles and optics."""
+    mine = np.flatnonzero(data.particles["micrograph"] == "mic0000")
+    names, settings = [f"{i}" for i in range(len(places))], rm.InputAudit(recenter=False)
+    particles = [p.isel(particle=mine) for _, p, _ in places]
+    particles = [p.assign(micrograph=("particle", [n] * len(mine)), optics=p["optics"] + i)
+                 for i, (n, p) in enumerate(zip(names, particles))]  # fmt: skip
+    movies = tuple(replace(movie, micrograph=name) for name, (movie, *_) in zip(names, places))
+    optics = tuple(one for *_, one in places)
+    session = rm.Session(
+        replace(data, movies=movies, particles=xr.concat(particles, "particle"), optics=optics), threads=2
+    )
+    return [session.track(session.micrograph(name, settings), settings, PRIOR).displacement_A for name in names]
+
+
+def test_particles_between_pixels_of_the_movie_are_where_they_are_said_to_be(tiny):
+    """Boxes are cut at whole pixels of the movie; those of a micrograph binned 1.5 times lie between them."""
+    data = opened(tiny.folder)
+    movie, coordinate = data.movies[0], data.particles["coordinate"]
+    pixel_A = 1.5 * movie.pixel_size_A
+    odd = 2 * np.floor(coordinate / (2 * pixel_A)) + 1
+    origin = data.particles["origin"] + odd * pixel_A - coordinate
+    there = data.particles.assign(coordinate=odd * pixel_A, origin=origin)
+    binned = replace(movie, binning=1.5), there, data.optics[0]
+    found = motion_of_both(data, (movie, data.particles, data.optics[0]), binned)
+    np.testing.assert_allclose(*found, atol=0.2)  # half a pixel is 0.8 Å
+
+
+def test_a_movie_turned_by_a_quarter_holds_the_same_motion_turned(tiny, tmp_path):
+    """So do gain, poses, defocus, beam tilt, astigmatism and magnification turn: their signs agree."""
+    data, path = opened(tiny.folder), tmp_path / "turned.mrcs"
+    movie, p, turn = data.movies[0], data.particles, np.array([[0, -1], [1, 0]])
+    with open_movie(movie) as reader:
+        frames = np.stack([reader.frame(f) for f in range(movie.n_frames)])
+    write_stack(path, np.rot90(frames, -1, (1, 2)).astype(np.float32), movie.pixel_size_A)
+    edge = np.array([movie.height - 1, 0])
+    turned = replace(
+        movie, path=path, gain=replace(movie.gain, rotate_quarter_turns=1), hot_pixels=movie.hot_pixels @ turn.T + edge,
+        global_shift=movie.global_shift @ turn.T,
+    )  # fmt: skip
+    coordinate = p["coordinate"].values @ turn.T + edge * movie.pixel_size_A
+    there = p.assign(
+        coordinate=p["coordinate"].copy(data=coordinate), origin=p["origin"].copy(data=p["origin"].values @ turn.T),
+        euler=p["euler"] - [0, 0, 90], defocus_angle=p["defocus_angle"] + 90,
+    )  # fmt: skip
+    magnification = np.array([[1.02, 0.01], [-0.005, 0.985]])
+    optics = [
+        replace(data.optics[0], beam_tilt_mrad=tuple(q @ [0.7, -0.4]), even_zernike=(0, 20 * sign, -9, 30 * sign),
+                magnification=tuple(map(tuple, q @ magnification @ q.T)))
+        for q, sign in ((np.eye(2), 1), (turn, -1))
+    ]  # fmt: skip
+    found = motion_of_both(data, (movie, p, optics[0]), (turned, there, optics[1]))
+    np.testing.assert_allclose(found[0], found[1] @ turn, atol=0.05)  # turned boxes hold another outermost row

@@ -471,12 +471,22 @@ def test_a_movie_that_cannot_be_used_is_named_and_the_others_are_written(moving,
     assert table["written"].values.tolist() == [True, False] and "mic0001.tif" in str(table["reason"].values[1])
     assert len(starfile.read(tmp_path / "out/corrected_micrographs.star")["micrographs"]) == 1
     movie.unlink()
+    listed, motion = folder / "MotionCorr/corrected_micrographs.star", folder / "MotionCorr/Movies/mic0001.star"
+    last = listed.read_text(encoding="utf-8").rstrip()
+    listed.write_text(f"{last}\n{last.splitlines()[-1].replace('mic0001', 'mic0002')}\n", encoding="utf-8")
+    text = motion.read_text(encoding="utf-8").replace("mic0001", "mic0002")
+    motion.with_name("mic0002.star").write_text(text, encoding="utf-8")
     assert run(folder, tmp_path / "out") == 1
+    warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    (line,) = warned  # of thousands, too
+    assert line.startswith("warning: mic0001, mic0002: its movie ") and line.endswith(
+        "was not found (and 1 more like it)"
+    )
     assert "was not found" in (tmp_path / "out/run.log").read_text(encoding="utf-8")
     report = (tmp_path / "out/report.html").read_text(encoding="utf-8")
-    assert "1 of 2 micrographs were written whole" in report and "was not found" in report
+    assert "1 of 3 micrographs were written whole" in report and "was not found" in report
     table = rm.ResultStore(tmp_path / "out/results.zarr").read("corrected_micrographs")
-    assert table["micrograph"].values.tolist() == ["mic0000", "mic0001"]  # one kind of name, opened or not
+    assert table["micrograph"].values.tolist() == ["mic0000", "mic0001", "mic0002"]  # one kind of name, opened or not
     (folder / "Movies/mic0000.tif").unlink()
     assert run(folder, tmp_path / "none") == 1
     assert "none of its movies can be used" in said(capsys)[-1] and not (tmp_path / "none").exists()

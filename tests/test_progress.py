@@ -296,6 +296,24 @@ def test_a_bar_takes_no_speed_from_what_was_found_done(monkeypatch):
     bar.done()
 
 
+def test_a_bar_takes_no_speed_from_what_comes_before_the_first_is_done(monkeypatch):
+    seconds = [0.0]
+    monkeypatch.setattr("refmotion_nb.stages.runs.time.perf_counter", lambda: seconds[0])
+    bar = Bar()
+    bar.start(3000, "correcting particles")
+    seconds[0] = 60.0  # each was looked at
+    bar.advance(1500, from_an_earlier_run=1500)
+    assert not bar._bar.format_dict["rate"]
+    for i in range(31):  # the first after references were prepared
+        seconds[0] = 100.0 + 2.0 * i
+        bar.advance(micrograph="m")
+        assert bar._bar.format_dict["rate"] == (0 if i <= 10 else pytest.approx(0.5))
+    inner = bar._bar
+    assert "1531/3000" in str(inner) and "<48:58, " in str(inner)  # not days
+    bar.done()
+    assert inner.format_dict["rate"] == pytest.approx(31 / 100)
+
+
 def test_facts_in_words():
     assert told({"micrograph": "m<1>", "failed": "its movie is truncated"}) == (
         "micrograph m<1>, could not be used: its movie is truncated"

@@ -1,11 +1,15 @@
 """Why micrographs were left out, told once where thousands were."""
 
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from refmotion_nb.data.reasons import alike, told_once
+from refmotion_nb.data.store import ResultStore
+from refmotion_nb.stages.correction import particles_table
 from refmotion_nb.stages.job import _lost
 
 
@@ -46,3 +50,17 @@ def test_whether_particles_were_lost_is_found_without_a_copy_of_all_reasons():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < reason.nbytes / 10
+
+
+def test_one_long_reason_does_not_take_room_beside_every_particle(tmp_path):
+    n, (name, reason) = 20_000, damaged("mic" + 40 * "x")
+    row = np.arange(1, n)
+    written = pd.DataFrame({"row": row, "reference": 0, "micrograph": "a", "image_name": [f"{i:06d}@a.mrcs" for i in row],
+                            "box": 112, "pixel_size_A": 1.6})  # fmt: skip
+    lost = xr.Dataset({"row": ("particle", [0]), "reference": ("particle", [0])})
+    session = SimpleNamespace(data=SimpleNamespace(skipped=()), micrographs={name: (None, lost)})
+    table = particles_table(session, written, [(name, reason)])
+    assert table.nbytes < 50 * n and table["reason"].values[:2].tolist() == [reason, ""]
+    store = ResultStore(tmp_path / "results.zarr")
+    store.write("particles", table)
+    xr.testing.assert_identical(store.read("particles"), table)

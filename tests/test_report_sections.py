@@ -23,6 +23,7 @@ from fake_results import (
     fake_corrected,
     fake_dose_weights,
     fake_micrograph,
+    fake_noise,
     fake_particles,
     fake_search,
     fake_tracks,
@@ -157,15 +158,22 @@ def test_micrographs_searched_with_are_listed() -> None:
 # trajectories
 
 
-def test_the_first_20_movies_are_shown_and_most_of_them_folded(store: ResultStore) -> None:
+def test_20_movies_from_the_first_to_the_last_are_shown_and_most_of_them_folded(store: ResultStore) -> None:
     for i in range(22):
         store.write(f"tracks/mic_{i:03d}", fake_tracks(i, particles=300))
     html = render_report(store, title="t")
-    assert html.count("<b>The micrograph as a whole</b>") == 20 and "mic_019" in html and "mic_020" not in html
-    assert "The first 20 of 22 micrographs" in html
+    assert html.count("<b>The micrograph as a whole</b>") == 20 and all(f"mic_{i:03d}" in html for i in (0, 11, 21))
+    assert "20 of 22 micrographs, from the first to the last" in html
     assert html.count("<details open>") == 2 and html.count("<details>") == 18
     assert len(html) < 10e6
     assert render_report(store, title="t", micrographs=3).count("<b>The micrograph as a whole</b>") == 3
+
+
+def test_noise_and_scale_are_shown_of_micrographs_from_the_first_to_the_last(store: ResultStore) -> None:
+    for i in range(60):
+        store.write(f"noise/mic_{i:03d}", fake_noise(i))
+    html = render_report(store, title="t")
+    assert html.count("40 of 60 micrographs, from the first to the last") == 2 and "<title>mic_059: " in html
 
 
 # dose weights
@@ -307,7 +315,7 @@ def test_whole_micrographs_with_their_motion_and_what_was_left_out(store: Result
     assert "3 of 4 micrographs were written whole, motion-corrected and dose-weighted, in pixels of 0.85 Å" in text_of(
         html
     )
-    assert "mic_003.tif was not found 1 mic_003" in shown and "The first 2 of 3" in shown
+    assert "mic_003.tif was not found 1 mic_003" in shown and "2 of 3; all are" in shown
     one = fake_micrograph(0)["displacement"].values.reshape(25, N_FRAMES, 2)
     one = one - one[:, :1]
     length = np.linalg.norm(np.diff(one.mean(0), axis=0), axis=-1).sum()

@@ -378,3 +378,14 @@ def test_no_file_of_a_group_is_read_twice(store: ResultStore, monkeypatch) -> No
     monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path) or read_bytes(path))
     assert store.read("tracks/mic1") is not None
     assert len(opened) > 5 and len(opened) == len(set(opened))
+
+
+def test_thousands_of_micrographs_are_listed_without_a_look_at_each(store: ResultStore, monkeypatch) -> None:
+    store.write("tracks/mic000", fake_tracks())
+    for i in range(1, 100):
+        (store.path / f"tracks/mic{i:03d}").mkdir()
+    stats: list[object] = []
+    stat = os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **how: stats.append(path) or stat(path, **how))
+    assert store.groups("tracks") == [f"tracks/mic{i:03d}" for i in range(100)] and store.groups("noise") == []
+    assert len(stats) < 10

@@ -452,6 +452,8 @@ def test_what_a_worker_keeps_is_bounded_by_its_own_limit(tiny, tmp_path):
     for one in known:
         one.setup(worker)
     assert [one.session.cache_bytes for one in known] == [2e9, 1.5e9, 2e9]
+    data = known[0].session.data
+    assert not data.tables and data.particles.sizes["particle"] == 24, "it writes no tables"
     # it would pause for ever, since only its tasks let go of what it keeps
     assert (worker.status, memory.memory_pause_fraction) == (Status.running, False)
     worker.plugins["another"] = known[1]

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from refmotion_nb.data.files import naming
-from refmotion_nb.views.progress import move
+from refmotion_nb.views.progress import drawn, end, move
 
 IN_FILE_S = 10.0  # between states of a bar where stderr is a file, as in batch systems: hours of work would fill it
 
@@ -74,7 +74,7 @@ class Console:
         self._begin()
         self._write(what)
         every_s = 0.1 if self._screen.isatty() else IN_FILE_S
-        self._bar = tqdm(total=total, desc=what, file=self._screen, leave=True, dynamic_ncols=True, mininterval=every_s)
+        self._bar = drawn(tqdm, total, what, file=self._screen, mininterval=every_s)
 
     def advance(self, n: int = 1, **facts: Any) -> None:
         """Move the bar on; facts go to the log."""
@@ -85,5 +85,5 @@ class Console:
     def done(self) -> None:
         """Close the bar."""
         if self._bar is not None:
-            self._bar.close()
+            end(self._bar)
             self._bar = None

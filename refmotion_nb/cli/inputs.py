@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from refmotion_nb.cli.console import IN_FILE_S
 from refmotion_nb.cli.options import add_parameter, declared, path
 from refmotion_nb.data.cryosparc.project import open_cryosparc
+from refmotion_nb.data.files import only_within
 from refmotion_nb.data.relion.micrographs import from_root
 from refmotion_nb.data.relion.project import open_relion
 from refmotion_nb.data.relion.results import open_postprocess
 from refmotion_nb.data.schema import Dataset, InputError, Reference
 from refmotion_nb.stages.inputs import Inputs
+
+PATIENCE_S = 3.0  # until it is told how many files were opened
 
 
 def add_input_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -44,11 +51,26 @@ def add_input_options(parser: argparse.ArgumentParser, required: bool = True) ->
         add_parameter(group, name, parameter)
 
 
+@contextmanager
+def telling_of_files(screen: TextIO | None = None) -> Iterator[None]:
+    """Tell how many input files were opened so far, where it takes a while: there are two for each of thousands of movies."""
+    from tqdm import tqdm
+
+    screen = screen or sys.stderr
+    every_s = 0.1 if screen.isatty() else IN_FILE_S
+    bar = tqdm(
+        desc="opening the input", unit=" files", file=screen, dynamic_ncols=True, mininterval=every_s, delay=PATIENCE_S
+    )
+    with bar, only_within((), bar.update):
+        yield
+
+
 def opened(options: argparse.Namespace) -> Dataset:
     """Open the data that the options name."""
-    if is_cryosparc(options):
-        return open_cryosparc(**cryosparc_input(options))
-    return open_relion(options.particles, options.micrographs, references(options), **input_settings(options))
+    with telling_of_files(options.screen):
+        if is_cryosparc(options):
+            return open_cryosparc(**cryosparc_input(options))
+        return open_relion(options.particles, options.micrographs, references(options), **input_settings(options))
 
 
 def references(options: argparse.Namespace) -> list[Reference]:

@@ -11,12 +11,13 @@ from typing import Any
 import xarray as xr
 
 from refmotion_nb.cli.console import Console
-from refmotion_nb.cli.inputs import add_input_options, entry, input_settings, is_cryosparc
+from refmotion_nb.cli.inputs import add_input_options, entry, input_settings, is_cryosparc, telling_of_files
 from refmotion_nb.cli.options import add_dose_weights_options, add_parameter, declared, path
 from refmotion_nb.data.cryosparc.project import open_exposures
 from refmotion_nb.data.files import writable
 from refmotion_nb.data.maps import map_header
 from refmotion_nb.data.micrographs import MovieTable
+from refmotion_nb.data.reasons import told_once
 from refmotion_nb.data.relion.micrographs import from_root
 from refmotion_nb.data.relion.project import open_movies
 from refmotion_nb.data.schema import InputError
@@ -57,7 +58,8 @@ def run(options: argparse.Namespace) -> int:
     execution.check()
     command = shlex.join(["refmotion", *options.arguments])
     moved = ParticleMotion.of_run(options.tracks) if options.tracks else None
-    data, moved, about = _open_movies(options, moved)
+    with telling_of_files():
+        data, moved, about = _open_movies(options, moved)
     dose = _dose_weights(options, data)
     writable(options.out)
     with Console(options.out / "run.log") as console:
@@ -75,9 +77,9 @@ def run(options: argparse.Namespace) -> int:
             table = stage.run(
                 data, dose, options.out, console, data.root, execution.threads, moved, command, workers, device
             )
-        for name, reason in zip(table["micrograph"].values, table["reason"].values):
-            if reason:
-                console.say(f"warning: {name}: {reason}")
+        left = ~table["written"].values
+        for line in told_once(zip(*(table[name].values[left].tolist() for name in ("micrograph", "reason")))):
+            console.say(f"warning: {line}")
         for warning in of_other_versions(ResultStore(options.out / "results.zarr").attrs["micrographs"]):
             console.say(f"warning: {warning}")
         write_report(options.out / "results.zarr", options.out / "report.html")

@@ -162,7 +162,7 @@ class ResultStore:
         """Return the names of the groups with results, sorted; only those that begin with ``prefix``, if given."""
         prefix = prefix.strip("/")
         if prefix in PER_MICROGRAPH:
-            return [f"{prefix}/{name}" for name in _groups_in(self.path / prefix)]
+            return [f"{prefix}/{name}" for name in _folders_in(self.path / prefix)]
         names = [*self._single(), *(name for section in PER_MICROGRAPH for name in self.groups(section))]
         return sorted(name for name in names if name.startswith(prefix))
 
@@ -382,6 +382,13 @@ def _agree(found: dict[str, float], path: str | Path) -> None:
 
 def _groups_in(folder: Path) -> list[str]:
     return sorted(marker.parent.name for marker in folder.glob("*/.zgroup"))
+
+
+def _folders_in(folder: Path) -> list[str]:
+    """Return the names of folders in a folder, which are groups since these appear whole: of thousands none is looked at."""
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.name[0] != "." and entry.is_dir())
+    return []
 
 
 def _for_netcdf(dataset: xr.Dataset) -> xr.Dataset:

@@ -124,6 +124,21 @@ def resemblance(products: ShellProducts, what: str, first: int, last: int) -> np
     return np.divide(cross, np.sqrt(power), out=np.zeros_like(cross), where=power > 0)
 
 
+def displacement_window(
+    observed: np.ndarray, view: np.ndarray, weight: np.ndarray, extent_A: float, at_A: np.ndarray
+) -> np.ndarray:
+    """Return how well particles match views (particle, 2k + 1, k + 1), all moved by as much: (y, x) at ``at_A`` along either.
+
+    ``weight`` (shell,) counts from shell 0; what lies beyond its last shell is left out.
+    """
+    ky, kx = band_indices(observed.shape[2] - 1)
+    shell = shell_round(ky, kx)
+    worth = np.append(weight, 0.0)[np.minimum(shell, len(weight))] * hermitian_weight(kx)
+    cross = np.einsum("pij,pij->ij", observed, view.conj()) * worth
+    turn = 2j * np.pi / extent_A * at_A[:, None]
+    return (np.exp(turn * ky[:, 0]) @ cross @ np.exp(turn * kx[0]).T).real
+
+
 def standard_errors(values: np.ndarray) -> float:
     """Return the mean of values in units of its standard error; 0 of fewer than three values."""
     spread = values.std(ddof=1) if len(values) > 2 else 0.0

@@ -23,6 +23,7 @@ from refmotion_nb.numerics.energy import grant_grigorieff
 from refmotion_nb.numerics.half_sets import (
     OwnNoise,
     ShellProducts,
+    displacement_window,
     grey_scale,
     map_correlation,
     own_noise,
@@ -47,6 +48,8 @@ ALIKE, VERY_ALIKE, THE_SAME = 0.25, 0.5, 0.9999  # correlations there: with the 
 FEW = 30  # particles that may fail to resemble their reference by chance
 FINDABLE = 0.5  # own noise of this size, against the expectation, is there; less may be blurred by refined poses
 SOME, MANY, EVEN, MOST = 0.05, 0.1, 0.3, 0.9  # shares with the wrong half set: named, an error, by chance, all
+DISPLACED_A = 1.0  # all particles alike: enough for their own noise not to be found where it is looked for
+PLACES_A = np.arange(-10.0, 10.1, 0.5)  # along x and y, where particles are looked for
 CLEAR = 0.7  # own noise of labelled particles in independent maps, at poses about as good as those of the maps
 
 
@@ -85,7 +88,7 @@ class InputAudit(Alignment):
         reporter = reporter or Silent()
         names = self.choose(session)
         reporter.start(len(names), "checking the input")
-        products: dict[int, list[tuple[ShellProducts, np.ndarray]]] = {}
+        products: dict[int, list[tuple[ShellProducts, np.ndarray, np.ndarray]]] = {}
         extent_A, used = np.inf, []
         with closing(session.place.each(names, self, self._compare)) as each:
             for name, compared in each:
@@ -99,9 +102,11 @@ class InputAudit(Alignment):
         rows, found = [], list[Finding]()
         for number, reference in enumerate(session.data.references):
             parts = products.get(number)
-            together = ShellProducts.together([part for part, _ in parts]) if parts else None
-            half = np.concatenate([h for _, h in parts]) if parts else np.zeros(0, int)
+            together = ShellProducts.together([part for part, _, _ in parts]) if parts else None
+            half = np.concatenate([h for _, h, _ in parts]) if parts else np.zeros(0, int)
             figures = _figures(together, half, extent_A)
+            if parts:
+                figures |= _displaced(np.sum([window for _, _, window in parts], axis=0))
             said = _about_resemblance(figures, session.data, used, number)
             if figures["resemblance"] >= SURE and not any(one.severity == "error" for one in said):
                 said += _about_half_sets(figures, reference)
@@ -136,12 +141,14 @@ class InputAudit(Alignment):
 
     def _compare(
         self, session: Session, m: Micrograph
-    ) -> tuple[float, list[tuple[int, tuple[ShellProducts, np.ndarray]]]]:
+    ) -> tuple[float, list[tuple[int, tuple[ShellProducts, np.ndarray, np.ndarray]]]]:
         """Return the width of the boxes, Å, and the products of a micrograph's particles with their references."""
         return m.extent_A, list(self._products(m.distinct(), session.threads))
 
-    def _products(self, m: Micrograph, threads: int) -> Iterator[tuple[int, tuple[ShellProducts, np.ndarray]]]:
-        """Products of the particles of each reference, in units of the noise, with their half sets."""
+    def _products(
+        self, m: Micrograph, threads: int
+    ) -> Iterator[tuple[int, tuple[ShellProducts, np.ndarray, np.ndarray]]]:
+        """Products of the particles of each reference, in units of the noise, with their half sets, and where all are."""
         k = m.own.shape[2] - 1
         frequency = m.frequency(int(np.ceil(np.sqrt(2) * (k + 1))) + 1)
         weight = grant_grigorieff(frequency, m.mid_dose, m.movie.voltage_kV)
@@ -154,7 +161,10 @@ class InputAudit(Alignment):
         for number in np.unique(which):
             mine = np.flatnonzero(which == number)
             part = shell_products(observed[mine], own[mine], opposite[mine], threads).divided(std)
-            yield int(number), (part, half[mine])
+            seen = part.weight.copy()
+            seen[: max(1, int(m.extent_A / LOW_A))] = 0
+            window = displacement_window(observed[mine], opposite[mine], seen, m.extent_A, PLACES_A)
+            yield int(number), (part, half[mine], window)
 
 
 def findings(audit: xr.Dataset) -> list[Finding]:
@@ -205,6 +215,11 @@ def _figures(products: ShellProducts | None, half: np.ndarray, extent_A: float) 
     return figures
 
 
+def _displaced(window: np.ndarray) -> dict[str, float]:
+    y, x = np.unravel_index(np.argmax(window), window.shape)
+    return {"displaced_x": float(PLACES_A[x]), "displaced_y": float(PLACES_A[y])}
+
+
 def _share_of(noise: OwnNoise, rows: np.ndarray, amplitude: float) -> float:
     return wrong_share(noise.of(rows), max(amplitude, 0.1))[0] if rows.any() else np.nan
 
@@ -216,6 +231,8 @@ _FIGURES = {
     "resemblance_exchanged": ("standard errors", "the same of images with x and y exchanged"),
     "lead_mirrored": ("standard errors", "gain by mirroring images in y"),
     "lead_exchanged": ("standard errors", "gain by exchanging x and y of images"),
+    "displaced_x": ("Å", "where particles are, from where they should be, along x"),
+    "displaced_y": ("Å", "the same along y"),
     "own_noise": ("1", "own noise in the own rather than the other half map, of what is expected"),
     "own_noise_error": ("1", "standard error of it"),
     "power": ("standard errors", "what is expected"),
@@ -271,6 +288,11 @@ def _about_half_sets(figures: dict[str, float], reference: Reference) -> list[Fi
     found = f"particles' own noise is in their own rather than the other half map by {figures['own_noise']:.2f} ± " \
             f"{figures['own_noise_error']:.2f} of what is expected"  # fmt: skip
     blurred = figures["own_noise"] > SURE * figures["own_noise_error"]
+    off = figures["displaced_x"], figures["displaced_y"]
+    if np.hypot(*off) >= DISPLACED_A and alike <= ALIKE and (fate in ("absent", "swapped") or wrong > SOME):
+        return [Finding("warning", f"particles lie {off[0]:g} Å in x and {off[1]:g} Å in y from where they should, all alike: "
+                        "coordinates, origins and motion are not those that the half maps were made with; give those, else half "
+                        "sets cannot be checked")]  # fmt: skip
     if fate == "absent" and alike <= ALIKE and blurred:
         return [Finding("note", f"the half maps hold these particles, but not as rigid motion has them ({found}): those of "
                         "corrected particles, or of few of these, do so")]  # fmt: skip

@@ -33,6 +33,7 @@ from refmotion_nb.stages.session import Session
 
 WEIGHTS = ("weight", "dose", "frame_dose", "frequency", "group", "optics_group")  # of a table, all that correction uses
 
+TOLD_AFTER = 250  # micrographs of an earlier run that are looked at: on a network's disk each takes a while
 _TABLE = re.compile(r"particles(_\d+)?\.(star|cs|csg)")
 WRITTEN = ("Particles/*", "Tracks/*", "Motion/*", "particles*.star", "particles*.cs*", "bfactors*.star")
 
@@ -99,7 +100,9 @@ class MotionCorrection(Alignment):
             box = int(table.attrs["box"])
             if is_whole(out / "Particles" / f"{name}.mrcs", (table.sizes["particle"], box, box), float16=self.float16):
                 finished[name] = _written(table, name, stacks), int(table.attrs["edge_hits"])
-        reporter.advance(len(finished), from_an_earlier_run=len(finished))
+                if len(finished) % TOLD_AFTER == 0:
+                    reporter.advance(TOLD_AFTER, from_an_earlier_run=len(finished))
+        reporter.advance(len(finished) % TOLD_AFTER, from_an_earlier_run=len(finished))
         failed = []
         left = [name for name in session if name not in finished]
         task = partial(
@@ -314,9 +317,14 @@ def particles_table(session: Session, written: pd.DataFrame, failed: list[tuple[
     table = pd.concat(parts).sort_values(["reference", "row"])
     sizes = written.sort_values(["reference", "row"])[["box", "pixel_size_A"]].drop_duplicates()
     return xr.Dataset(
-        {name: ("particle", np.array(table[name].tolist())) for name in columns},
+        {name: ("particle", _column(table[name])) for name in columns},
         attrs={name: sizes[name].tolist() for name in sizes},  # one for each pixel size of the movies
     )
+
+
+def _column(values: pd.Series) -> np.ndarray:
+    """Return a column; NumPy's text would take room for the longest reason in each row, a gigabyte for a million particles."""
+    return np.array(values.tolist(), object if isinstance(values.iloc[0], str) else None)
 
 
 def hash_of_weights(dose: xr.Dataset) -> str:

@@ -36,7 +36,7 @@ class Placement:
     """Where the particles of a micrograph are cut out, and how their frames moved according to motion correction."""
 
     box: int  # movie px
-    centre_px: np.ndarray  # (particle, 2) whole movie px
+    centre_px: np.ndarray  # (particle, 2) movie px; not whole ones where those of the micrograph are not
     origin_A: np.ndarray  # (particle, 2) the object sits at the centre minus this
     rigid_A: np.ndarray  # (frame, 2) displacement of the whole frame
     initial_A: np.ndarray  # (particle, frame, 2) with the local motion model, where there is one
@@ -56,9 +56,15 @@ def place(
     if recenter:
         moved = np.rint(origin / pixel_A)
         whole, origin = whole - moved, origin - moved * pixel_A
-    centre = np.floor(whole * pixel_A / movie.pixel_size_A + 0.5).astype(np.int64)  # halves up, as RELION
+    centre = np.round(whole * pixel_A / movie.pixel_size_A, 6)
+    if images_A is not None:  # RELION takes the particle for centred in its box all the same
+        centre = _whole(centre)
     box = movie_box(extent_A, movie.pixel_size_A)
     return Placement(box, centre, origin, rigid_displacement(movie), initial_displacement(movie, coordinate))
+
+
+def _whole(centre_px: np.ndarray) -> np.ndarray:
+    return np.floor(centre_px + 0.5).astype(np.int64)  # halves up, as RELION
 
 
 def read_spectra(
@@ -85,10 +91,12 @@ def read_spectra(
     """
     n, device = len(placement.centre_px), device or Device()
     spectra = PatchSpectra.empty(n, movie.n_frames, kept_px or placement.box, device.xp, room)
+    centre_px = _whole(placement.centre_px)
     offset_px = np.zeros(placement.initial_A.shape, np.int64)  # of the movie
     if follow:
         offset_px[:] = np.rint(placement.initial_A / movie.pixel_size_A)
-        spectra.offset_px[:] = offset_px * (spectra.box / placement.box)
+        beyond = (centre_px - placement.centre_px)[:, None]
+        spectra.offset_px[:] = (offset_px + beyond) * (spectra.box / placement.box)
     with open_movie(movie) as reader:
         look = look_at(movie, reader, repair, follow, threads, device.put, keep)
 
@@ -97,7 +105,7 @@ def read_spectra(
 
         def add(f: int, raw: Any) -> None:
             frame = look.repaired(device.put(raw), f)
-            corners = patch_corners(placement.centre_px, placement.box, offset_px[:, f])
+            corners = patch_corners(centre_px, placement.box, offset_px[:, f])
             spectra.add_frame(f, frame, look.gain, corners, look.background, placement.box)
 
         if device.is_gpu:  # all threads decode, as raw counts frames go to the GPU, one by one

@@ -114,7 +114,10 @@ class Work:
     started: float = 0.0  # s, of ``clock``
     seconds: float | None = None  # once it has ended, pauses left out
     units: str = ""  # what is counted, as far as the reports tell: micrographs or steps
-    first_s: float | None = None  # s to the first report of units done, with all that is loaded and compiled for it
+    looked_s: float = 0.0  # s to the last report of units found done
+    first_s: float | None = (
+        None  # s from there to the first report of units done, with all that is loaded and compiled for it
+    )
     settled: tuple[int, float] = (0, 0.0)  # units and s at the last report that start-up had a part in
     clock: Callable[[], float] = field(default=time.perf_counter, repr=False, compare=False)
 
@@ -130,7 +133,7 @@ class Work:
         None before anything is done that start-up has no part in.
         """
         if self.seconds is not None:
-            units, seconds = self.done - self.found, self.seconds
+            units, seconds = self.done - self.found, self.seconds - self.looked_s
         else:
             units, seconds = self.done - self.settled[0], self.elapsed_s - self.settled[1]
         return units / seconds if units > 0 and seconds > 0 and self.first_s is not None else None
@@ -143,12 +146,16 @@ class Work:
             units = (
                 "micrographs" if {"micrograph", "from_an_earlier_run"} & set(facts) and units != "steps" else "steps"
             )
-        done, first_s, settled = self.done + n, self.first_s, self.settled
-        if n and not found:
+        done, looked_s, first_s, settled = self.done + n, self.looked_s, self.first_s, self.settled
+        if found:
+            looked_s = self.elapsed_s
+        elif n:
             elapsed = self.elapsed_s
-            first_s = elapsed if first_s is None else first_s
-            settled = (done, elapsed) if elapsed <= START_UP * first_s else settled
-        return replace(self, done=done, found=self.found + found, units=units, first_s=first_s, settled=settled)
+            first_s = elapsed - looked_s if first_s is None else first_s
+            settled = (done, elapsed) if elapsed - looked_s <= START_UP * first_s else settled
+        return replace(
+            self, done=done, found=self.found + found, units=units, looked_s=looked_s, first_s=first_s, settled=settled
+        )
 
     @property
     def seconds_left(self) -> float | None:

@@ -189,7 +189,8 @@ class WorkerSession(WorkerPlugin):
 
         A worker takes such a device of its own machine; with ``spread`` the GPU that its number falls on, of those that align.
         """
-        self._data, self._cache, self._workers = data, cache, workers
+        # tables of the input are for those who write them again: a gigabyte for a million particles, to every worker
+        self._data, self._cache, self._workers = replace(data, tables=(), cs_rows=()), cache, workers
         self._device, self._spread = device, spread
 
     @property

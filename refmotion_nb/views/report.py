@@ -23,6 +23,7 @@ from refmotion_nb.views.report_run import citations, run_section
 from refmotion_nb.views.report_search import search_section
 from refmotion_nb.views.report_summary import summary_section
 from refmotion_nb.views.report_tracks import noise_section, tracks_section
+from refmotion_nb.views.scale import spread
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -51,7 +52,7 @@ def write_report(
     title
         The heading; by default what the results are of.
     micrographs
-        How many to show trajectories of.
+        How many to show trajectories of, from the first to the last.
     remark
         A sentence to begin the summary with.
 
@@ -76,11 +77,8 @@ def render_report(results: ResultStore | xr.DataTree, *, title: str, micrographs
     attrs = {str(name): value for name, value in results.attrs.items()}
     there = {*groups, *(name for name, found in each.items() if found)}
     out = results.path.parent if isinstance(results, ResultStore) else None
-    shown = {
-        name: body
-        for name, body in _sections(groups, each, attrs, there, len(_names(results, "tracks")), remark, out).items()
-        if body
-    }
+    total = {name: len(_names(results, name)) for name in PER_MICROGRAPH}
+    shown = {name: body for name, body in _sections(groups, each, attrs, there, total, remark, out).items() if body}
     links = "".join(f'<a href="#{_anchor(name)}">{name}</a>' for name in shown)
     body = "".join(f'<section id="{_anchor(name)}"><h2>{name}</h2>{body}</section>' for name, body in shown.items())
     written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
@@ -97,7 +95,7 @@ def render_report(results: ResultStore | xr.DataTree, *, title: str, micrographs
 
 def _sections(
     groups: Mapping[str, xr.Dataset], each: Mapping[str, Mapping[str, xr.Dataset]], attrs: Mapping[str, Any],
-    there: set[str], total: int, remark: str, out: Path | None,
+    there: set[str], total: Mapping[str, int], remark: str, out: Path | None,
 ) -> dict[str, str]:  # fmt: skip
     """Return the sections by heading; one without anything to show is empty."""
     inputs, dose = mapping(attrs, "inputs"), groups.get("dose_weights")
@@ -105,11 +103,11 @@ def _sections(
         "Summary": summary_section(groups, attrs, there, remark),
         "Inputs": inputs_section(inputs, groups.get("particles"), groups.get("audit")),
         "Hyperparameters": search_section(groups.get("search"), inputs, dose),
-        "Trajectories": tracks_section(each["tracks"], total),
+        "Trajectories": tracks_section(each["tracks"], total["tracks"]),
         "Dose weights": dose_section(dose),
         "Maps": maps_section(groups.get("validation"), out),
         "Micrographs": micrographs_section(groups.get("corrected_micrographs"), each["micrographs"], attrs),
-        "Noise": noise_section(each["noise"]),
+        "Noise": noise_section(each["noise"], total["noise"]),
         "Run": run_section(attrs),
         "References": citations(groups, _version(attrs)) if groups else "",
     }
@@ -141,7 +139,8 @@ def _names(results: ResultStore | xr.DataTree, section: str) -> list[str]:
 
 
 def _some(results: ResultStore | xr.DataTree, section: str, limit: int) -> dict[str, xr.Dataset]:
-    found = {name.removeprefix(f"{section}/"): _get(results, name) for name in _names(results, section)[:limit]}
+    names = _names(results, section)  # of the first alone, all may be of one grid square
+    found = {names[i].removeprefix(f"{section}/"): _get(results, names[i]) for i in spread(len(names), limit)}
     return {name: dataset for name, dataset in found.items() if dataset is not None}
 
 

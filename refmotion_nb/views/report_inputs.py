@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 NAMED = 3  # micrographs named for each reason
 LISTED = 12  # ways in which movies were exposed
 _ORDER = (  # of the figures of the check: some are told by the one before
-    "particles", "resemblance", "resemblance_mirrored", "resemblance_exchanged", "lead_mirrored", "lead_exchanged", "own_noise",
-    "own_noise_error", "power", "amplitude", "amplitude_square_error", "wrong_share", "wrong_share_error", "wrong_share_1",
-    "wrong_share_2", "map_correlation", "map_correlation_at_A",
+    "particles", "resemblance", "resemblance_mirrored", "resemblance_exchanged", "lead_mirrored", "lead_exchanged",
+    "displaced_x", "displaced_y", "own_noise", "own_noise_error", "power", "amplitude", "amplitude_square_error", "wrong_share",
+    "wrong_share_error", "wrong_share_1", "wrong_share_2", "map_correlation", "map_correlation_at_A",
 )  # fmt: skip
 _KNOWN = {"program", "files", "movies", "particles", "exposures", "half_sets", "optics_groups", "skipped"}
 

@@ -36,7 +36,7 @@ def micrographs_section(corrected: xr.Dataset | None, some: Mapping[str, xr.Data
         folded(_title(name, found), _motion(name, found), i < OPEN) for i, (name, found) in enumerate(shown.items())
     )
     left = int(corrected["written"].sum()) - len(shown)
-    more = paragraphs([f"The first {len(shown)} of {left + len(shown):,}; all are in the results."]) if left else ""
+    more = paragraphs([f"{len(shown)} of {left + len(shown):,}; all are in the results."]) if left else ""
     return (
         titled("What was left out, and why", _left_out(corrected))
         + titled("Written", table(("Micrograph", "Size (px)", "Pixel (Å)", "Moved by", "Path of the whole (Å)",

@@ -38,7 +38,7 @@ def tracks_section(tracks: Mapping[str, xr.Dataset], total: int) -> str:
     """Return the trajectories of some of ``total`` micrographs, folded beyond the first few."""
     if not tracks:
         return ""
-    shown = f"The first {len(tracks)} of {count(total, 'micrograph')}; all are in Tracks and in the results."
+    shown = f"{_some(len(tracks), total)}; all are in Tracks and in the results."
     told = shown if len(tracks) < total else f"All {count(total, 'micrograph')}." if total > 1 else ""
     bodies = [
         folded(_title(name, found), micrograph(name, found), i < OPEN) for i, (name, found) in enumerate(tracks.items())
@@ -112,12 +112,20 @@ def _common(name: str, tracks: xr.Dataset, rigid: np.ndarray, common: np.ndarray
     return "".join(drawings) + f"<small>{said}</small>"
 
 
-def noise_section(spectra: Mapping[str, xr.Dataset]) -> str:
-    """Return the noise spectra and the scale of the reference in the micrographs."""
-    return grid([*_noise(spectra), *_reference_scale(spectra)]) if spectra else ""
+def noise_section(spectra: Mapping[str, xr.Dataset], total: int) -> str:
+    """Return the noise spectra and the scale of the reference in some of ``total`` micrographs."""
+    return grid([*_noise(spectra, total), *_reference_scale(spectra, total)]) if spectra else ""
 
 
-def _noise(spectra: Mapping[str, xr.Dataset]) -> list[str]:
+def _some(shown: int, total: int) -> str:
+    return (
+        f"{shown} of {count(total, 'micrograph')}, from the first to the last"
+        if shown < total
+        else count(total, "micrograph")
+    )
+
+
+def _noise(spectra: Mapping[str, xr.Dataset], total: int) -> list[str]:
     first = next(iter(spectra.values()))
     frequency, power = first["frequency"], first["noise_power"]
     lines = [
@@ -132,17 +140,17 @@ def _noise(spectra: Mapping[str, xr.Dataset]) -> list[str]:
     x = Axis.of(label(frequency), *(line.x for line in lines), resolution=True)
     y = Axis.of(label(power), *(line.y for line in lines), log=True)
     drawing = line_drawing("Noise spectra", x, y, lines)
-    return [figure("Noise spectra", drawing, _NOISE, legend=legend, subtitle=count(len(spectra), "micrograph"))]
+    return [figure("Noise spectra", drawing, _NOISE, legend=legend, subtitle=_some(len(spectra), total))]
 
 
-def _reference_scale(spectra: Mapping[str, xr.Dataset]) -> list[str]:
+def _reference_scale(spectra: Mapping[str, xr.Dataset], total: int) -> list[str]:
     """Scale of the reference in each micrograph, which says how strongly the data pull against the prior."""
     values = [float(found.attrs.get("reference_scale", np.nan)) for found in spectra.values()]
     if not np.isfinite(values).any():
         return []
-    at = np.arange(1, len(values) + 1)
+    at = 1 + spread(total, len(values))
     points = [f"{name}: {number(value)}" for name, value in zip(spectra, values)]
     y = Axis.of("Reference scale (of the usual one)", values, zero=True)
     line = Line(at, values, "", "var(--c2)", "only-points", points=points)
     drawing = line_drawing("Reference scale", Axis.of("Micrograph (number)", at, whole=True), y, [line])
-    return [figure("Reference scale", drawing, _SCALE)]
+    return [figure("Reference scale", drawing, _SCALE, subtitle=_some(len(spectra), total))]

@@ -122,13 +122,18 @@ def eer_info(path: Path | str) -> EerInfo:
 def is_eer(path: Path | str) -> bool:
     """Whether the file is a TIFF whose first or second image is a stream of electrons."""
     with Bytes(Path(path)) as source:
-        if source.size < 16 or not tiff.is_tiff(bytes(source.read(0, 4))):
-            return False
-        for i, tags in enumerate(tiff.directories(source, frozenset({tiff.COMPRESSION}))):
-            if tiff.number_of(tags, tiff.COMPRESSION) in (*_COMPRESSIONS, 65002):
-                return True
-            if i == 1:
-                break
+        return holds_electrons(source)
+
+
+def holds_electrons(source: Bytes) -> bool:
+    """Whether an open file is such a TIFF."""
+    if source.size < 16 or not tiff.is_tiff(bytes(source.read(0, 4))):
+        return False
+    for i, tags in enumerate(tiff.directories(source, frozenset({tiff.COMPRESSION}))):
+        if tiff.number_of(tags, tiff.COMPRESSION) in (*_COMPRESSIONS, 65002):
+            return True
+        if i == 1:
+            break
     return False
 
 

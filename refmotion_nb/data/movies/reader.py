@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 
 from refmotion_nb.data.movies import rawbytes, tiff
-from refmotion_nb.data.movies.eer import EerFile, dtype_for, eer_info, eer_shape, is_eer
+from refmotion_nb.data.movies.eer import EerFile, dtype_for, eer_info, eer_shape, holds_electrons, is_eer
 from refmotion_nb.data.movies.rawbytes import LARGEST_SIDE, Bytes
 from refmotion_nb.data.schema import InputError, Movie
 
@@ -216,15 +216,15 @@ def _fractions(n_raw: int, grouping: int, path: Path) -> int:
 
 
 def _open(path: Path, eer_upsampling: int, eer_grouping: int) -> MovieReader:
-    if not tiff.is_tiff(_start(path, 4)):
-        return _open_mrc(path)
-    eer = is_eer(path)
-    source = Bytes(path)
+    source = Bytes(path)  # once: of thousands on a network's disk, each takes its time
     try:
-        return EerReader(source, eer_upsampling, eer_grouping) if eer else TiffReader(source)
+        if tiff.is_tiff(bytes(source.read(0, min(4, source.size)))):
+            return EerReader(source, eer_upsampling, eer_grouping) if holds_electrons(source) else TiffReader(source)
     except Exception:
         source.close()
         raise
+    source.close()
+    return _open_mrc(path)
 
 
 def open_movie(movie: Movie) -> MovieReader:

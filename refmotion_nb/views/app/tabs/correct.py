@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import panel as pn
 
 from refmotion_nb.data.limits import size
+from refmotion_nb.data.reasons import alike, listed
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.stages.correction import MotionCorrection
 from refmotion_nb.stages.cost import Cost, cost_of_correction
@@ -121,7 +122,9 @@ class CorrectTab(Tab):
         text = progress_in_words(run.snapshot, work, ending.why(run) if run.state == "failed" else "", run.stopping)
         self.told.object = escape(text) if run.snapshot.ended else parts.bar(work.done, work.total, text)
         failed = dict(self.engine.session.failed) if self.engine.session else {}
-        rows = "".join(f"<li><b>{escape(name)}</b>: {escape(why)}</li>" for name, why in failed.items())
+        rows = "".join(
+            f"<li><b>{escape(listed(names))}</b>: {escape(why)}</li>" for why, names in alike(failed.items()).items()
+        )
         parts.say(self.failed, f"<b>{len(failed)} left out</b><ul>{rows}</ul>" if failed else "")
 
     def _before(self) -> str:
