@@ -235,6 +235,23 @@ def test_stopped_before_the_command_has_begun(monkeypatch, capsys):
     assert main(["check"]) == 130 and said(capsys)[0].startswith("stopped")
 
 
+def test_who_has_read_enough_is_told_nothing_more(tiny, monkeypatch, capfd):
+    """As in ``refmotion check ... | head``."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        assert main(["check", *inputs(tiny.folder)]) == 141
+    assert not capfd.readouterr().err
+
+
+def test_output_that_a_full_disk_does_not_take_is_an_error(tiny, monkeypatch, capsys):
+    with open("/dev/full", "w", encoding="utf-8") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        assert main(["check", *inputs(tiny.folder)]) == 1
+    assert said(capsys)[-1].startswith("No space left on device; make room")
+
+
 def interrupt(*_):
     raise KeyboardInterrupt
 

@@ -1,5 +1,6 @@
 """Machine code on disk, with several processes that compile at once and such that are killed."""
 
+import errno
 import os
 import runpy
 import subprocess
@@ -53,6 +54,24 @@ def test_code_of_an_older_source_is_not_taken_for_the_new_ones(tmp_path, monkeyp
     assert files(tmp_path).load("a") is None
     files(tmp_path).save("a", "new")
     assert files(tmp_path).load("a") == "new"
+
+
+@pytest.mark.parametrize("left", [b"", bytes(64)])
+def test_code_that_a_power_failure_left_empty_is_compiled_anew(tmp_path, left):
+    for damaged in ("f.nbi", "f.1.nbc"):
+        files(tmp_path).save("a", "code")
+        (tmp_path / damaged).write_bytes(left)
+        assert files(tmp_path).load("a") is None
+    files(tmp_path).save("a", "code")
+    assert files(tmp_path).load("a") == "code"
+
+
+def test_without_room_on_the_disk_code_is_not_kept(monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(CodeFile, "_save_data", full)
+    assert njit(nogil=True)(lambda a: 2 * a)(3) == 6
 
 
 def test_without_a_folder_that_can_be_written_to_code_is_compiled_anew(monkeypatch):

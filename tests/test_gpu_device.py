@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import strict_cupy
 from fake_results import fake_dose_weights, fake_search
+from numba.core.caching import NullCache
 
 import refmotion_nb as rm
 from refmotion_nb.data.movies.look import sample_bytes
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.numerics import gpu, patches
 from refmotion_nb.numerics.backend import irfft2, over_chunks, rfft2
+from refmotion_nb.numerics.compiled import product
 from refmotion_nb.numerics.correlation import spline_grid
 from refmotion_nb.numerics.device_sizes import (
     TRANSFORMED_BYTES,
@@ -32,11 +34,13 @@ from refmotion_nb.views.app.roots import Roots
 from refmotion_nb.views.app.tabs.correct import CorrectTab
 
 
-def test_without_cupy_auto_takes_the_cpu_and_says_why():
+def test_without_cupy_auto_takes_the_cpu_and_says_why(monkeypatch):
     device = choose("auto")
     assert (device.is_gpu, device.word, device.xp) == (False, "cpu", np)
     assert device.about(2) == "the CPU, 2 threads (CuPy is not installed)"
     assert choose("cpu").about(1) == "the CPU, 1 thread"
+    monkeypatch.setattr(product, "_cache", NullCache())  # as Numba has it where nothing can be written to
+    assert ", 1 thread; code is compiled anew by each process, for a minute: set NUMBA" in choose("cpu").about(1)
 
 
 @pytest.mark.parametrize("word", ["cuda", "cuda:1"])

@@ -479,9 +479,15 @@ def test_bad_input_is_one_line(tiny, capsys, tmp_path, monkeypatch, workers):
     )
     monkeypatch.setattr("refmotion_nb.stages.workers.__version__", "9.9")
     closed = []
-    with pytest.raises(rm.InputError, match=r"has version .* of refmotion_nb, this is 9\.9; install the same"):
+    with pytest.raises(
+        rm.InputError, match=r"has refmotion_nb [\d.]+, Python .*, here is refmotion_nb 9\.9, .*; install"
+    ):
         Workers(workers.client, lambda: closed.append("what was started for it"))
     assert closed
+    monkeypatch.undo()
+    monkeypatch.setattr(np, "__version__", "9.9")
+    with pytest.raises(rm.InputError, match=r"NumPy \d, pandas \d, here is .*, NumPy 9, .*; install the same"):
+        Workers(workers.client)
     monkeypatch.setitem(sys.modules, "refmotion_nb.stages.workers", None)
     with pytest.raises(rm.InputError, match=r"workers need Dask .*refmotion-nb\[dask\]"):
         rm.execute.processes(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if wrong := [word for word in arguments if not _is_text(word)]:  # what is written could not name it
         print(f"refmotion: {wrong[0]} is not UTF-8; rename it (convmv --notest -f latin1 -t utf-8)", file=sys.stderr)
         return 1
+    code = 1
     try:
         with _told_to_end():
             from refmotion_nb.numerics.backend import one_blas_thread
@@ -30,7 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options = parsed(arguments)
             options.arguments = arguments
             with one_blas_thread():
-                return options.command(options)
+                ended = options.command(options)
+            print(end="", flush=True)  # what fails later ends in a traceback
+            return ended
+    except BrokenPipeError:  # whoever read what is said has seen enough, as head does
+        code = 141
     except OutputError as error:
         print(f"refmotion: {error}, or choose another --out", file=sys.stderr)
     except SettingError as error:
@@ -43,8 +49,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"refmotion: {told}", file=sys.stderr)
     except KeyboardInterrupt as stop:
         print("refmotion: stopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
-        return 143 if isinstance(stop, Terminated) else 130
-    return 1
+        code = 143 if isinstance(stop, Terminated) else 130
+    _forget_unwritten()
+    return code
+
+
+def _forget_unwritten() -> None:
+    """Send what nobody reads, or a full disk does not take, nowhere: Python would try again at the end, and tell."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            print(end="", file=stream, flush=True)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _is_text(word: str) -> bool:

@@ -51,8 +51,14 @@ class CodeFile(IndexDataCacheFile):
 
     def load(self, key: Any) -> Any:
         """Return the code for the types of ``key``, or None."""
-        with self._held(fcntl.LOCK_SH):
+        with suppress(Exception), self._held(fcntl.LOCK_SH):  # as below
             return super().load(key)
+
+    def _load_index(self) -> dict[Any, str]:
+        try:
+            return super()._load_index()
+        except Exception:  # another user keeps it to themselves, or a power failure left it empty or in pieces
+            return {}
 
     @contextmanager
     def _held(self, how: int) -> Iterator[None]:
@@ -73,6 +79,16 @@ class _Cache(FunctionCache):
         super().__init__(function)
         locator = self._impl.locator
         self._cache_file = CodeFile(self._cache_path, self._impl.filename_base, locator.get_source_stamp())
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with suppress(OSError):  # without room on the disk code is not kept
+            super().save_overload(sig, data)
+
+
+def kept() -> bool:
+    """Tell whether there is a folder for compiled code, or every process compiles anew."""
+    cache = getattr(product, "_cache", None)  # with NUMBA_DISABLE_JIT nothing is compiled
+    return cache is None or cache.cache_path is not None
 
 
 @njit(inline="always")

@@ -18,10 +18,12 @@ import numpy as np
 from refmotion_nb.data.schema import InputError
 from refmotion_nb.numerics import gpu
 from refmotion_nb.numerics.backend import xp_of
+from refmotion_nb.numerics.compiled import kept
 
 USABLE_SHARE = 0.9  # of a GPU's memory; the rest is taken by CUDA, its libraries and fragments
 KEPT_SHARE = 0.5  # of a GPU's memory, at most, for arrays kept between steps
 APART = "with slicing_gpu_also_aligns off one GPU predicts views and others align: give gpus 2 or more, or leave it on"
+ANEW = "; code is compiled anew by each process, for a minute: set NUMBA_CACHE_DIR to a folder that can be written to"
 _EXTRAS = 'python -m pip install "refmotion-nb[cuda12]", or [cuda13] for a driver of CUDA 13'
 
 # the GPU that this process takes among others, once it has one, and the mark that it is taken
@@ -59,6 +61,9 @@ class Device:
 
     def about(self, threads: int) -> str:
         """Return what work is done on, in words."""
+        return self._about(threads) + ANEW * (not kept())
+
+    def _about(self, threads: int) -> str:
         processors = f"{threads} thread{'s' * (threads > 1)}"
         if self.is_gpu:
             views = f", views from {self.slicer.word}" if self.slicer else ""

@@ -14,10 +14,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from platform import python_version_tuple
 from threading import Condition, Lock, Semaphore
 from typing import Any, TypeVar, cast
 
 import numpy as np
+import pandas as pd
 from distributed import Client, Future, KilledWorker, WorkerPlugin, get_worker
 from distributed.client import ClosedClientError
 from distributed.comm import CommClosedError
@@ -59,7 +61,7 @@ class Workers:
         Raises
         ------
         InputError
-            There is no worker, or one has no, or another, version of this package.
+            There is no worker, or one has no, or another, version of this package or of what it stands on.
         """
         self.client = client
         self._close = close
@@ -174,11 +176,9 @@ class Workers:
             ) from None
         except ImportError as error:
             raise InputError(f"a Dask worker cannot use this package ({error}); install it where workers run") from None
-        for worker, version in found.items():
-            if version != __version__:
-                raise InputError(
-                    f"the Dask worker {worker} has version {version} of refmotion_nb, this is {__version__}; install the same"
-                )
+        for worker, theirs in found.items():
+            if theirs != (ours := _version()):
+                raise InputError(f"the Dask worker {worker} has {theirs}, here is {ours}; install the same")
 
 
 class WorkerSession(WorkerPlugin):
@@ -380,9 +380,9 @@ def _without_session(
 
 
 def _version() -> str:
-    import refmotion_nb
-
-    return refmotion_nb.__version__
+    """Return the versions that have to be alike: of Python, NumPy and pandas those that read what others have pickled."""
+    numpy, pandas = (module.__version__.partition(".")[0] for module in (np, pd))
+    return f"refmotion_nb {__version__}, Python {'.'.join(python_version_tuple()[:2])}, NumPy {numpy}, pandas {pandas}"
 
 
 def _mine(plugin: str) -> WorkerSession:
