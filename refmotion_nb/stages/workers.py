@@ -36,6 +36,7 @@ from refmotion_nb.stages.places import Found, Task
 from refmotion_nb.stages.session import Session
 
 AHEAD = 2  # micrographs per worker on their way: one in work, one being read
+RECOUNTED_S = 1.0  # until workers are counted again: a scheduler tells of each of hundreds at length
 GONE = (CommClosedError, ClosedClientError, CancelledError)  # what Dask raises once the scheduler is lost
 _COMPUTING = Lock()  # a worker's: one task has all its threads
 
@@ -358,9 +359,12 @@ class There:
 def _ahead(client: Client, submit: Callable[[Item], Any], items: Iterable[Item]) -> Iterator[tuple[Item, Any]]:
     """Yield items with their futures in order, as many submitted as keep all workers busy; at the end the rest is cancelled."""
     left, under_way = deque(items), deque[tuple[Item, Future]]()
+    most, counted = 0, -np.inf
     try:
         while left or under_way:
-            while left and len(under_way) < 2 * AHEAD * max(1, len(workers_of(client))):
+            if time.monotonic() > counted + RECOUNTED_S:
+                most, counted = 2 * AHEAD * max(1, len(workers_of(client))), time.monotonic()
+            while left and len(under_way) < most:
                 under_way.append((left[0], submit(left.popleft())))
             yield under_way.popleft()
     finally:
