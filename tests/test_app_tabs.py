@@ -139,6 +139,13 @@ def test_movies_that_fail_alike_are_one_line_on_every_page(engine, monkeypatch):
     assert len(tab.failed.object) < 300
 
 
+def test_trajectories_are_offered_from_the_first_micrograph_to_the_last(engine, monkeypatch):
+    tab = CorrectTab(engine, OWNER)
+    monkeypatch.setattr(tab, "_stored", lambda: [f"mic{i:04d}" for i in range(3000)])
+    tab._trajectories(None)
+    assert len(tab.micrograph.options) == 20 and tab.micrograph.options[::19] == ["mic0000", "mic2999"]
+
+
 def test_nothing_is_told_while_the_next_one_goes_on(engine):
     ended(engine, rm.InputError("no; try another"), None, "correct")
     assert ending.last_ended(engine, rm.MotionCorrection, "correct").error == "no; try another"

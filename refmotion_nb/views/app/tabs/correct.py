@@ -22,8 +22,9 @@ from refmotion_nb.views.app.figure import Same
 from refmotion_nb.views.app.rights import TOLD
 from refmotion_nb.views.app.tab import Tab
 from refmotion_nb.views.run_words import roughly
+from refmotion_nb.views.scale import spread
 
-FIRST = 20  # micrographs whose trajectories can be looked at while the rest is being done
+SHOWN = 20  # micrographs whose trajectories can be looked at
 OUTPUT = ("fourier_crop_to", "float16")
 MACHINE = ("device", "threads", "cache_size_GB")
 FIELD_PX = 190
@@ -154,8 +155,11 @@ class CorrectTab(Tab):
         )
 
     def _finished(self, run: Run | None) -> list[str]:
-        done = run.snapshot.micrographs[:FIRST] if run is not None else ()
-        return list(done) or self._stored()[:FIRST]
+        """Return some that are finished: the first while the rest is being done, then from the first to the last."""
+        if run is not None and run.snapshot.micrographs and not run.snapshot.ended:
+            return list(run.snapshot.micrographs[:SHOWN])
+        names = self._stored()
+        return [names[i] for i in spread(len(names), SHOWN)]
 
     def _stored(self) -> list[str]:
         """Return the micrographs whose trajectories lie in the output folder; listed again when that has changed."""
