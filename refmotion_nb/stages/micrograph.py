@@ -36,7 +36,10 @@ class Placement:
     """Where the particles of a micrograph are cut out, and how their frames moved according to motion correction."""
 
     box: int  # movie px
-    centre_px: np.ndarray  # (particle, 2) movie px; not whole ones where those of the micrograph are not
+    centre_px: np.ndarray  # (particle, 2) whole movie px
+    beside_px: (
+        np.ndarray
+    )  # (particle, 2) by how much that lies beside the position: micrographs may have pixels between
     origin_A: np.ndarray  # (particle, 2) the object sits at the centre minus this
     rigid_A: np.ndarray  # (frame, 2) displacement of the whole frame
     initial_A: np.ndarray  # (particle, frame, 2) with the local motion model, where there is one
@@ -56,15 +59,11 @@ def place(
     if recenter:
         moved = np.rint(origin / pixel_A)
         whole, origin = whole - moved, origin - moved * pixel_A
-    centre = np.round(whole * pixel_A / movie.pixel_size_A, 6)
-    if images_A is not None:  # RELION takes the particle for centred in its box all the same
-        centre = _whole(centre)
+    position = np.round(whole * pixel_A / movie.pixel_size_A, 6)
+    centre = np.floor(position + 0.5).astype(np.int64)  # halves up, as RELION
+    beside = centre - (position if images_A is None else centre)  # RELION takes the particle for centred all the same
     box = movie_box(extent_A, movie.pixel_size_A)
-    return Placement(box, centre, origin, rigid_displacement(movie), initial_displacement(movie, coordinate))
-
-
-def _whole(centre_px: np.ndarray) -> np.ndarray:
-    return np.floor(centre_px + 0.5).astype(np.int64)  # halves up, as RELION
+    return Placement(box, centre, beside, origin, rigid_displacement(movie), initial_displacement(movie, coordinate))
 
 
 def read_spectra(
@@ -91,12 +90,10 @@ def read_spectra(
     """
     n, device = len(placement.centre_px), device or Device()
     spectra = PatchSpectra.empty(n, movie.n_frames, kept_px or placement.box, device.xp, room)
-    centre_px = _whole(placement.centre_px)
     offset_px = np.zeros(placement.initial_A.shape, np.int64)  # of the movie
     if follow:
         offset_px[:] = np.rint(placement.initial_A / movie.pixel_size_A)
-        beyond = (centre_px - placement.centre_px)[:, None]
-        spectra.offset_px[:] = (offset_px + beyond) * (spectra.box / placement.box)
+        spectra.offset_px[:] = (offset_px + placement.beside_px[:, None]) * (spectra.box / placement.box)
     with open_movie(movie) as reader:
         look = look_at(movie, reader, repair, follow, threads, device.put, keep)
 
@@ -105,7 +102,7 @@ def read_spectra(
 
         def add(f: int, raw: Any) -> None:
             frame = look.repaired(device.put(raw), f)
-            corners = patch_corners(centre_px, placement.box, offset_px[:, f])
+            corners = patch_corners(placement.centre_px, placement.box, offset_px[:, f])
             spectra.add_frame(f, frame, look.gain, corners, look.background, placement.box)
 
         if device.is_gpu:  # all threads decode, as raw counts frames go to the GPU, one by one
@@ -181,7 +178,7 @@ class Micrograph:
     @property
     def position_A(self) -> np.ndarray:
         """Positions of the particles on the micrograph (particle, 2) Å."""
-        return self.placement.centre_px * self.movie.pixel_size_A
+        return (self.placement.centre_px - self.placement.beside_px) * self.movie.pixel_size_A
 
     def background_radius_px(self, box: int) -> float:
         """Return the radius (px) beyond which an image of the particle, ``box`` px wide, shows background."""
@@ -193,7 +190,7 @@ class Micrograph:
 
         Symmetry-expanded sets and duplicates show one piece of the movie several times; counted once, it moves once.
         """
-        _, first, inverse = np.unique(self.placement.centre_px, axis=0, return_index=True, return_inverse=True)
+        _, first, inverse = np.unique(self.position_A, axis=0, return_index=True, return_inverse=True)
         order = np.argsort(first)  # as they come, not by position
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
@@ -210,7 +207,8 @@ class Micrograph:
         return replace(
             self, particles=self.particles.isel(particle=rows),
             placement=replace(
-                place, centre_px=place.centre_px[rows], origin_A=place.origin_A[rows], initial_A=place.initial_A[rows]
+                place, centre_px=place.centre_px[rows], beside_px=place.beside_px[rows], origin_A=place.origin_A[rows],
+                initial_A=place.initial_A[rows],
             ),
             spectra=PatchSpectra(spectra.stored[there], spectra.scale[there], spectra.offset_px[rows]),
             ctf=self.ctf[there], own=self.own[there], opposite=self.opposite[there], fsc=self.fsc[rows],
