@@ -37,9 +37,7 @@ class Placement:
 
     box: int  # movie px
     centre_px: np.ndarray  # (particle, 2) whole movie px
-    beside_px: (
-        np.ndarray
-    )  # (particle, 2) by how much that lies beside the position: micrographs may have pixels between
+    beside_px: np.ndarray  # (particle, 2) how far that lies from the position, which may be between pixels
     origin_A: np.ndarray  # (particle, 2) the object sits at the centre minus this
     rigid_A: np.ndarray  # (frame, 2) displacement of the whole frame
     initial_A: np.ndarray  # (particle, frame, 2) with the local motion model, where there is one

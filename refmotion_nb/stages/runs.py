@@ -115,9 +115,7 @@ class Work:
     seconds: float | None = None  # once it has ended, pauses left out
     units: str = ""  # what is counted, as far as the reports tell: micrographs or steps
     looked_s: float = 0.0  # s to the last report of units found done
-    first_s: float | None = (
-        None  # s from there to the first report of units done, with all that is loaded and compiled for it
-    )
+    first_s: float | None = None  # s from there to the first report of units done, what is loaded for it included
     settled: tuple[int, float] = (0, 0.0)  # units and s at the last report that start-up had a part in
     clock: Callable[[], float] = field(default=time.perf_counter, repr=False, compare=False)
 
